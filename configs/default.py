@@ -1,0 +1,70 @@
+"""Every key there is, with its unit and where its value comes from.
+
+A config of your own begins with `from configs.default import get_config as default` and
+contains only its differences. Keys that a strategy, data set or partition does not use
+must keep the value they have here.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The defaults: Asyn2F on handwritten digits, five equal workers."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of everything drawn: split, initial model, batches
+    config.workers = 5  # shards the data is cut into; one worker each
+    config.min_workers = 0  # the run starts with that many; 0 = all
+
+    config.task = task = ml_collections.ConfigDict()
+    task.dataset = "digits"  # digits
+    task.model = "mlp"  # mlp | cnn
+    task.hidden = (32,)  # mlp: widths between input and output
+    task.channels = (16, 32)  # cnn: of its convolutions
+    task.batch_norm = False  # cnn
+    task.conv_impl = "auto"  # cnn: auto | lax | im2col (same parameters)
+    task.partition = "iid"  # iid | sizes | dirichlet | shards
+    task.sizes = (0,)  # sizes: examples of each worker
+    task.alpha = 0.5  # dirichlet: label skew, > 0, small = strong
+    task.shards_per_worker = 2  # shards: pieces of the label-sorted data
+    task.quality = (1.0,)  # Q_k in (0, 1], repeated over the workers
+
+    config.training = training = ml_collections.ConfigDict()
+    training.batch_size = 32  # examples per step (the paper: 128)
+    training.learning_rate = 0.1  # lr_0 (the paper's)
+    training.momentum = 0.9  # the paper's
+    training.weight_decay = 5e-4  # L2, the paper's
+    training.schedule = "fixed"  # fixed | cosine (own steps) | synchronous (versions)
+    training.learning_rate_min = 0.005  # the paper's
+    training.schedule_length = 500  # steps or versions until then
+    training.momentum_at_merge = "keep"  # keep | reset
+
+    config.strategy = strategy = ml_collections.ConfigDict()
+    strategy.name = "asyn2f"  # asyn2f | fedavg
+    strategy.beta = 0.4  # asyn2f: the paper's, in the appendix's convention
+    strategy.convention = "appendix"  # asyn2f: appendix | reference_code
+    strategy.max_share = 1.0  # asyn2f: cap of one coefficient; 1 = the paper
+
+    config.timing = timing = ml_collections.ConfigDict()
+    timing.min_updates = 2  # m: workers with a pending update (the paper: 3)
+    timing.epochs_per_push = 5  # n: local epochs (the paper: 5)
+    timing.push_after_metric = 0.0  # hold pushes until this accuracy; 0 = off
+    timing.push_after_epochs = 0  # ... or until that many epochs; 0 = never
+    timing.deadline_s = 15.0  # aggregate what waits for so long; 0 = never
+
+    config.stop = stop = ml_collections.ConfigDict()
+    stop.max_versions = 150  # 0 = no limit
+    stop.max_time_s = 0.0  # seconds from the start of training; 0 = no limit
+    stop.target_accuracy = 0.0  # on the test set; 0 = none
+
+    config.runtime = runtime = ml_collections.ConfigDict()
+    runtime.address = "tcp://127.0.0.1:0"  # and the two ports above; 0 = any free
+    runtime.announce = "durable"  # durable (once saved) | early
+    runtime.keep_last = 10  # versions in the store, beside best and young ones
+    runtime.keep_younger_than_s = 120.0
+    runtime.beat_s = 1.0  # seconds between signs of life
+    runtime.dead_after_s = 3.0  # silence after which a peer counts as gone
+    runtime.lease_s = 60.0  # silence of the server after which a peer ends
+    runtime.join_timeout_s = 60.0  # how long a peer tries to register
+    runtime.worker_speeds = (0.0,)  # steps/s at most, repeated; 0 = no limit
+    runtime.pin = True  # one core per worker, in launch.local on a CPU
+    return config

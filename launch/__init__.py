@@ -1,0 +1,1 @@
+"""The programs: `python -m launch.local`, and the parts of a run by hand."""

@@ -1,0 +1,162 @@
+"""A whole run on this machine: one server, its workers and an evaluator, as processes.
+
+    python -m launch.local --config=configs/digits.py --workdir=runs/digits
+
+Any key can be given as a flag: --config.workers=8 --config.strategy.name=fedavg
+"""
+
+import signal
+import socket
+import time
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from asyn2f import build, workdir
+from asyn2f.report.html import write_report
+from asyn2f.report.live import LiveView
+from asyn2f.status import RunStatus, WorkerStatus
+from launch import children, program
+from launch.children import Child
+from launch.serving import EXIT_CODES, prepare
+
+_RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
+_START = flags.DEFINE_integer(
+    "start_workers", None, "Start only that many; others may join by hand."
+)
+
+_PATIENCE_S = (3.5, 0.7)  # until a child that shall end gets SIGTERM, then SIGKILL
+
+
+class Launcher:
+    """Starts the processes, passes on what they say, and sees to it that all end."""
+
+    def __init__(self, config: build.Config, folder: Path, workers: int) -> None:
+        self._view = LiveView()
+        self._folder = folder
+        self._children = children.start_all(config, folder, workers)
+        self._server = self._children[0]
+        self._alive = {child.process.sentinel: child for child in self._children}
+        self._pipes = {child.pipe: child for child in self._children}
+        self._deadlines_s: list[float] = []
+        self._stop_reason: str | None = None
+        self.usage_error: str | None = None
+        # Signals end `wait` by a byte in this pair; their handlers do nothing else.
+        self._wake, ring = socket.socketpair()
+        ring.setblocking(False)
+        signal.set_wakeup_fd(ring.fileno(), warn_on_full_buffer=False)
+        self._ring = ring
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+
+    def run(self) -> str | None:
+        """Watches until all have ended; the reason if they were told to stop."""
+        with self._view:
+            while self._alive:
+                timeout_s = None
+                if self._deadlines_s:
+                    timeout_s = max(0.0, self._deadlines_s[0] - time.monotonic())
+                ready = wait([*self._pipes, *self._alive, self._wake], timeout_s)
+                for item in ready:
+                    if item is self._wake:
+                        number = signal.Signals(self._wake.recv(1)[0])
+                        self._stop(f"{number.name} received")
+                    elif item in self._pipes:
+                        self._hear(self._pipes[item])
+                for sentinel in [item for item in ready if item in self._alive]:
+                    self._bury(self._alive.pop(sentinel))
+                self._press()
+        return self._stop_reason
+
+    def _hear(self, child: Child) -> None:
+        message = children.hear(child)
+        if message is None:
+            del self._pipes[child.pipe]
+        elif "address" in message:
+            self._view.message(f"server at {message['address']}")
+            for other in self._children[1:]:
+                other.tell(address=message["address"])
+        elif "status" in message:
+            self._view.update(_status(message["status"]))
+        elif "error" in message:
+            if message.get("usage"):
+                self.usage_error = message["error"]
+            self._view.message(f"{child.name}: {message['error']}")
+
+    def _bury(self, child: Child) -> None:
+        """A process has ended: the server's end is everybody's, another's is not."""
+        code = child.process.exitcode
+        workers = [c for c in self._alive.values() if c.name.startswith("worker")]
+        if child is self._server:
+            reason = "the run is over" if code == 0 else f"the server ended with {code}"
+            self._stop(reason)
+        elif code != 0:
+            self._view.message(f"{child.name} ended with code {code}; the run goes on")
+            if not workers:
+                self._stop("no worker is left")
+
+    def _stop(self, reason: str) -> None:
+        """Asks the server to end the run; it tells the others. Twice: at once."""
+        now = time.monotonic()
+        if self._deadlines_s:
+            self._deadlines_s = [now, *self._deadlines_s[-1:]]
+            return
+        self._stop_reason = reason
+        self._deadlines_s = [now + _PATIENCE_S[0], now + sum(_PATIENCE_S)]
+        if self._server.process.is_alive():
+            self._server.tell(stop=reason)
+        else:
+            for child in self._alive.values():
+                child.tell(stop=reason)
+
+    def _press(self) -> None:
+        """Ends by force who has not ended in time."""
+        while self._deadlines_s and time.monotonic() >= self._deadlines_s[0]:
+            self._deadlines_s.pop(0)
+            for child in self._alive.values():
+                if self._deadlines_s:
+                    child.process.terminate()
+                else:
+                    child.process.kill()
+
+
+def _status(fields: list[Any]) -> RunStatus:
+    """JSON makes lists of named tuples."""
+    status = RunStatus(*fields)
+    return status._replace(
+        workers=tuple(WorkerStatus(*worker) for worker in status.workers)
+    )
+
+
+def main() -> int:
+    folder = Path(program.required(program.WORKDIR))
+    config = program.plain(program.CONFIG.value)
+    workers = config["workers"] if _START.value is None else _START.value
+    if not 0 <= workers <= config["workers"]:
+        raise build.ConfigError(
+            f"--start_workers: found {workers}, allowed: 0 to {config['workers']}"
+        )
+    build.build_task(config)
+    prepare(config, folder, resume=_RESUME.value, overwrite=_OVERWRITE.value)
+    launcher = Launcher(config, folder, workers)
+    reason = launcher.run()
+    if launcher.usage_error is not None:
+        program.fail(launcher.usage_error)
+    if not (folder / workdir.SUMMARY).exists():
+        failed = {"status": "failed", "reason": reason, "seed": config["seed"]}
+        workdir.write_json(folder / workdir.SUMMARY, failed)
+    summary = workdir.read_json(folder / workdir.SUMMARY)
+    best, version = summary.get("best_accuracy"), summary.get("best_version")
+    print(f"{summary['status']}: {summary['reason']}")
+    if best is not None:
+        print(f"best accuracy {best:.4f} at version {version}")
+    print(f"results in {folder}: summary.json, metrics.jsonl, models/, tensorboard/")
+    print(f"report: {write_report(folder)}", flush=True)
+    return EXIT_CODES[summary["status"]]
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,92 @@
+"""What the programs of a worker and of an evaluator have in common."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+from asyn2f import build, workdir
+from asyn2f.experiment import Experiment
+from asyn2f.runtime.evaluator import Evaluator
+from asyn2f.runtime.io_thread import Journal
+from asyn2f.runtime.peer import Ended
+from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.runtime.worker import Worker
+from asyn2f.runtime.zmq_transport import ZmqTransport
+from launch import program
+
+Stop = Callable[[str], None]
+Make = Callable[[Experiment, RuntimeSettings, Journal], Worker | Evaluator]
+
+EXIT_CODES = {"finished": 0, "failed": 1, "refused": program.USAGE_ERROR}
+
+
+def make_worker(worker: int) -> Make:
+    """A function that makes this worker."""
+
+    def make(
+        experiment: Experiment, settings: RuntimeSettings, journal: Journal
+    ) -> Worker:
+        return Worker(experiment, worker, settings, journal)
+
+    return make
+
+
+def join(
+    make: Make,
+    actor: str,
+    config: build.Config,
+    folder: Path,
+    wait_for_address: Callable[[], str],
+    on_ready: Callable[[Stop], None],
+) -> Ended:
+    """Runs a worker or an evaluator.
+
+    Args:
+      make: makes it; compiles.
+      actor: its name in the trace.
+      config: checked; the server's.
+      folder: where its trace goes.
+      wait_for_address: called when it is ready to join.
+      on_ready: called once before that, with the function that stops it.
+
+    Raises:
+      AddressError: not an address.
+    """
+    experiment, settings = build.build_experiment(config), build.build_runtime(config)
+    journal = program.open_journal(folder, actor, "", 0)
+    peer = make(experiment, settings, journal)
+    on_ready(peer.stop)
+    transport = ZmqTransport.connect_to(
+        wait_for_address(), experiment.template.num_bytes, peer.depth
+    )
+    ended = peer.run(transport, build.experiment_digest(config))
+    journal.close()
+    return ended
+
+
+def main(
+    make: Make,
+    actor: str,
+    config: build.Config,
+    folder: Path,
+    server: flags.FlagHolder[str | None],
+) -> int:
+    """The program around `join`: returns the exit code."""
+    build.build_task(config)
+    program.prepare_jax()
+
+    def address() -> str:
+        if server.value:
+            return server.value
+        found = folder / workdir.SERVER
+        if not found.exists():
+            program.fail(f"--server must be given: {found} is not there to say it")
+        return workdir.read_json(found)["address"]
+
+    print(f"{actor}: ready to join {address()}", flush=True)
+    ended = join(make, actor, config, folder, address, program.stop_on_signals)
+    if ended.status == "refused":
+        program.fail(f"{actor} was turned away: {ended.reason}")
+    print(f"{actor}: {ended.status}: {ended.reason}")
+    return EXIT_CODES[ended.status]

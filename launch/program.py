@@ -1,0 +1,156 @@
+"""What all programs here have in common: flags, errors, and how a process is set up."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import jax
+import jaxlib
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+import asyn2f
+from asyn2f import build, trace, workdir
+from asyn2f.runtime.io_thread import Journal
+from asyn2f.runtime.store import StoreError
+from asyn2f.runtime.zmq_transport import AddressError
+
+USAGE_ERROR = 2
+SPEAKING_ERRORS = (build.ConfigError, workdir.WorkdirError, StoreError, AddressError)
+
+
+class Refused(Exception):
+    """The server has turned this process away, and why."""
+
+
+# Without a default: ml_collections would read it, and apply the other flags to it,
+# while this module is imported, where no error can be worded.
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: a file like configs/digits.py."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a program: errors that a user can mend are one line and exit code 2."""
+
+    def parse(argv: list[str]) -> list[str]:
+        for argument in argv[1:]:
+            key = argument.lstrip("-").partition("=")[0]
+            if key.startswith("config."):
+                build.check_key(key.removeprefix("config."))
+        rest: list[str] = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise flags.Error(f"unknown argument {rest[1]!r}; flags begin with --")
+        return rest
+
+    def parse_or_fail(argv: list[str]) -> list[str]:
+        try:
+            return parse(argv)
+        except (
+            flags.Error,
+            build.ConfigError,
+            OSError,
+            ValueError,
+            TypeError,
+        ) as error:
+            fail(_first_line(error))
+
+    def guarded(_: list[str]) -> None:
+        logging.getLogger("absl").setLevel(logging.WARNING)
+        try:
+            sys.exit(main() or 0)
+        except (*SPEAKING_ERRORS, Refused) as error:
+            fail(str(error))
+
+    app.run(guarded, flags_parser=parse_or_fail)
+
+
+def fail(message: str) -> NoReturn:
+    """Says what is wrong and ends the process with exit code 2."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(USAGE_ERROR)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def plain(config: ConfigDict | None) -> build.Config:
+    """The config as checked plain dicts.
+
+    Raises:
+      build.ConfigError: see `build.check`.
+    """
+    if config is None:
+        fail("--config must be given, for example --config=configs/digits.py")
+    try:
+        found: dict[str, Any] = config.to_dict()
+    except OSError as error:  # ml_collections puts it off until the config is used
+        fail(f"cannot read the config: {error}")
+    build.check(found)
+    return found
+
+
+def required(flag: flags.FlagHolder[str | None]) -> str:
+    """A flag's value, which must be given."""
+    if not flag.value:
+        fail(f"--{flag.name} must be given")
+    return str(flag.value)
+
+
+def prepare_jax() -> None:
+    """The persistent compilation cache, for every program however small.
+
+    A dozen processes compile the same programs: the first run pays, the others read.
+    """
+    default = Path.home() / ".cache" / "asyn2f" / "jax"
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of this process may depend on, for the head of its trace."""
+    device = jax.devices()[0]
+    return {
+        "asyn2f": asyn2f.__version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "python": sys.version.split()[0],
+        "platform": device.platform,
+        "device": device.device_kind,
+        "cores": len(os.sched_getaffinity(0)),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "x64": bool(jax.config.read("jax_enable_x64")),
+    }
+
+
+def open_journal(folder: Path, actor: str, run_id: str, incarnation: int) -> Journal:
+    """This process's trace, with its head written."""
+    journal = Journal(trace.TraceWriter(folder / workdir.TRACE, actor))
+    journal.write(
+        trace.Recorded(time.monotonic(), actor, run_id, incarnation, environment())
+    )
+    return journal
+
+
+def stop_on_signals(stop: Callable[[str], None]) -> None:
+    """SIGINT and SIGTERM end the process in good order; the second one at once."""
+    seen: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if seen:
+            os._exit(128 + number)
+        seen.append(number)
+        stop(signal.Signals(number).name)
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)

@@ -1,0 +1,43 @@
+"""The server of a run.
+
+    python -m launch.server --config=configs/digits.py --workdir=runs/digits \\
+        --config.runtime.address=tcp://127.0.0.1:5570
+
+Workers and evaluators join with `python -m launch.worker` and `.evaluator`.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from asyn2f import build
+from asyn2f.report.html import write_report
+from asyn2f.report.live import LiveView
+from asyn2f.runtime.server import Server
+from launch import program
+from launch.serving import EXIT_CODES, prepare, serve
+
+_RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
+
+
+def main() -> int:
+    folder = Path(program.required(program.WORKDIR))
+    config = program.plain(program.CONFIG.value)
+    build.build_task(config)
+    prepare(config, folder, resume=_RESUME.value, overwrite=_OVERWRITE.value)
+    program.prepare_jax()
+    with LiveView() as view:
+
+        def on_ready(address: str, server: Server) -> None:
+            program.stop_on_signals(server.stop)
+            view.message(f"listening at {address}, run folder {folder}")
+
+        summary = serve(config, folder, view.update, on_ready)
+    print(f"{summary['status']}: {summary['reason']}")
+    print(f"report: {write_report(folder)}")
+    return EXIT_CODES[summary["status"]]
+
+
+if __name__ == "__main__":
+    program.run(main)

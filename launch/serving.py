@@ -1,0 +1,102 @@
+"""Running a server: what `launch.server` and `launch.local` have in common."""
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from asyn2f import build, workdir
+from asyn2f.experiment import Experiment
+from asyn2f.report.metrics import MetricsWriter
+from asyn2f.runtime.server import Observer, Server
+from asyn2f.runtime.store import OrbaxStore
+from asyn2f.runtime.zmq_transport import AddressError, ZmqTransport, parse_address
+from asyn2f.status import RunStatus
+from launch import program
+
+EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
+
+
+def prepare(
+    config: build.Config, folder: Path, *, resume: bool, overwrite: bool
+) -> None:
+    """Claims the folder and writes the config into it.
+
+    Raises:
+      WorkdirError, ConfigError: nothing has been touched then.
+    """
+    if resume and (folder / workdir.CONFIG).exists():
+        stored = workdir.read_json(folder / workdir.CONFIG)
+        build.check_same_experiment(stored, config)
+    workdir.claim(folder, resume=resume, overwrite=overwrite)
+    workdir.write_json(folder / workdir.CONFIG, dict(config))
+    if not (folder / workdir.RUN).exists():
+        workdir.write_json(folder / workdir.RUN, {"run": secrets.token_hex(6)})
+
+
+def serve(
+    config: build.Config,
+    folder: Path,
+    on_status: Callable[[RunStatus], None],
+    on_ready: Callable[[str, Server], None],
+) -> dict[str, Any]:
+    """Runs a server in a prepared folder.
+
+    Args:
+      config: checked.
+      folder: the run's.
+      on_status: called a few times per second.
+      on_ready: called once, with the address at which it listens and the server.
+
+    Returns:
+      The summary, which has been written into the folder as well.
+    """
+    experiment, settings = build.build_experiment(config), build.build_runtime(config)
+    transport, address = _bind(folder, settings.address, experiment)
+    run_id = workdir.read_json(folder / workdir.RUN)["run"]
+    store = OrbaxStore(
+        folder / workdir.MODELS, settings.keep_last, settings.keep_younger_than_s
+    )
+    incarnation = store.begin_incarnation()
+    journal = program.open_journal(folder, "server", run_id, incarnation)
+    metrics = MetricsWriter(folder)
+    server = Server(
+        experiment,
+        build.experiment_digest(config),
+        run_id,
+        settings,
+        transport,
+        store,
+        journal,
+        Observer(row=metrics.write, status=on_status),
+        incarnation,
+    )
+    listening = {"address": address, "ports": transport.ports(), "run": run_id}
+    workdir.write_json(folder / workdir.SERVER, listening)
+    on_ready(address, server)
+    summary = server.run()
+    workdir.write_json(folder / workdir.SUMMARY, summary)
+    metrics.close()
+    journal.close()
+    store.close()
+    return summary
+
+
+def _bind(
+    folder: Path, address: str, experiment: Experiment
+) -> tuple[ZmqTransport, str]:
+    """The sockets, and the address that peers are to be given. A run that goes on
+    listens where it did, if it can: its peers are still calling there."""
+    size, workers = experiment.template.num_bytes, experiment.workers
+    host, port = parse_address(address)
+    transport = None
+    if port == 0 and (folder / workdir.SERVER).exists():
+        ports = tuple(workdir.read_json(folder / workdir.SERVER)["ports"])
+        try:
+            transport = ZmqTransport.bind(address, size, workers, ports)
+        except AddressError:
+            transport = None
+    if transport is None:
+        transport = ZmqTransport.bind(address, size, workers)
+    host = f"[{host}]" if ":" in host else host
+    return transport, f"tcp://{host}:{transport.ports()[0]}"

@@ -1,0 +1,163 @@
+"""Local to global: how much each update counts, and the weighted sum of their models.
+
+The server's side of Asyn2F (Cao et al., arXiv 2403.01417, and its appendix).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from asyn2f.types import Params
+
+EPSILON = 1e-7
+"""Keeps a loss of exactly 0 from dividing by zero (the reference implementation's)."""
+
+_MAX_UNROLLED = 32  # above this many updates one matrix product beats a chain of sums
+
+
+@partial(jax.jit, static_argnames=("max_share", "epsilon"))
+def coefficients(
+    num_examples: jax.Array,
+    loss: jax.Array,
+    quality: jax.Array,
+    staleness: jax.Array,
+    mask: jax.Array,
+    *,
+    max_share: float = 1.0,
+    epsilon: float = EPSILON,
+) -> jax.Array:
+    """Normalised share of each update in the next global model.
+
+        a_k = Q_k s_k / ((L_k + epsilon) (1 + tau_k)),    alpha_k = a_k / sum_j a_j
+
+    with s_k `num_examples`, L_k `loss`, Q_k `quality` and tau_k `staleness` (Asyn2F,
+    appendix, global aggregation; `1 + tau` is the reference implementation's "next
+    version - version used"). The old global model has no share.
+
+    `max_share` below 1 departs from the paper: no update may own more than that, and
+    what is cut off goes to the others in proportion, because a_k grows without bound as
+    L_k goes to 0. A cap that cannot be met by m updates (below 1/m) acts as 1/m.
+
+    Args:
+      num_examples: f32 [K], > 0.
+      loss: f32 [K], >= 0.
+      quality: f32 [K], in (0, 1].
+      staleness: i32 or f32 [K], >= 0.
+      mask: bool [K]; rows that are False get 0, whatever they hold.
+      max_share: largest coefficient allowed, in (0, 1].
+      epsilon: added to every loss.
+
+    Returns:
+      f32 [K], each >= 0; their sum is 1, or 0 if no row is real.
+
+    Raises:
+      ValueError: `max_share` outside (0, 1].
+
+    >>> import jax.numpy as jnp
+    >>> a = coefficients(jnp.array([100.0, 300.0]), jnp.array([0.5, 0.5]),
+    ...                  jnp.ones(2), jnp.array([0, 1]), jnp.array([True, True]))
+    >>> print(a.round(3))
+    [0.4 0.6]
+    """
+    if not 0.0 < max_share <= 1.0:
+        raise ValueError(f"max_share: found {max_share}, allowed (0, 1]")
+    f32 = jnp.float32
+    loss = jnp.where(mask, loss, 1.0).astype(f32)
+    examples = jnp.where(mask, num_examples, 1.0).astype(f32)
+    quality = jnp.where(mask, quality, 1.0).astype(f32)
+    staleness = jnp.where(mask, staleness, 0).astype(f32)
+    raw = quality * examples / ((loss + epsilon) * (1.0 + staleness))
+    raw = jnp.where(mask, raw, 0.0)
+    # Divided by the largest first: billions of examples over a loss of 0 stay finite.
+    raw = raw / jnp.maximum(jnp.max(raw), jnp.finfo(f32).tiny)
+    shares = _normalise(raw)
+    return shares if max_share == 1.0 else _cap(shares, mask, max_share)
+
+
+def _normalise(raw: jax.Array) -> jax.Array:
+    return raw / jnp.maximum(jnp.sum(raw), jnp.finfo(jnp.float32).tiny)
+
+
+def _cap(shares: jax.Array, mask: jax.Array, max_share: float) -> jax.Array:
+    """`shares` with none above `max_share`, the excess spread over the others.
+
+    Spreading may lift another share over the cap; each pass settles at least one, so
+    K passes settle all.
+    """
+    count = jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
+    limit = jnp.maximum(jnp.float32(max_share), 1.0 / count)
+
+    def settle(_, state):
+        current, held = state
+        held = held | (current > limit)
+        free = jnp.where(held, 0.0, shares)
+        rest = 1.0 - limit * jnp.sum(held).astype(jnp.float32)
+        return jnp.where(held, limit, _normalise(free) * rest), held
+
+    start = (shares, jnp.zeros_like(mask))
+    capped, _ = jax.lax.fori_loop(0, shares.shape[0], settle, start)
+    return jnp.where(mask, capped, 0.0)
+
+
+@jax.jit
+def weighted_sum(params: Params, coefficients: jax.Array) -> Params:
+    """`sum_k coefficients[k] * params[k]`, leaf by leaf: the new global parameters.
+
+        G_{v+1} = sum_{k in P} alpha_k W_k       (Asyn2F, appendix, global aggregation)
+
+    Sums are taken in float32 and returned in each leaf's own dtype; integers are
+    rounded, and exact up to 2^24.
+    A row whose coefficient is 0 is not read: padding may hold anything, NaN included.
+
+    Args:
+      params: pytree with leaves [K, ...]: K models stacked.
+      coefficients: f32 [K].
+
+    Returns:
+      The same pytree without the leading axis.
+
+    Raises:
+      ValueError: a leaf whose leading axis is not K.
+
+    >>> import jax.numpy as jnp
+    >>> two = {"w": jnp.array([[1.0, 2.0], [3.0, 6.0]])}
+    >>> print(weighted_sum(two, jnp.array([0.75, 0.25]))["w"])
+    [1.5 3. ]
+    """
+    count = coefficients.shape[0]
+
+    def reduce(path, leaf):
+        if leaf.ndim == 0 or leaf.shape[0] != count:
+            name = jax.tree_util.keystr(path, simple=True, separator="/") or "params"
+            raise ValueError(
+                f"{name}: found {leaf.shape}, expected a leading axis of {count}: "
+                "one row per coefficient"
+            )
+        return _cast(_sum_rows(leaf, coefficients), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(reduce, params)
+
+
+def _sum_rows(leaf: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """A chain of sums is one pass over memory, and a stack that feeds it costs nothing:
+    XLA takes the slices of a stack from the arrays it was made of."""
+
+    def row(k):
+        return jnp.where(coefficients[k] != 0, leaf[k].astype(jnp.float32), 0.0)
+
+    if leaf.shape[0] > _MAX_UNROLLED:
+        used = (coefficients != 0).reshape((-1,) + (1,) * (leaf.ndim - 1))
+        rows = jnp.where(used, leaf.astype(jnp.float32), 0.0)
+        highest = jax.lax.Precision.HIGHEST
+        return jnp.tensordot(coefficients, rows, axes=1, precision=highest)
+    total = coefficients[0] * row(0)
+    for k in range(1, leaf.shape[0]):
+        total = total + coefficients[k] * row(k)
+    return total
+
+
+def _cast(value: jax.Array, dtype) -> jax.Array:
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        value = jnp.round(value)
+    return value.astype(dtype)

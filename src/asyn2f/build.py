@@ -1,0 +1,317 @@
+"""From a config to an experiment: the only reader of config.
+
+Below this module a misspelt key or a value out of range cannot exist.
+"""
+
+import difflib
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+
+from asyn2f.experiment import Experiment, make_experiment
+from asyn2f.merging import Convention
+from asyn2f.runtime.settings import Announce, RuntimeSettings
+from asyn2f.runtime.zmq_transport import AddressError, parse_address
+from asyn2f.strategies import BUILDERS, Strategy
+from asyn2f.tasks import models, partition
+from asyn2f.tasks.base import Task
+from asyn2f.tasks.classification import classification
+from asyn2f.tasks.data import DATASETS
+from asyn2f.timing import Stop
+from asyn2f.trainer import Schedule, Training
+
+
+class ConfigError(ValueError):
+    """A config that is not allowed: says the key, what was found, what is allowed."""
+
+
+Config = Mapping[str, Any]
+"""A config as plain nested dicts, whole: every key of `configs/default.py`."""
+
+
+class _Rule(NamedTuple):
+    kind: type
+    allowed: str
+    holds: Callable[[Any], bool]
+
+
+def _number(kind: type, low: float, high: float = math.inf, open_low=False) -> _Rule:
+    bounds = f"{'above' if open_low else 'at least'} {low:g}"
+    if high < math.inf:
+        bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+    return _Rule(
+        kind,
+        bounds,
+        lambda x: (
+            (x > low if open_low else x >= low) and x <= high and math.isfinite(x)
+        ),
+    )
+
+
+def _one_of(options) -> _Rule:
+    options = list(options)
+    return _Rule(str, "one of " + ", ".join(options), lambda x: x in options)
+
+
+def _each(rule: _Rule) -> _Rule:
+    """A list, not empty, whose items obey the rule."""
+
+    def holds(items):
+        return len(items) > 0 and all(
+            _fits(rule.kind, x) and rule.holds(x) for x in items
+        )
+
+    return _Rule(tuple, f"a list, each {rule.allowed}", holds)
+
+
+_ANY_BOOL = _Rule(bool, "True or False", lambda x: True)
+_COUNT = _number(int, 1)
+_NATURAL = _number(int, 0)
+_SECONDS = _number(float, 0)
+_PARTITIONS = ("iid", "sizes", "dirichlet", "shards")
+
+_RULES: dict[str, _Rule] = {
+    "seed": _NATURAL,
+    "workers": _COUNT,
+    "min_workers": _NATURAL,
+    "task.dataset": _one_of(DATASETS),
+    "task.model": _one_of(["mlp", "cnn"]),
+    "task.hidden": _each(_COUNT),
+    "task.channels": _each(_COUNT),
+    "task.batch_norm": _ANY_BOOL,
+    "task.conv_impl": _one_of(get_args(models.ConvImpl)),
+    "task.partition": _one_of(_PARTITIONS),
+    "task.sizes": _each(_NATURAL),
+    "task.alpha": _number(float, 0, open_low=True),
+    "task.shards_per_worker": _COUNT,
+    "task.quality": _each(_number(float, 0, 1, open_low=True)),
+    "training.batch_size": _COUNT,
+    "training.learning_rate": _number(float, 0, open_low=True),
+    "training.momentum": _Rule(float, "[0, 1)", lambda x: 0 <= x < 1),
+    "training.weight_decay": _SECONDS,
+    "training.schedule": _one_of(get_args(Schedule)),
+    "training.learning_rate_min": _SECONDS,
+    "training.schedule_length": _COUNT,
+    "training.momentum_at_merge": _one_of(["keep", "reset"]),
+    "strategy.name": _one_of(BUILDERS),
+    "strategy.beta": _number(float, 0, 1),
+    "strategy.convention": _one_of(get_args(Convention)),
+    "strategy.max_share": _number(float, 0, 1, open_low=True),
+    "timing.min_updates": _COUNT,
+    "timing.epochs_per_push": _COUNT,
+    "timing.push_after_metric": _number(float, 0, 1),
+    "timing.push_after_epochs": _NATURAL,
+    "timing.deadline_s": _SECONDS,
+    "stop.max_versions": _NATURAL,
+    "stop.max_time_s": _SECONDS,
+    "stop.target_accuracy": _number(float, 0, 1),
+    "runtime.address": _Rule(str, "tcp://host:port", lambda x: True),
+    "runtime.announce": _one_of(get_args(Announce)),
+    "runtime.keep_last": _COUNT,
+    "runtime.keep_younger_than_s": _SECONDS,
+    "runtime.beat_s": _number(float, 0, open_low=True),
+    "runtime.dead_after_s": _number(float, 0, open_low=True),
+    "runtime.lease_s": _number(float, 0, open_low=True),
+    "runtime.join_timeout_s": _number(float, 0, open_low=True),
+    "runtime.worker_speeds": _each(_number(float, 0)),
+    "runtime.pin": _ANY_BOOL,
+}
+
+
+def _parameters(strategy: str) -> dict[str, Any]:
+    """What a strategy's builder takes, with its defaults."""
+    signature = inspect.signature(BUILDERS[strategy])
+    return {name: found.default for name, found in signature.parameters.items()}
+
+
+def _fits(kind: type, value: Any) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, (list, tuple) if kind is tuple else kind)
+
+
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values.
+
+    >>> flatten({"a": 1, "b": {"c": 2}})
+    {'a': 1, 'b.c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def check_key(key: str) -> None:
+    """Nothing, if there is such a dotted key.
+
+    Raises:
+      ConfigError: there is none; names the nearest that there is.
+    """
+    if key not in _RULES:
+        near = difflib.get_close_matches(key, _RULES, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"unknown key config.{key}{hint} (configs/default.py has them all)"
+        )
+
+
+def check(config: Config) -> None:
+    """Nothing, if every key is there, known, and in range, and they fit together.
+
+    Raises:
+      ConfigError: otherwise.
+    """
+    flat = flatten(config)
+    for key in flat:
+        check_key(key)
+    for key, rule in _RULES.items():
+        if key not in flat:
+            raise ConfigError(f"config.{key} is missing: begin with configs/default.py")
+        value = flat[key]
+        if not _fits(rule.kind, value) or not rule.holds(value):
+            raise ConfigError(f"config.{key}: found {value!r}, allowed: {rule.allowed}")
+    name = flat["strategy.name"]
+    used = _parameters(name)
+    for other in BUILDERS:
+        for key, default in _parameters(other).items():
+            found = flat[f"strategy.{key}"]
+            if key not in used and found != default:
+                raise ConfigError(
+                    f"config.strategy.{key}: found {found!r}, but {name} does not use "
+                    f"it; leave it at {default!r}"
+                )
+    workers = flat["workers"]
+    if flat["min_workers"] > workers:
+        raise ConfigError(
+            f"config.min_workers: found {flat['min_workers']}, allowed: at most "
+            f"config.workers, which is {workers}"
+        )
+    if flat["task.partition"] == "sizes" and len(flat["task.sizes"]) != workers:
+        raise ConfigError(
+            f"config.task.sizes: found {len(flat['task.sizes'])} sizes, allowed: one "
+            f"for each of the {workers} workers"
+        )
+    if not any(config["stop"].values()):
+        raise ConfigError(
+            "config.stop: found nothing that ends the run; set max_versions, "
+            "max_time_s or target_accuracy"
+        )
+    if flat["runtime.dead_after_s"] <= flat["runtime.beat_s"]:
+        raise ConfigError(
+            f"config.runtime.dead_after_s: found {flat['runtime.dead_after_s']}, "
+            f"allowed: above beat_s, which is {flat['runtime.beat_s']}"
+        )
+    try:
+        parse_address(flat["runtime.address"])
+    except AddressError as error:
+        raise ConfigError(f"config.runtime.{error}") from None
+
+
+def build_task(config: Config) -> Task:
+    """The task: data read and cut, no array on any device yet.
+
+    Raises:
+      ConfigError: the data cannot be cut as asked.
+    """
+    task, workers = config["task"], config["workers"]
+    dataset = DATASETS[task["dataset"]]()
+    labels = dataset.train["label"]
+    rng = np.random.default_rng(config["seed"])
+    try:
+        shards = {
+            "iid": lambda: partition.iid(labels, workers, rng),
+            "sizes": lambda: partition.by_sizes(labels, task["sizes"], rng),
+            "dirichlet": lambda: partition.dirichlet(
+                labels, workers, task["alpha"], rng
+            ),
+            "shards": lambda: partition.by_label_shards(
+                labels, workers, task["shards_per_worker"], rng
+            ),
+        }[task["partition"]]()
+    except ValueError as error:
+        raise ConfigError(f"config.task: {error}") from None
+    if task["model"] == "mlp":
+        model: Any = models.MLP(tuple(task["hidden"]), dataset.num_classes)
+    else:
+        model = models.CNN(
+            tuple(task["channels"]),
+            dataset.num_classes,
+            task["batch_norm"],
+            task["conv_impl"],
+        )
+    qualities = [task["quality"][k % len(task["quality"])] for k in range(workers)]
+    name = f"{task['dataset']}-{task['model']}"
+    return classification(name, model, dataset, shards, qualities)
+
+
+def build_strategy(config: Config) -> Strategy:
+    """The strategy, its timing completed by the experiment's settings."""
+    settings = config["strategy"]
+    name = settings["name"]
+    strategy = BUILDERS[name](**{key: settings[key] for key in _parameters(name)})
+    min_workers = config["min_workers"] or config["workers"]
+    timing = replace(strategy.timing, min_workers=min_workers, **config["timing"])
+    return strategy._replace(timing=timing)
+
+
+def build_experiment(config: Config) -> Experiment:
+    """Everything that the numbers depend on.
+
+    Raises:
+      ConfigError: see `check` and `build_task`.
+    """
+    check(config)
+    return make_experiment(
+        build_task(config),
+        build_strategy(config),
+        Training(**config["training"]),
+        Stop(**config["stop"]),
+        config["seed"],
+    )
+
+
+def build_runtime(config: Config) -> RuntimeSettings:
+    """How the run is carried out."""
+    settings = dict(config["runtime"])
+    settings["worker_speeds"] = tuple(settings["worker_speeds"])
+    return RuntimeSettings(**settings)
+
+
+_MAY_DIFFER = ("runtime", "stop", "min_workers")
+
+
+def check_same_experiment(stored: Config, config: Config) -> None:
+    """Nothing, if a run of the one config can go on under the other.
+
+    Raises:
+      ConfigError: names the first key that differs and may not.
+    """
+    before, now = (json.loads(json.dumps(flatten(c))) for c in (stored, config))
+    for key, value in now.items():
+        if key.split(".")[0] not in _MAY_DIFFER and before.get(key) != value:
+            raise ConfigError(
+                f"config.{key}: found {value!r}, but the run was begun with "
+                f"{before.get(key)!r}; only stop, runtime and min_workers may change"
+            )
+
+
+def experiment_digest(config: Config) -> str:
+    """Names the settings the numbers depend on: two processes of one run must agree.
+
+    How a run is carried out, and when it stops, may differ.
+    """
+    parts = {k: v for k, v in config.items() if k not in _MAY_DIFFER}
+    text = json.dumps(parts, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,96 @@
+"""One experiment, whole: everything that its numbers depend on, and no I/O."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from asyn2f.strategies import Strategy
+from asyn2f.tasks.base import Task
+from asyn2f.timing import Stop
+from asyn2f.trainer import Trainer, Training, global_learning_rate, make_trainer
+from asyn2f.trees import Template, template_of
+from asyn2f.types import Metrics, ServerState, WorkerUpdate
+
+
+class AggregateUpdates(Protocol):
+    def __call__(
+        self, state: ServerState, updates: Sequence[WorkerUpdate]
+    ) -> tuple[ServerState, Metrics]:
+        """The next version, learning rate included, of 1 to `workers` updates, in this
+        order; metrics have one row per update."""
+
+
+class Experiment(NamedTuple):
+    """A task, a strategy and their settings, made into functions."""
+
+    task: Task
+    strategy: Strategy  # its timing holds the experiment's settings
+    training: Training
+    trainer: Trainer
+    stop: Stop
+    seed: int
+    template: Template  # of the model
+    aggregate: AggregateUpdates
+
+    @property
+    def workers(self) -> int:
+        return len(self.task.shards)
+
+
+def make_experiment(
+    task: Task, strategy: Strategy, training: Training, stop: Stop, seed: int
+) -> Experiment:
+    """The experiment; the model's shape is found without computing anything."""
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(task.init, key)
+    return Experiment(
+        task=task,
+        strategy=strategy,
+        training=training,
+        trainer=make_trainer(task, strategy, training, jax.random.fold_in(key, 1)),
+        stop=stop,
+        seed=seed,
+        template=template_of(shapes),
+        aggregate=_make_aggregate(strategy, training, len(task.shards)),
+    )
+
+
+def initial_server_state(experiment: Experiment) -> ServerState:
+    """Version 0, drawn from the experiment's seed."""
+
+    def init(key):
+        state = experiment.strategy.init(experiment.task.init(key))
+        return _with_learning_rate(state, experiment.training)
+
+    key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
+    return jax.jit(init)(key)
+
+
+def _with_learning_rate(state: ServerState, training: Training) -> ServerState:
+    rate = global_learning_rate(training, state.model.version)
+    return state._replace(model=state.model._replace(learning_rate=rate))
+
+
+def _make_aggregate(
+    strategy: Strategy, training: Training, workers: int
+) -> AggregateUpdates:
+    @jax.jit
+    def run(state, updates, mask):
+        # Stacked inside the program: a strategy that takes the rows one by one then
+        # reads them where they are, and nothing is copied.
+        stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *updates)
+        state, metrics = strategy.aggregate(state, stacked, mask)
+        return _with_learning_rate(state, training), metrics
+
+    def aggregate(state, updates):
+        count = len(updates)
+        if not 1 <= count <= workers:
+            raise ValueError(f"updates: found {count}, allowed 1 to {workers}")
+        # Padded to one shape, so that one program serves every number of updates.
+        rows = (*updates, *[updates[0]] * (workers - count))
+        state, metrics = run(state, rows, jnp.arange(workers) < count)
+        return state, jax.tree.map(lambda rows: rows[:count], metrics)
+
+    return aggregate

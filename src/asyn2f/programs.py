@@ -1,0 +1,260 @@
+"""In which order: the worker's and the server's algorithm, as generators of commands.
+
+A program yields what shall be done and is sent what came of it. It knows no JAX, no
+sockets, no clock: time reaches it inside the events. Its interpreters (the runtime's
+processes; a virtual clock; a test) decide by what means a command is carried out, so
+that the same forty lines run everywhere.
+"""
+
+from collections.abc import Generator
+from typing import NamedTuple
+
+from asyn2f.timing import Timing
+
+# ---------------------------------------------------------------- the worker's side
+
+
+class Wait(NamedTuple):
+    """Wait until a version newer than this one is at hand (or the run is over)."""
+
+    newer_than: int
+
+
+class Adopt(NamedTuple):
+    """Drop the local model for this global version."""
+
+    version: int
+
+
+class Train(NamedTuple):
+    """Train for so many steps, and at least one. With `newer_than`, end early, at the
+    first batch boundary at which a version newer than that is at hand."""
+
+    steps: int
+    newer_than: int | None
+
+
+class Merge(NamedTuple):
+    """Merge this global version into the local model."""
+
+    version: int
+
+
+class Push(NamedTuple):
+    """Send the local model to the server; do not wait for an answer."""
+
+
+WorkerCommand = Wait | Adopt | Train | Merge | Push
+
+
+class Seen(NamedTuple):
+    """What a worker knows after a command."""
+
+    steps: int = 0  # local steps done by the command
+    newest: int = -1  # newest version at hand
+    metric: float = 0.0  # training metric of the present epoch
+    stop: bool = False  # the run is over
+
+
+def worker_program(
+    timing: Timing, steps_per_epoch: int
+) -> Generator[WorkerCommand, Seen, None]:
+    """One worker, from its first model to the end of the run (Asyn2F, worker side).
+
+    Args:
+      timing: the strategy's, with the experiment's settings.
+      steps_per_epoch: local steps in one pass over the worker's shard.
+
+    Yields:
+      Commands; expects a `Seen` in return for each.
+
+    >>> timing = Timing(while_training="merge", after_push="continue", quorum="some")
+    >>> program = worker_program(timing, steps_per_epoch=3)
+    >>> next(program)
+    Wait(newer_than=-1)
+    >>> program.send(Seen(newest=0))
+    Adopt(version=0)
+    >>> program.send(Seen(newest=0))
+    Train(steps=3, newer_than=0)
+    >>> program.send(Seen(steps=2, newest=1))
+    Merge(version=1)
+    >>> program.send(Seen(newest=1))
+    Train(steps=1, newer_than=1)
+    >>> program.send(Seen(steps=1, newest=1))
+    Push()
+    """
+    cycle = steps_per_epoch * timing.epochs_per_push
+    merges = timing.while_training == "merge"
+    seen = yield Wait(newer_than=-1)
+    base, trained, epochs = -1, False, 0
+    while not seen.stop:
+        if base < 0 or (timing.after_push != "continue" and seen.newest > base):
+            base = seen.newest
+            seen = yield Adopt(base)
+            trained = False
+        remaining = cycle
+        while remaining and not seen.stop:
+            if merges and seen.newest > base:
+                base = seen.newest
+                # Nothing local to keep before the first step: then it is an adoption.
+                seen = yield Merge(base) if trained else Adopt(base)
+                continue
+            seen = yield Train(remaining, newer_than=base if merges else None)
+            remaining -= seen.steps
+            trained = trained or seen.steps > 0
+        epochs += timing.epochs_per_push
+        if seen.stop or not timing.may_push(seen.metric, epochs):
+            continue
+        seen = yield Push()
+        if timing.after_push == "wait" and not seen.stop:
+            seen = yield Wait(newer_than=base)
+
+
+# ---------------------------------------------------------------- the server's side
+
+
+class UpdateKey(NamedTuple):
+    """Which update: of which worker, in which life of that worker, the how-manieth."""
+
+    worker: int
+    session: str
+    seq: int
+
+
+class Listen(NamedTuple):
+    """Wait for the next event; after `until_s` (the clock of the events) say `Due`."""
+
+    until_s: float | None
+
+
+class Supersede(NamedTuple):
+    """This pending update has been replaced by a newer one of the same worker."""
+
+    key: UpdateKey
+
+
+class Reject(NamedTuple):
+    """This update will not be used."""
+
+    key: UpdateKey
+    reason: str
+
+
+class Aggregate(NamedTuple):
+    """Make the next version of these updates, which stand in order of arrival."""
+
+    keys: tuple[UpdateKey, ...]
+
+
+class Publish(NamedTuple):
+    """Give this version to everybody."""
+
+    version: int
+
+
+ServerCommand = Listen | Supersede | Reject | Aggregate | Publish
+
+
+class Joined(NamedTuple):
+    """A worker has registered."""
+
+    time_s: float
+    worker: int
+
+
+class Left(NamedTuple):
+    """A worker has gone, or has not been heard of for too long."""
+
+    time_s: float
+    worker: int
+
+
+class Arrived(NamedTuple):
+    """An update has arrived whole and has passed the checks."""
+
+    time_s: float
+    key: UpdateKey
+    base_version: int
+
+
+class Due(NamedTuple):
+    """The time that `Listen` named has come."""
+
+    time_s: float
+
+
+class Done(NamedTuple):
+    """A command other than `Listen` has been carried out."""
+
+    time_s: float
+
+
+ServerEvent = Joined | Left | Arrived | Due | Done
+
+
+def server_program(
+    timing: Timing, version: int = 0
+) -> Generator[ServerCommand, ServerEvent, None]:
+    """The server, from the first registration on (Asyn2F, server side).
+
+    Args:
+      timing: the strategy's, with the experiment's settings.
+      version: the version it begins with; above 0 after a resume.
+
+    Yields:
+      Commands; expects an event in return for each: after `Listen` anything but `Done`,
+      after every other command `Done`.
+    """
+    live: set[int] = set()
+    pending: dict[int, Arrived] = {}
+    expected: set[int] = set()  # live when the newest version was published
+    opened_s: float | None = None  # when that was; None = the run has not begun
+    is_due = False
+    while True:
+        if opened_s is None and len(live) >= timing.min_workers:
+            opened_s = (yield Publish(version)).time_s
+            expected = set(live)
+        if (
+            opened_s is not None
+            and pending
+            and (is_due or _is_ready(timing, pending, live, expected))
+        ):
+            keys = tuple(update.key for update in pending.values())
+            pending.clear()
+            yield Aggregate(keys)
+            version += 1
+            opened_s = (yield Publish(version)).time_s
+            expected = set(live)
+        event = yield Listen(_deadline(timing, pending, opened_s))
+        is_due = isinstance(event, Due)
+        if isinstance(event, Joined):
+            live.add(event.worker)
+        elif isinstance(event, Left):
+            live.discard(event.worker)
+        elif isinstance(event, Arrived):
+            limit = timing.max_staleness
+            if limit is not None and version - event.base_version > limit:
+                yield Reject(event.key, "stale")
+                continue
+            older = pending.pop(event.key.worker, None)
+            if older is not None:
+                yield Supersede(older.key)
+            pending[event.key.worker] = event
+
+
+def _is_ready(
+    timing: Timing, pending: dict[int, Arrived], live: set[int], expected: set[int]
+) -> bool:
+    if timing.quorum == "all":
+        return pending.keys() >= expected & live
+    return len(pending) >= timing.min_updates or pending.keys() >= live
+
+
+def _deadline(
+    timing: Timing, pending: dict[int, Arrived], opened_s: float | None
+) -> float | None:
+    if not timing.deadline_s or not pending or opened_s is None:
+        return None
+    if timing.quorum == "all":
+        return opened_s + timing.deadline_s
+    return min(update.time_s for update in pending.values()) + timing.deadline_s

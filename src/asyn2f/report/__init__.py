@@ -1,0 +1,1 @@
+"""What a person looks at: metrics, the live table and the report of a run."""

@@ -1,0 +1,282 @@
+"""The report of a run: one page that needs nothing else, made of what is there."""
+
+import json
+import os
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io
+import plotly.offline
+
+import asyn2f
+from asyn2f import trace
+from asyn2f.report import figures, page, table, tally, theme, units
+from asyn2f.report.run import Run, load_run
+from asyn2f.report.script import SCRIPT
+from asyn2f.report.timeline import Timeline, timeline
+from asyn2f.workdir import REPORT
+
+
+class Section(NamedTuple):
+    """A figure with a heading and one sentence on how to read it."""
+
+    name: str
+    title: str
+    how_to_read: str
+    figure: go.Figure | None
+    without: str  # what to say where there is no figure
+    above: str = ""  # HTML between sentence and figure
+    half: bool = False  # half as wide as the page
+
+
+def write_report(workdir: Path) -> Path:
+    """The path of the report, `workdir`/report.html, written whole or not at all.
+
+    Args:
+      workdir: a run's folder; what it lacks the report lacks, and says so.
+
+    Raises:
+      ValueError: no such folder, or nothing of a run in it.
+    """
+    workdir = Path(workdir)
+    with np.errstate(all="ignore"):  # of a run that diverges, numbers may overflow
+        text = to_html(load_run(workdir))
+    part = workdir / f".{REPORT}.{os.getpid()}"
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, workdir / REPORT)
+    finally:
+        part.unlink(missing_ok=True)
+    return workdir / REPORT
+
+
+def to_html(run: Run) -> str:
+    """The report of a run as one page of HTML."""
+    sections = list(_sections(run))
+    body = [_head(run), _cards(run), '<div class="sections">']
+    body += [_section(section) for section in sections]
+    body += [_workers(run), _settings(run), "</div>", _foot()]
+    drawn = {s.name: s.figure for s in sections if s.figure is not None}
+    return page.FRAME.substitute(
+        title=escape(f"{_title(run)} · {_name(run)}"),
+        style=page.STYLE,
+        body="\n".join(body),
+        plotly=plotly.offline.get_plotlyjs(),
+        figures=_as_json(drawn),
+        script=SCRIPT,
+    )
+
+
+def _sections(run: Run) -> Iterator[Section]:
+    yield Section(
+        "accuracy",
+        "Test accuracy",
+        "The same evaluations three times: against the clock, against the versions of "
+        "the global model, and against the bytes that went over the wire.",
+        figures.accuracy(run),
+        "No version has been evaluated.",
+    )
+    course = timeline(run)
+    yield Section(
+        "timeline",
+        "Who did what, when",
+        "A bar is a worker in training, its colour the number of versions that came "
+        "out since the one it builds on; a diamond is a version merged into a model in "
+        "training, hatching a worker that waits. Marks appear as you zoom in."
+        + _coarse(course),
+        course.figure if course else None,
+        "No worker has left a trace.",
+        above=_buttons(course) if course else "",
+    )
+    shares = figures.coefficients(run)
+    yield Section(
+        "coefficients",
+        "What the versions are made of",
+        "Each column is a version, and each colour the share of one worker's updates "
+        "in it." + (_grouped(shares[1]) if shares else ""),
+        shares[0] if shares else None,
+        "The trace has no aggregation.",
+    )
+    yield Section(
+        "losses",
+        "Training loss",
+        "The mean loss of each worker over the epoch before each of its updates; "
+        "workers keep their colour on the whole page.",
+        figures.losses(run),
+        "No worker has reported a loss.",
+    )
+    yield Section(
+        "staleness",
+        "Staleness of the updates",
+        "How many versions came out between the one an update builds on and the one it "
+        "went into; 0 is fresh.",
+        figures.staleness(run),
+        "The trace has no aggregation.",
+        half=True,
+    )
+    merged = sum(isinstance(event, trace.Merged) for event in run.events)
+    yield Section(
+        "merges",
+        "Where in the epoch workers merged",
+        f"{merged:,} fresh versions were merged into models in training; the line is "
+        "the share of the local model that they kept.",
+        figures.merges(run),
+        "No worker merged a version: each trained on undisturbed, or waited.",
+        half=True,
+    )
+
+
+def _coarse(course: Timeline | None) -> str:
+    if course is None or not course.slot_s:
+        return ""
+    return (
+        f" The run is long: what is shorter than {units.as_duration(course.slot_s)} is "
+        "drawn as one bar with its neighbours."
+    )
+
+
+def _grouped(group: int) -> str:
+    return f" A column is the mean of {group} versions." if group > 1 else ""
+
+
+def _buttons(course: Timeline) -> str:
+    names = ["on", *[""] * (len(course.windows) - 1)]
+    names[-1] += " whole"
+    jumps = [
+        f'<button class="{name}" data-from="{window.start_s:.9g}" '
+        f'data-to="{window.end_s:.9g}">{escape(window.label)}</button>'
+        for name, window in zip(names, course.windows, strict=True)
+    ]
+    moves = [
+        f'<button data-{action}="{by}" title="{title}">{sign}</button>'
+        for action, by, sign, title in (
+            ("move", -1, "←", "earlier"),
+            ("move", 1, "→", "later"),
+            ("zoom", 0.5, "+", "closer"),
+            ("zoom", 2, "−", "wider"),
+        )
+    ]
+    return f'<div class="windows">{"".join(jumps + moves)}</div>'
+
+
+def _title(run: Run) -> str:
+    """What was run, as far as the config tells; else the run's name."""
+    task = (run.config or {}).get("task")
+    dataset = task.get("dataset") if isinstance(task, dict) else None
+    if dataset and tally.strategy(run) != units.NONE:
+        return f"{tally.strategy(run)} on {dataset}"
+    return _name(run) or "A run"
+
+
+def _name(run: Run) -> str:
+    heads = (event.run for event in run.events if isinstance(event, trace.Recorded))
+    return str((run.summary or {}).get("run") or next(heads, ""))
+
+
+def _head(run: Run) -> str:
+    status = (run.summary or {}).get("status")
+    pill = f'<span class="pill">{escape(str(status))}</span>' if status else ""
+    notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
+    return (
+        f'<header><div class="kicker">run {escape(_name(run))}{pill}</div>'
+        f"<h1>{escape(_title(run))}</h1>"
+        f'<p class="lede">{escape(_lede(run))}</p></header>'
+        + (f'<ul class="notes">{notes}</ul>' if notes else "")
+    )
+
+
+def _lede(run: Run) -> str:
+    """The run in two sentences."""
+    workers = tally.tally(run)
+    versions, wall_s = tally.num_versions(run), tally.duration_s(run)
+    made = f"{units.as_number(versions)} version{'s'[: versions != 1]}"
+    crowd = f"{len(workers)} worker{'s'[: len(workers) != 1]}" if workers else "The run"
+    text = f"{crowd} made {made} of the global model in {units.as_duration(wall_s)}."
+    present_s = sum(worker.present_s for worker in workers)
+    if present_s > 0:
+        trained = sum(worker.trained_s for worker in workers) / present_s
+        waited = sum(worker.waited_s for worker in workers) / present_s
+        text += (
+            f" Workers trained for {units.as_percent(trained, 0)} of their time and "
+            f"waited for {units.as_percent(waited, 0)}."
+        )
+    return text
+
+
+def _cards(run: Run) -> str:
+    cards = "".join(
+        f'<div class="card"><div class="label">{escape(figure.label)}</div>'
+        f'<div class="value">{escape(figure.value)}</div>'
+        f'<div class="note">{escape(figure.note)}</div></div>'
+        for figure in tally.key_figures(run)
+    )
+    return f'<div class="cards">{cards}</div>'
+
+
+def _section(section: Section) -> str:
+    inner = f'<div id="{section.name}"></div>'
+    save = f'<button class="save" data-of="{section.name}">save</button>'
+    if section.figure is None:
+        inner, save = f'<p class="empty">{escape(section.without)}</p>', ""
+    return (
+        f'<section class="{"half" if section.half else "whole"}">'
+        f"{save}<h2>{escape(section.title)}</h2><p>{escape(section.how_to_read)}</p>"
+        f"{section.above}{inner}</section>"
+    )
+
+
+def _workers(run: Run) -> str:
+    rows = table.to_html(tally.tally(run))
+    return (
+        "<section><h2>The workers</h2><p>Shares of time count from a worker's first "
+        "event to its last; blue is training, hatching is waiting.</p>"
+        f"{rows or '<p class=empty>No worker has left a trace.</p>'}</section>"
+    )
+
+
+def _settings(run: Run) -> str:
+    blocks: list[tuple[str, Any]] = []
+    if run.config is not None:
+        blocks.append(("Settings", run.config))
+    blocks += [
+        (
+            f"Where {event.actor} ran (incarnation {event.incarnation})",
+            event.environment,
+        )
+        for event in run.events
+        if isinstance(event, trace.Recorded) and event.actor == "server"
+    ]
+    if not blocks:
+        return ""
+    parts = "".join(
+        f"<details><summary>{escape(title)}</summary><pre>"
+        f"{escape(json.dumps(record, indent=2, ensure_ascii=False))}</pre></details>"
+        for title, record in blocks
+    )
+    return f"<section>{parts}</section>"
+
+
+def _foot() -> str:
+    return f"<footer>Written by asyn2f {escape(asyn2f.__version__)}.</footer>"
+
+
+def _as_json(drawn: dict[str, go.Figure]) -> str:
+    """Figures and themes as JSON that cannot end the script element it stands in."""
+    for figure in drawn.values():
+        figure.layout.template = None
+    parts = ", ".join(
+        f"{json.dumps(name)}: {plotly.io.to_json(figure, validate=False)}"
+        for name, figure in drawn.items()
+    )
+    themes = json.dumps(
+        {
+            name: theme.template(dark=name == "dark").to_plotly_json()
+            for name in ("light", "dark")
+        }
+    )
+    text = f'{{"figures": {{{parts}}}, "themes": {themes}}}'
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028")

@@ -1,0 +1,260 @@
+"""The live view of a run: a table on a terminal, a line now and then elsewhere."""
+
+from collections import Counter
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from asyn2f.report import units
+from asyn2f.status import RunStatus, WorkerStatus
+
+LINE_EVERY_S = 2.0
+"""Seconds between two plain lines, unless the accuracy has improved."""
+
+_WIDE, _WIDEST = 110, 132  # columns: room for everything; wider, and the eye is lost
+_STATES = {
+    "training": ("●", "green"),
+    "registered": ("○", ""),
+    "waiting": ("◌", "yellow"),
+    "silent": ("!", "bold red"),
+    "gone": ("x", "dim"),
+}
+
+
+class View(NamedTuple):
+    """A run as it stands, fitted to the terminal that shows it."""
+
+    status: RunStatus
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> RenderResult:
+        options = options.update(max_width=min(options.max_width, _WIDEST))
+        head = console.render_lines(_head(self.status), options)
+        # Of the rows that are left, one is the table's head and one the cursor's.
+        room = max((options.height or console.height) - len(head) - 2, 2)
+        body = _table(self.status, room, wide=options.max_width >= _WIDE)
+        for line in [*head, *console.render_lines(body, options)]:
+            yield from line
+            yield Segment.line()
+
+
+def render(status: RunStatus) -> View:
+    """The status as something rich can print: a head, and a row per worker.
+
+    It fits the width and the height of the console; workers that find no room are
+    counted in a last row.
+    """
+    return View(status)
+
+
+def plain_line(status: RunStatus) -> str:
+    """The status in one line of plain text, for logs.
+
+    >>> status = RunStatus("r", "asyn2f", "running", 75.0, 12, 100, 0.12, 0.5, 0.9, 0.3,
+    ...                    0.91, 10, 24, 1, 0, 4_000_000, 9_000_000, ())
+    >>> plain_line(status)  # doctest: +NORMALIZE_WHITESPACE
+    '00:01:15 running | version 12/100 (0.500/s) | accuracy 90.00 %,
+     best 91.00 % at 10 | loss 0.3000 | updates 24 committed, 1 superseded, 0 rejected
+     | up 4.00 MB, down 9.00 MB | no workers'
+    """
+    limit = f"/{status.max_versions}" if status.max_versions else ""
+    parts = [
+        f"{units.as_clock(status.elapsed_s)} {status.state}",
+        f"version {status.version}{limit} ({_rate(status)}/s)",
+        f"accuracy {_ascii(units.as_percent(status.accuracy))}{_best(status)}",
+        f"loss {_ascii(units.as_number(status.loss, digits=4))}",
+        f"updates {status.committed} committed, {status.superseded} superseded, "
+        f"{status.rejected} rejected",
+        f"up {units.as_bytes(status.bytes_up)}, "
+        f"down {units.as_bytes(status.bytes_down)}",
+        _crowd(status.workers) or "no workers",
+    ]
+    return " | ".join(parts)
+
+
+class LiveView:
+    """Shows a run as it goes on; a context manager.
+
+    On a terminal the view is redrawn in place. Elsewhere `plain_line` is printed, at
+    most every `LINE_EVERY_S` seconds of the run and whenever its accuracy has improved;
+    the last status always has its line.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._status: RunStatus | None = None
+        self._printed: RunStatus | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+        elif self._status is not self._printed:
+            self._print_line()
+
+    def update(self, status: RunStatus) -> None:
+        """Shows this status in place of the one before."""
+        self._status = status
+        if self._live:
+            self._live.update(render(status), refresh=True)
+        elif self._is_worth_a_line(status):
+            self._print_line()
+
+    def message(self, text: str) -> None:
+        """Shows a message, above the view, for good."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def _is_worth_a_line(self, status: RunStatus) -> bool:
+        last = self._printed
+        if last is None or status.elapsed_s - last.elapsed_s >= LINE_EVERY_S:
+            return True
+        best, before = status.best_accuracy, last.best_accuracy
+        return units.is_known(best) and not (units.is_known(before) and best <= before)
+
+    def _print_line(self) -> None:
+        if self._status:
+            self._console.print(Text(plain_line(self._status)), soft_wrap=True)
+            self._printed = self._status
+
+
+def _head(status: RunStatus) -> Padding:
+    """Four lines: whose run, how far, how good, at what cost."""
+    title = Table.grid(expand=True)
+    title.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    title.add_column(justify="right", no_wrap=True)
+    name = Text.assemble((status.strategy, "bold cyan"), "  ", (status.run, "bold"))
+    title.add_row(
+        name,
+        Text.assemble((status.state, "green"), f"  {units.as_clock(status.elapsed_s)}"),
+    )
+    lines: list[RenderableType] = [title, _progress(status)]
+    accuracy = Text("accuracy ")
+    accuracy.append(units.as_percent(status.accuracy), "bold")
+    accuracy.append(_best(status), "dim")
+    accuracy.append(f"   loss {units.as_number(status.loss, digits=4)}")
+    lines.append(accuracy)
+    up, down = units.as_bytes(status.bytes_up), units.as_bytes(status.bytes_down)
+    updates = (
+        f"updates  {status.committed:,} committed, {status.superseded:,} superseded, "
+        f"{status.rejected:,} rejected   ↑ {up}  ↓ {down}"
+    )
+    lines.append(Text(updates, no_wrap=True, overflow="ellipsis"))
+    return Padding(Group(*lines), (0, 1, 1, 1))
+
+
+def _progress(status: RunStatus) -> Table:
+    limit = f" of {status.max_versions:,}" if status.max_versions else ""
+    grid = Table.grid(expand=True, padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_row(
+        Text.assemble("version  ", (f"{status.version:,}", "bold"), limit),
+        ProgressBar(
+            total=1.0,
+            completed=status.progress,
+            style="grey23",
+            complete_style="cyan",
+        ),
+        Text(f"{_rate(status)} versions/s"),
+    )
+    return grid
+
+
+def _table(status: RunStatus, room: int, *, wide: bool) -> Table | Text:
+    """The workers, as many as there is room for, and a row that counts the others."""
+    workers = status.workers
+    if not workers:
+        return Text("  no workers yet", "dim")
+    shown = workers if len(workers) <= room else workers[: room - 1]
+    table = Table(box=None, expand=True, pad_edge=True, header_style="dim")
+    columns = ["worker", "state", "epoch", "loss", "base", "stale", "last merge"]
+    columns += ["updates"]
+    if wide:
+        columns += ["accuracy", "merges", "steps", "examples"]
+    for name in columns:
+        left = name == "state"
+        table.add_column(
+            name, justify="left" if left else "right", no_wrap=True, min_width=4
+        )
+    for worker in shown:
+        table.add_row(*_cells(worker, wide=wide))
+    rest = workers[len(shown) :]
+    if rest:
+        # A row that spans all columns, which only a table of its own can have.
+        more = Table.grid(expand=True)
+        more.add_row(table)
+        more.add_row(Text(f"  … and {len(rest)} more: {_crowd(rest)}", "dim"))
+        return more
+    return table
+
+
+def _cells(worker: WorkerStatus, *, wide: bool) -> list[Text]:
+    sign, style = _STATES.get(worker.state, ("?", ""))
+    away = worker.state == "gone"
+    merged = units.NONE
+    if worker.merged_s_ago >= 0:
+        merged = f"{units.as_duration(worker.merged_s_ago)} ago"
+    hot = "" if worker.staleness <= 0 else "yellow" if worker.staleness < 5 else "red"
+    cells = [
+        Text(str(worker.worker)),
+        Text(f"{sign} {worker.state}", style),
+        Text(units.as_number(worker.epoch, digits=2)),
+        Text(units.as_number(worker.loss, digits=4)),
+        Text(f"v{worker.base_version}" if worker.base_version >= 0 else units.NONE),
+        Text(str(worker.staleness), hot),
+        Text(merged),
+        Text(f"{worker.updates:,}"),
+    ]
+    if wide:
+        cells += [
+            Text(units.as_percent(worker.metric)),
+            Text(f"{worker.merges:,}"),
+            Text(f"{worker.step:,}"),
+            Text(f"{worker.num_examples:,}"),
+        ]
+    if away:
+        for cell in cells:
+            cell.style = "dim"
+    return cells
+
+
+def _crowd(workers: tuple[WorkerStatus, ...]) -> str:
+    """How many workers are in which state."""
+    counts = Counter(worker.state for worker in workers)
+    return ", ".join(f"{count} {state}" for state, count in counts.most_common())
+
+
+def _best(status: RunStatus) -> str:
+    if not units.is_known(status.best_accuracy):
+        return ""
+    return f", best {units.as_percent(status.best_accuracy)} at {status.best_version}"
+
+
+def _rate(status: RunStatus) -> str:
+    return _ascii(units.as_rate(status.versions_per_s))
+
+
+def _ascii(text: str) -> str:
+    """The text with a hyphen for a dash: a log may know no other characters."""
+    return text.replace(units.NONE, "-")

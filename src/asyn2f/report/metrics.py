@@ -1,0 +1,118 @@
+"""The curve of a run: rows of scalars, in a file of lines and in TensorBoard."""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from asyn2f import workdir as folders
+
+
+class MetricsWriter:
+    """Appends rows to `metrics.jsonl` and mirrors their scalars to TensorBoard.
+
+    Every row is one line and one write to the file: a kill can cut the last line short,
+    which `read_metrics` leaves out, and loses nothing before it. Threads may share it.
+    After `close`, rows are dropped, as they are by `trace.TraceWriter`.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        """Opens the files, which may hold rows of an earlier life of the run.
+
+        Args:
+          workdir: the run's folder; made if it is not there.
+        """
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._file = open(  # noqa: SIM115 - closed by close()
+            workdir / folders.METRICS, "a+b", buffering=0
+        )
+        if _is_cut(self._file):
+            self._file.write(b"\n")
+        self._board = SummaryWriter(
+            logdir=str(workdir / folders.TENSORBOARD), flush_secs=5
+        )
+        self._lock = threading.Lock()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a row. Nothing is refused: NaN becomes null, an unknown type text."""
+        plain = _plain(row)
+        line = json.dumps(plain, allow_nan=False) + "\n"
+        with self._lock:
+            if self._file.closed:
+                return
+            self._file.write(line.encode())
+            self._mirror(plain)
+
+    def _mirror(self, row: dict[str, Any]) -> None:
+        version: Any = row.get("version")
+        if not _is_number(version):
+            return
+        kind, now = row.get("kind", "row"), time.time()
+        for name, value in row.items():
+            if name != "version" and _is_number(value):
+                self._board.add_scalar(
+                    f"{kind}/{name}", value, global_step=int(version), walltime=now
+                )
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._file.closed:
+                self._file.close()
+                self._board.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of a run, in the order written; none where there is no file.
+
+    What a kill has cut short is left out.
+    """
+    return read_rows(workdir / folders.METRICS)[0]
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of one file, and how many of its lines are none."""
+    rows: list[dict[str, Any]] = []
+    cut = 0
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError):
+                row = None
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                cut += 1
+    return rows, cut
+
+
+def _is_cut(file: Any) -> bool:
+    """Whether the last line has no end, so that the next would be glued to it."""
+    if file.seek(0, 2) == 0:
+        return False
+    file.seek(-1, 2)
+    return file.read(1) != b"\n"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it; scalars of NumPy and JAX become plain numbers."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)

@@ -1,0 +1,253 @@
+"""A run as it lies in its folder: read whole where it is whole, and never refused."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from asyn2f import trace
+from asyn2f import workdir as folders
+from asyn2f.report.metrics import read_rows
+
+_PARTS = (folders.CONFIG, folders.SUMMARY, folders.METRICS, folders.TRACE)
+
+
+class Run(NamedTuple):
+    """What a run left behind, and what it did not."""
+
+    events: list[trace.Event]  # by time
+    metrics: list[dict[str, Any]]  # in the order written, clocks carried on
+    summary: dict[str, Any] | None
+    config: dict[str, Any] | None
+    notes: tuple[str, ...]  # what is missing, in sentences
+    start_s: float = 0.0  # what the clock of the events says at zero of all time axes
+
+
+def load_run(workdir: Path) -> Run:
+    """The run in a folder, as far as it can be read.
+
+    Args:
+      workdir: a folder with any of config.json, summary.json, metrics.jsonl, trace/.
+
+    Raises:
+      ValueError: no such folder, or nothing of a run in it.
+    """
+    if not workdir.is_dir():
+        raise ValueError(
+            f"workdir: found {str(workdir)!r}, which is no folder; "
+            "give the folder that a run has written"
+        )
+    if not any((workdir / part).exists() for part in _PARTS):
+        raise ValueError(
+            f"workdir: {str(workdir)!r} holds none of {', '.join(_PARTS)}; "
+            "give the folder that a run has written"
+        )
+    notes: list[str] = []
+    summary = _read_record(
+        workdir / folders.SUMMARY,
+        "the run goes on, or was killed; its key figures come from metrics and trace",
+        notes,
+    )
+    config = _read_record(workdir / folders.CONFIG, "the settings are unknown", notes)
+    rows, cut = read_rows(workdir / folders.METRICS)
+    if not rows:
+        notes.append(f"{folders.METRICS} has no rows: there is no curve over bytes.")
+    if cut:
+        notes.append(f"{folders.METRICS}: {_lines(cut)} cut short, and left out.")
+    events = _read_events(workdir / folders.TRACE, notes)
+    notes.extend(_absent(events))
+    metrics, start_s = _carried_on(rows), _start_s(events, rows)
+    return Run(events, metrics, summary, config, tuple(notes), start_s)
+
+
+def worker_of(event: trace.Event) -> int | None:
+    """The worker that an event is about, or None.
+
+    >>> worker_of(trace.Adopted(time_s=1.5, worker=2, version=7, step=40))
+    2
+    """
+    return getattr(event, "worker", None)
+
+
+def number(row: dict[str, Any] | None, *path: str) -> float:
+    """The number at `path` of a nested record; NaN where there is none.
+
+    >>> number({"stop": {"target_accuracy": 0.9}}, "stop", "target_accuracy")
+    0.9
+    >>> number({"loss": None}, "loss")
+    nan
+    """
+    value: Any = row
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return float(value) if _is_number(value) else math.nan
+
+
+def _read_record(path: Path, without: str, notes: list[str]) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        notes.append(f"{path.name} is missing: {without}.")
+        return None
+    except (json.JSONDecodeError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        notes.append(f"{path.name} is cut short: {without}.")
+        return None
+    return record
+
+
+def _read_events(folder: Path, notes: list[str]) -> list[trace.Event]:
+    """All events by time, as `trace.read` gives them, without what is none.
+
+    A resumed process appends to its file, so that a line cut by a kill may stand in the
+    middle; `trace.read` rightly refuses that, and a picture can do without the line.
+    """
+    events: list[trace.Event] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        cut = 0
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                event = trace.from_line(line)
+            except (ValueError, RecursionError):
+                cut += 1
+                continue
+            if _is_sound(event):
+                events.append(event)
+            else:
+                cut += 1
+        if cut:
+            notes.append(f"trace/{path.name}: {_lines(cut)} cut short, and left out.")
+    return sorted(events, key=lambda event: event.time_s)
+
+
+def _is_sound(event: trace.Event) -> bool:
+    """Whether the fields are of the types that the figures count on."""
+    kinds = type(event).__annotations__
+    if not all(
+        _CHECKS.get(kind, _is_anything)(getattr(event, name))
+        for name, kind in kinds.items()
+    ):
+        return False
+    times = (event.time_s, getattr(event, "start_s", 0.0))
+    if not all(math.isfinite(time_s) for time_s in times):
+        return False
+    return not isinstance(event, trace.Aggregated) or _is_sound_aggregation(event)
+
+
+def _is_sound_aggregation(event: trace.Aggregated) -> bool:
+    lists = (event.updates, event.staleness, event.coefficients)
+    if not all(isinstance(items, list) for items in lists):
+        return False
+    return (
+        len({len(items) for items in lists}) == 1
+        and all(isinstance(key, list) and len(key) == 3 for key in event.updates)
+        and all(_is_count(key[0]) for key in event.updates)
+        and all(isinstance(seq, int | str) for key in event.updates for seq in key[1:])
+        and all(_is_count(behind) and behind >= 0 for behind in event.staleness)
+        and all(_is_number(share) for share in event.coefficients)
+    )
+
+
+def _is_count(value: Any) -> bool:
+    """Whether it is an integer that arrays and browsers hold exactly."""
+    return type(value) is int and abs(value) < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_anything(value: Any) -> bool:
+    return True
+
+
+_CHECKS = {float: _is_number, int: _is_count, str: _is_text}
+
+
+def _absent(events: list[trace.Event]) -> Iterator[str]:
+    """What the trace lacks, and how often the server came back."""
+    if not events:
+        yield "trace/ has no events: there is no timeline and no table of workers."
+        return
+    if not any(isinstance(event, trace.Aggregated) for event in events):
+        yield "The server's trace has no aggregations: staleness is unknown."
+    own = {event.worker for event in events if isinstance(event, trace.Trained)}
+    silent = sorted(_named_workers(events) - own)
+    if silent:
+        names = ", ".join(map(str, silent[:12])) + (", …" if len(silent) > 12 else "")
+        yield f"No training in the trace of worker{'s'[: len(silent) > 1]} {names}."
+    lives = {
+        event.incarnation
+        for event in events
+        if isinstance(event, trace.Recorded) and event.actor == "server"
+    }
+    if len(lives) > 1:
+        yield f"The server was started {len(lives)} times; all its lives are shown."
+
+
+def _named_workers(events: list[trace.Event]) -> set[int]:
+    joined = {event.worker for event in events if isinstance(event, trace.WorkerJoined)}
+    used = {
+        key[0]
+        for event in events
+        if isinstance(event, trace.Aggregated)
+        for key in event.updates
+    }
+    return joined | used
+
+
+def _start_s(events: list[trace.Event], rows: list[dict[str, Any]]) -> float:
+    """When the clock of the metrics stood at zero, or else the time of the first event.
+
+    Processes begin before the run does: they wait for each other, and compile.
+    """
+    published: dict[float, float] = {}
+    for event in events:
+        if isinstance(event, trace.Published):
+            published.setdefault(event.version, event.time_s)
+    for row in rows:
+        version, time_s = number(row, "version"), number(row, "time_s")
+        if row.get("kind") == "version" and math.isfinite(time_s):
+            if version in published:
+                return published[version] - time_s
+            break
+    return events[0].time_s if events else 0.0
+
+
+def _carried_on(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, with clocks and counters that began anew carried on.
+
+    One process writes the rows of kind "version" in order: where such a row lies before
+    its predecessor in time, the run was resumed, and what fell then is counted on.
+    """
+    counters = ("time_s", "bytes_up", "bytes_down")
+    offsets: dict[str, float] = dict.fromkeys(counters, 0.0)
+    largest: dict[str, float] = dict.fromkeys(counters, 0.0)
+    last_s = -math.inf
+    result = []
+    for row in rows:
+        if row.get("kind") == "version" and not math.isnan(number(row, "time_s")):
+            if number(row, "time_s") < last_s:
+                for name in counters:
+                    if number(row, name) + offsets[name] < largest[name]:
+                        offsets[name] = largest[name]
+            last_s = number(row, "time_s")
+        moved = {
+            name: row[name] + offsets[name] if offsets[name] else row[name]
+            for name in counters
+            if not math.isnan(number(row, name))
+        }
+        for name, value in moved.items():
+            largest[name] = max(largest[name], value)
+        result.append({**row, **moved})
+    return result
+
+
+def _lines(count: int) -> str:
+    return "1 line is" if count == 1 else f"{count} lines are"

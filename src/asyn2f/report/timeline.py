@@ -1,0 +1,168 @@
+"""The picture of an asynchronous run: who trained, waited, merged and pushed when."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+
+from asyn2f import trace
+from asyn2f.report import stretches, theme
+from asyn2f.report.bars import HALF, add_bars, f32
+from asyn2f.report.marks import add_marks, row_height
+from asyn2f.report.run import Run, worker_of
+
+MAX_PIECES = 80_000
+"""Stretches of training or waiting in the figure: more would make the page heavy."""
+
+MAX_PIECES_FROM_AFAR = 16_000
+"""The same in a view of the whole run: more would make it slow."""
+
+_WINDOW_CYCLES = 7.0  # a window shows at most so many cycles of a typical worker,
+_WINDOW_MARKS = 26.0  # and at most so many of its merges and pushes
+
+
+class Window(NamedTuple):
+    """A stretch of time worth looking at."""
+
+    label: str
+    start_s: float
+    end_s: float
+
+
+class Timeline(NamedTuple):
+    """The figure, where to look, and how coarse it is."""
+
+    figure: go.Figure
+    windows: tuple[Window, ...]  # the first is the one shown at the beginning
+    slot_s: float  # 0 = every stretch is drawn as it was
+
+
+def timeline(run: Run) -> Timeline | None:
+    """One row per worker, and one for the server's versions; None without workers.
+
+    Args:
+      run: any run; a worker whose trace is missing has an empty row.
+    """
+    zero_s = run.start_s
+    rows = _rows(run.events)
+    if not rows:
+        return None
+    pieces = stretches.pieces_of(run.events, rows, zero_s)
+    fine, slot_s = stretches.fewer(pieces, len(rows), MAX_PIECES)
+    coarse, _ = stretches.fewer(pieces, len(rows), MAX_PIECES_FROM_AFAR)
+    figure = go.Figure()
+    _add_versions(figure, run.events, len(rows), zero_s)
+    add_bars(figure, fine, coarse, list(rows))
+    add_marks(figure, run.events, rows, zero_s)
+    windows = _windows(run.events, zero_s)
+    _lay_out(figure, list(rows), windows[0])
+    return Timeline(figure, windows, slot_s)
+
+
+def _rows(events: Sequence[trace.Event]) -> dict[int, int]:
+    named = (worker_of(event) for event in events)
+    workers = sorted({worker for worker in named if worker is not None})
+    return {worker: row for row, worker in enumerate(workers)}
+
+
+def _add_versions(
+    figure: go.Figure, events: Sequence[trace.Event], num_rows: int, zero_s: float
+) -> None:
+    """Ticks in the server's row, and hairlines down to the workers."""
+    times_s, versions = stretches.published(events, zero_s)
+    if not len(times_s):
+        return
+    for top, bottom, width, opacity, meta in (
+        (-1 + HALF, num_rows - 0.5, 1, 0.5, {"stride": 3, "crowd": 120}),
+        (-1 - HALF, -1 + HALF, 2, 1.0, {"stride": 3}),
+    ):
+        x, y = _ticks(times_s, np.full(len(times_s), top), bottom - top)
+        figure.add_scatter(
+            x=x,
+            y=y,
+            mode="lines",
+            line={"color": theme.GREY, "width": width},
+            opacity=opacity,
+            hoverinfo="skip",
+            meta=meta,
+            showlegend=False,
+        )
+    figure.add_scatter(
+        x=f32(times_s),
+        y=f32(np.full(len(times_s), -1.0)),
+        mode="lines",
+        line={"width": 0},
+        customdata=f32(versions[:, None]),
+        meta={"stride": 1},
+        hovertemplate="version %{customdata[0]} published<br>%{x:.2f} s<extra></extra>",
+        showlegend=False,
+    )
+
+
+def _windows(events: Sequence[trace.Event], zero_s: float) -> tuple[Window, ...]:
+    end_s = max(events[-1].time_s - zero_s, 1e-6)
+    pushes = [event for event in events if isinstance(event, trace.Pushed)]
+    merges = [event for event in events if isinstance(event, trace.Merged)]
+    length_s = min(
+        _WINDOW_CYCLES * stretches.interval_s(pushes),
+        _WINDOW_MARKS * stretches.interval_s([*pushes, *merges]),
+    )
+    whole = Window("Whole run", min(events[0].time_s - zero_s, 0.0), end_s)
+    if not 0 < length_s < end_s:
+        return (whole,)
+    marks = np.array([event.time_s - zero_s for event in merges or pushes])
+    busiest_s = stretches.busiest_window(marks, length_s, end_s)
+    return (
+        Window("Busiest", busiest_s, busiest_s + length_s),
+        Window("Beginning", 0.0, length_s),
+        Window("End", end_s - length_s, end_s),
+        whole,
+    )
+
+
+def _lay_out(figure: go.Figure, workers: list[int], window: Window) -> None:
+    row_px = row_height(len(workers))
+    every = math.ceil(14.0 / row_px)
+    shown = [(row, worker) for row, worker in enumerate(workers) if row % every == 0]
+    names = [
+        f'<span style="color:{theme.worker_colour(worker)}">●</span> worker {worker}'
+        for _, worker in shown
+    ]
+    top = {"x": 0.0, "xanchor": "left", "yanchor": "bottom", "yref": "container"}
+    height = 134 + row_px * (len(workers) + 1)
+    figure.update_layout(
+        height=height,
+        margin={"t": 66, "b": 56},
+        dragmode="pan",
+        hoverdistance=30,
+        legend=top
+        | {
+            "y": 1 - 30 / height,
+            "title": {"text": "training, staleness of its base: "},
+        },
+        legend2=top | {"y": 1 - 56 / height, "orientation": "h"},
+        xaxis={
+            "range": [window.start_s, window.end_s],
+            "title": {"text": "seconds since the start"},
+            "showgrid": False,
+        },
+        yaxis={
+            "range": [len(workers) - 0.4, -1.5],
+            "tickvals": [-1, *(row for row, _ in shown)],
+            "ticktext": ["<b>server</b>", *names],
+            "showgrid": False,
+            "fixedrange": True,
+        },
+    )
+
+
+def _ticks(
+    time_s: np.ndarray, top: np.ndarray, length: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Upright lines, f32 [3 n], with a gap after each."""
+    gap = np.full(len(time_s), math.nan)
+    x = np.stack([time_s, time_s, gap], axis=1)
+    y = np.stack([top, top + length, gap], axis=1)
+    return f32(x.ravel()), f32(y.ravel())

@@ -1,0 +1,106 @@
+"""Numbers as people read them: one spelling for the report and for the live table.
+
+What is not known, None or NaN, is a dash.
+"""
+
+import math
+from typing import TypeGuard
+
+NONE = "–"
+
+
+def is_known(value: float | None) -> TypeGuard[float]:
+    """Whether it is a finite number.
+
+    >>> is_known(0.0), is_known(None), is_known(math.nan)
+    (True, False, False)
+    """
+    return value is not None and math.isfinite(value)
+
+
+def as_bytes(num_bytes: float | None) -> str:
+    """Bytes with a decimal prefix.
+
+    >>> as_bytes(999), as_bytes(44_700_000)
+    ('999 B', '44.7 MB')
+    """
+    if not is_known(num_bytes):
+        return NONE
+    value, unit = scaled(num_bytes, num_bytes)
+    if unit == "B":
+        return f"{value:.0f} B"
+    digits = max(0, 2 - int(math.log10(max(value, 1.0))))
+    return f"{value:.{digits}f} {unit}"
+
+
+def scaled(num_bytes: float, largest: float) -> tuple[float, str]:
+    """`num_bytes` in the unit that suits `largest`, and that unit.
+
+    >>> scaled(500_000, largest=2_000_000)
+    (0.5, 'MB')
+    """
+    unit, size = "B", 1.0
+    for bigger in ("kB", "MB", "GB", "TB", "PB"):
+        # 999.5, not 1000: what would be rounded up to 1000 kB reads better as 1.00 MB.
+        if largest < 999.5 * size:
+            break
+        unit, size = bigger, size * 1000.0
+    return num_bytes / size, unit
+
+
+def as_duration(seconds: float | None) -> str:
+    """Seconds as a person says them.
+
+    >>> as_duration(0.25), as_duration(42.04), as_duration(134), as_duration(7_384)
+    ('0.25 s', '42.0 s', '2 min 14 s', '2 h 03 min')
+    """
+    if not is_known(seconds):
+        return NONE
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest_s:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def as_clock(seconds: float | None) -> str:
+    """Seconds as hours, minutes and seconds, in a width that stays the same.
+
+    >>> as_clock(134.6)
+    '00:02:14'
+    """
+    whole = int(seconds) if is_known(seconds) else 0
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def as_percent(fraction: float | None, digits: int = 2) -> str:
+    """A fraction in percent.
+
+    >>> as_percent(0.93415), as_percent(0.5, digits=0)
+    ('93.42 %', '50 %')
+    """
+    return NONE if not is_known(fraction) else f"{100 * fraction:.{digits}f} %"
+
+
+def as_number(value: float | None, digits: int = 0) -> str:
+    """A number with commas between its thousands.
+
+    >>> as_number(12345), as_number(0.31234, digits=3)
+    ('12,345', '0.312')
+    """
+    return NONE if not is_known(value) else f"{value:,.{digits}f}"
+
+
+def as_rate(per_s: float | None) -> str:
+    """A rate per second in three digits.
+
+    >>> as_rate(0.01234), as_rate(1.0234), as_rate(1234.5)
+    ('0.0123', '1.02', '1,234')
+    """
+    if not is_known(per_s):
+        return NONE
+    if per_s <= 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(per_s)))
+    return f"{per_s:,.{min(digits, 6)}f}"

@@ -1,0 +1,1 @@
+"""The programs interpreted by processes, sockets, a store and the wall clock."""

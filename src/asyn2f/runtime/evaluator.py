@@ -1,0 +1,68 @@
+"""The evaluator's process: every version on the test set, as it comes."""
+
+import time
+
+from asyn2f import trace
+from asyn2f.evaluate import make_evaluate
+from asyn2f.experiment import Experiment
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
+from asyn2f.runtime.io_thread import Journal
+from asyn2f.runtime.peer import (
+    Ended,
+    Letter,
+    Link,
+    Mailbox,
+    hello_of,
+    open_letter,
+    zero_params,
+)
+from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.runtime.transport import Transport
+
+
+class Evaluator:
+    """The paper's tester: evaluates what the server publishes, and reports it."""
+
+    depth = 16  # versions that may wait; a longer queue loses its oldest
+
+    def __init__(
+        self, experiment: Experiment, settings: RuntimeSettings, journal: Journal
+    ) -> None:
+        """Compiles the evaluation, so that it is ready to work when it joins."""
+        self._experiment = experiment
+        self._settings = settings
+        self._journal = journal
+        self._mailbox = Mailbox(self.depth)
+        self._evaluate = make_evaluate(experiment.task)
+        self._evaluate(zero_params(experiment))
+
+    def stop(self, reason: str) -> None:
+        """Ends the evaluator after the version it is at; from any thread."""
+        self._mailbox.stop(reason)
+
+    def run(self, transport: Transport, experiment_digest: str) -> Ended:
+        """Joins, and evaluates until the run is over, or it is stopped or refused."""
+        hello = hello_of(self._experiment, experiment_digest, "evaluator")
+        self._link = Link(
+            hello, self._settings, transport, self._journal, self._mailbox
+        )
+        self._link.start()
+        while self._mailbox.stopped is None:
+            self._mailbox.wait()
+            letter = self._mailbox.take()
+            if letter is not None:
+                self._judge(letter)
+        return self._link.leave()
+
+    def _judge(self, letter: Letter) -> None:
+        version = letter.header.version
+        try:
+            model = open_letter(self._experiment, letter)
+        except wire.WireError as error:
+            print(f"evaluator: left out a version: {error}", flush=True)
+            return
+        score = self._evaluate(model.params)
+        now = time.monotonic()
+        self._journal.write(trace.Evaluated(now, version, score.accuracy, score.loss))
+        self._link.post(p.Graded(version, score.accuracy, score.loss))

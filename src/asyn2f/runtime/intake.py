@@ -1,0 +1,110 @@
+"""How updates come in: looked at, counted once, and answered until they are settled."""
+
+import math
+
+from asyn2f import trace
+from asyn2f.programs import UpdateKey
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
+from asyn2f.runtime.ledger import Ledger, Verdict
+from asyn2f.runtime.roster import Roster, Session
+
+
+class Intake:
+    """The server's desk for updates: `receive`, then `checked`, in the end `settle`."""
+
+    def __init__(
+        self,
+        run: str,
+        incarnation: int,
+        ledger: Ledger,
+        roster: Roster,
+        outlet: p.Outlet,
+    ) -> None:
+        self._run = run
+        self._incarnation = incarnation
+        self._ledger = ledger
+        self._roster = roster
+        self._outlet = outlet
+        self._bases: dict[UpdateKey, int] = {}  # base versions of what is being checked
+        self.num_bytes = 0  # received in this incarnation
+
+    def receive(
+        self, header: wire.UpdateHeader, payload: wire.Buffer, version: int, closed: str
+    ) -> None:
+        """Takes in an update; `version` is the newest, `closed` says why no update is
+        taken in any more, if that is so."""
+        self.num_bytes += len(wire.encode(header)) + header.num_bytes
+        session = self._roster.get(header.session)
+        if session is None or not session.is_worker:
+            return  # nobody to tell; its next beat will be asked who it is
+        key = UpdateKey(header.worker, header.session, header.seq)
+        if self._ledger.is_known(header.session, header.seq):
+            self.answer(session, header.seq)
+            return
+        overtaken = self._ledger.is_overtaken(header.session, header.seq)
+        problem = closed or self._problem(session, header, version)
+        self._ledger.take_in(key)
+        if problem:
+            self.settle(key, Verdict("rejected", -1, problem))
+        elif overtaken:
+            self.settle(key, Verdict("superseded", -1, "a newer one came first"))
+        else:
+            self._bases[key] = header.base_version
+            self.answer(session, header.seq)
+            self._outlet.do(p.Check(key, header, payload))
+
+    def checked(self, key: UpdateKey, problem: str) -> int | None:
+        """The base version of an update that has been found good; None if it is not, or
+        has been settled in the meantime."""
+        base = self._bases.pop(key, None)
+        if base is not None and problem:
+            self.settle(key, Verdict("rejected", -1, problem))
+            return None
+        return base
+
+    def settle(self, key: UpdateKey, verdict: Verdict) -> None:
+        """The last word on an update: written, and told to its worker."""
+        self._ledger.settle(key, verdict)
+        self._bases.pop(key, None)
+        settled = trace.Settled(self._outlet.now, *key, *verdict)
+        self._outlet.do(p.Record(settled), p.Forget(key))
+        session = self._roster.get(key.session)
+        if session is not None:
+            self.answer(session, key.seq)
+
+    def settle_all(self, but: frozenset[UpdateKey], verdict: Verdict) -> None:
+        """The same for all that are unsettled, but those."""
+        for key in sorted(self._ledger.unsettled() - but):
+            self.settle(key, verdict)
+
+    def answer(self, session: Session, seq: int) -> None:
+        """Tells a worker how an update stands; if it is not here, to send it again."""
+        name, verdict = session.name, self._ledger.verdict(session.name, seq)
+        message: wire.Message
+        if verdict is not None:
+            message = wire.Verdict(self._incarnation, name, seq, *verdict)
+        elif self._ledger.is_known(name, seq):
+            message = wire.Receipt(name, seq)
+        else:
+            message = wire.Resend(name, seq)
+        self._outlet.do(p.Send(session.peer, message))
+
+    def _problem(
+        self, session: Session, header: wire.UpdateHeader, version: int
+    ) -> str:
+        """What forbids this update, as far as its header shows; or nothing."""
+        hello = session.hello
+        if header.run != self._run:
+            return f"of run {header.run}, this is {self._run}"
+        if header.worker != hello.worker:
+            return f"from worker {header.worker} in worker {hello.worker}'s session"
+        if not 0 <= header.start_version <= header.base_version <= version:
+            return f"base version {header.base_version} is not in 0..{version}"
+        if header.num_examples != hello.num_examples:
+            return f"{header.num_examples} examples, registered {hello.num_examples}"
+        if header.quality != hello.quality:
+            return f"quality {header.quality}, registered {hello.quality}"
+        if not (0 <= header.loss < math.inf and math.isfinite(header.metric)):
+            return f"loss {header.loss}, metric {header.metric}: has training diverged?"
+        return ""

@@ -1,0 +1,135 @@
+"""The one thread of a process that owns its sockets and runs its protocol.
+
+JAX, decoding and disks never run here: what takes time is an effect that another
+thread carries out, so the sockets are always attended to (a bound subscriber that is
+busy hears nobody).
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from asyn2f import trace
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
+from asyn2f.runtime.transport import Frames, Malformed, Subscribed, Transport
+
+_LINGER_S = 0.5  # for the last messages, a goodbye among them
+
+
+class ProtocolMachine(Protocol):
+    """A protocol without I/O."""
+
+    @property
+    def due_s(self) -> float: ...
+
+    def on(self, event: p.Event, now: float) -> list[p.Effect]: ...
+
+
+class Journal:
+    """A process's trace, stamped with wall time."""
+
+    def __init__(self, writer: trace.TraceWriter) -> None:
+        self._writer = writer
+        self._clock = trace.WallClock()
+
+    def write(self, event: trace.Event) -> None:
+        """Writes an event whose times are monotonic."""
+        self._writer.write(self._clock.stamp(event))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class IoThread:
+    """Runs a protocol over a transport until it says `Finish`.
+
+    `carry_out` is called, on this thread, with every effect that is not for the
+    sockets or the journal; it must only pass it on. It gets `Finish` in any case.
+    """
+
+    def __init__(
+        self,
+        machine: ProtocolMachine,
+        transport: Transport,
+        journal: Journal,
+        carry_out: Callable[[p.Effect], None],
+        not_sent: Callable[[wire.UpdateHeader], None] = lambda header: None,
+    ) -> None:
+        self._machine = machine
+        self._transport = transport
+        self._journal = journal
+        self._carry_out = carry_out
+        self._not_sent = not_sent
+        self._posted: SimpleQueue[p.Event] = SimpleQueue()
+        self._finished = False
+        self.dropped: Counter[str] = Counter()  # messages nobody could read, by reason
+        self._thread = threading.Thread(target=self._run, name="io", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def post(self, event: p.Event) -> None:
+        """Tells the protocol something; from any thread, and from signal handlers."""
+        self._posted.put(event)
+        self._transport.wake()
+
+    def join(self, timeout_s: float) -> None:
+        """Waits until the protocol has finished and the sockets are closed."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while not self._finished:
+                wait_s = max(0.0, self._machine.due_s - time.monotonic())
+                for item in self._transport.poll(wait_s):
+                    self._take(item)
+                while not self._finished:
+                    try:
+                        self._tell(self._posted.get_nowait())
+                    except Empty:
+                        break
+                if time.monotonic() >= self._machine.due_s:
+                    self._tell(p.Tick())
+        except Exception as error:
+            logging.exception("the I/O thread has failed")
+            self._carry_out(p.Finish("failed", f"I/O thread: {error!r}"))
+        finally:
+            self._transport.close(_LINGER_S)
+
+    def _take(self, item: Frames | Subscribed | Malformed) -> None:
+        match item:
+            case Subscribed():
+                self._tell(item)
+            case Frames(channel, sender, header, payload):
+                try:
+                    message = wire.decode(header)
+                except wire.WireError as error:
+                    self.dropped[str(error)] += 1
+                else:
+                    self._tell(p.FromWire(channel, sender, message, payload))
+            case Malformed(channel, reason):
+                self.dropped[f"{channel.value}: {reason}"] += 1
+
+    def _tell(self, event: p.Event) -> None:
+        if self._finished:
+            return
+        for effect in self._machine.on(event, time.monotonic()):
+            match effect:
+                case p.Send(peer, message):
+                    self._transport.send(peer, wire.encode(message))
+                case p.Broadcast(topic, header, payload):
+                    sent = self._transport.publish(topic, wire.encode(header), payload)
+                    if not sent and isinstance(header, wire.UpdateHeader):
+                        self._not_sent(header)
+                case p.Connect(topics, model_port, update_port):
+                    self._transport.connect(topics, model_port, update_port)
+                case p.Record(noted):
+                    self._journal.write(noted)
+                case _:
+                    self._finished = self._finished or isinstance(effect, p.Finish)
+                    self._carry_out(effect)

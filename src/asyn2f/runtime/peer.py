@@ -1,0 +1,178 @@
+"""What a worker's and an evaluator's process share: their link to the server."""
+
+import secrets
+import threading
+import time
+from collections import deque
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from asyn2f.experiment import Experiment
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
+from asyn2f.runtime.io_thread import IoThread, Journal
+from asyn2f.runtime.peer_protocol import PeerProtocol
+from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.runtime.transport import Transport
+from asyn2f.runtime.wire import Buffer, ModelHeader
+from asyn2f.types import GlobalModel, Params
+
+
+class Ended(NamedTuple):
+    """How a peer's process ended."""
+
+    status: str  # "finished" | "refused" | "failed"
+    reason: str
+
+
+class Letter(NamedTuple):
+    """A version as it came, not yet decoded."""
+
+    header: ModelHeader
+    payload: Buffer
+
+
+class Mailbox:
+    """The newest versions received, and whether it is time to stop.
+
+    Holds at most `depth`; a newer one pushes out the oldest. A worker has depth 1:
+    newest wins.
+    """
+
+    def __init__(self, depth: int = 1) -> None:
+        self._letters: deque[Letter] = deque(maxlen=depth)
+        self._changed = threading.Condition()
+        self._stop: str | None = None
+        self.newest = -1  # newest version received; read without the lock, by design
+        self.skipped = 0  # versions pushed out before anybody took them
+
+    def put(self, letter: Letter) -> None:
+        with self._changed:
+            self.skipped += len(self._letters) == self._letters.maxlen
+            self._letters.append(letter)
+            self.newest = letter.header.version
+            self._changed.notify_all()
+
+    def stop(self, reason: str) -> None:
+        """Tells whoever waits that it is over; the first reason stands."""
+        with self._changed:
+            self._stop = self._stop or reason
+            self._changed.notify_all()
+
+    @property
+    def stopped(self) -> str | None:
+        """Why it is over, or None while it is not."""
+        return self._stop
+
+    def take(self) -> Letter | None:
+        """The oldest version here, if any."""
+        with self._changed:
+            return self._letters.popleft() if self._letters else None
+
+    def wait(self) -> None:
+        """Until a version is here, or it is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._letters or self._stop is not None)
+
+    def wait_stopped(self, timeout_s: float) -> None:
+        """Until it is over, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stop is not None, timeout_s)
+
+
+class Link:
+    """A peer's protocol at work: what comes in lands in the mailbox."""
+
+    def __init__(
+        self,
+        hello: wire.Hello,
+        settings: RuntimeSettings,
+        transport: Transport,
+        journal: Journal,
+        mailbox: Mailbox,
+    ) -> None:
+        self.mailbox = mailbox
+        self._ended: Ended | None = None
+        machine = PeerProtocol(hello, settings, time.monotonic())
+        self._io = IoThread(
+            machine, transport, journal, self._carry_out, machine.not_sent
+        )
+        self.start = self._io.start
+        self.post = self._io.post
+
+    def leave(self) -> Ended:
+        """Says goodbye, if that has not happened, and how it ended."""
+        reason = self.mailbox.stopped or "its work is done"
+        self._io.post(p.StopRequested(reason))
+        self._io.join(timeout_s=3.0)
+        return self._ended or Ended("failed", f"the I/O thread hangs ({reason})")
+
+    def _carry_out(self, effect: p.Effect) -> None:
+        """On the I/O thread."""
+        match effect:
+            case p.Admitted(run, incarnation):
+                print(f"joined run {run} (incarnation {incarnation})", flush=True)
+            case p.Deliver(header, payload):
+                self.mailbox.put(Letter(header, payload))
+            case p.StopWork(reason):
+                self.mailbox.stop(reason)
+            case p.Finish(status, reason):
+                self._ended = Ended(status, reason)
+                self.mailbox.stop(reason)
+
+
+def hello_of(
+    experiment: Experiment,
+    experiment_digest: str,
+    role: str,
+    worker: int = -1,
+    num_examples: int = 0,
+    quality: float = 1.0,
+) -> wire.Hello:
+    """What a process of this role says first; with a new session's name."""
+    return wire.Hello(
+        protocol=wire.PROTOCOL,
+        role=role,
+        worker=worker,
+        session=secrets.token_hex(8),
+        experiment=experiment_digest,
+        fingerprint=experiment.template.fingerprint,
+        num_examples=num_examples,
+        quality=quality,
+    )
+
+
+def zero_params(experiment: Experiment) -> Params:
+    """Zeros of the model's shapes: something to compile with before any model came."""
+    template = experiment.template
+    zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in template.leaves]
+    return jax.tree.unflatten(template.treedef, zeros)
+
+
+def global_model(header: wire.ModelHeader, params: Params) -> GlobalModel:
+    """The version whose header and parameters these are."""
+    return GlobalModel(
+        params=params,
+        version=jnp.int32(header.version),
+        num_examples=jnp.float32(header.num_examples),
+        loss=jnp.float32(header.loss),
+        quality=jnp.float32(header.quality),
+        learning_rate=jnp.float32(header.learning_rate),
+    )
+
+
+def open_letter(experiment: Experiment, letter: Letter) -> GlobalModel:
+    """The version in a letter, checked whole.
+
+    Raises:
+      wire.WireError: damaged, of another shape, or not finite.
+    """
+    header, payload = letter
+    wire.check_payload(header, payload, experiment.template)
+    params = wire.decode_params(experiment.template, payload)
+    bad = wire.nonfinite_leaf(params)
+    if bad:
+        raise wire.WireError(f"version {header.version}: {bad} is not finite")
+    return global_model(header, jax.tree.map(jnp.array, params))

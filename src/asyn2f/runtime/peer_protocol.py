@@ -1,0 +1,305 @@
+"""A peer's side of the protocol, without I/O: a worker's or an evaluator's.
+
+A peer says hello until it is welcomed, beats, takes whatever version is newer than the
+newest it has, asks when it hears of one that did not come, and keeps each update (or
+score) until the server has said what became of it. A server that does not know it any
+more, or is another incarnation, is greeted anew; nothing kept is lost by that.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+from asyn2f import trace
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
+from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
+
+_HELLO_S = (0.1, 1.0)  # first and longest pause between two hellos
+_WINDOW = 4  # updates without a verdict; one more replaces the oldest nobody has seen
+_IDLE = p.Progress("registered", 0, 0.0, 0.0, 0.0, -1, 0, -1.0)
+
+
+@dataclass
+class _Kept:
+    """An update that waits for its verdict."""
+
+    header: wire.UpdateHeader
+    payload: wire.Buffer
+    sent_s: float = math.nan  # nan = not yet
+    has_receipt: bool = False
+
+
+class PeerProtocol:
+    """Joins, beats, receives versions, pushes updates or scores, and leaves."""
+
+    def __init__(
+        self, hello: wire.Hello, settings: RuntimeSettings, now: float
+    ) -> None:
+        self._hello = hello
+        is_worker = hello.role == "worker"
+        self._actor = f"worker-{hello.worker}" if is_worker else hello.role
+        self._settings = settings
+        self._random = random.Random(hello.session)  # spreads out the hellos of many
+        self._opened_s = self._heard_s = self._now = now
+        # joining
+        self._hello_at_s = now
+        self._hello_pause_s = _HELLO_S[0]
+        self._answered = False  # the server has said anything at all
+        self._last_refusal = ""
+        self._welcome: wire.Welcome | None = None
+        self._is_welcome = False
+        # models
+        self._newest = -1
+        self._missed = -1  # a version heard of that has not come
+        # updates and scores
+        self._seq = 0
+        self._outbox: dict[int, _Kept] = {}
+        self._is_heard = False  # the server hears what is published here
+        self._scores: dict[int, wire.Scored] = {}
+        # beats
+        self._beat_at_s = now
+        self._progress = _IDLE
+        self._finished = False
+        self._effects: list[p.Effect] = []
+
+    @property
+    def due_s(self) -> float:
+        """When the next `Tick` is due, monotonic."""
+        return self._beat_at_s if self._is_welcome else self._hello_at_s
+
+    def on(self, event: p.Event, now: float) -> list[p.Effect]:
+        """What to do about an event, in this order."""
+        self._now, self._effects = now, []
+        if self._finished:
+            return []
+        match event:
+            case p.FromWire(Channel.MODEL, _, wire.ModelHeader() as header, payload):
+                self._on_model(header, payload)
+            case p.FromWire(Channel.CONTROL, _, message):
+                self._heard_s, self._answered = now, True
+                self._on_control(message)
+            case Subscribed(topic):
+                self._is_heard = self._is_heard or topic == UPDATES
+            case p.Produced(header, payload):
+                self._keep(header, payload)
+            case p.Graded(version, accuracy, loss):
+                score = wire.Scored(self._hello.session, version, accuracy, loss)
+                self._scores[version] = score
+                self._send(score)
+            case p.Progress():
+                self._progress = event
+            case p.StopRequested(reason):
+                self._leave(reason)
+            case p.Tick():
+                self._on_tick()
+        if self._is_heard and not self._finished:
+            self._publish_outbox()
+        return self._effects
+
+    def not_sent(self, header: wire.UpdateHeader) -> None:
+        """There was no room for this update; it is tried again at the next event."""
+        if header.seq in self._outbox:
+            self._outbox[header.seq].sent_s = math.nan
+
+    def _do(self, *effects: p.Effect) -> None:
+        self._effects.extend(effects)
+
+    def _send(self, message: wire.Message) -> None:
+        self._do(p.Send(b"", message))
+
+    # ------------------------------------------------------------- joining
+
+    def _on_tick(self) -> None:
+        now = self._now
+        if self._is_welcome:
+            if now - self._heard_s > self._settings.lease_s:
+                silence = f"the server has been silent for {self._settings.lease_s:g} s"
+                self._leave(silence, "failed")
+            elif now >= self._beat_at_s:
+                self._beat()
+            return
+        if now - self._heard_s > self._settings.join_timeout_s:
+            why = self._last_refusal or "no answer"
+            seconds = f"{self._settings.join_timeout_s:g} s"
+            self._leave(f"could not register within {seconds}: {why}", "refused")
+        elif now >= self._hello_at_s:
+            self._send(self._hello)
+            self._hello_at_s = now + self._hello_pause_s * self._random.uniform(
+                0.7, 1.3
+            )
+            self._hello_pause_s = min(self._hello_pause_s * 1.6, _HELLO_S[1])
+
+    def _greet_again(self) -> None:
+        self._is_welcome = False
+        self._hello_at_s = self._now
+        self._hello_pause_s = _HELLO_S[0]
+
+    def _on_welcome(self, welcome: wire.Welcome) -> None:
+        known, self._welcome = self._welcome, welcome
+        if not self._is_welcome:
+            self._is_welcome = True
+            self._beat_at_s = self._now
+        if known is None or known != welcome._replace(version=known.version):
+            topics = [p.ALL, p.topic_of(self._hello.session)]
+            self._is_heard = False  # until the server's subscription comes again
+            for kept in self._outbox.values():
+                kept.sent_s, kept.has_receipt = math.nan, False
+            noted = trace.Welcomed(
+                self._now, self._actor, welcome.run, welcome.incarnation
+            )
+            self._do(
+                p.Record(noted),
+                p.Connect(topics, welcome.model_port, welcome.update_port),
+                p.Admitted(welcome.run, welcome.incarnation),
+            )
+
+    # ------------------------------------------------------------- the server speaks
+
+    def _on_control(self, message: wire.Message) -> None:
+        match message:
+            case wire.Registered(missing):
+                self._last_refusal = f"waiting for {missing} more"
+                self._hello_pause_s = _HELLO_S[1]
+            case wire.Welcome():
+                self._on_welcome(message)
+            case wire.Refused(reason, retry):
+                self._last_refusal = reason
+                if not retry:
+                    self._leave(reason, "refused")
+            case wire.Who():
+                self._greet_again()
+            case wire.Pulse(incarnation, version):
+                self._on_pulse(incarnation, version)
+            case wire.StopRun(reason):
+                self._do(p.StopWork(reason))
+            case wire.Receipt(session, seq):
+                if session == self._hello.session and seq in self._outbox:
+                    self._outbox[seq].has_receipt = True
+            case wire.Resend(session, seq):
+                if session == self._hello.session and seq in self._outbox:
+                    self._outbox[seq].sent_s = math.nan
+            case wire.Verdict(incarnation, session, seq):
+                # An older server's verdict may have died with it, unless it committed.
+                current = self._welcome and incarnation == self._welcome.incarnation
+                if session == self._hello.session and (
+                    current or message.verdict == "committed"
+                ):
+                    self._outbox.pop(seq, None)
+            case wire.ScoreReceipt(version):
+                self._scores.pop(version, None)
+
+    def _on_pulse(self, incarnation: int, version: int) -> None:
+        if self._welcome is None or incarnation != self._welcome.incarnation:
+            self._greet_again()
+        elif version > self._newest:
+            # Once may be the model still on its way; the second time, ask.
+            if self._missed > self._newest:
+                self._send(wire.Get(self._hello.session, self._newest))
+            self._missed = version
+
+    def _on_model(self, header: wire.ModelHeader, payload: wire.Buffer) -> None:
+        welcome = self._welcome
+        if (
+            welcome is not None
+            and header.run == welcome.run
+            and header.incarnation == welcome.incarnation
+            and header.version > self._newest
+        ):
+            self._newest = header.version
+            if self._hello.role == "worker":
+                received = trace.Received(self._now, self._hello.worker, header.version)
+                self._do(p.Record(received))
+            self._do(p.Deliver(header, payload))
+
+    # ------------------------------------------------------------- updates and beats
+
+    def _keep(self, header: wire.UpdateHeader, payload: wire.Buffer) -> None:
+        header = header._replace(session=self._hello.session, seq=self._seq)
+        self._seq += 1
+        self._outbox[header.seq] = _Kept(header, payload)
+        self._do(
+            p.Record(
+                trace.Pushed(
+                    self._now,
+                    header.worker,
+                    header.session,
+                    header.seq,
+                    header.base_version,
+                    header.start_version,
+                    header.step,
+                    header.num_examples,
+                    header.loss,
+                    header.quality,
+                    header.metric,
+                )
+            )
+        )
+        unseen = [seq for seq, kept in self._outbox.items() if not kept.has_receipt]
+        if len(self._outbox) > _WINDOW and unseen[0] != header.seq:
+            self._withdraw(unseen[0], "too many without an answer")
+
+    def _withdraw(self, seq: int, reason: str) -> None:
+        del self._outbox[seq]
+        hello = self._hello
+        self._do(
+            p.Record(
+                trace.Settled(
+                    self._now, hello.worker, hello.session, seq, "withdrawn", -1, reason
+                )
+            )
+        )
+
+    def _publish_outbox(self) -> None:
+        welcome = self._welcome
+        if welcome is None:
+            return
+        for kept in self._outbox.values():
+            if math.isnan(kept.sent_s):
+                kept.sent_s = self._now
+                header = kept.header._replace(
+                    run=welcome.run, incarnation=welcome.incarnation
+                )
+                self._do(p.Broadcast(UPDATES, header, kept.payload))
+
+    def _beat(self) -> None:
+        assert self._welcome is not None
+        beat_s, progress = self._welcome.beat_s, self._progress
+        self._beat_at_s = self._now + beat_s
+        merged_s_ago = -1.0 if progress.merged_s < 0 else self._now - progress.merged_s
+        long_sent = [
+            seq
+            for seq, kept in self._outbox.items()
+            if self._now - kept.sent_s > beat_s
+        ]
+        self._send(
+            wire.Beat(
+                session=self._hello.session,
+                incarnation=self._welcome.incarnation,
+                state=progress.state,
+                step=progress.step,
+                epoch=progress.epoch,
+                loss=progress.loss,
+                metric=progress.metric,
+                base_version=progress.base_version,
+                newest=self._newest,
+                merges=progress.merges,
+                merged_s_ago=merged_s_ago,
+                pushes=self._seq,
+                unsettled=tuple(long_sent),
+            )
+        )
+        for score in self._scores.values():
+            self._send(score)
+
+    def _leave(self, reason: str, status: str = "finished") -> None:
+        for seq in [s for s, kept in self._outbox.items() if not kept.has_receipt]:
+            self._withdraw(seq, "its worker has ended")
+        self._finished = True
+        self._do(
+            p.Record(trace.Stopped(self._now, self._actor, reason)),
+            p.StopWork(reason),
+            p.Send(b"", wire.Bye(self._hello.session, reason)),
+            p.Finish(status, reason),
+        )

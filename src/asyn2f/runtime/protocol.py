@@ -1,0 +1,271 @@
+"""The vocabulary of the protocols: what they are told, and what they want done.
+
+`server_protocol` and `peer_protocol` do no I/O: `on(event, now) -> effects`. Threads,
+sockets and disks, or a simulation of them, carry the effects out. `now` is a monotonic
+clock; wall time decides nothing.
+"""
+
+from typing import NamedTuple
+
+from asyn2f import trace
+from asyn2f.programs import UpdateKey
+from asyn2f.runtime.transport import Channel, Subscribed
+from asyn2f.runtime.wire import Buffer, Message, ModelHeader, UpdateHeader
+from asyn2f.status import RunStatus
+
+# ------------------------------------------------------------- what happens
+
+
+class FromWire(NamedTuple):
+    """A message that decoded well; payload only with a model or an update."""
+
+    channel: Channel
+    sender: bytes
+    message: Message
+    payload: Buffer
+
+
+class Tick(NamedTuple):
+    """The time that `due_s` named has come."""
+
+
+class StopRequested(NamedTuple):
+    """Somebody wants this process, or at a server this run, to end."""
+
+    reason: str
+
+
+# at a server
+
+
+class Checked(NamedTuple):
+    """An update has been decoded; `problem` says why it cannot be used, or is empty."""
+
+    key: UpdateKey
+    problem: str
+
+
+class Made(NamedTuple):
+    """A version has been computed and stands ready to be sent."""
+
+    header: ModelHeader
+    payload: Buffer
+
+
+class Saved(NamedTuple):
+    """A version is in the store, whole and for good."""
+
+    version: int
+
+
+class SaveFailed(NamedTuple):
+    version: int
+    reason: str
+
+
+# at a peer
+
+
+class Produced(NamedTuple):
+    """The worker has an update to push; run, session and number are filled in here."""
+
+    header: UpdateHeader
+    payload: Buffer
+
+
+class Graded(NamedTuple):
+    """The evaluator has evaluated a version."""
+
+    version: int
+    accuracy: float
+    loss: float
+
+
+class Progress(NamedTuple):
+    """How far the worker is: what its next beat shall say."""
+
+    state: str
+    step: int
+    epoch: float
+    loss: float
+    metric: float
+    base_version: int
+    merges: int
+    merged_s: float  # monotonic time of the last merge, or -1
+
+
+Event = (
+    FromWire
+    | Subscribed
+    | Tick
+    | StopRequested
+    | Checked
+    | Made
+    | Saved
+    | SaveFailed
+    | Produced
+    | Graded
+    | Progress
+)
+
+# ------------------------------------------------------------- what shall be done
+
+
+class Send(NamedTuple):
+    """Send on CONTROL; a peer's only peer is b""."""
+
+    peer: bytes
+    message: Message
+
+
+class Broadcast(NamedTuple):
+    """Publish on MODEL (server) or UPDATE (worker)."""
+
+    topic: bytes
+    message: ModelHeader | UpdateHeader
+    payload: Buffer
+
+
+class Connect(NamedTuple):
+    """A peer's: hear these topics, publish updates."""
+
+    topics: list[bytes]
+    model_port: int
+    update_port: int
+
+
+class Record(NamedTuple):
+    """Write into the trace; times are monotonic."""
+
+    event: trace.Event
+
+
+# at a server
+
+
+class Check(NamedTuple):
+    """Decode this update and look at its numbers; then `Checked`."""
+
+    key: UpdateKey
+    header: UpdateHeader
+    payload: Buffer
+
+
+class Forget(NamedTuple):
+    """This update will not be needed any more."""
+
+    key: UpdateKey
+
+
+class Make(NamedTuple):
+    """Compute this version from these updates; then `Made`."""
+
+    version: int
+    keys: tuple[UpdateKey, ...]
+
+
+class Save(NamedTuple):
+    """Put this version into the store; then `Saved` or `SaveFailed`."""
+
+    version: int
+
+
+class Announced(NamedTuple):
+    """A version has been given out; counts are since the start of the run."""
+
+    version: int
+    time_s: float  # on the run's clock
+    bytes_up: int
+    bytes_down: int
+    workers: int
+
+
+class Judged(NamedTuple):
+    """A version's score has come in."""
+
+    version: int
+    accuracy: float
+    loss: float
+    time_s: float  # on the run's clock
+    bytes_up: int
+    bytes_down: int
+    is_best: bool
+
+
+class Show(NamedTuple):
+    """Let people see this."""
+
+    status: RunStatus
+
+
+class Finish(NamedTuple):
+    """All is said; end this process."""
+
+    status: str  # "finished" | "interrupted" | "failed" | "refused"
+    reason: str
+
+
+# at a peer
+
+
+class Admitted(NamedTuple):
+    """The server has let this process in, for the first time or again."""
+
+    run: str
+    incarnation: int
+
+
+class Deliver(NamedTuple):
+    """A version has come that is newer than all before."""
+
+    header: ModelHeader
+    payload: Buffer
+
+
+class StopWork(NamedTuple):
+    """The run is over, or this process shall end: stop training."""
+
+    reason: str
+
+
+Effect = (
+    Send
+    | Broadcast
+    | Connect
+    | Record
+    | Check
+    | Forget
+    | Make
+    | Save
+    | Announced
+    | Judged
+    | Show
+    | Finish
+    | Admitted
+    | Deliver
+    | StopWork
+)
+
+
+class Outlet:
+    """Where the parts of a protocol put their effects, and what time it is for them."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self._effects: list[Effect] = []
+
+    def do(self, *effects: Effect) -> None:
+        self._effects.extend(effects)
+
+    def take(self) -> list[Effect]:
+        """All effects since the last time, in order."""
+        effects, self._effects = self._effects, []
+        return effects
+
+
+ALL = b"all"  # the topic every peer hears
+
+
+def topic_of(session: str) -> bytes:
+    """The topic that only this session's process hears."""
+    return b"one/" + session.encode()

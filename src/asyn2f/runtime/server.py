@@ -1,0 +1,326 @@
+"""The server's process: interprets its protocol with JAX, a store and files."""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asyn2f import programs, trace
+from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f.programs import UpdateKey
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
+from asyn2f.runtime.io_thread import IoThread, Journal
+from asyn2f.runtime.server_protocol import ServerProtocol, ServerSettings
+from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.runtime.store import ModelStore, Record, StoreError
+from asyn2f.runtime.transport import Transport
+from asyn2f.status import RunStatus
+from asyn2f.trees import params_sha256
+from asyn2f.types import ServerState, WorkerUpdate
+
+
+class Observer(NamedTuple):
+    """Who wants to know how the run goes; called on the server's main thread."""
+
+    row: Callable[[dict[str, Any]], None]  # a line of metrics
+    status: Callable[[RunStatus], None]
+
+
+Totals = dict[str, Any]
+_NOTHING_YET: Totals = {
+    "elapsed_s": 0.0,
+    "bytes_up": 0,
+    "bytes_down": 0,
+    "committed": 0,
+    "superseded": 0,
+    "rejected": 0,
+}
+
+
+class Start(NamedTuple):
+    """What a server begins with."""
+
+    state: ServerState
+    totals: Totals  # of the run, before this incarnation
+    is_new: bool
+
+
+def start_of(experiment: Experiment, store: ModelStore) -> Start:
+    """The newest valid version in the store, or version 0 if it is empty.
+
+    A version that turns out damaged is left out, with a warning, for the one before.
+
+    Raises:
+      StoreError: there are versions, and none can be used.
+    """
+    shapes = jax.eval_shape(lambda: initial_server_state(experiment))
+    problems = []
+    for version in reversed(store.versions()):
+        try:
+            state, record = store.load(version, shapes)
+        except StoreError as error:
+            logging.warning("left out version %d: %s", version, error)
+            problems.append(str(error))
+            continue
+        state = jax.tree.map(jnp.asarray, state)
+        return Start(state, {**_NOTHING_YET, **record["totals"]}, is_new=False)
+    if problems:
+        raise StoreError(f"no version in the store can be used: {problems[0]}")
+    return Start(initial_server_state(experiment), _NOTHING_YET, is_new=True)
+
+
+class Server:
+    """One server, from its first registration to the end of the run."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        experiment_digest: str,
+        run: str,
+        settings: RuntimeSettings,
+        transport: Transport,
+        store: ModelStore,
+        journal: Journal,
+        observer: Observer,
+        incarnation: int,
+    ) -> None:
+        """Puts the first version into the store and compiles, so that it is ready.
+
+        Raises:
+          StoreError: the store cannot be read or written.
+        """
+        self._experiment = experiment
+        self._store = store
+        self._journal = journal
+        self._observer = observer
+        self._run = run
+        self._incarnation = incarnation
+        self._start = start_of(experiment, store)
+        self._state = self._start.state
+        self._final_accuracy: float | None = None
+        self._updates: dict[UpdateKey, WorkerUpdate] = {}
+        self._headers: dict[UpdateKey, wire.UpdateHeader] = {}
+        self._unsaved: dict[int, tuple[ServerState, Record]] = {}
+        self._rows: dict[int, dict[str, Any]] = {}  # metrics of versions not announced
+        self._status: RunStatus | None = None
+        self._todo: SimpleQueue[p.Effect] = SimpleQueue()
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="store")
+        first = self._made()
+        if self._start.is_new:
+            store.save(0, self._state, self._record({}))
+        self._warm_up()
+        version = int(self._state.model.version)
+        ports = transport.ports()
+        protocol_settings = ServerSettings(
+            run=run,
+            incarnation=incarnation,
+            strategy=experiment.strategy.name,
+            experiment=experiment_digest,
+            fingerprint=experiment.template.fingerprint,
+            num_bytes=experiment.template.num_bytes,
+            workers=experiment.workers,
+            min_workers=experiment.strategy.timing.min_workers,
+            stop=experiment.stop,
+            runtime=settings,
+            model_port=ports[1],
+            update_port=ports[2],
+            best=store.best(),
+            totals=self._start.totals,
+        )
+        program = programs.server_program(experiment.strategy.timing, version)
+        machine = ServerProtocol(protocol_settings, program, first, time.monotonic())
+        self._io = IoThread(machine, transport, journal, self._todo.put)
+
+    def stop(self, reason: str) -> None:
+        """Ends the run in good order; from any thread and from signal handlers."""
+        self._io.post(p.StopRequested(reason))
+
+    def run(self) -> dict[str, Any]:
+        """Serves until the run is over.
+
+        Returns:
+          The summary.
+        """
+        self._io.start()
+        while not isinstance(effect := self._todo.get(), p.Finish):
+            self._carry_out(effect)
+        self._io.join(timeout_s=2.0)
+        self._saver.shutdown(wait=True)
+        return self._summary(effect)
+
+    def _carry_out(self, effect: p.Effect) -> None:
+        match effect:
+            case p.Check(key, header, payload):
+                self._io.post(p.Checked(key, self._take_in(key, header, payload)))
+            case p.Forget(key):
+                self._updates.pop(key, None)
+                self._headers.pop(key, None)
+            case p.Make(version, keys):
+                self._io.post(self._make(version, keys))
+            case p.Save(version):
+                self._saver.submit(self._save, version)
+            case p.Announced():
+                row = self._rows.pop(effect.version, None)
+                if row is not None:
+                    self._observer.row({"kind": "version", **effect._asdict(), **row})
+            case p.Judged():
+                self._judge(effect)
+            case p.Show(status):
+                self._status = status
+                self._observer.status(status)
+
+    def _take_in(
+        self, key: UpdateKey, header: wire.UpdateHeader, payload: wire.Buffer
+    ) -> str:
+        """Keeps an update for its aggregation; or says why it cannot be used."""
+        template = self._experiment.template
+        try:
+            wire.check_payload(header, payload, template)
+            params = wire.decode_params(template, payload)
+        except wire.WireError as error:
+            return str(error)
+        bad = wire.nonfinite_leaf(params)
+        if bad:
+            return f"{bad} is not finite: has training diverged?"
+        self._headers[key] = header
+        self._updates[key] = WorkerUpdate(
+            params=jax.tree.map(jnp.array, params),
+            worker=jnp.int32(header.worker),
+            base_version=jnp.int32(header.base_version),
+            start_version=jnp.int32(header.start_version),
+            num_examples=jnp.float32(header.num_examples),
+            loss=jnp.float32(header.loss),
+            quality=jnp.float32(header.quality),
+            metric=jnp.float32(header.metric),
+        )
+        return ""
+
+    def _make(self, version: int, keys: tuple[UpdateKey, ...]) -> p.Made:
+        updates = [self._updates[key] for key in keys]
+        self._state, metrics = self._experiment.aggregate(self._state, updates)
+        made = self._made()
+        staleness = [int(x) for x in metrics["staleness"]]
+        bases = [self._headers[key].base_version for key in keys]
+        shares = [float(x) for x in metrics["coefficients"]]
+        rate = made.header.learning_rate
+        aggregated = trace.Aggregated(
+            time_s=time.monotonic(),
+            version=version,
+            incarnation=self._incarnation,
+            updates=[list(key) for key in keys],
+            base_versions=bases,
+            staleness=staleness,
+            coefficients=shares,
+            learning_rate=rate,
+        )
+        self._journal.write(aggregated)
+        self._unsaved[version] = (self._state, self._record(aggregated._asdict()))
+        self._rows[version] = {
+            "updates": len(keys),
+            "staleness_mean": float(np.mean(staleness)),
+            "staleness_max": max(staleness),
+            "loss": made.header.loss,
+            "learning_rate": rate,
+        }
+        return made
+
+    def _made(self) -> p.Made:
+        """The present version, ready to be sent."""
+        model = self._state.model
+        payload = wire.encode_params(model.params)
+        header = wire.ModelHeader(
+            run=self._run,
+            incarnation=self._incarnation,
+            version=int(model.version),
+            num_examples=float(model.num_examples),
+            loss=float(model.loss),
+            quality=float(model.quality),
+            learning_rate=float(model.learning_rate),
+            fingerprint=self._experiment.template.fingerprint,
+            num_bytes=len(payload),
+            digest=wire.digest(payload),
+        )
+        return p.Made(header, payload)
+
+    def _record(self, aggregated: dict[str, Any]) -> Record:
+        """What the store keeps beside the arrays of the present version."""
+        version = int(self._state.model.version)
+        return {
+            "run": self._run,
+            "incarnation": self._incarnation,
+            "version": version,
+            "parent": version - 1,
+            "aggregated": aggregated,
+            "totals": self._totals(),
+        }
+
+    def _totals(self) -> Totals:
+        """Figures of the whole run so far, those before a resume included."""
+        status = self._status
+        if status is None:
+            return self._start.totals
+        return {name: getattr(status, name) for name in self._start.totals}
+
+    def _save(self, version: int) -> None:
+        """On the store's thread."""
+        try:
+            self._store.save(version, *self._unsaved[version])
+        except StoreError as error:
+            logging.exception("a version could not be saved; it will be tried again")
+            self._io.post(p.SaveFailed(version, str(error)))
+        else:
+            del self._unsaved[version]
+            self._io.post(p.Saved(version))
+
+    def _judge(self, judged: p.Judged) -> None:
+        if judged.is_best:
+            self._store.set_best(judged.version, judged.accuracy)
+        if judged.version == int(self._state.model.version):
+            self._final_accuracy = judged.accuracy
+        row = judged._asdict()
+        del row["is_best"]
+        self._observer.row({"kind": "score", **row})
+
+    def _warm_up(self) -> None:
+        """Runs the aggregation once, so that the first one does not wait for XLA."""
+        model = self._state.model
+        update = WorkerUpdate(
+            params=model.params,
+            worker=jnp.int32(0),
+            base_version=jnp.int32(0),
+            start_version=jnp.int32(0),
+            num_examples=jnp.float32(1.0),
+            loss=jnp.float32(1.0),
+            quality=jnp.float32(1.0),
+            metric=jnp.float32(0.0),
+        )
+        jax.block_until_ready(self._experiment.aggregate(self._state, [update]))
+
+    def _summary(self, finish: p.Finish) -> dict[str, Any]:
+        totals = self._totals()
+        best_accuracy, best_version = self._store.best()
+        return {
+            "status": finish.status,
+            "reason": finish.reason,
+            "run": self._run,
+            "strategy": self._experiment.strategy.name,
+            "seed": self._experiment.seed,
+            "versions": int(self._state.model.version),
+            "best_version": best_version,
+            "best_accuracy": best_accuracy,
+            "final_accuracy": self._final_accuracy,
+            "wall_s": totals["elapsed_s"],
+            "updates": {
+                name: totals[name] for name in ("committed", "superseded", "rejected")
+            },
+            "bytes_up": totals["bytes_up"],
+            "bytes_down": totals["bytes_down"],
+            "params_sha256": params_sha256(self._state.model.params),
+        }

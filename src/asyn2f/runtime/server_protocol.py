@@ -1,0 +1,389 @@
+"""The server's side of the protocol, without I/O.
+
+An update's life: received (a receipt goes back), checked, handed to the program, then
+aggregated into a version, saved, and only then "committed"; or superseded, or rejected
+with a reason. The worker keeps it until it hears the verdict. Every step can be
+repeated: an update counts once however often it comes, and its verdict is told again.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from asyn2f import programs, trace
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
+from asyn2f.runtime.intake import Intake
+from asyn2f.runtime.ledger import Ledger, Verdict
+from asyn2f.runtime.roster import Roster, Session
+from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.runtime.transport import Channel, Subscribed
+from asyn2f.runtime.versions import Program, Versions
+from asyn2f.status import RunStatus
+from asyn2f.timing import Stop
+
+_TICK_S = 0.25
+_RATE_WINDOW_S = 10.0
+_SAVE_AGAIN_S = 1.0
+_FAREWELL_S = 1.5  # how long peers have to say goodbye
+_LAST_SCORE_S = {"finished": 10.0, "interrupted": 1.0}  # wait for the last score
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What a server's protocol knows of its run."""
+
+    run: str
+    incarnation: int
+    strategy: str
+    experiment: str  # digest of the settings the numbers depend on
+    fingerprint: str
+    num_bytes: int
+    workers: int
+    min_workers: int
+    stop: Stop
+    runtime: RuntimeSettings
+    model_port: int
+    update_port: int
+    best: tuple[float | None, int | None]  # accuracy and version so far
+    totals: dict[str, Any]  # figures of the run before this incarnation
+
+
+class ServerProtocol:
+    """Registration, updates, verdicts, announcements, and the end of a run."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        program: Program,
+        first: p.Made,
+        now: float,
+    ) -> None:
+        """
+        Args:
+          settings: of this run.
+          program: not yet started; its first version is the one that `first` holds.
+          first: the version to begin with, already in the store.
+          now: monotonic seconds.
+        """
+        totals = settings.totals
+        self._settings = settings
+        self._outlet = p.Outlet(now)
+        self._do = self._outlet.do
+        self._roster = Roster(
+            settings.experiment,
+            settings.fingerprint,
+            settings.workers,
+            settings.runtime.dead_after_s,
+        )
+        self._ledger = Ledger(
+            {name: totals[name] for name in ("committed", "superseded", "rejected")}
+        )
+        self._intake = Intake(
+            settings.run, settings.incarnation, self._ledger, self._roster, self._outlet
+        )
+        # figures
+        self._started_s = math.nan  # the run's clock
+        self._announced_s: deque[float] = deque()
+        self._best = settings.best
+        self._score: tuple[float | None, float | None] = (None, None)  # the newest
+        self._scored = -1
+        self._bytes_down: int = totals["bytes_down"]
+        # the end
+        self._ending: tuple[str, str] | None = None  # status, reason
+        self._last_score_s = self._farewell_s = math.inf
+        self._finished = False
+        # time
+        self._tick_s = now
+        self._save_again_s = math.inf
+        self._versions = Versions(
+            program,
+            first,
+            settings.runtime.announce,
+            self._outlet,
+            self._intake.settle,
+            self._publish,
+        )
+
+    @property
+    def due_s(self) -> float:
+        """When the next `Tick` is due, monotonic."""
+        until_s = self._versions.until_s
+        return self._tick_s if until_s is None else min(self._tick_s, until_s)
+
+    def on(self, event: p.Event, now: float) -> list[p.Effect]:
+        """What to do about an event, in this order."""
+        self._outlet.now = now
+        match event:
+            case p.FromWire(Channel.UPDATE, _, wire.UpdateHeader() as header, payload):
+                closed = "the run is over" if self._ending else ""
+                version = self._newest.header.version
+                self._intake.receive(header, payload, version, closed)
+            case p.FromWire(Channel.CONTROL, peer, message):
+                self._on_control(peer, message)
+            case Subscribed(topic):
+                self._on_subscribed(topic)
+            case p.Checked(key, problem):
+                base = self._intake.checked(key, problem)
+                if base is not None:
+                    self._versions.feed(programs.Arrived(now, key, base))
+            case p.Made():
+                self._versions.on_made(event)
+            case p.Saved(version):
+                self._save_again_s = math.inf
+                self._versions.on_saved(version)
+            case p.SaveFailed():
+                self._save_again_s = now + _SAVE_AGAIN_S
+            case p.StopRequested(reason):
+                self._end("interrupted", reason)
+            case p.Tick():
+                self._on_tick()
+        self._part()
+        return self._outlet.take()
+
+    @property
+    def _now(self) -> float:
+        return self._outlet.now
+
+    @property
+    def _newest(self) -> p.Made:
+        return self._versions.newest
+
+    # ------------------------------------------------------------- versions
+
+    def _publish(self, first: bool) -> None:
+        """Gives out the newest version; the first one goes to whoever subscribes."""
+        receivers = 0
+        if first:
+            self._started_s = self._now
+            for session in self._roster:
+                self._welcome(session)
+        else:
+            hearers = [s for s in self._roster.live_workers() if s.hears_models]
+            receivers = len(hearers)
+            self._announced_s.append(self._now)
+            self._broadcast(p.ALL, receivers)
+        version, size = self._newest.header.version, self._settings.num_bytes
+        self._do(
+            p.Record(trace.Published(self._now, version, size, receivers)),
+            p.Announced(
+                version,
+                self._elapsed_s,
+                self._bytes_up,
+                self._bytes_down,
+                len(self._roster.live_workers()),
+            ),
+        )
+        limit = self._settings.stop.max_versions
+        if limit and version >= limit:
+            self._end("finished", f"version {version} reached")
+
+    def _broadcast(self, topic: bytes, receivers: int) -> None:
+        header, payload = self._newest
+        self._do(p.Broadcast(topic, header, payload))
+        self._bytes_down += receivers * (len(wire.encode(header)) + header.num_bytes)
+
+    def _on_subscribed(self, topic: bytes) -> None:
+        """A peer hears us from now on: it gets what there is, so that no one who joins
+        late, or again, begins in silence."""
+        for session in self._roster:
+            if p.topic_of(session.name) == topic and session.welcomed:
+                session.hears_models = True
+                self._broadcast(topic, receivers=int(session.is_worker))
+
+    @property
+    def _elapsed_s(self) -> float:
+        before: float = self._settings.totals["elapsed_s"]
+        started = not math.isnan(self._started_s)
+        return before + self._now - self._started_s if started else before
+
+    @property
+    def _bytes_up(self) -> int:
+        before: int = self._settings.totals["bytes_up"]
+        return before + self._intake.num_bytes
+
+    # ------------------------------------------------------------- peers
+
+    def _on_control(self, peer: bytes, message: wire.Message) -> None:
+        if isinstance(message, wire.Hello):
+            self._on_hello(peer, message)
+            return
+        session = self._roster.get(getattr(message, "session", ""))
+        if session is None:
+            self._do(p.Send(peer, wire.Who(self._settings.incarnation)))
+            return
+        if self._roster.hear(session, peer, self._now):
+            self._on_presence(session, programs.Joined)
+        match message:
+            case wire.Beat():
+                session.beat = message
+                newest = self._newest.header.version
+                self._do(p.Send(peer, wire.Pulse(self._settings.incarnation, newest)))
+                for seq in message.unsettled:
+                    self._intake.answer(session, seq)
+            case wire.Get(_, version):
+                if session.welcomed and version < self._newest.header.version:
+                    self._broadcast(p.topic_of(session.name), int(session.is_worker))
+            case wire.Scored(_, version, accuracy, loss):
+                self._do(p.Send(peer, wire.ScoreReceipt(version)))
+                if not session.is_worker and math.isfinite(accuracy):
+                    self._on_score(version, accuracy, loss)
+            case wire.Bye(_, reason):
+                self._leave(session, reason)
+
+    def _on_hello(self, peer: bytes, hello: wire.Hello) -> None:
+        refused = self._roster.refusal(hello)
+        if self._ending:
+            refused = wire.Refused(f"the run is over: {self._ending[1]}", retry=False)
+        if refused is not None:
+            self._do(p.Send(peer, refused))
+            return
+        is_new = self._roster.get(hello.session) is None
+        session = self._roster.admit(hello, peer, self._now)
+        if self._roster.hear(session, peer, self._now) or is_new:
+            self._on_presence(session, programs.Joined)
+        if math.isnan(self._started_s):
+            present = len(self._roster.live_workers())
+            missing = max(self._settings.min_workers - present, 0)
+            self._do(p.Send(peer, wire.Registered(missing)))
+        else:
+            self._welcome(session)
+
+    def _welcome(self, session: Session) -> None:
+        session.welcomed = True
+        message = wire.Welcome(
+            run=self._settings.run,
+            incarnation=self._settings.incarnation,
+            version=self._newest.header.version,
+            model_port=self._settings.model_port,
+            update_port=self._settings.update_port,
+            beat_s=self._settings.runtime.beat_s,
+            lease_s=self._settings.runtime.lease_s,
+        )
+        self._do(p.Send(session.peer, message))
+
+    def _on_presence(
+        self,
+        session: Session,
+        change: type[programs.Joined] | type[programs.Left],
+        reason: str = "",
+    ) -> None:
+        """A worker has come, come back, or gone."""
+        if not session.is_worker:
+            return
+        worker, now = session.hello.worker, self._now
+        noted: trace.Event = trace.WorkerLeft(now, worker, session.name, reason)
+        if change is programs.Joined:
+            examples = session.hello.num_examples
+            noted = trace.WorkerJoined(now, worker, session.name, examples)
+        self._do(p.Record(noted))
+        self._versions.feed(change(now, worker))
+
+    def _leave(self, session: Session, reason: str) -> None:
+        if self._roster.part(session):
+            self._on_presence(session, programs.Left, reason)
+
+    def _on_score(self, version: int, accuracy: float, loss: float) -> None:
+        is_best = self._best[0] is None or accuracy > self._best[0]
+        if is_best:
+            self._best = (accuracy, version)
+        if version > self._scored:
+            self._scored, self._score = version, (accuracy, loss)
+        counts = (self._elapsed_s, self._bytes_up, self._bytes_down)
+        self._do(p.Judged(version, accuracy, loss, *counts, is_best))
+        target = self._settings.stop.target_accuracy
+        if target and accuracy >= target:
+            self._end("finished", f"accuracy {accuracy:.4f} reached at {version}")
+
+    # ------------------------------------------------------------- time and the end
+
+    def _on_tick(self) -> None:
+        until_s = self._versions.until_s
+        if until_s is not None and self._now >= until_s:
+            self._versions.feed(programs.Due(self._now))
+        if self._now < self._tick_s:
+            return
+        self._tick_s = self._now + _TICK_S
+        for session in self._roster.fall_silent(self._now):
+            self._on_presence(session, programs.Left, "silent")
+        if self._now >= self._save_again_s:
+            self._save_again_s = math.inf
+            self._do(p.Save(next(iter(self._versions.saving))))
+        limit = self._settings.stop.max_time_s
+        if limit and self._elapsed_s >= limit:
+            self._end("finished", f"{limit:g} s have passed")
+        self._do(p.Show(self.status()))
+
+    def _end(self, status: str, reason: str) -> None:
+        """Begins the end: no new version is begun, one on its way is completed, every
+        update gets its verdict, the workers stop; the evaluator may finish."""
+        if self._ending is not None:
+            return
+        self._ending = (status, reason)
+        self._last_score_s = self._now + _LAST_SCORE_S[status]
+        on_its_way = self._versions.end()
+        self._intake.settle_all(on_its_way, Verdict("rejected", -1, "the run is over"))
+        for session in self._roster:
+            if session.is_worker:
+                self._do(p.Send(session.peer, wire.StopRun(reason)))
+
+    def _part(self) -> None:
+        """The rest of the end, as far as it can go by now."""
+        if self._ending is None or self._finished or self._versions.saving:
+            return
+        status, reason = self._ending
+        evaluators = [s for s in self._roster if s.live and not s.is_worker]
+        scored = self._scored >= self._newest.header.version
+        started = not math.isnan(self._started_s)
+        if math.isinf(self._farewell_s):
+            waiting = started and evaluators and not scored
+            if waiting and self._now < self._last_score_s:
+                return
+            self._farewell_s = self._now + _FAREWELL_S
+            for session in self._roster:
+                self._do(p.Send(session.peer, wire.StopRun(reason)))
+        if self._now >= self._farewell_s or not any(s.live for s in self._roster):
+            self._finished = True
+            self._do(
+                p.Record(trace.Stopped(self._now, "server", reason)),
+                p.Show(self.status()),
+                p.Finish(status, reason),
+            )
+
+    def status(self) -> RunStatus:
+        """How the run stands."""
+        while self._announced_s and self._now - self._announced_s[0] > _RATE_WINDOW_S:
+            self._announced_s.popleft()
+        window_s = min(_RATE_WINDOW_S, self._now - self._started_s)
+        version = self._newest.header.version
+        state = "waiting for workers" if math.isnan(self._started_s) else "running"
+        return RunStatus(
+            run=self._settings.run,
+            strategy=self._settings.strategy,
+            state=state if self._ending is None else "stopping",
+            elapsed_s=self._elapsed_s,
+            version=version,
+            max_versions=self._settings.stop.max_versions,
+            progress=self._progress(),
+            versions_per_s=len(self._announced_s) / window_s if window_s > 0 else 0.0,
+            accuracy=self._score[0],
+            loss=self._score[1],
+            best_accuracy=self._best[0],
+            best_version=self._best[1],
+            **self._ledger.counts,
+            bytes_up=self._bytes_up,
+            bytes_down=self._bytes_down,
+            workers=self._roster.worker_statuses(
+                version, self._ledger.taken_in, self._now
+            ),
+        )
+
+    def _progress(self) -> float:
+        stop, best = self._settings.stop, self._best[0] or 0.0
+        reached = [
+            (self._newest.header.version, stop.max_versions),
+            (self._elapsed_s, stop.max_time_s),
+            (best, stop.target_accuracy),
+        ]
+        return min(1.0, max((x / limit for x, limit in reached if limit), default=0.0))

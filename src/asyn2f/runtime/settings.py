@@ -1,0 +1,39 @@
+"""Settings of the processes, their protocol and their store."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Announce = Literal["durable", "early"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSettings:
+    """How a run is carried out; nothing here changes what is computed.
+
+    Attributes:
+      address: where the server listens, tcp://host:port; with port p also at p + 1 and
+        p + 2; port 0 = any free ones.
+      announce: `durable`: a version is announced once it is in the store, so that no
+        crash loses one that anybody saw. `early`: at once.
+      keep_last: versions kept in the store, at least; and whatever is younger than
+        `keep_younger_than_s`; and the best, for ever.
+      keep_younger_than_s: seconds.
+      beat_s: how often a peer says how it is.
+      dead_after_s: a peer that is silent for longer counts as gone until it is heard.
+      lease_s: a peer that hears nothing from the server for longer ends itself.
+      join_timeout_s: how long a peer tries to register.
+      worker_speeds: steps per second of worker 0, 1, ... at most; 0 = as fast as it
+        can. A shorter list is repeated. To show stragglers on one machine.
+      pin: give each worker one core, worker i core i modulo their number.
+    """
+
+    address: str = "tcp://127.0.0.1:0"
+    announce: Announce = "durable"
+    keep_last: int = 10
+    keep_younger_than_s: float = 120.0
+    beat_s: float = 1.0
+    dead_after_s: float = 3.0
+    lease_s: float = 60.0
+    join_timeout_s: float = 60.0
+    worker_speeds: tuple[float, ...] = (0.0,)
+    pin: bool = True

@@ -1,0 +1,120 @@
+"""How versions come about: the server's program, driven through the store.
+
+One version at a time is on its way: made, saved, and then announced ("durable"), or
+made, announced, and saved behind ("early"). Either way its updates are committed only
+when it is in the store, and the next one is not begun before that.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator
+
+from asyn2f import programs
+from asyn2f.programs import UpdateKey
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime.ledger import Verdict
+from asyn2f.runtime.settings import Announce
+
+Program = Generator[programs.ServerCommand, programs.ServerEvent, None]
+
+
+class Versions:
+    """Drives the program: tells it what happens, has its commands carried out."""
+
+    def __init__(
+        self,
+        program: Program,
+        first: p.Made,
+        announce: Announce,
+        outlet: p.Outlet,
+        settle: Callable[[UpdateKey, Verdict], None],
+        publish: Callable[[bool], None],
+    ) -> None:
+        """
+        Args:
+          program: not yet started; its first version is the one that `first` holds.
+          first: the version to begin with, already in the store.
+          announce: when a version is given out.
+          outlet: takes the effects.
+          settle: writes the last word on an update.
+          publish: gives out `newest`; its argument says whether it is the first.
+        """
+        self.newest = first  # the newest version given out
+        self.until_s: float | None = None  # when the program wants to hear `Due`
+        self.saving: dict[int, tuple[UpdateKey, ...]] = {}  # on the way to the store
+        self._program = program
+        self._announce = announce
+        self._outlet = outlet
+        self._settle = settle
+        self._publish = publish
+        self._inbox: deque[programs.ServerEvent] = deque()
+        self._listening = False
+        self._is_first = True
+        self._made: p.Made | None = None  # computed, not given out
+        self._held: programs.Aggregate | None = None  # waits for the store
+        self._ended = False
+        self._carry_out(next(program))
+
+    def feed(self, event: programs.ServerEvent) -> None:
+        """Tells the program, now or as soon as it listens."""
+        self._inbox.append(event)
+        self._drain_inbox()
+
+    def on_made(self, made: p.Made) -> None:
+        """The version that was asked for has been computed."""
+        self._made = made
+        self._outlet.do(p.Save(made.header.version))
+        if self._announce == "early":
+            self._go_on()
+
+    def on_saved(self, version: int) -> None:
+        """It is in the store: what went into it is committed."""
+        for key in self.saving.pop(version):
+            self._settle(key, Verdict("committed", version, ""))
+        if self._announce == "durable":
+            self._go_on()
+        self._aggregate()
+
+    def end(self) -> frozenset[UpdateKey]:
+        """Begins no further version; the updates in the one on its way, if any."""
+        self._ended = True
+        return frozenset(key for keys in self.saving.values() for key in keys)
+
+    def _drain_inbox(self) -> None:
+        while self._listening and self._inbox and not self._ended:
+            self._carry_out(self._program.send(self._inbox.popleft()))
+
+    def _go_on(self) -> None:
+        """The command that the program was waiting for has been carried out."""
+        self._carry_out(self._program.send(programs.Done(self._outlet.now)))
+        self._drain_inbox()
+
+    def _carry_out(self, command: programs.ServerCommand) -> None:
+        """Carries out commands until the program listens or waits for a version."""
+        self._listening, self.until_s = False, None
+        while True:
+            match command:
+                case programs.Listen(until_s):
+                    self._listening, self.until_s = True, until_s
+                    return
+                case programs.Aggregate():
+                    self._held = command
+                    self._aggregate()
+                    return
+                case programs.Supersede(key):
+                    self._settle(key, Verdict("superseded", -1, "replaced by a newer"))
+                case programs.Reject(key, reason):
+                    self._settle(key, Verdict("rejected", -1, reason))
+                case programs.Publish():
+                    first, self._is_first = self._is_first, False
+                    if self._made is not None:
+                        self.newest, self._made = self._made, None
+                    self._publish(first)
+            command = self._program.send(programs.Done(self._outlet.now))
+
+    def _aggregate(self) -> None:
+        """Has the next version made, once the one before is in the store."""
+        if self._held is None or self.saving or self._ended:
+            return
+        version, keys = self.newest.header.version + 1, self._held.keys
+        self._held, self.saving[version] = None, keys
+        self._outlet.do(p.Make(version, keys))

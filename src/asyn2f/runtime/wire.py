@@ -1,0 +1,376 @@
+"""What goes over the wire: typed messages, and models as one contiguous payload.
+
+A message is a header, msgpack of at most 4 KiB, and for models and updates a payload:
+the arrays of the model in tree order, little-endian, one after the other. Both sides
+know the template of the model, so sizes are compared before anything is allocated, and
+decoding makes views into the received bytes. Nothing is ever unpickled. Whatever is
+wrong with a message is a `WireError` with a reason, and nothing else is raised.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_type_hints
+
+import jax
+import msgpack
+import numpy as np
+import xxhash
+
+from asyn2f.trees import Template
+from asyn2f.types import Params
+
+PROTOCOL = 1
+MAX_HEADER_BYTES = 4096
+_MAX_TEXT = 512
+_MAX_LIST = 64
+_INT_LIMIT = 2**62
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+Buffer = bytes | bytearray | memoryview
+
+
+class WireError(Exception):
+    """A message that cannot be accepted, and why."""
+
+
+# ------------------------------------------------------------- messages about a peer
+
+
+class Hello(NamedTuple):
+    """Peer to server: let me in. Repeated until it is answered."""
+
+    protocol: int
+    role: str  # "worker" | "evaluator"
+    worker: int  # -1 for an evaluator
+    session: str  # drawn by the process at its start
+    experiment: str  # digest of the settings the numbers depend on
+    fingerprint: str  # of the model's template
+    num_examples: int
+    quality: float
+
+
+class Registered(NamedTuple):
+    """Server to peer: you are in; the run begins when so many more have come."""
+
+    missing: int
+
+
+class Welcome(NamedTuple):
+    """Server to peer: begin. Ports are those of the server's host."""
+
+    run: str
+    incarnation: int
+    version: int  # newest announced
+    model_port: int
+    update_port: int
+    beat_s: float
+    lease_s: float  # a peer that hears nothing for that long gives up
+
+
+class Refused(NamedTuple):
+    """Server to peer: no, because; `retry` says whether asking again may help."""
+
+    reason: str
+    retry: bool
+
+
+class Beat(NamedTuple):
+    """Peer to server, every `beat_s`: alive, this far, and still without a verdict on
+    these updates (sent a while ago)."""
+
+    session: str
+    incarnation: int
+    state: str
+    step: int
+    epoch: float
+    loss: float
+    metric: float
+    base_version: int
+    newest: int  # newest version received
+    merges: int
+    merged_s_ago: float  # -1 = never
+    pushes: int
+    unsettled: tuple[int, ...]
+
+
+class Pulse(NamedTuple):
+    """Server to peer, in answer to a beat: the newest version there is."""
+
+    incarnation: int
+    version: int
+
+
+class Who(NamedTuple):
+    """Server to peer: I do not know that session; say hello again."""
+
+    incarnation: int
+
+
+class Get(NamedTuple):
+    """Peer to server: send me the newest version, I have only this one."""
+
+    session: str
+    version: int
+
+
+class Bye(NamedTuple):
+    """Peer to server: this process ends."""
+
+    session: str
+    reason: str
+
+
+class StopRun(NamedTuple):
+    """Server to peer: the run is over."""
+
+    reason: str
+
+
+# ------------------------------------------------------------- messages about updates
+
+
+class Receipt(NamedTuple):
+    """Server to worker: this update is in my memory; the verdict will follow."""
+
+    session: str
+    seq: int
+
+
+class Resend(NamedTuple):
+    """Server to worker: I do not have this update."""
+
+    session: str
+    seq: int
+
+
+class Verdict(NamedTuple):
+    """Server to worker: the last word on an update, true within its incarnation, and
+    for ever if it is "committed"."""
+
+    incarnation: int
+    session: str
+    seq: int
+    verdict: str  # "committed" | "superseded" | "rejected"
+    version: int  # that holds it, or -1
+    reason: str
+
+
+class Scored(NamedTuple):
+    """Evaluator to server: how good a version is."""
+
+    session: str
+    version: int
+    accuracy: float
+    loss: float
+
+
+class ScoreReceipt(NamedTuple):
+    """Server to evaluator: noted."""
+
+    version: int
+
+
+# ------------------------------------------------------------- headers with a payload
+
+
+class ModelHeader(NamedTuple):
+    """What stands before a global model."""
+
+    run: str
+    incarnation: int
+    version: int
+    num_examples: float
+    loss: float
+    quality: float
+    learning_rate: float
+    fingerprint: str
+    num_bytes: int
+    digest: str
+
+
+class UpdateHeader(NamedTuple):
+    """What stands before a worker's model."""
+
+    run: str
+    incarnation: int
+    worker: int
+    session: str
+    seq: int
+    base_version: int
+    start_version: int
+    step: int
+    num_examples: float
+    loss: float
+    quality: float
+    metric: float
+    fingerprint: str
+    num_bytes: int
+    digest: str
+
+
+Message = (
+    Hello
+    | Registered
+    | Welcome
+    | Refused
+    | Beat
+    | Pulse
+    | Who
+    | Get
+    | Bye
+    | StopRun
+    | Receipt
+    | Resend
+    | Verdict
+    | Scored
+    | ScoreReceipt
+    | ModelHeader
+    | UpdateHeader
+)
+
+_KINDS: dict[str, Callable[..., Message]] = {
+    kind.__name__: kind for kind in Message.__args__
+}
+_HINTS = {name: get_type_hints(kind) for name, kind in _KINDS.items()}
+_NAMES = {"run", "session"}  # become parts of topics and file names
+# A model in training may diverge, and its worker must be able to say so.
+_MAY_BE_NAN = {"Beat", "UpdateHeader", "Scored"}
+
+
+def encode(message: Message) -> bytes:
+    """The message as msgpack: its kind and its fields in order."""
+    return bytes(msgpack.packb([type(message).__name__, *message]))
+
+
+def decode(data: Buffer) -> Message:
+    """The message that `encode` made; every field has its declared type. Floats are
+    finite, but for those of beats, updates and scores: their users look at them.
+
+    Raises:
+      WireError: anything else.
+    """
+    if len(data) > MAX_HEADER_BYTES:
+        raise WireError(f"header of {len(data)} bytes, allowed {MAX_HEADER_BYTES}")
+    try:
+        parts = msgpack.unpackb(
+            data,
+            use_list=False,
+            strict_map_key=True,
+            max_array_len=_MAX_LIST,
+            max_str_len=_MAX_TEXT,
+            max_map_len=0,
+            max_bin_len=0,
+            max_ext_len=0,
+        )
+    except Exception as error:  # msgpack raises a dozen kinds
+        raise WireError(f"header is not msgpack: {type(error).__name__}") from None
+    if not isinstance(parts, tuple) or not parts or not isinstance(parts[0], str):
+        raise WireError("header is not a list that begins with its kind")
+    kind = _KINDS.get(parts[0])
+    if kind is None:
+        raise WireError(f"unknown kind of message {parts[0][:40]!r}")
+    hints = _HINTS[parts[0]]
+    if len(parts) - 1 != len(hints):
+        raise WireError(f"{parts[0]} with {len(parts) - 1} fields, has {len(hints)}")
+    for (name, hint), value in zip(hints.items(), parts[1:], strict=True):
+        problem = _problem(name, hint, value, finite=parts[0] not in _MAY_BE_NAN)
+        if problem:
+            raise WireError(f"{parts[0]}.{name}: {problem}")
+    return kind(*parts[1:])
+
+
+def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
+    """What is wrong with a field, or nothing."""
+    if hint is float:
+        if not isinstance(value, float):
+            return "is not a float"
+        if finite and not math.isfinite(value):
+            return "is not finite"
+    elif hint is int:
+        if type(value) is not int or abs(value) > _INT_LIMIT:
+            return "is not an integer of a sane size"
+    elif hint is bool:
+        if type(value) is not bool:
+            return "is not true or false"
+    elif hint is str:
+        if not isinstance(value, str):
+            return "is not text"
+        if name in _NAMES and not _NAME.match(value):
+            return "is not a name of 1 to 64 letters, digits, _ and -"
+    elif not isinstance(value, tuple) or not all(type(item) is int for item in value):
+        return "is not a list of integers"
+    return ""
+
+
+# ------------------------------------------------------------- payloads
+
+
+def encode_params(params: Params) -> memoryview:
+    """All arrays of a model as one read-only buffer of bytes, in tree order.
+
+    Read-only, because a socket reads it after the call that sends it has returned.
+    """
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    payload = np.empty(sum(leaf.nbytes for leaf in leaves), np.uint8)
+    start = 0
+    for leaf in leaves:
+        flat = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        payload[start : start + leaf.nbytes] = flat
+        start += leaf.nbytes
+    return payload.data.toreadonly()
+
+
+def decode_params(template: Template, payload: Buffer) -> Params:
+    """The model whose bytes these are, as read-only views into them.
+
+    Raises:
+      WireError: another size than the template's.
+    """
+    size = memoryview(payload).nbytes
+    if size != template.num_bytes:
+        raise WireError(f"payload of {size} bytes, the model has {template.num_bytes}")
+    arrays, start = [], 0
+    for leaf in template.leaves:
+        count = math.prod(leaf.shape)
+        flat = np.frombuffer(payload, leaf.dtype, count=count, offset=start)
+        array = flat.reshape(leaf.shape)
+        array.flags.writeable = False
+        arrays.append(array)
+        start += leaf.num_bytes
+    return jax.tree.unflatten(template.treedef, arrays)
+
+
+def digest(payload: Buffer) -> str:
+    """XXH3-128 of a payload, hex: tells damage, at the speed of memory. It does not
+    tell malice; that is the business of the transport's keys."""
+    return xxhash.xxh3_128_hexdigest(payload)
+
+
+def check_payload(
+    header: ModelHeader | UpdateHeader, payload: Buffer, template: Template
+) -> None:
+    """Nothing, if the payload is the one its header speaks of and fits the template.
+
+    Raises:
+      WireError: other size, other tree, or damaged bytes.
+    """
+    size = memoryview(payload).nbytes
+    if header.fingerprint != template.fingerprint:
+        raise WireError("the model has other arrays than ours: different configs?")
+    if not header.num_bytes == size == template.num_bytes:
+        raise WireError(
+            f"payload of {size} bytes, its header says {header.num_bytes}, "
+            f"the model has {template.num_bytes}"
+        )
+    if digest(payload) != header.digest:
+        raise WireError("payload is damaged: its digest is another")
+
+
+def nonfinite_leaf(params: Params) -> str:
+    """The path of the first array that holds a NaN or an infinity, or ""."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.asarray(leaf)
+        if array.dtype.kind not in "iub" and not np.isfinite(array).all():
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return ""

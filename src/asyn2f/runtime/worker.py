@@ -1,0 +1,274 @@
+"""A worker's process: interprets the worker's program with JAX and a protocol."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from asyn2f import programs, trace
+from asyn2f.experiment import Experiment
+from asyn2f.programs import Seen
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
+from asyn2f.runtime.io_thread import Journal
+from asyn2f.runtime.peer import (
+    Ended,
+    Link,
+    Mailbox,
+    global_model,
+    hello_of,
+    open_letter,
+    zero_params,
+)
+from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.runtime.transport import Transport
+from asyn2f.trainer import begin_cycle, shard_of, steps_per_epoch
+from asyn2f.types import GlobalModel, WorkerState, WorkerUpdate
+
+
+class Worker:
+    """One worker: joins, trains, merges and pushes until the run is over."""
+
+    depth = 1  # versions that may wait to be looked at: newest wins
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        worker: int,
+        settings: RuntimeSettings,
+        journal: Journal,
+    ) -> None:
+        """Compiles everything, so that it is ready to work when it joins.
+
+        Raises:
+          ValueError: there is no data for a worker of this number.
+        """
+        self._experiment = experiment
+        self._trainer = experiment.trainer
+        self._settings = settings
+        self._worker = worker
+        self._journal = journal
+        self._shard = shard_of(experiment.task, worker)
+        self._num_examples = int(self._shard.num_examples)
+        # As float32, which is what comes back in its updates.
+        self._quality = float(jnp.float32(experiment.task.qualities[worker]))
+        self._epoch_steps = steps_per_epoch(
+            self._num_examples, experiment.training.batch_size
+        )
+        speed = settings.worker_speeds[worker % len(settings.worker_speeds)]
+        self._step_s = 1.0 / speed if speed else 0.0
+        self._state: WorkerState | None = None
+        self._fresh: GlobalModel | None = None  # newest version seen, not taken in
+        self._newest = -1  # newest version seen that could be used
+        self._merges = 0
+        self._merged_s = -1.0
+        self._mailbox = Mailbox(self.depth)
+        self._warm_up()
+
+    def stop(self, reason: str) -> None:
+        """Ends the worker at its next batch boundary; from any thread."""
+        self._mailbox.stop(reason)
+
+    def run(self, transport: Transport, experiment_digest: str) -> Ended:
+        """Joins, and works until the run is over, or it is stopped or turned away."""
+        hello = hello_of(
+            self._experiment,
+            experiment_digest,
+            "worker",
+            self._worker,
+            self._num_examples,
+            self._quality,
+        )
+        self._link = Link(
+            hello, self._settings, transport, self._journal, self._mailbox
+        )
+        self._link.start()
+        program = programs.worker_program(
+            self._experiment.strategy.timing, self._epoch_steps
+        )
+        command = next(program)
+        try:
+            while True:
+                command = program.send(self._carry_out(command))
+        except StopIteration:
+            return self._link.leave()
+
+    # ------------------------------------------------------------- commands
+
+    def _carry_out(self, command: programs.WorkerCommand) -> Seen:
+        steps = 0
+        match command:
+            case programs.Wait(newer_than):
+                self._wait(newer_than)
+            case programs.Adopt():
+                self._adopt()
+            case programs.Train(wanted, newer_than):
+                steps = self._train(wanted, newer_than)
+            case programs.Merge():
+                self._merge()
+            case programs.Push():
+                self._push()
+        stopped = self._mailbox.stopped is not None
+        metric = self._epoch_metric() if self._state is not None else 0.0
+        self._look()
+        return Seen(steps=steps, newest=self._newest, metric=metric, stop=stopped)
+
+    def _epoch_metric(self) -> float:
+        """Read from the device only where a push may depend on it."""
+        if not self._experiment.strategy.timing.push_after_metric:
+            return 0.0
+        assert self._state is not None
+        return float(self._trainer.report(self._state).metric)
+
+    def _look(self) -> None:
+        """Opens the newest letter, if there is one; a bad one is left out."""
+        letter = self._mailbox.take()
+        if letter is not None:
+            try:
+                self._fresh = open_letter(self._experiment, letter)
+                self._newest = letter.header.version
+            except wire.WireError as error:
+                print(f"worker {self._worker}: left out a version: {error}", flush=True)
+
+    def _wait(self, newer_than: int) -> None:
+        start_s = time.monotonic()
+        self._report_progress("waiting")
+        self._look()
+        while self._newest <= newer_than and self._mailbox.stopped is None:
+            self._mailbox.wait()
+            self._look()
+        if self._state is not None:
+            waited = trace.Waited(time.monotonic(), self._worker, start_s, self._newest)
+            self._journal.write(waited)
+
+    def _adopt(self) -> None:
+        model = self._take_fresh()
+        if self._state is None:
+            self._state = self._trainer.start(
+                model, self._worker, self._num_examples, self._quality
+            )
+        else:
+            self._state = self._trainer.adopt(self._state, model)
+        step = int(self._state.step)
+        version = int(model.version)
+        self._journal.write(
+            trace.Adopted(time.monotonic(), self._worker, version, step)
+        )
+
+    def _take_fresh(self) -> GlobalModel:
+        assert self._fresh is not None
+        model, self._fresh = self._fresh, None
+        return model
+
+    def _train(self, wanted: int, newer_than: int | None) -> int:
+        assert self._state is not None
+        start_s = due_s = time.monotonic()
+        done = 0
+        while done < wanted:
+            self._state, metrics = self._trainer.advance(self._state, self._shard)
+            done += 1
+            # The device first, the clock and the mailbox after it: nothing runs ahead.
+            jax.block_until_ready(metrics)
+            if self._step_s:
+                due_s += self._step_s
+                self._mailbox.wait_stopped(due_s - time.monotonic())
+            if self._mailbox.stopped is not None:
+                break
+            if newer_than is not None and self._mailbox.newest > newer_than:
+                break
+        update = self._trainer.report(self._state)
+        self._journal.write(
+            trace.Trained(
+                time_s=time.monotonic(),
+                worker=self._worker,
+                start_s=start_s,
+                steps=done,
+                step=int(self._state.step),
+                base_version=int(self._state.base_version),
+                loss=float(update.loss),
+                metric=float(update.metric),
+            )
+        )
+        self._report_progress("training", update)
+        return done
+
+    def _merge(self) -> None:
+        assert self._state is not None
+        model = self._take_fresh()
+        before, step = int(self._state.base_version), int(self._state.step)
+        self._state, metrics = self._trainer.merge(self._state, model)
+        share = float(metrics["share"])
+        self._merges += 1
+        self._merged_s = time.monotonic()
+        self._journal.write(
+            trace.Merged(
+                time_s=self._merged_s,
+                worker=self._worker,
+                version=int(model.version),
+                from_version=before,
+                step=step,
+                epoch_fraction=step % self._epoch_steps / self._epoch_steps,
+                share=share,
+            )
+        )
+
+    def _push(self) -> None:
+        assert self._state is not None
+        update = self._trainer.report(self._state)
+        payload = wire.encode_params(update.params)
+        step = int(self._state.step)
+        header = update_header(update, step, payload, self._experiment)
+        self._link.post(p.Produced(header, payload))
+        self._state = begin_cycle(self._state)
+
+    def _report_progress(self, state: str, update: WorkerUpdate | None = None) -> None:
+        if self._state is None:
+            return
+        if update is None:
+            update = self._trainer.report(self._state)
+        step = int(self._state.step)
+        self._link.post(
+            p.Progress(
+                state=state,
+                step=step,
+                epoch=step / self._epoch_steps,
+                loss=float(update.loss),
+                metric=float(update.metric),
+                base_version=int(update.base_version),
+                merges=self._merges,
+                merged_s=self._merged_s,
+            )
+        )
+
+    def _warm_up(self) -> None:
+        """Runs every program once on zeros of the right shapes."""
+        trainer, shard = self._trainer, self._shard
+        header = wire.ModelHeader("-", 0, 0, 0.0, 0.0, 1.0, 0.0, "", 0, "")
+        model = global_model(header, zero_params(self._experiment))
+        state = trainer.start(model, self._worker, self._num_examples, self._quality)
+        state, _ = trainer.advance(state, shard)
+        state, _ = trainer.merge(state, model)
+        jax.block_until_ready(trainer.report(trainer.adopt(state, model)))
+
+
+def update_header(
+    update: WorkerUpdate, step: int, payload: wire.Buffer, experiment: Experiment
+) -> wire.UpdateHeader:
+    """The header of an update; run, session and number are the protocol's to add."""
+    return wire.UpdateHeader(
+        run="",
+        incarnation=0,
+        worker=int(update.worker),
+        session="",
+        seq=0,
+        base_version=int(update.base_version),
+        start_version=int(update.start_version),
+        step=step,
+        num_examples=float(update.num_examples),
+        loss=float(update.loss),
+        quality=float(update.quality),
+        metric=float(update.metric),
+        fingerprint=experiment.template.fingerprint,
+        num_bytes=len(payload),
+        digest=wire.digest(payload),
+    )

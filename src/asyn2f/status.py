@@ -1,0 +1,43 @@
+"""How a run stands at this moment: what the server tells whoever watches."""
+
+from typing import NamedTuple
+
+
+class WorkerStatus(NamedTuple):
+    """One worker, as of its last beat."""
+
+    worker: int
+    state: str  # "registered" | "training" | "waiting" | "silent" | "gone"
+    step: int  # local steps done
+    epoch: float  # passes over its shard
+    loss: float  # mean training loss of its present epoch
+    metric: float  # mean training accuracy of its present epoch
+    base_version: int
+    staleness: int  # newest version - base_version
+    merges: int  # versions merged in mid-training
+    merged_s_ago: float  # seconds since the last of them; -1 = none yet
+    updates: int  # pushed so far
+    num_examples: int
+
+
+class RunStatus(NamedTuple):
+    """The whole run. Rates are over the last few seconds, counts since the start."""
+
+    run: str
+    strategy: str
+    state: str  # "waiting for workers" | "running" | "stopping" | ...
+    elapsed_s: float
+    version: int
+    max_versions: int  # 0 = no such limit
+    progress: float  # 0 to 1, towards whichever limit of the run is nearest
+    versions_per_s: float
+    accuracy: float | None  # of the newest version evaluated, if any
+    loss: float | None
+    best_accuracy: float | None
+    best_version: int | None
+    committed: int
+    superseded: int
+    rejected: int
+    bytes_up: int
+    bytes_down: int
+    workers: tuple[WorkerStatus, ...]

@@ -1,0 +1,1 @@
+"""Model, loss and data of an experiment; pure once loaded."""

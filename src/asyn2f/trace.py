@@ -1,0 +1,282 @@
+"""What happened: the events of a run, as every process writes them down.
+
+A trace is a folder of JSON-lines files, one per process, each beginning with a
+`Recorded` line. Together they say who did what, in which order, with which version:
+enough to draw the run, to check it, and to execute it again.
+"""
+
+import heapq
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+# Times are seconds on the wall clock, taken once per process and carried on by its
+# monotonic clock: comparable within one machine, and never running backwards.
+
+
+class Recorded(NamedTuple):
+    """The head of a process's file: what the numbers below it depend on."""
+
+    time_s: float
+    actor: str  # "server", "worker-3", "evaluator"
+    run: str
+    incarnation: int
+    environment: dict[str, Any]
+
+
+class Welcomed(NamedTuple):
+    """The server has let this process in; again after the server has come back."""
+
+    time_s: float
+    actor: str
+    run: str
+    incarnation: int
+
+
+class WorkerJoined(NamedTuple):
+    time_s: float
+    worker: int
+    session: str
+    num_examples: int
+
+
+class WorkerLeft(NamedTuple):
+    time_s: float
+    worker: int
+    session: str
+    reason: str
+
+
+class Received(NamedTuple):
+    """A version has reached a worker's process; it need not have looked at it yet."""
+
+    time_s: float
+    worker: int
+    version: int
+
+
+class Waited(NamedTuple):
+    """A worker stood still from `start_s` to `time_s`, for want of a newer version."""
+
+    time_s: float
+    worker: int
+    start_s: float
+    newest: int
+
+
+class Adopted(NamedTuple):
+    time_s: float
+    worker: int
+    version: int
+    step: int
+
+
+class Trained(NamedTuple):
+    """A stretch of local steps without interruption, ending with local step `step`."""
+
+    time_s: float
+    worker: int
+    start_s: float
+    steps: int
+    step: int
+    base_version: int
+    loss: float
+    metric: float
+
+
+class Merged(NamedTuple):
+    """`from_version` was the base before; `epoch_fraction` says where in an epoch."""
+
+    time_s: float
+    worker: int
+    version: int
+    from_version: int
+    step: int
+    epoch_fraction: float
+    share: float
+
+
+class Pushed(NamedTuple):
+    time_s: float
+    worker: int
+    session: str
+    seq: int
+    base_version: int
+    start_version: int
+    step: int
+    num_examples: float
+    loss: float
+    quality: float
+    metric: float
+
+
+class Settled(NamedTuple):
+    """The last word on an update: committed in a version, superseded, or rejected.
+
+    A worker writes "withdrawn" when it gives up one of which it has heard nothing;
+    where the server has written something of the same update, that stands.
+    """
+
+    time_s: float
+    worker: int
+    session: str
+    seq: int
+    verdict: str  # "committed" | "superseded" | "rejected" | "withdrawn"
+    version: int  # the version that holds it, or -1
+    reason: str
+
+
+class Aggregated(NamedTuple):
+    """Version `version` was made of these updates; the lists run in parallel."""
+
+    time_s: float
+    version: int
+    incarnation: int
+    updates: list[list[Any]]  # [worker, session, seq], in order of arrival
+    base_versions: list[int]
+    staleness: list[int]
+    coefficients: list[float]
+    learning_rate: float
+
+
+class Published(NamedTuple):
+    time_s: float
+    version: int
+    num_bytes: int
+    receivers: int
+
+
+class Evaluated(NamedTuple):
+    time_s: float
+    version: int
+    accuracy: float
+    loss: float
+
+
+class Stopped(NamedTuple):
+    time_s: float
+    actor: str
+    reason: str
+
+
+Event = (
+    Recorded
+    | Welcomed
+    | WorkerJoined
+    | WorkerLeft
+    | Received
+    | Waited
+    | Adopted
+    | Trained
+    | Merged
+    | Pushed
+    | Settled
+    | Aggregated
+    | Published
+    | Evaluated
+    | Stopped
+)
+
+_KINDS: dict[str, Callable[..., Event]] = {
+    kind.__name__: kind for kind in Event.__args__
+}
+
+
+def to_line(event: Event) -> str:
+    """The event as one line of JSON.
+
+    >>> to_line(Adopted(time_s=1.5, worker=2, version=7, step=40))
+    '{"kind": "Adopted", "time_s": 1.5, "worker": 2, "version": 7, "step": 40}'
+    """
+    return json.dumps({"kind": type(event).__name__, **event._asdict()})
+
+
+def from_line(line: str) -> Event:
+    """The event that `to_line` wrote.
+
+    Raises:
+      ValueError: not such a line.
+    """
+    try:
+        fields = json.loads(line)
+        kind = _KINDS[fields.pop("kind")]
+        return kind(**fields)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a line of a trace: {line[:120]!r} ({error})") from error
+
+
+class WallClock:
+    """Wall time that never jumps: read once, then carried by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._offset_s = time.time() - time.monotonic()
+
+    def at(self, monotonic_s: float) -> float:
+        """Seconds since 1970 for a reading of `time.monotonic()`."""
+        return self._offset_s + monotonic_s
+
+    def stamp(self, event: Event) -> Event:
+        """The event with its times, readings of `time.monotonic()`, as wall time."""
+        names = [name for name in ("time_s", "start_s") if name in event._fields]
+        times: dict[str, Any] = {name: self.at(getattr(event, name)) for name in names}
+        return event._replace(**times)
+
+
+class TraceWriter:
+    """Appends the events of one process to its file; its threads may share it.
+
+    Every line is handed to the system as it is written: a kill can cut the last line
+    short, which `read` leaves out, and loses nothing before it.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.jsonl"
+        _drop_torn_line(path)
+        self._file: TextIO = open(  # noqa: SIM115 - closed by close()
+            path, "a", encoding="utf-8", buffering=1
+        )
+        self._lock = threading.Lock()
+
+    def write(self, event: Event) -> None:
+        line = to_line(event) + "\n"
+        with self._lock:
+            if not self._file.closed:
+                self._file.write(line)
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cuts off what a kill has left of a line, so that nothing is written behind it."""
+    if path.exists():
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def read(folder: Path) -> list[Event]:
+    """All events of a run, by time; each process's own order is kept.
+
+    The last line of a file may be cut short by a kill; it is left out.
+
+    Raises:
+      ValueError: any other line that is no event, with its file and number.
+    """
+    files = [_read_file(path) for path in sorted(folder.glob("*.jsonl"))]
+    return list(heapq.merge(*files, key=lambda event: event.time_s))
+
+
+def _read_file(path: Path) -> Iterable[Event]:
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield from_line(line.decode())
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number}: {error}") from error

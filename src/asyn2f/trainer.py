@@ -1,0 +1,295 @@
+"""Local training: what a worker computes, as pure functions of its state.
+
+Randomness: every draw comes from a key folded anew from the root, the worker and the
+epoch or step. No key evolves in a state, so cutting the steps into other chunks, or
+running them in another process, gives the same numbers.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from asyn2f.strategies import Strategy
+from asyn2f.tasks.base import Task
+from asyn2f.types import GlobalModel, Metrics, Shard, WorkerState, WorkerUpdate
+
+Schedule = Literal["fixed", "cosine", "synchronous"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of local training.
+
+    Attributes:
+      batch_size: examples per step.
+      learning_rate: lr_0.
+      momentum: of SGD, in [0, 1).
+      weight_decay: L2 on the trained parameters; not part of the reported loss.
+      schedule: `fixed`; `cosine` over each worker's own steps; or `synchronous`: over
+        global versions, computed by the server and sent with each model.
+      learning_rate_min: where the two schedules end.
+      schedule_length: steps (`cosine`) or versions (`synchronous`) until then.
+      momentum_at_merge: whether a merge keeps or resets the momentum.
+    """
+
+    batch_size: int = 32
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Schedule = "fixed"
+    learning_rate_min: float = 0.005
+    schedule_length: int = 500
+    momentum_at_merge: Literal["keep", "reset"] = "keep"
+
+
+def annealed(training: Training, position: jax.Array) -> jax.Array:
+    """`max(lr_min, lr_0 (1 + cos(pi x / X)) / 2)`, and lr_min from X on.
+
+    The regimes of the paper's experiments differ in what x counts: see `Training`.
+
+    Args:
+      training: lr_0, lr_min and X.
+      position: i32 [], x >= 0: local steps or global versions.
+
+    Returns:
+      f32 [].
+
+    >>> float(annealed(Training(learning_rate=0.1, schedule_length=10), 10).round(4))
+    0.005
+    """
+    position = jnp.asarray(position, jnp.float32)
+    progress = jnp.minimum(position / training.schedule_length, 1.0)
+    cosine = 0.5 * training.learning_rate * (1.0 + jnp.cos(jnp.pi * progress))
+    return jnp.maximum(training.learning_rate_min, cosine).astype(jnp.float32)
+
+
+def global_learning_rate(training: Training, version: jax.Array) -> jax.Array:
+    """The learning rate, f32 [], that the server sends with a version."""
+    if training.schedule == "synchronous":
+        return annealed(training, version)
+    return jnp.float32(training.learning_rate)
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Batches in one pass over a shard; the last one is filled up from its beginning.
+
+    >>> steps_per_epoch(100, 32)
+    4
+    """
+    return -(-num_examples // batch_size)
+
+
+class Start(Protocol):
+    def __call__(
+        self, model: GlobalModel, worker: int, num_examples: int, quality: float
+    ) -> WorkerState:
+        """A worker that has just adopted its first model."""
+
+
+class Advance(Protocol):
+    def __call__(self, state: WorkerState, shard: Shard) -> tuple[WorkerState, Metrics]:
+        """One local step on the next batch; `state` is given up (its memory is reused).
+        Metrics: `loss` and `metric` f32 [], of this batch."""
+
+
+class TakeIn(Protocol):
+    def __call__(
+        self, state: WorkerState, model: GlobalModel
+    ) -> tuple[WorkerState, Metrics]:
+        """The state with a global version merged in; `state` is given up."""
+
+
+class Adopt(Protocol):
+    def __call__(self, state: WorkerState, model: GlobalModel) -> WorkerState:
+        """The state with its model dropped for a global version; momentum starts anew;
+        `state` is given up."""
+
+
+class Report(Protocol):
+    def __call__(self, state: WorkerState) -> WorkerUpdate:
+        """What the worker would push now."""
+
+
+class Trainer(NamedTuple):
+    """A worker's computation. All are jitted; the second call compiles nothing.
+
+    A cycle ends with a push: `report`, then `begin_cycle`.
+    """
+
+    start: Start
+    advance: Advance
+    merge: TakeIn
+    adopt: Adopt
+    report: Report
+
+
+def begin_cycle(state: WorkerState) -> WorkerState:
+    """The state after a push: what it holds now is what its next cycle starts from."""
+    # Copied: two fields that share one buffer could not both be given up to `advance`.
+    return state._replace(start_version=jnp.copy(state.base_version))
+
+
+def shard_of(task: Task, worker: int) -> Shard:
+    """Worker `worker`'s data, with only its own rows, padded to the largest shard.
+
+    Raises:
+      ValueError: there is no such shard.
+    """
+    if not 0 <= worker < len(task.shards):
+        raise ValueError(
+            f"worker: found {worker}, the data is cut for workers 0 to "
+            f"{len(task.shards) - 1}; raise config.workers to have more"
+        )
+    rows = task.shards[worker]
+    longest = max(len(shard) for shard in task.shards)
+    indices = np.zeros(longest, np.int32)
+    indices[: len(rows)] = np.arange(len(rows))
+    return Shard(
+        arrays={name: jnp.asarray(array[rows]) for name, array in task.train.items()},
+        indices=jnp.asarray(indices),
+        num_examples=jnp.int32(len(rows)),
+    )
+
+
+def make_trainer(
+    task: Task, strategy: Strategy, training: Training, key: jax.Array
+) -> Trainer:
+    """The trainer of a task under a strategy.
+
+    Args:
+      task: model and loss.
+      strategy: how a global version is merged in.
+      training: settings.
+      key: the run's root key; all of the workers' randomness is folded from it.
+
+    Raises:
+      ValueError: an unknown schedule.
+    """
+    if training.schedule not in get_args(Schedule):
+        raise ValueError(
+            f"schedule: found {training.schedule!r}, allowed {list(get_args(Schedule))}"
+        )
+    # Torch's SGD: the momentum gathers gradients, the learning rate scales what comes
+    # out, so a learning rate that changes acts at once.
+    optimizer = optax.chain(
+        optax.add_decayed_weights(training.weight_decay),
+        optax.trace(decay=training.momentum),
+    )
+    batch_size = training.batch_size
+
+    def start(model, worker, num_examples, quality):
+        zero, none = jnp.int32(0), jnp.float32(0.0)
+        state = WorkerState(
+            params=model.params,
+            previous=model.params,
+            opt_state=optimizer.init(model.params["params"]),
+            learning_rate=none,
+            worker=jnp.asarray(worker, jnp.int32),
+            num_examples=jnp.asarray(num_examples, jnp.float32),
+            quality=jnp.asarray(quality, jnp.float32),
+            base_version=zero,
+            start_version=zero,
+            step=zero,
+            loss_sum=none,
+            metric_sum=none,
+            epoch_steps=zero,
+        )
+        return adopt(state, model)
+
+    def adopt(state, model):
+        return state._replace(
+            # Copied, so that no two fields share a buffer that `advance` gives up.
+            params=jax.tree.map(jnp.copy, model.params),
+            previous=jax.tree.map(jnp.copy, model.params),
+            opt_state=optimizer.init(model.params["params"]),
+            learning_rate=jnp.copy(model.learning_rate),
+            base_version=jnp.copy(model.version),
+            start_version=jnp.copy(model.version),
+        )
+
+    def advance(state, shard):
+        worker_key = jax.random.fold_in(key, state.worker)
+        epoch, position = _epoch_and_position(state.step, shard.num_examples)
+        order = _epoch_order(jax.random.fold_in(worker_key, epoch), shard)
+        places = (position * batch_size + jnp.arange(batch_size)) % shard.num_examples
+        batch = {name: array[order[places]] for name, array in shard.arrays.items()}
+        # Counted down from -1: never the key of an epoch, which are 0, 1, 2, ...
+        step_key = jax.random.fold_in(worker_key, -1 - state.step)
+
+        def loss_of(trained, statistics):
+            return task.loss({**statistics, "params": trained}, batch, step_key)
+
+        trained = state.params["params"]
+        statistics = {k: v for k, v in state.params.items() if k != "params"}
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (statistics, metric)), grads = gradient(trained, statistics)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        if training.schedule == "cosine":
+            learning_rate = annealed(training, state.step)
+        else:
+            learning_rate = state.learning_rate
+        trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
+        fresh = position == 0
+        state = state._replace(
+            params={**statistics, "params": trained},
+            previous=state.params,
+            opt_state=opt_state,
+            step=state.step + 1,
+            loss_sum=jnp.where(fresh, 0.0, state.loss_sum) + loss,
+            metric_sum=jnp.where(fresh, 0.0, state.metric_sum) + metric,
+            epoch_steps=jnp.where(fresh, 0, state.epoch_steps) + 1,
+        )
+        return state, {"loss": loss, "metric": metric}
+
+    def _epoch_and_position(step, num_examples):
+        return jnp.divmod(step, -(-num_examples // batch_size))
+
+    def report(state):
+        steps = jnp.maximum(state.epoch_steps, 1).astype(jnp.float32)
+        return WorkerUpdate(
+            params=state.params,
+            worker=state.worker,
+            base_version=state.base_version,
+            start_version=state.start_version,
+            num_examples=state.num_examples,
+            loss=state.loss_sum / steps,
+            quality=state.quality,
+            metric=state.metric_sum / steps,
+        )
+
+    def merge(state, model):
+        params, metrics = strategy.merge(report(state), state.previous, model)
+        opt_state = state.opt_state
+        if training.momentum_at_merge == "reset":
+            opt_state = optimizer.init(params["params"])
+        state = state._replace(
+            params=params,
+            opt_state=opt_state,
+            learning_rate=jnp.copy(model.learning_rate),
+            base_version=jnp.copy(model.version),
+        )
+        return state, metrics
+
+    return Trainer(
+        start=jax.jit(start),
+        advance=jax.jit(advance, donate_argnums=0),
+        merge=jax.jit(merge, donate_argnums=0),
+        adopt=jax.jit(adopt, donate_argnums=0),
+        report=jax.jit(report),
+    )
+
+
+def _epoch_order(key: jax.Array, shard: Shard) -> jax.Array:
+    """The shard's rows in this epoch's order, i32 [n_max]; padding comes last.
+
+    A sort of random bits: the same program for every size of shard.
+    """
+    length = shard.indices.shape[0]
+    bits = jax.random.bits(key, (length,)) >> 1
+    padding = jnp.uint32(0xFFFFFFFF)
+    bits = jnp.where(jnp.arange(length) < shard.num_examples, bits, padding)
+    return shard.indices[jnp.argsort(bits)]

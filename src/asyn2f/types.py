@@ -1,0 +1,88 @@
+"""The records that cross `jit`, the wire and the store.
+
+Symbols used in every docstring of this package: K updates in one aggregation,
+W workers, N examples, B examples in a batch. A *model* is any pytree of arrays. Inside
+training it is a Flax variable dictionary: the collection `"params"` is trained, every
+other collection (`"batch_stats"`) is a statistic. Aggregation and merge treat all
+arrays alike.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+Params = Any
+"""A pytree of arrays: all arrays of a model, trained ones and statistics."""
+
+Metrics = dict[str, jax.Array]
+"""What a pure function wants a person to see; never fed back into the mathematics."""
+
+
+class GlobalModel(NamedTuple):
+    """A version of the global model and what travels with it (S, L and Q of the paper).
+
+    `num_examples`, `loss` and `quality` describe the updates it was made of: the sum of
+    their examples, the plain mean of their losses and of their qualities. Version 0 has
+    no updates behind it and says 0, 0, 1.
+    """
+
+    params: Params
+    version: jax.Array  # i32 []: aggregations behind it; 0 = the initial model
+    num_examples: jax.Array  # f32 []
+    loss: jax.Array  # f32 []
+    quality: jax.Array  # f32 [], in (0, 1]
+    learning_rate: jax.Array  # f32 []: what workers shall use from now on
+
+
+class WorkerUpdate(NamedTuple):
+    """What a worker pushes. In an aggregation every leaf has a leading axis K."""
+
+    params: Params
+    worker: jax.Array  # i32 []
+    base_version: jax.Array  # i32 []: the last version taken in (adopted or merged)
+    start_version: jax.Array  # i32 []: the version this cycle started from
+    num_examples: jax.Array  # f32 []: size of the worker's shard, > 0
+    loss: jax.Array  # f32 []: mean training loss of the epoch, without the L2 term
+    quality: jax.Array  # f32 [], in (0, 1]
+    metric: jax.Array  # f32 []: mean training metric of the epoch (accuracy)
+
+
+class WorkerState(NamedTuple):
+    """Everything a worker in training is. No key evolves in it: see `trainer`."""
+
+    # the model
+    params: Params
+    previous: Params  # before the last local step
+    opt_state: Any
+    learning_rate: jax.Array  # f32 []: as the server sent it
+    # who it is
+    worker: jax.Array  # i32 []
+    num_examples: jax.Array  # f32 []
+    quality: jax.Array  # f32 []
+    # where it comes from
+    base_version: jax.Array  # i32 []
+    start_version: jax.Array  # i32 []
+    # how far it is
+    step: jax.Array  # i32 []: local steps done since it began
+    loss_sum: jax.Array  # f32 []: over the steps of the present epoch
+    metric_sum: jax.Array  # f32 []
+    epoch_steps: jax.Array  # i32 []: steps behind the two sums
+
+
+class ServerState(NamedTuple):
+    """What the server keeps from one aggregation to the next."""
+
+    model: GlobalModel
+    memory: Any  # the strategy's own pytree; () where it needs none
+
+
+class Shard(NamedTuple):
+    """One worker's data: rows of arrays that may be shared with other workers.
+
+    `indices` is padded to a length common to all workers, so that every worker's step
+    is the same compiled program; only the first `num_examples` of them are real.
+    """
+
+    arrays: Any  # pytree of [N, ...]
+    indices: jax.Array  # i32 [n_max]
+    num_examples: jax.Array  # i32 []

@@ -1,0 +1,27 @@
+"""Settings that hold for every test."""
+
+import os
+
+# One warm cache for all tests and the processes they start; see launch.program.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/asyn2f/jax-tests")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+
+import hypothesis
+import pytest
+
+from asyn2f.runtime.peer import zero_params  # noqa: F401  (JAX reads the above first)
+
+hypothesis.settings.register_profile("asyn2f", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("asyn2f")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    import jax
+
+    return f"jax {jax.__version__} on {jax.default_backend()}"

@@ -1,0 +1,27 @@
+"""Small experiments for tests."""
+
+from typing import Any
+
+from asyn2f import build
+from asyn2f.experiment import Experiment
+from configs.default import get_config
+
+
+def config_with(**changes: Any) -> dict[str, Any]:
+    """The default config as plain dicts, with dotted keys changed (`_` for `.`).
+
+    >>> config_with(task__alpha=0.1)["task"]["alpha"]
+    0.1
+    """
+    config = get_config()
+    config.runtime.beat_s = 0.2
+    config.runtime.dead_after_s = 1.0
+    config.runtime.join_timeout_s = 20.0
+    for key, value in changes.items():
+        group, _, name = key.rpartition("__")
+        (config[group] if group else config)[name] = value
+    return dict(config.to_dict())
+
+
+def experiment_with(**changes: Any) -> Experiment:
+    return build.build_experiment(config_with(**changes))

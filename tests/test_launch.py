@@ -1,0 +1,327 @@
+"""The programs as a user runs them: real processes, real sockets, real signals."""
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from asyn2f import trace
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_S = 90.0
+WORKING = r"version [1-9]"  # a line of progress
+FAST = [
+    "--config=configs/digits.py",
+    "--config.workers=3",
+    "--config.stop.max_versions=12",
+    "--config.timing.epochs_per_push=1",
+    "--config.timing.min_updates=2",
+    "--config.runtime.worker_speeds=(200.0,100.0,50.0)",
+]
+ENDLESS = [*FAST, "--config.stop.max_versions=100000"]
+
+
+def start(program: str, *flags: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"launch.{program}", *flags],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err
+
+
+def run(program: str, *flags: str) -> tuple[int, str, str]:
+    return finish(start(program, *flags))
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def wait_for_line(process: subprocess.Popen, pattern: str) -> str:
+    """The next line of its output that has this in it."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(f"{process.args} ended: {process.stderr.read()}")
+
+
+def children_of(pid: int) -> set[int]:
+    """All descendants that live at this moment (Linux)."""
+    found: set[int] = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            child = int(stat.parent.name)
+            found |= {child} | children_of(child)
+    return found
+
+
+def has_ended(pid: int, by_s: float) -> bool:
+    """Whether a process that is not our child ends before this monotonic time."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        left_s = max(0.0, by_s - time.monotonic())
+        return bool(select.select([handle], [], [], left_s)[0])
+    finally:
+        os.close(handle)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of server, three workers and evaluator, to its end."""
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    code, out, err = run("local", *FAST, f"--workdir={folder}")
+    assert code == 0, err
+    return folder, out
+
+
+def test_a_run_ends_by_itself_and_says_where_the_results_are(finished):
+    folder, out = finished
+    assert "finished" in out
+    assert "report.html" in out
+    assert str(folder) in out
+
+
+def test_the_summary_is_complete(finished):
+    summary = read(finished[0] / "summary.json")
+    assert summary["status"] == "finished"
+    assert summary["strategy"] == "asyn2f"
+    assert summary["seed"] == 0
+    assert summary["versions"] == 12
+    assert 0 <= summary["best_version"] <= 12
+    assert 0 < summary["best_accuracy"] <= 1
+    assert 0 < summary["final_accuracy"] <= summary["best_accuracy"]
+    assert summary["wall_s"] > 0
+    assert summary["updates"]["committed"] >= 24
+    assert set(summary["updates"]) == {"committed", "superseded", "rejected"}
+    assert summary["bytes_up"] > 0
+    assert summary["bytes_down"] > 0
+    assert len(summary["params_sha256"]) == 64
+
+
+def test_everything_a_person_looks_at_is_there(finished):
+    folder = finished[0]
+    assert (folder / "report.html").stat().st_size > 100_000
+    assert list((folder / "tensorboard").glob("events*"))
+    assert (folder / "models" / "12" / "state").is_dir()
+    rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} == {"version", "score"}
+
+
+def test_every_process_wrote_its_trace(finished):
+    events = trace.read(finished[0] / "trace")
+    actors = {e.actor for e in events if isinstance(e, trace.Recorded)}
+    assert actors == {"server", "worker-0", "worker-1", "worker-2", "evaluator"}
+    merged = [event for event in events if isinstance(event, trace.Merged)]
+    assert any(0 < event.epoch_fraction < 1 for event in merged)
+
+
+def test_a_workdir_that_holds_a_run_is_left_alone(finished):
+    folder = finished[0]
+    before = (folder / "summary.json").read_text()
+    code, _, err = run("local", *FAST, f"--workdir={folder}")
+    assert code == 2
+    assert "--resume" in err
+    assert "--overwrite" in err
+    assert (folder / "summary.json").read_text() == before
+
+
+def test_a_run_is_resumed_where_it_ended(finished):
+    folder = finished[0]
+    more = "--config.stop.max_versions=16"
+    code, _, err = run("local", *FAST, more, f"--workdir={folder}", "--resume")
+    assert code == 0, err
+    assert read(folder / "summary.json")["versions"] == 16
+    events = trace.read(folder / "trace")
+    made = [e.version for e in events if isinstance(e, trace.Aggregated)]
+    assert made == list(range(1, 17))
+
+
+def test_a_run_is_not_resumed_as_another_experiment(finished):
+    folder = finished[0]
+    code, _, err = run(
+        "local", *FAST, "--config.seed=5", f"--workdir={folder}", "--resume"
+    )
+    assert code == 2
+    assert "config.seed: found 5" in err
+    assert (folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.traning.momentum=0.5"], ["did you mean"]),
+        (["--config.training.momentm=0.5"], ["did you mean training.momentum"]),
+        (["--config.training.momentum=2.0"], ["training.momentum", "2.0", "[0, 1)"]),
+        (["--config.workers=many"], ["config.workers=many"]),
+        (["--config.strategy.name=fedsgd"], ["fedsgd", "asyn2f, fedavg"]),
+        (["--config.task.dataset=mnits"], ["mnits", "digits"]),
+        (["--config=configs/nothing.py"], ["nothing.py"]),
+        (["--confg.seed=1"], ["confg"]),
+        (["stray"], ["stray"]),
+        (["--resume"], ["holds no run"]),
+        (["--resume", "--overwrite"], ["exclude each other"]),
+    ],
+)
+def test_wrong_input_is_one_clear_line_and_exit_code_2(tmp_path, flags, words):
+    folder = tmp_path / "run"
+    if not any(flag.startswith("--config=") for flag in flags):
+        flags = ["--config=configs/digits.py", *flags]
+    code, out, err = run("local", f"--workdir={folder}", *flags)
+    assert code == 2, out + err
+    assert "Traceback" not in out + err
+    for word in words:
+        assert word in err
+    assert not folder.exists()
+
+
+def test_without_a_config_nothing_starts(tmp_path):
+    code, _, err = run("local", f"--workdir={tmp_path / 'run'}")
+    assert code == 2
+    assert "--config must be given" in err
+
+
+def test_without_a_workdir_nothing_starts():
+    code, _, err = run("local", "--config=configs/digits.py")
+    assert code == 2
+    assert "--workdir must be given" in err
+
+
+def test_a_port_in_use_is_said_so(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        address = f"--config.runtime.address=tcp://127.0.0.1:{port}"
+        code, _, err = run("local", *FAST, address, f"--workdir={tmp_path / 'run'}")
+    assert code == 2
+    assert "cannot listen" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_within_five_seconds(tmp_path, number):
+    folder = tmp_path / "run"
+    process = start("local", *ENDLESS, f"--workdir={folder}")
+    wait_for_line(process, WORKING)
+    family = children_of(process.pid)
+    assert len(family) >= 5
+    start_s = time.monotonic()
+    process.send_signal(number)
+    code, out, err = finish(process)
+    took_s = time.monotonic() - start_s
+    assert took_s < 5.0
+    assert code == 130, out + err
+    assert all(has_ended(pid, start_s + 5.0) for pid in family)
+    summary = read(folder / "summary.json")
+    assert summary["status"] == "interrupted"
+    assert summary["versions"] >= 1
+    assert len(summary["params_sha256"]) == 64
+    assert (folder / "report.html").exists()
+
+
+def test_a_killed_worker_disturbs_nobody_and_another_takes_its_place(tmp_path):
+    folder = tmp_path / "run"
+    flags = [*ENDLESS, f"--workdir={folder}"]
+    local = start("local", *flags)
+    wait_for_line(local, WORKING)
+    victim = _pid_of(folder, "worker-1")
+    os.kill(victim, signal.SIGKILL)
+    wait_for_line(local, "worker-1 ended")
+    newcomer = start("worker", *flags, "--worker=1")
+    wait_for_line(newcomer, "joined")
+    joined_at = max(int(x.name) for x in (folder / "models").glob("[0-9]*"))
+    while True:  # until it has seen some versions come
+        version = re.search(r"version (\d+)", wait_for_line(local, WORKING))
+        if int(version.group(1)) > joined_at + 15:
+            break
+    local.send_signal(signal.SIGTERM)
+    code, _, err = finish(local)
+    assert code == 130, err
+    code, out, err = finish(newcomer)
+    assert code == 0, out + err
+    events = trace.read(folder / "trace")
+    sessions = [e.session for e in events if isinstance(e, trace.WorkerJoined)]
+    assert len(set(sessions)) == 4
+    joined_s = max(e.time_s for e in events if isinstance(e, trace.WorkerJoined))
+    later = [e for e in events if e.time_s > joined_s]
+    assert any(isinstance(e, trace.Merged) and e.worker == 1 for e in later)
+    assert any(isinstance(e, trace.Merged) and e.worker == 0 for e in later)
+    left = [e for e in events if isinstance(e, trace.WorkerLeft)]
+    assert [(e.worker, e.reason) for e in left if e.reason == "silent"] == [
+        (1, "silent")
+    ]
+    assert read(folder / "summary.json")["status"] == "interrupted"
+
+
+def test_server_worker_and_evaluator_are_started_by_hand(tmp_path):
+    folder = tmp_path / "run"
+    flags = [*FAST, "--config.min_workers=1", f"--workdir={folder}"]
+    server = start("server", *flags)
+    line = wait_for_line(server, "listening at")
+    address = next(word for word in line.split() if word.startswith("tcp://"))
+    peers = [
+        start("worker", *flags, "--worker=0", f"--server={address.rstrip(',')}"),
+        start("worker", *flags, "--worker=2"),
+        start("evaluator", *flags),
+    ]
+    code, out, err = finish(server)
+    assert code == 0, out + err
+    for peer in peers:
+        code, out, err = finish(peer)
+        assert code == 0, out + err
+    assert read(folder / "summary.json")["versions"] == 12
+
+
+def test_a_worker_without_a_server_gives_up_with_a_reason(tmp_path):
+    code, _, err = run(
+        "worker",
+        *FAST,
+        "--config.runtime.join_timeout_s=1.0",
+        f"--workdir={tmp_path}",
+        "--worker=0",
+        "--server=tcp://127.0.0.1:9",
+    )
+    assert code == 2
+    assert "could not register within 1 s" in err
+
+
+def test_a_worker_too_many_is_refused(tmp_path):
+    code, _, err = run("worker", *FAST, f"--workdir={tmp_path}", "--worker=3")
+    assert code == 2
+    assert "found 3, allowed: 0 to 2" in err
+
+
+def _pid_of(folder: Path, name: str) -> int:
+    """The process that holds a child's log open."""
+    log = (folder / "logs" / f"{name}.log").resolve()
+    for link in Path("/proc").glob("[0-9]*/fd/1"):
+        try:
+            if link.resolve() == log:
+                return int(link.parent.parent.name)
+        except OSError:
+            continue
+    raise AssertionError(f"no process writes {log}")

@@ -1,0 +1,183 @@
+"""Events as lines and back, and what is left of them after a kill."""
+
+import json
+import typing
+
+import pytest
+
+from asyn2f import trace
+
+EXAMPLES = {
+    float: 1.25,
+    int: 7,
+    str: 'a "quoted" word, ünïcode\nand a second line',
+    dict[str, typing.Any]: {"jax": "0.10.2", "devices": 1, "nested": {"a": [1, 2.5]}},
+    list[list[typing.Any]]: [[0, "s1", 3], [2, "s2", 0]],
+    list[int]: [3, 0],
+    list[float]: [0.1, 0.9],
+}
+KINDS = typing.get_args(trace.Event)
+
+
+def example_of(kind):
+    """An event of that kind, made from its annotations."""
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: EXAMPLES[hints[name]] for name in kind._fields})
+
+
+def adopted(time_s, version=0, worker=1):
+    return trace.Adopted(time_s=time_s, worker=worker, version=version, step=0)
+
+
+def write(folder, name, events):
+    """Writes a file of events as a process would, and returns its path."""
+    before = set(folder.rglob("*"))
+    writer = trace.TraceWriter(folder, name)
+    for event in events:
+        writer.write(event)
+    writer.close()
+    (path,) = (new for new in set(folder.rglob("*")) - before if new.is_file())
+    return path
+
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+@every_kind
+def test_every_event_comes_back_from_its_line(kind):
+    event = example_of(kind)
+    back = trace.from_line(trace.to_line(event))
+    assert back == event
+    assert type(back) is kind
+
+
+@every_kind
+def test_every_event_is_one_line_of_json_that_names_its_kind(kind):
+    line = trace.to_line(example_of(kind))
+    assert "\n" not in line
+    assert json.loads(line)["kind"] == kind.__name__
+
+
+@every_kind
+def test_every_event_comes_back_from_its_file(kind, tmp_path):
+    write(tmp_path, "server", [example_of(kind)])
+    assert trace.read(tmp_path) == [example_of(kind)]
+
+
+def test_floats_come_back_to_the_last_bit():
+    event = adopted(time_s=1_700_000_000.123456789)
+    assert trace.from_line(trace.to_line(event)).time_s == event.time_s
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{",
+        "nonsense",
+        "[]",
+        "7",
+        "null",
+        "{}",
+        '{"kind": "Unheard", "time_s": 1.0}',
+        '{"kind": 3, "time_s": 1.0}',
+        '{"kind": ["Adopted"], "time_s": 1.0}',
+        '{"kind": "Adopted", "time_s": 1.0}',  # fields missing
+        '{"time_s": 1.5, "worker": 2, "version": 7, "step": 40}',  # no kind
+        '{"kind": "Stopped", "time_s": 1.0, "actor": "a", "reason": "b", "more": 1}',
+    ],
+)
+def test_a_line_that_is_no_event_is_refused(line):
+    with pytest.raises(ValueError, match="line"):
+        trace.from_line(line)
+
+
+def test_an_empty_folder_holds_no_events(tmp_path):
+    assert trace.read(tmp_path) == []
+
+
+def test_a_writer_makes_its_folder(tmp_path):
+    folder = tmp_path / "run" / "trace"
+    writer = trace.TraceWriter(folder, "server")
+    writer.write(adopted(1.0))
+    writer.close()
+    assert trace.read(folder) == [adopted(1.0)]
+
+
+def test_events_can_be_read_before_the_writer_is_closed(tmp_path):
+    writer = trace.TraceWriter(tmp_path, "server")
+    writer.write(adopted(1.0))
+    events = trace.read(tmp_path)
+    writer.close()
+    assert events == [adopted(1.0)]
+
+
+def test_the_events_of_all_files_come_back_by_time(tmp_path):
+    write(tmp_path, "server", [adopted(1.0), adopted(4.0)])
+    write(tmp_path, "worker-1", [adopted(2.0), adopted(3.0), adopted(5.0)])
+    assert [event.time_s for event in trace.read(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_events_of_one_process_at_one_time_keep_their_order(tmp_path):
+    events = [adopted(1.0, version=version) for version in (3, 1, 2)]
+    write(tmp_path, "worker-1", events)
+    assert trace.read(tmp_path) == events
+
+
+def test_the_order_of_one_process_stands_above_its_times(tmp_path):
+    mine = [adopted(2.0, version=1), adopted(1.0, version=2)]
+    write(tmp_path, "worker-1", mine)
+    write(tmp_path, "worker-2", [adopted(1.5, worker=2), adopted(3.0, worker=2)])
+    events = trace.read(tmp_path)
+    assert [event for event in events if event.worker == 1] == mine
+    assert len(events) == 4
+
+
+def test_a_last_line_cut_short_anywhere_is_left_out(tmp_path):
+    path = write(tmp_path, "worker-1", [adopted(1.0), adopted(2.0)])
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in range(first, len(whole) - 1):  # the last byte is only the newline
+        path.write_bytes(whole[:length])
+        assert trace.read(tmp_path) == [adopted(1.0)], length
+
+
+def test_a_last_line_cut_within_a_letter_is_left_out(tmp_path):
+    stopped = trace.Stopped(time_s=2.0, actor="wörker", reason="é")
+    path = write(tmp_path, "worker-1", [adopted(1.0), stopped])
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in range(first, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert trace.read(tmp_path) == [adopted(1.0)], length
+
+
+def test_a_first_line_cut_short_leaves_nothing(tmp_path):
+    path = write(tmp_path, "worker-1", [adopted(1.0)])
+    path.write_bytes(path.read_bytes()[:10])
+    assert trace.read(tmp_path) == []
+
+
+@pytest.mark.parametrize("garbage", ["garbage", '{"kind": "Adop', "", "\xff\xfe"])
+def test_garbage_before_the_last_line_raises_with_file_and_line(tmp_path, garbage):
+    write(tmp_path, "server", [adopted(1.0)])
+    path = write(tmp_path, "worker-1", [adopted(1.0), adopted(2.0), adopted(3.0)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = garbage.encode("latin-1") + b"\n"
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match=rf"{path.name}\D+2\b"):
+        trace.read(tmp_path)
+
+
+def test_a_wall_clock_carries_monotonic_readings_over():
+    clock = trace.WallClock()
+    assert clock.at(12.5) - clock.at(10.0) == pytest.approx(2.5, abs=1e-6)
+
+
+@every_kind
+def test_a_wall_clock_stamps_every_time_of_an_event_and_nothing_else(kind):
+    clock = trace.WallClock()
+    event = example_of(kind)
+    times = {name: clock.at(1.25) for name in ("time_s", "start_s")}
+    expected = {name: times.get(name, value) for name, value in event._asdict().items()}
+    assert clock.stamp(event) == kind(**expected)

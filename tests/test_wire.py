@@ -1,0 +1,198 @@
+import contextlib
+import typing
+
+import jax.numpy as jnp
+import ml_dtypes
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyn2f.runtime import wire
+from asyn2f.trees import template_of
+
+KINDS = typing.get_args(wire.Message)
+
+names = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
+_FIELDS = {
+    int: st.integers(-(2**62), 2**62),
+    bool: st.booleans(),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    str: st.text(max_size=100),
+    tuple[int, ...]: st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
+}
+
+
+def messages() -> st.SearchStrategy:
+    def build(kind):
+        hints = typing.get_type_hints(kind)
+        fields = {
+            name: names if name in ("run", "session") else _FIELDS[hint]
+            for name, hint in hints.items()
+        }
+        return st.builds(kind, **fields)
+
+    return st.one_of([build(kind) for kind in KINDS])
+
+
+@given(messages())
+def test_every_message_comes_back_as_it_was(message):
+    again = wire.decode(wire.encode(message))
+    assert again == message
+    assert type(again) is type(message)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_kind_fits_its_header(kind):
+    longest = {int: 2**62, bool: True, float: 1.0, str: "é" * 200, tuple[int, ...]: ()}
+    hints = typing.get_type_hints(kind)
+    values = [
+        "n" * 64 if n in ("run", "session") else longest[h] for n, h in hints.items()
+    ]
+    assert len(wire.encode(kind(*values))) <= wire.MAX_HEADER_BYTES
+
+
+@given(messages(), st.data())
+@settings(max_examples=300)
+def test_a_mutated_header_is_refused_or_still_a_message(message, data):
+    """Never another exception, whatever one byte more, less or else does."""
+    frame = bytearray(wire.encode(message))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(frame)))
+        action = data.draw(st.sampled_from(["flip", "insert", "delete", "cut"]))
+        if action == "insert":
+            frame.insert(place, data.draw(st.integers(0, 255)))
+        elif action == "cut":
+            del frame[place:]
+        elif place < len(frame):
+            if action == "flip":
+                frame[place] ^= 1 << data.draw(st.integers(0, 7))
+            else:
+                del frame[place]
+    with contextlib.suppress(wire.WireError):
+        assert isinstance(wire.decode(bytes(frame)), KINDS)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused(frame):
+    with pytest.raises(wire.WireError):
+        wire.decode(frame)
+
+
+HEADER = wire.ModelHeader("run", 1, 2, 1.0, 0.5, 1.0, 0.1, "f", 8, "d")
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (b"\x91" * 5000, "header of 5000 bytes"),
+        (msgpack.packb({"kind": "Pulse"}), "not msgpack|not a list"),
+        (msgpack.packb(["Explode", 1]), "unknown kind"),
+        (msgpack.packb(["Pulse", 1]), "1 fields, has 2"),
+        (msgpack.packb(["Pulse", 1, 2, 3]), "3 fields, has 2"),
+        (msgpack.packb(["Pulse", True, 1]), "is not an integer"),
+        (msgpack.packb(["Pulse", 2**63, 1]), "is not an integer"),
+        (msgpack.packb(["Pulse", "1", 1]), "is not an integer"),
+        (msgpack.packb(["Receipt", "../../etc", 1]), "is not a name"),
+        (msgpack.packb(["Receipt", "a" * 65, 1]), "is not a name"),
+        (msgpack.packb(["Receipt", "x\x00", 1]), "is not a name"),
+        (msgpack.packb(["StopRun", 5]), "is not text"),
+        (msgpack.packb(["StopRun", b"bytes"]), "not msgpack|is not text"),
+        (wire.encode(HEADER._replace(loss=float("nan"))), "loss: is not finite"),
+        (msgpack.packb([*["Pulse"], [[[[1]]]], 1]), "is not an integer"),
+        (b"\xdd\xff\xff\xff\xff", "not msgpack"),
+        (b"\xc6\xff\xff\xff\xff", "not msgpack"),
+    ],
+)
+def test_a_wrong_header_is_refused_with_a_reason(frame, words):
+    with pytest.raises(wire.WireError, match=words):
+        wire.decode(frame)
+
+
+def test_a_diverged_worker_can_say_so():
+    beat = wire.Beat(
+        "s", 1, "training", 1, 0.5, float("nan"), 0.0, 1, 1, 0, -1.0, 0, ()
+    )
+    assert np.isnan(wire.decode(wire.encode(beat)).loss)
+
+
+MODEL = {
+    "params": {
+        "w": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "empty": np.zeros((0, 4), np.float32),
+        "scalar": np.float32(2.5) * np.ones((), np.float32),
+        "half": np.arange(3, dtype=ml_dtypes.bfloat16),
+    },
+    "batch_stats": {"count": np.array([1, 2], np.int32), "odd": np.ones(5, np.uint8)},
+}
+TEMPLATE = template_of(MODEL)
+
+
+def test_a_model_comes_back_bit_for_bit_without_copying():
+    payload = wire.encode_params(MODEL)
+    again = wire.decode_params(TEMPLATE, payload)
+    for name in ("w", "empty", "scalar", "half"):
+        found, sent = again["params"][name], MODEL["params"][name]
+        assert found.dtype == sent.dtype
+        assert found.tobytes() == sent.tobytes()
+    assert again["batch_stats"]["odd"].tobytes() == b"\1" * 5
+    assert not again["params"]["w"].flags.owndata
+
+
+def test_jax_arrays_are_encoded_like_numpy_ones():
+    as_jax = {"w": jnp.arange(4.0)}
+    as_numpy = {"w": np.arange(4, dtype=np.float32)}
+    assert wire.encode_params(as_jax) == wire.encode_params(as_numpy)
+
+
+def test_what_is_sent_cannot_change_afterwards():
+    payload = wire.encode_params(MODEL)
+    assert payload.readonly
+    with pytest.raises(TypeError):
+        payload[0] = 1
+
+
+def header_of(payload, template=TEMPLATE) -> wire.ModelHeader:
+    return HEADER._replace(
+        fingerprint=template.fingerprint,
+        num_bytes=payload.nbytes,
+        digest=wire.digest(payload),
+    )
+
+
+def test_a_payload_that_fits_its_header_passes():
+    payload = wire.encode_params(MODEL)
+    wire.check_payload(header_of(payload), payload, TEMPLATE)
+
+
+@given(st.integers(0, TEMPLATE.num_bytes - 1), st.integers(0, 7))
+def test_every_flipped_bit_of_a_payload_is_noticed(place, bit):
+    payload = wire.encode_params(MODEL)
+    damaged = bytearray(payload)
+    damaged[place] ^= 1 << bit
+    with pytest.raises(wire.WireError, match="damaged"):
+        wire.check_payload(header_of(payload), damaged, TEMPLATE)
+
+
+def test_another_size_or_tree_is_refused_before_anything_is_read():
+    payload = wire.encode_params(MODEL)
+    header = header_of(payload)
+    with pytest.raises(wire.WireError, match="bytes"):
+        wire.check_payload(header, payload[:-1], TEMPLATE)
+    with pytest.raises(wire.WireError, match="bytes"):
+        wire.check_payload(header._replace(num_bytes=2**60), payload, TEMPLATE)
+    with pytest.raises(wire.WireError, match="other arrays"):
+        wire.check_payload(header._replace(fingerprint="x"), payload, TEMPLATE)
+    with pytest.raises(wire.WireError, match="bytes"):
+        wire.decode_params(TEMPLATE, b"")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_array_that_is_not_finite_is_named(bad):
+    spoiled = {
+        "a": np.ones(3, np.float32),
+        "b": {"c": np.array([0, bad, 1], np.float32)},
+    }
+    assert wire.nonfinite_leaf(spoiled) == "b/c"
+    assert wire.nonfinite_leaf(MODEL) == ""
