@@ -1,17 +1,20 @@
-# make demo | test | test-slow | lint | bench
+# make demo | test | test-fast | test-slow | lint | bench
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-fast test-slow lint bench clean
 
 demo: $(READY)
 	$(BIN)/python -m launch.local --config=configs/digits.py --workdir=runs/demo --overwrite
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not processes"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

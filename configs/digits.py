@@ -12,6 +12,7 @@ from configs.default import get_config as default
 
 def get_config():
     config = default()
+    config.task.hidden = (64,)
     config.task.partition = "dirichlet"
     config.task.alpha = 1.0
     config.strategy.max_share = 0.5

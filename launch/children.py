@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -42,12 +43,18 @@ class Child(NamedTuple):
             logging.debug("%s has ended", self.name)
 
 
-def start_all(config: build.Config, folder: Path, workers: int) -> list[Child]:
-    """Starts the server, so many workers, and the evaluator; in this order."""
+def begin_preloading() -> None:
+    """Has the server that children are forked from import what they need, meanwhile."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     # Several processes share one accelerator: none may take all of its memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    forkserver.ensure_running()
+
+
+def start_all(config: build.Config, folder: Path, workers: int) -> list[Child]:
+    """Starts the server, so many workers, and the evaluator; in this order."""
+    context = multiprocessing.get_context("forkserver")
 
     def start(name: str, target: Callable[..., None], *rest: Any) -> Child:
         here, there = context.Pipe()
@@ -87,8 +94,9 @@ def _server(name: str, pipe: Connection, config: build.Config, folder: Path) -> 
 def _worker(
     name: str, pipe: Connection, config: build.Config, folder: Path, worker: int
 ) -> None:
-    cores = sorted(os.sched_getaffinity(0))
-    if config["runtime"]["pin"] and config["workers"] >= len(cores):
+    cores = program.usable_cores()
+    can_pin = hasattr(os, "sched_setaffinity")
+    if can_pin and config["runtime"]["pin"] and config["workers"] >= len(cores):
         os.sched_setaffinity(0, {cores[worker % len(cores)]})
     _join(name, pipe, config, folder, peer.make_worker(worker))
 

@@ -139,6 +139,7 @@ def main() -> int:
         raise build.ConfigError(
             f"--start_workers: found {workers}, allowed: 0 to {config['workers']}"
         )
+    children.begin_preloading()
     build.build_task(config)
     prepare(config, folder, resume=_RESUME.value, overwrite=_OVERWRITE.value)
     launcher = Launcher(config, folder, workers)

@@ -117,6 +117,13 @@ def prepare_jax() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def usable_cores() -> list[int]:
+    """The cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))  # where there is no affinity: macOS
+
+
 def environment() -> dict[str, Any]:
     """What the numbers of this process may depend on, for the head of its trace."""
     device = jax.devices()[0]
@@ -127,7 +134,7 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": device.platform,
         "device": device.device_kind,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(usable_cores()),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "x64": bool(jax.config.read("jax_enable_x64")),
     }

@@ -16,6 +16,7 @@ import pytest
 from asyn2f import trace
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.processes
 PATIENCE_S = 90.0
 WORKING = r"version [1-9]"  # a line of progress
 FAST = [
@@ -60,6 +61,11 @@ def wait_for_line(process: subprocess.Popen, pattern: str) -> str:
         if re.search(pattern, line):
             return line
     raise AssertionError(f"{process.args} ended: {process.stderr.read()}")
+
+
+def newest_saved(folder: Path) -> int:
+    names = [path.name for path in (folder / "models").iterdir()]
+    return max(int(name) for name in names if name.isdigit())
 
 
 def children_of(pid: int) -> set[int]:
@@ -253,7 +259,7 @@ def test_a_killed_worker_disturbs_nobody_and_another_takes_its_place(tmp_path):
     wait_for_line(local, "worker-1 ended")
     newcomer = start("worker", *flags, "--worker=1")
     wait_for_line(newcomer, "joined")
-    joined_at = max(int(x.name) for x in (folder / "models").glob("[0-9]*"))
+    joined_at = newest_saved(folder)
     while True:  # until it has seen some versions come
         version = re.search(r"version (\d+)", wait_for_line(local, WORKING))
         if int(version.group(1)) > joined_at + 15:
@@ -325,3 +331,36 @@ def _pid_of(folder: Path, name: str) -> int:
         except OSError:
             continue
     raise AssertionError(f"no process writes {log}")
+
+
+def test_a_killed_server_comes_back_and_its_workers_with_it(tmp_path):
+    folder = tmp_path / "run"
+    flags = [*ENDLESS, "--config.workers=2", f"--workdir={folder}"]
+    server = start("server", *flags)
+    wait_for_line(server, "listening at")
+    workers = [start("worker", *flags, f"--worker={number}") for number in (0, 1)]
+    wait_for_line(server, r"version [5-9]|version \d\d")
+    server.kill()
+    server.communicate()
+    lived_until = newest_saved(folder)
+    again = start("server", *flags, "--resume")
+    while True:
+        version = re.search(r"version (\d+)", wait_for_line(again, WORKING))
+        if int(version.group(1)) > lived_until + 5:
+            break
+    again.send_signal(signal.SIGINT)
+    code, out, err = finish(again)
+    assert code == 130, out + err
+    for worker in workers:
+        code, out, err = finish(worker)
+        assert code == 0, out + err
+    events = trace.read(folder / "trace")
+    made = [e for e in events if isinstance(e, trace.Aggregated)]
+    # The one that was on its way when the server died was made again.
+    last = {event.version: event for event in made}
+    assert sorted(last) == list(range(1, max(last) + 1))
+    assert {event.incarnation for event in made} == {1, 2}
+    keys = [tuple(key) for event in last.values() for key in event.updates]
+    assert len(keys) == len(set(keys))
+    sessions = {e.session for e in events if isinstance(e, trace.WorkerJoined)}
+    assert len(sessions) == 2

@@ -84,17 +84,17 @@ def work(timing, steps_per_epoch, arrivals, metrics=(), num_commands=60):
         known = newest
         taken = 0
         match command:
-            case Wait(newer_than):
-                newest = max(newest + next(arrivals, 0), newer_than + 1)
+            case Wait(known):
+                newest = max(newest + next(arrivals, 0), known + 1)
             case Adopt(version) | Merge(version):
                 base = version
                 newest += next(arrivals, 0)
-            case Train(steps, newer_than):
+            case Train(steps, known):
                 assert steps >= 1
                 while taken < steps:
                     taken += 1
                     newest += next(arrivals, 0)
-                    if newer_than is not None and newest > newer_than:
+                    if known is not None and newest > known:
                         break
             case Push():
                 newest += next(arrivals, 0)
@@ -116,7 +116,7 @@ def push_steps(log):
 
 def test_a_worker_first_waits_for_any_version_and_adopts_it():
     program = programs.worker_program(asynchronous(), steps_per_epoch=3)
-    assert next(program) == Wait(newer_than=-1)
+    assert next(program) == Wait(known=-1)
     assert program.send(Seen(newest=4)) == Adopt(version=4)
 
 
@@ -125,16 +125,16 @@ def test_before_its_first_step_a_worker_adopts_instead_of_merging():
     next(program)
     program.send(Seen(newest=0))
     assert program.send(Seen(newest=1)) == Adopt(version=1)
-    assert program.send(Seen(newest=1)) == Train(steps=3, newer_than=1)
+    assert program.send(Seen(newest=1)) == Train(steps=3, known=1)
 
 
 def test_a_merge_in_mid_epoch_leaves_the_rest_of_the_epoch():
     program = programs.worker_program(asynchronous(), steps_per_epoch=5)
     next(program)
     program.send(Seen(newest=0))
-    assert program.send(Seen(newest=0)) == Train(steps=5, newer_than=0)
+    assert program.send(Seen(newest=0)) == Train(steps=5, known=0)
     assert program.send(Seen(steps=2, newest=1)) == Merge(version=1)
-    assert program.send(Seen(newest=1)) == Train(steps=3, newer_than=1)
+    assert program.send(Seen(newest=1)) == Train(steps=3, known=1)
     assert program.send(Seen(steps=3, newest=1)) == Push()
 
 
@@ -144,7 +144,7 @@ def test_of_several_versions_the_newest_alone_is_merged():
     program.send(Seen(newest=0))
     program.send(Seen(newest=0))
     assert program.send(Seen(steps=2, newest=4)) == Merge(version=4)
-    assert program.send(Seen(newest=4)) == Train(steps=3, newer_than=4)
+    assert program.send(Seen(newest=4)) == Train(steps=3, known=4)
 
 
 def test_after_a_push_asyn2f_goes_on_from_its_own_model():
@@ -153,7 +153,7 @@ def test_after_a_push_asyn2f_goes_on_from_its_own_model():
     program.send(Seen(newest=0))
     program.send(Seen(newest=0))
     assert program.send(Seen(steps=2, newest=0)) == Push()
-    assert program.send(Seen(newest=0)) == Train(steps=2, newer_than=0)
+    assert program.send(Seen(newest=0)) == Train(steps=2, known=0)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
@@ -212,11 +212,11 @@ def test_without_a_metric_nothing_is_held_back():
 
 def test_a_worker_of_fedavg_waits_after_each_push_and_adopts():
     program = programs.worker_program(synchronous(), steps_per_epoch=4)
-    assert next(program) == Wait(newer_than=-1)
+    assert next(program) == Wait(known=-1)
     assert program.send(Seen(newest=0)) == Adopt(version=0)
-    assert program.send(Seen(newest=0)) == Train(steps=4, newer_than=None)
+    assert program.send(Seen(newest=0)) == Train(steps=4, known=None)
     assert program.send(Seen(steps=4, newest=0)) == Push()
-    assert program.send(Seen(newest=0)) == Wait(newer_than=0)
+    assert program.send(Seen(newest=0)) == Wait(known=0)
     assert program.send(Seen(newest=1)) == Adopt(version=1)
 
 
@@ -226,7 +226,7 @@ def test_an_adopting_worker_adopts_only_a_newer_version():
     program.send(Seen(newest=0))
     program.send(Seen(newest=0))
     program.send(Seen(steps=4, newest=0))
-    assert program.send(Seen(newest=0)) == Train(steps=4, newer_than=None)
+    assert program.send(Seen(newest=0)) == Train(steps=4, known=None)
     assert program.send(Seen(steps=4, newest=3)) == Push()
     assert program.send(Seen(newest=3)) == Adopt(version=3)
 
@@ -277,10 +277,10 @@ def test_a_worker_takes_in_the_newest_version_and_none_twice(timing, length, arr
 
 @settings
 @hypothesis.given(epoch_lengths, arrivals)
-def test_asyn2f_trains_until_something_newer_than_its_base_turns_up(length, arrivals):
+def test_asyn2f_trains_until_something_known_its_base_turns_up(length, arrivals):
     for did in work(asynchronous(), length, arrivals):
         if isinstance(did.command, Train):
-            assert did.command.newer_than == did.base
+            assert did.command.known == did.base
 
 
 @settings
@@ -304,10 +304,10 @@ def test_a_worker_of_fedavg_always_waits_then_adopts_a_newer_version(
     assert commands_of(log, Merge) == []
     for before, after in itertools.pairwise(log):
         if isinstance(before.command, Push):
-            assert after.command == Wait(newer_than=before.base)
+            assert after.command == Wait(known=before.base)
         if isinstance(before.command, Wait):
             assert isinstance(after.command, Adopt)
-            assert after.command.version > before.command.newer_than
+            assert after.command.version > before.command.known
 
 
 @settings
@@ -316,7 +316,7 @@ def test_a_worker_that_ignores_versions_is_not_interrupted(timing, length, arriv
     hypothesis.assume(timing.while_training == "ignore")
     log = work(timing, length, arrivals)
     assert commands_of(log, Merge) == []
-    assert {command.newer_than for command in commands_of(log, Train)} <= {None}
+    assert {command.known for command in commands_of(log, Train)} <= {None}
 
 
 def worker_after(timing, length, arrivals, num_commands):
@@ -328,9 +328,9 @@ def worker_after(timing, length, arrivals, num_commands):
         newest += next(arrivals, 0)
         steps = 0
         if isinstance(command, Wait):
-            newest = max(newest, command.newer_than + 1)
+            newest = max(newest, command.known + 1)
         if isinstance(command, Train):
-            interrupted = command.newer_than is not None and newest > command.newer_than
+            interrupted = command.known is not None and newest > command.known
             steps = 1 if interrupted else command.steps
         command = program.send(Seen(steps=steps, newest=newest))
     return program, command, newest
@@ -348,12 +348,12 @@ def test_stop_ends_a_worker_after_any_command(timing, length, arrivals):
 @pytest.mark.parametrize(
     ("num_commands", "last"),
     [
-        (0, Wait(newer_than=-1)),
+        (0, Wait(known=-1)),
         (1, Adopt(version=0)),
         (2, Adopt(version=1)),  # before the first step
-        (3, Train(steps=3, newer_than=1)),
+        (3, Train(steps=3, known=1)),
         (4, Merge(version=2)),
-        (5, Train(steps=2, newer_than=2)),
+        (5, Train(steps=2, known=2)),
         (6, Push()),
     ],
 )

@@ -340,7 +340,7 @@ def test_a_damaged_newest_version_is_left_out_for_the_one_before(tmp_path):
         state = start.state._replace(
             model=start.state.model._replace(version=np.int32(version))
         )
-        store.save(version, state, {"totals": {}})
+        store.save(version, state, {})
     (tmp_path / "models" / "1" / "state" / "manifest.ocdbt").write_bytes(b"?")
     assert int(start_of(made, store).state.model.version) == 0
     (tmp_path / "models" / "0" / "state" / "manifest.ocdbt").write_bytes(b"?")

@@ -214,6 +214,9 @@ def test_foreign_and_temporary_folders_are_no_versions(folder):
     (folder / "notes").mkdir()
     (folder / ".deleted-0").mkdir()
     assert store.versions() == [1]
+    store.begin_incarnation()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"1", "notes", "incarnations"}
     store.close()
 
 

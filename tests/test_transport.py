@@ -47,7 +47,8 @@ class _Pair:
             end.connect(list(topics), *self.server.ports()[1:])
             for topic in topics:
                 until(self.server, lambda x, t=topic: x == Subscribed(t))
-            until(end, lambda x: x == Subscribed(UPDATES))
+            # A bound subscriber speaks only when its own thread attends to it.
+            until(end, lambda x: x == Subscribed(UPDATES), attending=self.server)
         return end
 
 
@@ -63,8 +64,9 @@ def pair(request):
 _waiting: dict[int, list] = {}  # what one poll brought beyond what was looked for
 
 
-def until(end, wanted):
-    """The next that satisfies `wanted` at this end; fails when none comes in time."""
+def until(end, wanted, attending=None):
+    """The next that satisfies `wanted` at this end; fails when none comes in time.
+    Meanwhile the other end is attended to, as its own thread would."""
     waiting = _waiting.setdefault(id(end), [])
     deadline = time.monotonic() + PATIENCE_S
     while True:
@@ -73,7 +75,11 @@ def until(end, wanted):
                 return waiting.pop(place)
         left_s = deadline - time.monotonic()
         assert left_s > 0, f"did not arrive in time; others did: {waiting}"
-        waiting += end.poll(left_s)
+        if attending is None:
+            waiting += end.poll(left_s)
+        else:
+            waiting += end.poll(0.01)
+            _waiting.setdefault(id(attending), []).extend(attending.poll(0.01))
 
 
 def is_frames(item) -> bool:

@@ -1,3 +1,29 @@
-"""Asynchronous federated learning with bidirectional aggregation, in JAX."""
+"""Asynchronous federated learning with bidirectional aggregation, in JAX.
+
+For research in a notebook: the kernels on any pytree, the strategies, and the records
+they are made of. Programs that train are under `launch/`; see the README.
+"""
+
+from asyn2f.aggregation import coefficients, weighted_sum
+from asyn2f.merging import directional_merge, local_share
+from asyn2f.strategies import Strategy, asyn2f, fedavg
+from asyn2f.tasks.base import Task
+from asyn2f.timing import Timing
+from asyn2f.types import GlobalModel, ServerState, WorkerUpdate
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "GlobalModel",
+    "ServerState",
+    "Strategy",
+    "Task",
+    "Timing",
+    "WorkerUpdate",
+    "asyn2f",
+    "coefficients",
+    "directional_merge",
+    "fedavg",
+    "local_share",
+    "weighted_sum",
+]

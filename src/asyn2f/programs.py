@@ -15,9 +15,9 @@ from asyn2f.timing import Timing
 
 
 class Wait(NamedTuple):
-    """Wait until a version newer than this one is at hand (or the run is over)."""
+    """Wait until another version than this one is at hand (or the run is over)."""
 
-    newer_than: int
+    known: int
 
 
 class Adopt(NamedTuple):
@@ -27,11 +27,11 @@ class Adopt(NamedTuple):
 
 
 class Train(NamedTuple):
-    """Train for so many steps, and at least one. With `newer_than`, end early, at the
-    first batch boundary at which a version newer than that is at hand."""
+    """Train for so many steps, and at least one. With `known`, end early, at the
+    first batch boundary at which another version than that is at hand."""
 
     steps: int
-    newer_than: int | None
+    known: int | None
 
 
 class Merge(NamedTuple):
@@ -51,7 +51,9 @@ class Seen(NamedTuple):
     """What a worker knows after a command."""
 
     steps: int = 0  # local steps done by the command
-    newest: int = -1  # newest version at hand
+    # The newest version at hand; it goes down only if a crash has taken a version that
+    # was announced before it was saved.
+    newest: int = -1
     metric: float = 0.0  # training metric of the present epoch
     stop: bool = False  # the run is over
 
@@ -71,35 +73,35 @@ def worker_program(
     >>> timing = Timing(while_training="merge", after_push="continue", quorum="some")
     >>> program = worker_program(timing, steps_per_epoch=3)
     >>> next(program)
-    Wait(newer_than=-1)
+    Wait(known=-1)
     >>> program.send(Seen(newest=0))
     Adopt(version=0)
     >>> program.send(Seen(newest=0))
-    Train(steps=3, newer_than=0)
+    Train(steps=3, known=0)
     >>> program.send(Seen(steps=2, newest=1))
     Merge(version=1)
     >>> program.send(Seen(newest=1))
-    Train(steps=1, newer_than=1)
+    Train(steps=1, known=1)
     >>> program.send(Seen(steps=1, newest=1))
     Push()
     """
     cycle = steps_per_epoch * timing.epochs_per_push
     merges = timing.while_training == "merge"
-    seen = yield Wait(newer_than=-1)
+    seen = yield Wait(known=-1)
     base, trained, epochs = -1, False, 0
     while not seen.stop:
-        if base < 0 or (timing.after_push != "continue" and seen.newest > base):
+        if base < 0 or (timing.after_push != "continue" and seen.newest != base):
             base = seen.newest
             seen = yield Adopt(base)
             trained = False
         remaining = cycle
         while remaining and not seen.stop:
-            if merges and seen.newest > base:
+            if merges and seen.newest != base:
                 base = seen.newest
                 # Nothing local to keep before the first step: then it is an adoption.
                 seen = yield Merge(base) if trained else Adopt(base)
                 continue
-            seen = yield Train(remaining, newer_than=base if merges else None)
+            seen = yield Train(remaining, known=base if merges else None)
             remaining -= seen.steps
             trained = trained or seen.steps > 0
         epochs += timing.epochs_per_push
@@ -107,7 +109,7 @@ def worker_program(
             continue
         seen = yield Push()
         if timing.after_push == "wait" and not seen.stop:
-            seen = yield Wait(newer_than=base)
+            seen = yield Wait(known=base)
 
 
 # ---------------------------------------------------------------- the server's side
@@ -177,6 +179,13 @@ class Arrived(NamedTuple):
     base_version: int
 
 
+class Failed(NamedTuple):
+    """A worker's update could not be used: nothing more will come of its cycle."""
+
+    time_s: float
+    worker: int
+
+
 class Due(NamedTuple):
     """The time that `Listen` named has come."""
 
@@ -189,7 +198,7 @@ class Done(NamedTuple):
     time_s: float
 
 
-ServerEvent = Joined | Left | Arrived | Due | Done
+ServerEvent = Joined | Left | Arrived | Failed | Due | Done
 
 
 def server_program(
@@ -231,6 +240,8 @@ def server_program(
             live.add(event.worker)
         elif isinstance(event, Left):
             live.discard(event.worker)
+        elif isinstance(event, Failed):
+            expected.discard(event.worker)
         elif isinstance(event, Arrived):
             limit = timing.max_staleness
             if limit is not None and version - event.base_version > limit:

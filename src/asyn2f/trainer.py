@@ -58,7 +58,7 @@ def annealed(training: Training, position: jax.Array) -> jax.Array:
     Returns:
       f32 [].
 
-    >>> float(annealed(Training(learning_rate=0.1, schedule_length=10), 10).round(4))
+    >>> print(annealed(Training(learning_rate=0.1, schedule_length=10), 10).round(4))
     0.005
     """
     position = jnp.asarray(position, jnp.float32)

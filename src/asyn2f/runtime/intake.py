@@ -31,17 +31,23 @@ class Intake:
 
     def receive(
         self, header: wire.UpdateHeader, payload: wire.Buffer, version: int, closed: str
-    ) -> None:
-        """Takes in an update; `version` is the newest, `closed` says why no update is
-        taken in any more, if that is so."""
-        self.num_bytes += len(wire.encode(header)) + header.num_bytes
+    ) -> str:
+        """Takes in an update; says what forbids it, if anything does at once.
+
+        Args:
+          header: as it came.
+          payload: not looked at here.
+          version: the newest.
+          closed: why no update is taken in any more, if that is so.
+        """
+        self.num_bytes += len(wire.encode(header)) + memoryview(payload).nbytes
         session = self._roster.get(header.session)
         if session is None or not session.is_worker:
-            return  # nobody to tell; its next beat will be asked who it is
+            return ""  # nobody to tell; its next beat will be asked who it is
         key = UpdateKey(header.worker, header.session, header.seq)
         if self._ledger.is_known(header.session, header.seq):
             self.answer(session, header.seq)
-            return
+            return ""
         overtaken = self._ledger.is_overtaken(header.session, header.seq)
         problem = closed or self._problem(session, header, version)
         self._ledger.take_in(key)
@@ -53,6 +59,7 @@ class Intake:
             self._bases[key] = header.base_version
             self.answer(session, header.seq)
             self._outlet.do(p.Check(key, header, payload))
+        return problem
 
     def checked(self, key: UpdateKey, problem: str) -> int | None:
         """The base version of an update that has been found good; None if it is not, or
@@ -95,6 +102,8 @@ class Intake:
     ) -> str:
         """What forbids this update, as far as its header shows; or nothing."""
         hello = session.hello
+        if session.replaced:
+            return f"another process is worker {hello.worker} now"
         if header.run != self._run:
             return f"of run {header.run}, this is {self._run}"
         if header.worker != hello.worker:

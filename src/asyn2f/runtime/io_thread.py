@@ -58,13 +58,11 @@ class IoThread:
         transport: Transport,
         journal: Journal,
         carry_out: Callable[[p.Effect], None],
-        not_sent: Callable[[wire.UpdateHeader], None] = lambda header: None,
     ) -> None:
         self._machine = machine
         self._transport = transport
         self._journal = journal
         self._carry_out = carry_out
-        self._not_sent = not_sent
         self._posted: SimpleQueue[p.Event] = SimpleQueue()
         self._finished = False
         self.dropped: Counter[str] = Counter()  # messages nobody could read, by reason
@@ -125,7 +123,7 @@ class IoThread:
                 case p.Broadcast(topic, header, payload):
                     sent = self._transport.publish(topic, wire.encode(header), payload)
                     if not sent and isinstance(header, wire.UpdateHeader):
-                        self._not_sent(header)
+                        self._tell(p.NotSent(header))
                 case p.Connect(topics, model_port, update_port):
                     self._transport.connect(topics, model_port, update_port)
                 case p.Record(noted):

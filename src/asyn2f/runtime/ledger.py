@@ -1,10 +1,14 @@
 """What became of each update: counted once, and answered as often as it is asked."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 from asyn2f.programs import UpdateKey
 
-_REMEMBERED = 64  # verdicts kept per session; a worker never has that many unsettled
+Snapshot = dict[str, Any]
+"""A ledger as JSON: what a version's record in the store says of all updates."""
+
+COUNTED = ("committed", "superseded", "rejected")
 
 
 class Verdict(NamedTuple):
@@ -16,20 +20,24 @@ class Verdict(NamedTuple):
 
 
 class Ledger:
-    """Updates by session and number: not seen, taken in, or settled."""
+    """Updates by session and number: not seen, taken in, or settled.
 
-    def __init__(self, counts: dict[str, int]) -> None:
-        """`counts`: committed, superseded and rejected of the run before."""
+    A verdict is kept until its worker says that it knows it (`forget`), so memory is
+    bounded by what workers have under way.
+    """
+
+    def __init__(self) -> None:
         self._sessions: dict[str, dict[int, Verdict | None]] = {}
         self._unsettled: set[UpdateKey] = set()
         self._last_seq: dict[str, int] = {}
-        self.counts = dict(counts)
+        self._floor: dict[str, int] = {}  # all below is settled, and known to be
+        self.counts = dict.fromkeys(COUNTED, 0)
         self.taken_in: dict[str, int] = {}  # new updates per session
 
     def is_known(self, session: str, seq: int) -> bool:
-        """Whether this update has come before (or is older than memory reaches)."""
-        forgotten = seq <= self._last_seq.get(session, -1) - _REMEMBERED
-        return forgotten or seq in self._sessions.get(session, {})
+        """Whether this update has come before."""
+        below = seq < self._floor.get(session, 0)
+        return below or seq in self._sessions.get(session, {})
 
     def is_overtaken(self, session: str, seq: int) -> bool:
         """Whether a newer update of the same session has come before this one."""
@@ -44,7 +52,7 @@ class Ledger:
         self.taken_in[session] = self.taken_in.get(session, 0) + 1
 
     def verdict(self, session: str, seq: int) -> Verdict | None:
-        """The verdict, or nothing while there is none."""
+        """The verdict, or nothing while there is none (or it is forgotten)."""
         return self._sessions.get(session, {}).get(seq)
 
     def unsettled(self) -> frozenset[UpdateKey]:
@@ -60,9 +68,50 @@ class Ledger:
         if key not in self._unsettled:
             raise ValueError(f"{key} is unknown or has its verdict already")
         self._unsettled.remove(key)
-        verdicts = self._sessions[key.session]
-        verdicts[key.seq] = verdict
+        self._sessions[key.session][key.seq] = verdict
         self.counts[verdict.verdict] += 1
-        settled = sorted(seq for seq, found in verdicts.items() if found is not None)
-        for seq in settled[:-_REMEMBERED]:
+
+    def forget(self, session: str, below: int) -> None:
+        """The worker knows the verdicts of all updates with smaller numbers."""
+        self._floor[session] = max(below, self._floor.get(session, 0))
+        verdicts = self._sessions.get(session, {})
+        done = [
+            s for s, verdict in verdicts.items() if s < below and verdict is not None
+        ]
+        for seq in done:
             del verdicts[seq]
+
+    def snapshot(self, version: int, keys: Iterable[UpdateKey]) -> Snapshot:
+        """The ledger as it will be once `version`, made of these updates, is saved.
+
+        Only commitments are in it: they alone outlive the server that made them.
+        """
+        committed: dict[str, dict[str, int]] = {name: {} for name in self._floor}
+        for name, verdicts in self._sessions.items():
+            committed[name] = {
+                str(seq): verdict.version
+                for seq, verdict in verdicts.items()
+                if verdict is not None and verdict.verdict == "committed"
+            }
+        counts = dict(self.counts)
+        for key in keys:
+            committed.setdefault(key.session, {})[str(key.seq)] = version
+            counts["committed"] += 1
+        sessions = {
+            name: {"below": self._floor.get(name, 0), "committed": found}
+            for name, found in committed.items()
+        }
+        return {"counts": counts, "sessions": sessions}
+
+    @classmethod
+    def restore(cls, snapshot: Snapshot) -> "Ledger":
+        """The ledger of a server that begins with that version; {} = nothing yet."""
+        ledger = cls()
+        ledger.counts.update(snapshot.get("counts", {}))
+        for name, kept in snapshot.get("sessions", {}).items():
+            ledger._floor[name] = kept["below"]
+            verdicts = ledger._sessions.setdefault(name, {})
+            for seq, version in kept["committed"].items():
+                verdicts[int(seq)] = Verdict("committed", version, "")
+            ledger._last_seq[name] = max(verdicts, default=kept["below"] - 1)
+        return ledger

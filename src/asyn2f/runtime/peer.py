@@ -96,9 +96,7 @@ class Link:
         self.mailbox = mailbox
         self._ended: Ended | None = None
         machine = PeerProtocol(hello, settings, time.monotonic())
-        self._io = IoThread(
-            machine, transport, journal, self._carry_out, machine.not_sent
-        )
+        self._io = IoThread(machine, transport, journal, self._carry_out)
         self.start = self._io.start
         self.post = self._io.post
 

@@ -18,6 +18,7 @@ from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
 
 _HELLO_S = (0.1, 1.0)  # first and longest pause between two hellos
 _WINDOW = 4  # updates without a verdict; one more replaces the oldest nobody has seen
+_ASKED = 16  # updates that one beat asks about
 _IDLE = p.Progress("registered", 0, 0.0, 0.0, 0.0, -1, 0, -1.0)
 
 
@@ -42,11 +43,10 @@ class PeerProtocol:
         self._actor = f"worker-{hello.worker}" if is_worker else hello.role
         self._settings = settings
         self._random = random.Random(hello.session)  # spreads out the hellos of many
-        self._opened_s = self._heard_s = self._now = now
+        self._waiting_s = self._heard_s = self._now = now
         # joining
         self._hello_at_s = now
         self._hello_pause_s = _HELLO_S[0]
-        self._answered = False  # the server has said anything at all
         self._last_refusal = ""
         self._welcome: wire.Welcome | None = None
         self._is_welcome = False
@@ -78,7 +78,7 @@ class PeerProtocol:
             case p.FromWire(Channel.MODEL, _, wire.ModelHeader() as header, payload):
                 self._on_model(header, payload)
             case p.FromWire(Channel.CONTROL, _, message):
-                self._heard_s, self._answered = now, True
+                self._heard_s = now
                 self._on_control(message)
             case Subscribed(topic):
                 self._is_heard = self._is_heard or topic == UPDATES
@@ -88,6 +88,10 @@ class PeerProtocol:
                 score = wire.Scored(self._hello.session, version, accuracy, loss)
                 self._scores[version] = score
                 self._send(score)
+            case p.NotSent(header):
+                if header.seq in self._outbox:  # tried again at the next event
+                    self._outbox[header.seq].sent_s = math.nan
+                return []
             case p.Progress():
                 self._progress = event
             case p.StopRequested(reason):
@@ -97,11 +101,6 @@ class PeerProtocol:
         if self._is_heard and not self._finished:
             self._publish_outbox()
         return self._effects
-
-    def not_sent(self, header: wire.UpdateHeader) -> None:
-        """There was no room for this update; it is tried again at the next event."""
-        if header.seq in self._outbox:
-            self._outbox[header.seq].sent_s = math.nan
 
     def _do(self, *effects: p.Effect) -> None:
         self._effects.extend(effects)
@@ -120,7 +119,7 @@ class PeerProtocol:
             elif now >= self._beat_at_s:
                 self._beat()
             return
-        if now - self._heard_s > self._settings.join_timeout_s:
+        if now - self._waiting_s > self._settings.join_timeout_s:
             why = self._last_refusal or "no answer"
             seconds = f"{self._settings.join_timeout_s:g} s"
             self._leave(f"could not register within {seconds}: {why}", "refused")
@@ -133,7 +132,7 @@ class PeerProtocol:
 
     def _greet_again(self) -> None:
         self._is_welcome = False
-        self._hello_at_s = self._now
+        self._waiting_s = self._hello_at_s = self._now
         self._hello_pause_s = _HELLO_S[0]
 
     def _on_welcome(self, welcome: wire.Welcome) -> None:
@@ -143,6 +142,8 @@ class PeerProtocol:
             self._beat_at_s = self._now
         if known is None or known != welcome._replace(version=known.version):
             topics = [p.ALL, p.topic_of(self._hello.session)]
+            if welcome.version < self._newest:  # it was announced early and is lost
+                self._newest = self._missed = welcome.version - 1
             self._is_heard = False  # until the server's subscription comes again
             for kept in self._outbox.values():
                 kept.sent_s, kept.has_receipt = math.nan, False
@@ -160,8 +161,9 @@ class PeerProtocol:
     def _on_control(self, message: wire.Message) -> None:
         match message:
             case wire.Registered(missing):
+                self._waiting_s = self._now
                 self._last_refusal = f"waiting for {missing} more"
-                self._hello_pause_s = _HELLO_S[1]
+                self._hello_pause_s = min(_HELLO_S[1], self._settings.beat_s)
             case wire.Welcome():
                 self._on_welcome(message)
             case wire.Refused(reason, retry):
@@ -286,8 +288,8 @@ class PeerProtocol:
                 newest=self._newest,
                 merges=progress.merges,
                 merged_s_ago=merged_s_ago,
-                pushes=self._seq,
-                unsettled=tuple(long_sent),
+                settled_below=min(self._outbox, default=self._seq),
+                unsettled=tuple(long_sent[:_ASKED]),
             )
         )
         for score in self._scores.values():

@@ -5,7 +5,7 @@ sockets and disks, or a simulation of them, carry the effects out. `now` is a mo
 clock; wall time decides nothing.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asyn2f import trace
 from asyn2f.programs import UpdateKey
@@ -73,6 +73,12 @@ class Produced(NamedTuple):
     payload: Buffer
 
 
+class NotSent(NamedTuple):
+    """There was no room for an update that was to be published."""
+
+    header: UpdateHeader
+
+
 class Graded(NamedTuple):
     """The evaluator has evaluated a version."""
 
@@ -104,6 +110,7 @@ Event = (
     | Saved
     | SaveFailed
     | Produced
+    | NotSent
     | Graded
     | Progress
 )
@@ -165,9 +172,14 @@ class Make(NamedTuple):
 
 
 class Save(NamedTuple):
-    """Put this version into the store; then `Saved` or `SaveFailed`."""
+    """Put this version into the store; then `Saved` or `SaveFailed`.
+
+    `books` is JSON and goes into its record: the ledger and the totals of the run as
+    they are true once it is saved. A server that resumes from it begins with them.
+    """
 
     version: int
+    books: dict[str, Any]
 
 
 class Announced(NamedTuple):

@@ -16,6 +16,7 @@ class Session:
     heard_s: float
     live: bool = True
     gone: bool = False  # it has said goodbye
+    replaced: bool = False  # another process has its worker's number now
     welcomed: bool = False
     hears_models: bool = False
     beat: wire.Beat | None = None
@@ -68,6 +69,9 @@ class Roster:
             )
         if hello.role == "evaluator":
             return None
+        known = self.get(hello.session)
+        if known is not None and known.replaced:
+            return no(f"another process is worker {hello.worker} now")
         if not 0 <= hello.worker < self._workers:
             return no(
                 f"worker {hello.worker}, the data is cut for 0..{self._workers - 1}"
@@ -82,6 +86,10 @@ class Roster:
     def admit(self, hello: wire.Hello, peer: bytes, now: float) -> Session:
         """The session of a peer that was not refused: a new one, or the one it had."""
         session = self._sessions.setdefault(hello.session, Session(hello, peer, now))
+        for other in self:
+            is_older = other is not session and other.hello.worker == hello.worker
+            if is_older and other.is_worker and session.is_worker:
+                other.replaced, other.live = True, False
         session.peer, session.heard_s = peer, now
         return session
 
@@ -95,7 +103,7 @@ class Roster:
         """Those who have not been heard of for too long, and were until now."""
         silent = [s for s in self if s.live and now - s.heard_s > self._dead_after_s]
         for session in silent:
-            session.live = session.hears_models = False
+            session.live = False
         return silent
 
     def part(self, session: Session) -> bool:

@@ -17,6 +17,7 @@ from asyn2f.programs import UpdateKey
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
 from asyn2f.runtime.io_thread import IoThread, Journal
+from asyn2f.runtime.ledger import COUNTED
 from asyn2f.runtime.server_protocol import ServerProtocol, ServerSettings
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.store import ModelStore, Record, StoreError
@@ -33,22 +34,11 @@ class Observer(NamedTuple):
     status: Callable[[RunStatus], None]
 
 
-Totals = dict[str, Any]
-_NOTHING_YET: Totals = {
-    "elapsed_s": 0.0,
-    "bytes_up": 0,
-    "bytes_down": 0,
-    "committed": 0,
-    "superseded": 0,
-    "rejected": 0,
-}
-
-
 class Start(NamedTuple):
     """What a server begins with."""
 
     state: ServerState
-    totals: Totals  # of the run, before this incarnation
+    books: dict[str, Any]  # of the protocol; {} = nothing yet
     is_new: bool
 
 
@@ -70,10 +60,10 @@ def start_of(experiment: Experiment, store: ModelStore) -> Start:
             problems.append(str(error))
             continue
         state = jax.tree.map(jnp.asarray, state)
-        return Start(state, {**_NOTHING_YET, **record["totals"]}, is_new=False)
+        return Start(state, record.get("books", {}), is_new=False)
     if problems:
         raise StoreError(f"no version in the store can be used: {problems[0]}")
-    return Start(initial_server_state(experiment), _NOTHING_YET, is_new=True)
+    return Start(initial_server_state(experiment), {}, is_new=True)
 
 
 class Server:
@@ -132,7 +122,7 @@ class Server:
             model_port=ports[1],
             update_port=ports[2],
             best=store.best(),
-            totals=self._start.totals,
+            books=self._start.books,
         )
         program = programs.server_program(experiment.strategy.timing, version)
         machine = ServerProtocol(protocol_settings, program, first, time.monotonic())
@@ -164,8 +154,8 @@ class Server:
                 self._headers.pop(key, None)
             case p.Make(version, keys):
                 self._io.post(self._make(version, keys))
-            case p.Save(version):
-                self._saver.submit(self._save, version)
+            case p.Save(version, books):
+                self._saver.submit(self._save, version, books)
             case p.Announced():
                 row = self._rows.pop(effect.version, None)
                 if row is not None:
@@ -258,20 +248,13 @@ class Server:
             "version": version,
             "parent": version - 1,
             "aggregated": aggregated,
-            "totals": self._totals(),
         }
 
-    def _totals(self) -> Totals:
-        """Figures of the whole run so far, those before a resume included."""
-        status = self._status
-        if status is None:
-            return self._start.totals
-        return {name: getattr(status, name) for name in self._start.totals}
-
-    def _save(self, version: int) -> None:
+    def _save(self, version: int, books: dict[str, Any]) -> None:
         """On the store's thread."""
+        state, record = self._unsaved[version]
         try:
-            self._store.save(version, *self._unsaved[version])
+            self._store.save(version, state, record | {"books": books})
         except StoreError as error:
             logging.exception("a version could not be saved; it will be tried again")
             self._io.post(p.SaveFailed(version, str(error)))
@@ -304,7 +287,8 @@ class Server:
         jax.block_until_ready(self._experiment.aggregate(self._state, [update]))
 
     def _summary(self, finish: p.Finish) -> dict[str, Any]:
-        totals = self._totals()
+        status = self._status
+        assert status is not None  # `Show` comes before `Finish`
         best_accuracy, best_version = self._store.best()
         return {
             "status": finish.status,
@@ -316,11 +300,9 @@ class Server:
             "best_version": best_version,
             "best_accuracy": best_accuracy,
             "final_accuracy": self._final_accuracy,
-            "wall_s": totals["elapsed_s"],
-            "updates": {
-                name: totals[name] for name in ("committed", "superseded", "rejected")
-            },
-            "bytes_up": totals["bytes_up"],
-            "bytes_down": totals["bytes_down"],
+            "wall_s": status.elapsed_s,
+            "updates": {name: getattr(status, name) for name in COUNTED},
+            "bytes_up": status.bytes_up,
+            "bytes_down": status.bytes_down,
             "params_sha256": params_sha256(self._state.model.params),
         }

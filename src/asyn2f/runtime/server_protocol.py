@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyn2f import programs, trace
+from asyn2f.programs import UpdateKey
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
 from asyn2f.runtime.intake import Intake
@@ -26,8 +27,9 @@ from asyn2f.timing import Stop
 _TICK_S = 0.25
 _RATE_WINDOW_S = 10.0
 _SAVE_AGAIN_S = 1.0
+_GIVE_UP_S = 2.0  # at the end, on a store that fails
 _FAREWELL_S = 1.5  # how long peers have to say goodbye
-_LAST_SCORE_S = {"finished": 10.0, "interrupted": 1.0}  # wait for the last score
+_LAST_SCORE_S = {"finished": 6.0, "interrupted": 1.0}  # wait for the last score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class ServerSettings:
     model_port: int
     update_port: int
     best: tuple[float | None, int | None]  # accuracy and version so far
-    totals: dict[str, Any]  # figures of the run before this incarnation
+    books: dict[str, Any]  # as they stand in the record of the first version; or {}
 
 
 class ServerProtocol:
@@ -67,7 +69,8 @@ class ServerProtocol:
           first: the version to begin with, already in the store.
           now: monotonic seconds.
         """
-        totals = settings.totals
+        totals = {"elapsed_s": 0.0, "bytes_up": 0, "bytes_down": 0}
+        self._before = totals | settings.books.get("totals", {})
         self._settings = settings
         self._outlet = p.Outlet(now)
         self._do = self._outlet.do
@@ -77,9 +80,7 @@ class ServerProtocol:
             settings.workers,
             settings.runtime.dead_after_s,
         )
-        self._ledger = Ledger(
-            {name: totals[name] for name in ("committed", "superseded", "rejected")}
-        )
+        self._ledger = Ledger.restore(settings.books.get("ledger", {}))
         self._intake = Intake(
             settings.run, settings.incarnation, self._ledger, self._roster, self._outlet
         )
@@ -89,10 +90,11 @@ class ServerProtocol:
         self._best = settings.best
         self._score: tuple[float | None, float | None] = (None, None)  # the newest
         self._scored = -1
-        self._bytes_down: int = totals["bytes_down"]
+        self._judged: set[int] = set()
+        self._bytes_down: int = self._before["bytes_down"]
         # the end
         self._ending: tuple[str, str] | None = None  # status, reason
-        self._last_score_s = self._farewell_s = math.inf
+        self._last_score_s = self._farewell_s = self._give_up_s = math.inf
         self._finished = False
         # time
         self._tick_s = now
@@ -102,6 +104,7 @@ class ServerProtocol:
             first,
             settings.runtime.announce,
             self._outlet,
+            self._save,
             self._intake.settle,
             self._publish,
         )
@@ -119,7 +122,8 @@ class ServerProtocol:
             case p.FromWire(Channel.UPDATE, _, wire.UpdateHeader() as header, payload):
                 closed = "the run is over" if self._ending else ""
                 version = self._newest.header.version
-                self._intake.receive(header, payload, version, closed)
+                if self._intake.receive(header, payload, version, closed):
+                    self._versions.feed(programs.Failed(now, header.worker))
             case p.FromWire(Channel.CONTROL, peer, message):
                 self._on_control(peer, message)
             case Subscribed(topic):
@@ -128,13 +132,18 @@ class ServerProtocol:
                 base = self._intake.checked(key, problem)
                 if base is not None:
                     self._versions.feed(programs.Arrived(now, key, base))
+                elif problem:
+                    self._versions.feed(programs.Failed(now, key.worker))
             case p.Made():
                 self._versions.on_made(event)
             case p.Saved(version):
                 self._save_again_s = math.inf
                 self._versions.on_saved(version)
-            case p.SaveFailed():
+            case p.SaveFailed(_, reason):
                 self._save_again_s = now + _SAVE_AGAIN_S
+                if now >= self._give_up_s:
+                    self._save_again_s = math.inf
+                    self._versions.give_up(f"could not be saved: {reason}")
             case p.StopRequested(reason):
                 self._end("interrupted", reason)
             case p.Tick():
@@ -179,6 +188,15 @@ class ServerProtocol:
         if limit and version >= limit:
             self._end("finished", f"version {version} reached")
 
+    def _save(self, version: int, keys: tuple[UpdateKey, ...]) -> None:
+        totals = {
+            "elapsed_s": self._elapsed_s,
+            "bytes_up": self._bytes_up,
+            "bytes_down": self._bytes_down,
+        }
+        ledger = self._ledger.snapshot(version, keys)
+        self._do(p.Save(version, {"ledger": ledger, "totals": totals}))
+
     def _broadcast(self, topic: bytes, receivers: int) -> None:
         header, payload = self._newest
         self._do(p.Broadcast(topic, header, payload))
@@ -194,13 +212,13 @@ class ServerProtocol:
 
     @property
     def _elapsed_s(self) -> float:
-        before: float = self._settings.totals["elapsed_s"]
+        before: float = self._before["elapsed_s"]
         started = not math.isnan(self._started_s)
         return before + self._now - self._started_s if started else before
 
     @property
     def _bytes_up(self) -> int:
-        before: int = self._settings.totals["bytes_up"]
+        before: int = self._before["bytes_up"]
         return before + self._intake.num_bytes
 
     # ------------------------------------------------------------- peers
@@ -213,6 +231,10 @@ class ServerProtocol:
         if session is None:
             self._do(p.Send(peer, wire.Who(self._settings.incarnation)))
             return
+        if session.replaced:
+            why = f"another process is worker {session.hello.worker} now"
+            self._do(p.Send(peer, wire.Refused(why, retry=False)))
+            return
         if self._roster.hear(session, peer, self._now):
             self._on_presence(session, programs.Joined)
         match message:
@@ -220,6 +242,10 @@ class ServerProtocol:
                 session.beat = message
                 newest = self._newest.header.version
                 self._do(p.Send(peer, wire.Pulse(self._settings.incarnation, newest)))
+                told = session.is_worker or not math.isinf(self._farewell_s)
+                if self._ending and told:  # it may have missed it
+                    self._do(p.Send(peer, wire.StopRun(self._ending[1])))
+                self._ledger.forget(session.name, message.settled_below)
                 for seq in message.unsettled:
                     self._intake.answer(session, seq)
             case wire.Get(_, version):
@@ -227,7 +253,9 @@ class ServerProtocol:
                     self._broadcast(p.topic_of(session.name), int(session.is_worker))
             case wire.Scored(_, version, accuracy, loss):
                 self._do(p.Send(peer, wire.ScoreReceipt(version)))
-                if not session.is_worker and math.isfinite(accuracy):
+                exists = 0 <= version <= self._newest.header.version
+                is_new = exists and version not in self._judged
+                if not session.is_worker and math.isfinite(accuracy) and is_new:
                     self._on_score(version, accuracy, loss)
             case wire.Bye(_, reason):
                 self._leave(session, reason)
@@ -285,6 +313,7 @@ class ServerProtocol:
             self._on_presence(session, programs.Left, reason)
 
     def _on_score(self, version: int, accuracy: float, loss: float) -> None:
+        self._judged.add(version)
         is_best = self._best[0] is None or accuracy > self._best[0]
         if is_best:
             self._best = (accuracy, version)
@@ -309,7 +338,7 @@ class ServerProtocol:
             self._on_presence(session, programs.Left, "silent")
         if self._now >= self._save_again_s:
             self._save_again_s = math.inf
-            self._do(p.Save(next(iter(self._versions.saving))))
+            self._versions.save_again()
         limit = self._settings.stop.max_time_s
         if limit and self._elapsed_s >= limit:
             self._end("finished", f"{limit:g} s have passed")
@@ -322,6 +351,7 @@ class ServerProtocol:
             return
         self._ending = (status, reason)
         self._last_score_s = self._now + _LAST_SCORE_S[status]
+        self._give_up_s = self._now + _GIVE_UP_S
         on_its_way = self._versions.end()
         self._intake.settle_all(on_its_way, Verdict("rejected", -1, "the run is over"))
         for session in self._roster:

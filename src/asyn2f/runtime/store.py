@@ -154,7 +154,8 @@ class OrbaxStore:
         self._accuracy: float | None = None
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
             best = json.loads((self._folder / "best.json").read_text())
-            self._best, self._accuracy = best["version"], best["accuracy"]
+            if best["version"] in self.versions():  # not lost before it was saved
+                self._best, self._accuracy = best["version"], best["accuracy"]
         self._saved_s: dict[int, float] = {}
         for version in self.versions():
             with contextlib.suppress(FileNotFoundError):  # deleted by its writer
@@ -222,6 +223,10 @@ class OrbaxStore:
         return self._accuracy, self._best
 
     def begin_incarnation(self) -> int:
+        # Whatever a writer that was killed has left half done; there is no other one.
+        for pattern in ("*.orbax-checkpoint-tmp*", ".deleted-*"):
+            for left_over in self._folder.glob(pattern):
+                shutil.rmtree(left_over, ignore_errors=True)
         folder = self._folder / "incarnations"
         folder.mkdir(exist_ok=True)
         while True:

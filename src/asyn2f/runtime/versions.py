@@ -26,6 +26,7 @@ class Versions:
         first: p.Made,
         announce: Announce,
         outlet: p.Outlet,
+        save: Callable[[int, tuple[UpdateKey, ...]], None],
         settle: Callable[[UpdateKey, Verdict], None],
         publish: Callable[[bool], None],
     ) -> None:
@@ -35,6 +36,7 @@ class Versions:
           first: the version to begin with, already in the store.
           announce: when a version is given out.
           outlet: takes the effects.
+          save: has a version, made of these updates, put into the store.
           settle: writes the last word on an update.
           publish: gives out `newest`; its argument says whether it is the first.
         """
@@ -44,6 +46,7 @@ class Versions:
         self._program = program
         self._announce = announce
         self._outlet = outlet
+        self._save = save
         self._settle = settle
         self._publish = publish
         self._inbox: deque[programs.ServerEvent] = deque()
@@ -55,16 +58,28 @@ class Versions:
         self._carry_out(next(program))
 
     def feed(self, event: programs.ServerEvent) -> None:
-        """Tells the program, now or as soon as it listens."""
+        """Tells the program, now or as soon as it listens. Of a worker's updates only
+        the newest waits for that."""
+        if isinstance(event, programs.Arrived):
+            for older in [x for x in self._inbox if isinstance(x, programs.Arrived)]:
+                if older.key.worker == event.key.worker:
+                    self._inbox.remove(older)
+                    replaced = Verdict("superseded", -1, "replaced by a newer")
+                    self._settle(older.key, replaced)
         self._inbox.append(event)
         self._drain_inbox()
 
     def on_made(self, made: p.Made) -> None:
         """The version that was asked for has been computed."""
         self._made = made
-        self._outlet.do(p.Save(made.header.version))
+        self.save_again()
         if self._announce == "early":
             self._go_on()
+
+    def save_again(self) -> None:
+        """Has the version that is on its way put into the store."""
+        for version, keys in self.saving.items():
+            self._save(version, keys)
 
     def on_saved(self, version: int) -> None:
         """It is in the store: what went into it is committed."""
@@ -74,9 +89,16 @@ class Versions:
             self._go_on()
         self._aggregate()
 
+    def give_up(self, reason: str) -> None:
+        """The version on its way does not come into being."""
+        for keys in self.saving.values():
+            for key in keys:
+                self._settle(key, Verdict("rejected", -1, reason))
+        self.saving.clear()
+
     def end(self) -> frozenset[UpdateKey]:
         """Begins no further version; the updates in the one on its way, if any."""
-        self._ended = True
+        self._ended, self.until_s = True, None
         return frozenset(key for keys in self.saving.values() for key in keys)
 
     def _drain_inbox(self) -> None:
@@ -94,7 +116,8 @@ class Versions:
         while True:
             match command:
                 case programs.Listen(until_s):
-                    self._listening, self.until_s = True, until_s
+                    self._listening = True
+                    self.until_s = None if self._ended else until_s
                     return
                 case programs.Aggregate():
                     self._held = command

@@ -23,6 +23,7 @@ from asyn2f.types import Params
 PROTOCOL = 1
 MAX_HEADER_BYTES = 4096
 _MAX_TEXT = 512
+_CUT = _MAX_TEXT // 4  # characters of a text that are sent: they fit, whatever they are
 _MAX_LIST = 64
 _INT_LIMIT = 2**62
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
@@ -76,8 +77,9 @@ class Refused(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """Peer to server, every `beat_s`: alive, this far, and still without a verdict on
-    these updates (sent a while ago)."""
+    """Peer to server, every `beat_s`: alive, and this far. All its updates with numbers
+    below `settled_below` have their verdicts; `unsettled` names some that were sent a
+    while ago and have none."""
 
     session: str
     incarnation: int
@@ -90,7 +92,7 @@ class Beat(NamedTuple):
     newest: int  # newest version received
     merges: int
     merged_s_ago: float  # -1 = never
-    pushes: int
+    settled_below: int
     unsettled: tuple[int, ...]
 
 
@@ -240,7 +242,8 @@ _MAY_BE_NAN = {"Beat", "UpdateHeader", "Scored"}
 
 def encode(message: Message) -> bytes:
     """The message as msgpack: its kind and its fields in order."""
-    return bytes(msgpack.packb([type(message).__name__, *message]))
+    fields = [field[:_CUT] if isinstance(field, str) else field for field in message]
+    return bytes(msgpack.packb([type(message).__name__, *fields]))
 
 
 def decode(data: Buffer) -> Message:

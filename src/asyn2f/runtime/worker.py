@@ -98,12 +98,12 @@ class Worker:
     def _carry_out(self, command: programs.WorkerCommand) -> Seen:
         steps = 0
         match command:
-            case programs.Wait(newer_than):
-                self._wait(newer_than)
+            case programs.Wait(known):
+                self._wait(known)
             case programs.Adopt():
                 self._adopt()
-            case programs.Train(wanted, newer_than):
-                steps = self._train(wanted, newer_than)
+            case programs.Train(wanted, known):
+                steps = self._train(wanted, known)
             case programs.Merge():
                 self._merge()
             case programs.Push():
@@ -130,11 +130,11 @@ class Worker:
             except wire.WireError as error:
                 print(f"worker {self._worker}: left out a version: {error}", flush=True)
 
-    def _wait(self, newer_than: int) -> None:
+    def _wait(self, known: int) -> None:
         start_s = time.monotonic()
         self._report_progress("waiting")
         self._look()
-        while self._newest <= newer_than and self._mailbox.stopped is None:
+        while self._newest == known and self._mailbox.stopped is None:
             self._mailbox.wait()
             self._look()
         if self._state is not None:
@@ -160,7 +160,7 @@ class Worker:
         model, self._fresh = self._fresh, None
         return model
 
-    def _train(self, wanted: int, newer_than: int | None) -> int:
+    def _train(self, wanted: int, known: int | None) -> int:
         assert self._state is not None
         start_s = due_s = time.monotonic()
         done = 0
@@ -174,7 +174,7 @@ class Worker:
                 self._mailbox.wait_stopped(due_s - time.monotonic())
             if self._mailbox.stopped is not None:
                 break
-            if newer_than is not None and self._mailbox.newest > newer_than:
+            if known is not None and self._mailbox.newest != known:
                 break
         update = self._trainer.report(self._state)
         self._journal.write(

@@ -1,0 +1,1368 @@
+"""Both protocols, told by hand what happens, and together on a pretended network."""
+
+import dataclasses
+import math
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from asyn2f import programs, trace
+from asyn2f.programs import UpdateKey
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
+from asyn2f.runtime.peer_protocol import PeerProtocol
+from asyn2f.runtime.server_protocol import ServerProtocol
+from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
+from asyn2f.timing import Stop, Timing
+from tests.protocol_net import (
+    RUNTIME,
+    Net,
+    World,
+    hello_of,
+    made,
+    produced,
+    server_settings,
+)
+
+ASYN2F = Timing(while_training="merge", after_push="continue", quorum="some")
+FEDAVG = Timing(
+    while_training="ignore", after_push="wait", quorum="all", max_staleness=0
+)
+RULES = {"asyn2f": ASYN2F, "fedavg": FEDAVG}
+ANNOUNCE = ("durable", "early")
+
+
+def with_(timing, **changes):
+    return dataclasses.replace(timing, **changes)
+
+
+def those(effects, kind):
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def messages(effects, kind, to=None):
+    """What is sent of this kind on CONTROL, to anybody or to this session."""
+    return [
+        effect.message
+        for effect in those(effects, p.Send)
+        if isinstance(effect.message, kind) and to in (None, effect.peer.decode())
+    ]
+
+
+def tick_until(machine, until_s, now):
+    """Everything that a protocol wants done as time goes by."""
+    effects = []
+    for _ in range(10_000):
+        if machine.due_s > until_s:
+            return effects
+        now = max(now, machine.due_s)
+        effects += machine.on(p.Tick(), now)
+        if those(effects, p.Finish):
+            return effects
+        assert machine.due_s > now, "it wants another tick at once"
+    raise AssertionError("it wants too many ticks")
+
+
+class Desk:
+    """A server's protocol. Worker w has the session "w"; the evaluator, "e"."""
+
+    def __init__(self, timing=ASYN2F, announce="durable", **changes):
+        runtime = RuntimeSettings(announce=announce, **RUNTIME)
+        changes = {"min_workers": timing.min_workers, "runtime": runtime} | changes
+        program = programs.server_program(timing)
+        self.now = 0.0
+        self.machine = ServerProtocol(server_settings(**changes), program, made(0), 0.0)
+
+    def on(self, event):
+        return self.machine.on(event, self.now)
+
+    def wait(self, seconds):
+        effects = tick_until(self.machine, self.now + seconds, self.now)
+        self.now += seconds
+        return effects
+
+    def hear(self, session, message):
+        event = p.FromWire(Channel.CONTROL, session.encode(), message, b"")
+        return self.on(event)
+
+    def join(self, *sessions):
+        effects = []
+        for session in sessions:
+            worker = -1 if session == "e" else int(session[0])
+            effects += self.hear(session, hello_of(worker, session))
+            effects += self.on(Subscribed(p.topic_of(session)))
+        return effects
+
+    def beat(self, session, *unsettled):
+        return self.hear(session, beat_of(session, *unsettled))
+
+    def receive(self, session, seq, base=0, **changes):
+        """An update has come in."""
+        header = produced(int(session[0]), b"", base).header
+        changes = {"run": "run-1", "session": session, "seq": seq} | changes
+        header = header._replace(**changes)
+        return self.on(p.FromWire(Channel.UPDATE, UPDATES, header, b""))
+
+    def push(self, session, seq, base=0):
+        """An update has come in and is found good."""
+        effects = self.receive(session, seq, base)
+        return effects + self.on(p.Checked(key_of(session, seq), ""))
+
+    def make(self, version):
+        return self.on(made(version))
+
+    def save(self, version):
+        return self.on(p.Saved(version))
+
+    def end(self, seconds=12.0):
+        """All that happens until the server finishes."""
+        effects = self.wait(seconds)
+        assert those(effects, p.Finish), f"does not finish within {seconds} s"
+        return effects
+
+
+def key_of(session, seq):
+    return UpdateKey(int(session[0]), session, seq)
+
+
+def beat_of(session, *unsettled):
+    numbers = (0, 0.0, 0.0, 0.0, 0, 0, 0, -1.0, 0)
+    return wire.Beat(session, 1, "training", *numbers, unsettled)
+
+
+def verdicts(effects):
+    """Session, number and verdict of what is told."""
+    return [(v.session, v.seq, v.verdict) for v in messages(effects, wire.Verdict)]
+
+
+WELCOME = wire.Welcome("run-1", 1, 0, 1, 2, RUNTIME["beat_s"], RUNTIME["lease_s"])
+
+
+class Seat:
+    """A peer's protocol, worker 0's in session "0"."""
+
+    def __init__(self, worker=0):
+        self.now = 0.0
+        settings = RuntimeSettings(**RUNTIME)
+        self.machine = PeerProtocol(hello_of(worker, "0"), settings, 0.0)
+
+    def on(self, event):
+        return self.machine.on(event, self.now)
+
+    def wait(self, seconds):
+        effects = tick_until(self.machine, self.now + seconds, self.now)
+        self.now += seconds
+        return effects
+
+    def hear(self, message):
+        return self.on(p.FromWire(Channel.CONTROL, b"", message, b""))
+
+    def enter(self, welcome=WELCOME):
+        """Is welcomed, and heard."""
+        return self.hear(welcome) + self.on(Subscribed(UPDATES))
+
+    def push(self, base=0):
+        return self.on(produced(0, b"", base))
+
+    def receive(self, version, incarnation=1):
+        header, payload = made(version, incarnation=incarnation)
+        return self.on(p.FromWire(Channel.MODEL, p.ALL, header, payload))
+
+    def judge(self, seq, verdict, incarnation=1):
+        version = 1 if verdict == "committed" else -1
+        return self.hear(wire.Verdict(incarnation, "0", seq, verdict, version, "so"))
+
+    def unsettled(self):
+        """The updates that the next beat asks about."""
+        beats = messages(self.wait(2 * RUNTIME["beat_s"]), wire.Beat)
+        return beats[-1].unsettled
+
+
+def pushed(effects):
+    """The numbers of the updates that are published."""
+    return [sent.message.seq for sent in those(effects, p.Broadcast)]
+
+
+# ---------------------------------------------------------------- registration
+
+
+@pytest.mark.parametrize(
+    ("worker", "changes", "words"),
+    [
+        (0, {"protocol": 2}, "protocol 2, the server speaks 1"),
+        (0, {"role": "spy"}, "role 'spy', allowed: worker, evaluator"),
+        (0, {"fingerprint": "bush"}, "its model has other arrays"),
+        (-1, {"fingerprint": "bush"}, "its model has other arrays"),
+        (0, {"experiment": "other"}, "its config differs"),
+        (2, {}, r"worker 2, the data is cut for 0\.\.1"),
+        (0, {"worker": -1}, r"worker -1, the data is cut for 0\.\.1"),
+        (0, {"num_examples": 0}, "0 examples"),
+        (0, {"quality": 0.0}, "quality 0.0"),
+        (0, {"quality": 1.5}, "quality 1.5"),
+    ],
+)
+def test_a_peer_that_does_not_fit_is_refused_with_words(worker, changes, words):
+    effects = Desk().hear("x", hello_of(worker, "x", **changes))
+    (refused,) = messages(effects, wire.Refused)
+    assert re.search(words, refused.reason)
+    assert not refused.retry
+
+
+def test_one_number_has_one_live_worker():
+    desk = Desk()
+    desk.join("0")
+    (refused,) = messages(desk.hear("0b", hello_of(0, "0b")), wire.Refused)
+    assert refused.retry
+    assert "a worker 0 is here already" in refused.reason
+
+
+def test_when_the_first_of_a_number_falls_silent_the_second_is_let_in():
+    desk = Desk()
+    desk.join("0")
+    desk.wait(1.0)
+    assert not messages(desk.join("0b"), wire.Welcome)
+    desk.wait(1.0)
+    assert messages(desk.join("0b"), wire.Welcome)
+
+
+def test_a_worker_that_repeats_its_hello_is_not_its_own_rival():
+    desk = Desk()
+    desk.join("0")
+    assert messages(desk.join("0"), wire.Welcome)
+
+
+def test_nobody_is_welcomed_before_enough_have_come():
+    desk = Desk(with_(ASYN2F, min_workers=2))
+    effects = desk.join("e", "0")
+    assert not messages(effects, wire.Welcome)
+    assert [m.missing for m in messages(effects, wire.Registered)] == [2, 1]
+
+
+def test_when_enough_have_come_all_are_welcomed():
+    desk = Desk(with_(ASYN2F, min_workers=2))
+    desk.join("e", "0")
+    effects = desk.join("1")
+    for session in ("0", "1", "e"):
+        assert messages(effects, wire.Welcome, to=session)
+
+
+def test_who_falls_silent_while_waiting_is_not_counted():
+    desk = Desk(with_(ASYN2F, min_workers=2))
+    desk.join("0")
+    desk.wait(2.0)
+    assert not messages(desk.join("1"), wire.Welcome)
+
+
+def test_who_subscribes_gets_the_newest_version_for_itself():
+    desk = Desk(with_(ASYN2F, min_workers=1))
+    desk.join("0")
+    desk.push("0", 0)
+    desk.make(1)
+    desk.save(1)
+    (sent,) = those(desk.join("1"), p.Broadcast)
+    assert (sent.topic, sent.message.version) == (b"one/1", 1)
+
+
+def test_the_same_subscription_again_gets_the_newest_version_again():
+    desk = Desk()
+    desk.join("0")
+    assert those(desk.on(Subscribed(b"one/0")), p.Broadcast)
+
+
+def test_a_subscription_of_a_stranger_gets_nothing():
+    assert not those(Desk().on(Subscribed(b"one/0")), p.Broadcast)
+
+
+# ---------------------------------------------------------------- presence
+
+
+def test_a_beat_is_answered_by_a_pulse():
+    desk = Desk()
+    desk.join("0")
+    assert messages(desk.beat("0"), wire.Pulse, to="0") == [wire.Pulse(1, 0)]
+
+
+def test_a_stranger_is_asked_who_it_is():
+    assert messages(Desk().beat("0"), wire.Who, to="0") == [wire.Who(1)]
+
+
+def test_a_peer_that_is_asked_greets_again():
+    seat = Seat()
+    seat.enter()
+    seat.hear(wire.Who(1))
+    assert messages(seat.wait(0.1), wire.Hello)
+
+
+def test_a_silent_worker_is_not_waited_for():
+    desk = Desk(with_(FEDAVG, min_workers=2))
+    desk.join("0", "1")
+    assert not those(desk.push("0", 0), p.Make)
+    desk.wait(1.0)
+    desk.beat("0")
+    (make,) = those(desk.wait(1.0), p.Make)
+    assert make.keys == (key_of("0", 0),)
+
+
+def test_a_silent_worker_is_shown_and_noted_as_silent():
+    desk = Desk()
+    desk.join("0")
+    desk.beat("0")
+    noted = [record.event for record in those(desk.wait(2.0), p.Record)]
+    assert [(e.worker, e.reason) for e in noted] == [(0, "silent")]
+    assert desk.machine.status().workers[0].state == "silent"
+
+
+def test_a_silent_worker_comes_back_with_its_next_beat():
+    desk = Desk(with_(FEDAVG, min_workers=2))
+    desk.join("0", "1")
+    desk.wait(2.0)
+    noted = [record.event for record in those(desk.beat("0"), p.Record)]
+    assert [type(event) for event in noted] == [trace.WorkerJoined]
+    assert desk.machine.status().workers[0].state == "training"
+    desk.beat("1")
+    assert not those(desk.push("0", 0), p.Make)
+
+
+def test_a_worker_that_says_goodbye_is_gone_at_once():
+    desk = Desk(with_(FEDAVG, min_workers=2))
+    desk.join("0", "1")
+    desk.push("0", 0)
+    assert those(desk.hear("1", wire.Bye("1", "enough")), p.Make)
+    assert desk.machine.status().workers[1].state == "gone"
+
+
+def test_the_late_goodbye_of_a_process_does_not_remove_its_successor():
+    desk = Desk(with_(FEDAVG, min_workers=2))
+    desk.join("0", "1")
+    desk.wait(1.0)
+    desk.beat("1")
+    desk.wait(1.0)  # session 0 is silent by now
+    desk.join("0b")
+    desk.hear("0", wire.Bye("0", "the terminal was closed"))
+    assert not those(desk.push("1", 0), p.Make), "0b is here and has not pushed"
+
+
+def test_a_number_that_has_a_successor_is_not_taken_back():
+    desk = Desk()
+    desk.join("0")
+    desk.wait(2.0)
+    desk.join("0b")
+    desk.beat("0")
+    desk.push("1", 0)
+    assert [w.worker for w in desk.machine.status().workers] == [0]
+    desk.push("0b", 0)
+    desk.make(1)
+    (announced,) = those(desk.save(1), p.Announced)
+    assert announced.workers == 1
+
+
+def test_an_update_of_a_process_that_has_a_successor_does_not_replace_its_updates():
+    desk = Desk(with_(ASYN2F, min_updates=2, min_workers=2))
+    desk.join("0", "1")
+    desk.wait(1.0)
+    desk.beat("1")
+    desk.wait(1.0)
+    desk.join("0b")
+    desk.push("0b", 0)
+    assert ("0b", 0, "superseded") not in verdicts(desk.push("0", 7))
+
+
+# ---------------------------------------------------------------- models
+
+
+def test_get_is_answered_with_the_newest_version():
+    desk = Desk()
+    desk.join("0")
+    (sent,) = those(desk.hear("0", wire.Get("0", -1)), p.Broadcast)
+    assert (sent.topic, sent.message.version) == (b"one/0", 0)
+
+
+def test_get_of_one_that_has_the_newest_is_not_answered():
+    desk = Desk()
+    desk.join("0")
+    assert not those(desk.hear("0", wire.Get("0", 0)), p.Broadcast)
+
+
+def test_a_peer_asks_for_a_version_it_hears_of_the_second_time():
+    seat = Seat()
+    seat.enter()
+    seat.receive(0)
+    assert not messages(seat.hear(wire.Pulse(1, 1)), wire.Get)
+    assert messages(seat.hear(wire.Pulse(1, 1)), wire.Get) == [wire.Get("0", 0)]
+
+
+def test_a_peer_does_not_ask_for_a_version_that_came():
+    seat = Seat()
+    seat.enter()
+    seat.receive(0)
+    seat.hear(wire.Pulse(1, 1))
+    seat.receive(1)
+    assert not messages(seat.hear(wire.Pulse(1, 1)), wire.Get)
+
+
+def test_a_peer_takes_only_what_is_newer():
+    seat = Seat()
+    seat.enter()
+    taken = [bool(those(seat.receive(v), p.Deliver)) for v in (1, 0, 1, 3, 2)]
+    assert taken == [True, False, False, True, False]
+
+
+def test_a_peer_takes_no_version_of_another_incarnation_or_run():
+    seat = Seat()
+    seat.enter(WELCOME._replace(incarnation=2))
+    assert not those(seat.receive(5, incarnation=1), p.Deliver)
+    header, payload = made(5, incarnation=2)
+    other = p.FromWire(Channel.MODEL, p.ALL, header._replace(run="run-2"), payload)
+    assert not those(seat.on(other), p.Deliver)
+
+
+def test_a_peer_takes_nothing_before_it_is_welcome():
+    assert not those(Seat().receive(0), p.Deliver)
+
+
+# ---------------------------------------------------------------- updates
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"base": 1}, "base version 1 is not in 0..0"),
+        ({"base": -1}, "base version -1 is not in 0..0"),
+        ({"base": 2**62}, "is not in 0..0"),
+        ({"start_version": 1}, "is not in 0..0"),
+        ({"run": "run-2"}, "of run run-2, this is run-1"),
+        ({"worker": 1}, "from worker 1 in worker 0's session"),
+        ({"num_examples": 11.0}, "11.0 examples, registered 10"),
+        ({"num_examples": math.nan}, "nan examples"),
+        ({"quality": 0.5}, "quality 0.5, registered 1.0"),
+        ({"loss": -0.1}, "loss -0.1"),
+        ({"loss": math.nan}, "loss nan"),
+        ({"loss": math.inf}, "loss inf"),
+        ({"metric": math.nan}, "metric nan"),
+    ],
+)
+def test_an_update_whose_header_is_wrong_is_rejected_unchecked(changes, words):
+    desk = Desk()
+    desk.join("0", "1")
+    effects = desk.receive("0", 0, **changes)
+    (verdict,) = messages(effects, wire.Verdict, to="0")
+    assert verdict.verdict == "rejected"
+    assert words in verdict.reason
+    assert not those(effects, p.Check)
+
+
+def test_an_update_that_does_not_decode_is_rejected_with_what_was_found():
+    desk = Desk()
+    desk.join("0")
+    desk.receive("0", 0)
+    effects = desk.on(p.Checked(key_of("0", 0), "payload is damaged"))
+    (verdict,) = messages(effects, wire.Verdict)
+    assert (verdict.verdict, verdict.reason) == ("rejected", "payload is damaged")
+    assert not those(effects, p.Make)
+
+
+def test_an_update_of_a_stranger_or_of_an_evaluator_is_left_alone():
+    desk = Desk()
+    desk.join("e")
+    header = produced(0, b"", 0).header._replace(run="run-1", session="e")
+    for session in ("e", "nobody"):
+        sent = header._replace(session=session)
+        effects = desk.on(p.FromWire(Channel.UPDATE, UPDATES, sent, b""))
+        assert effects == []
+
+
+def test_an_update_gets_a_receipt_and_is_checked():
+    desk = Desk()
+    desk.join("0")
+    effects = desk.receive("0", 0)
+    assert messages(effects, wire.Receipt, to="0") == [wire.Receipt("0", 0)]
+    assert [check.key for check in those(effects, p.Check)] == [key_of("0", 0)]
+
+
+def test_an_update_that_comes_twice_counts_once():
+    desk = Desk(with_(ASYN2F, min_updates=2, min_workers=2))
+    desk.join("0", "1")
+    desk.push("0", 0)
+    effects = desk.receive("0", 0)
+    assert messages(effects, wire.Receipt) == [wire.Receipt("0", 0)]
+    assert not those(effects, p.Check)
+    (make,) = those(desk.push("1", 0), p.Make)
+    assert make.keys == (key_of("0", 0), key_of("1", 0))
+
+
+def test_an_update_that_comes_after_its_verdict_is_told_it_again():
+    desk = Desk()
+    desk.join("0")
+    desk.push("0", 0)
+    desk.make(1)
+    told = messages(desk.save(1), wire.Verdict)
+    assert messages(desk.receive("0", 0), wire.Verdict) == told
+    assert desk.machine.status().committed == 1
+
+
+def test_a_newer_update_of_a_worker_replaces_its_pending_one():
+    desk = Desk(with_(ASYN2F, min_updates=2, min_workers=2))
+    desk.join("0", "1")
+    desk.push("0", 0)
+    assert verdicts(desk.push("0", 1)) == [("0", 0, "superseded")]
+    (make,) = those(desk.push("1", 0), p.Make)
+    assert make.keys == (key_of("0", 1), key_of("1", 0))
+
+
+def test_an_older_update_that_comes_after_a_newer_one_is_superseded():
+    desk = Desk(with_(ASYN2F, min_updates=2, min_workers=2))
+    desk.join("0", "1")
+    desk.push("0", 1)
+    effects = desk.receive("0", 0)
+    assert verdicts(effects) == [("0", 0, "superseded")]
+    assert not those(effects, p.Check)
+
+
+def test_a_stale_update_is_rejected():
+    desk = Desk(with_(ASYN2F, max_staleness=0))
+    desk.join("0", "1")
+    desk.push("0", 0)
+    desk.make(1)
+    desk.save(1)
+    assert verdicts(desk.push("1", 0)) == [("1", 0, "rejected")]
+
+
+def test_a_beat_is_told_how_each_unsettled_update_stands():
+    desk = Desk(with_(ASYN2F, min_updates=2, min_workers=2))
+    desk.join("0", "1")
+    desk.push("0", 0)
+    desk.push("0", 1)
+    effects = desk.beat("0", 0, 1, 2)
+    assert verdicts(effects) == [("0", 0, "superseded")]
+    assert messages(effects, wire.Receipt) == [wire.Receipt("0", 1)]
+    assert messages(effects, wire.Resend) == [wire.Resend("0", 2)]
+
+
+@pytest.mark.parametrize("later", [1, 64, 200])
+def test_a_verdict_is_told_as_long_as_its_worker_asks(later):
+    """Its CONTROL was cut for a while, its updates came through."""
+    desk = Desk(with_(ASYN2F, min_updates=2, min_workers=2), workers=2)
+    desk.join("0", "1")
+    for seq in range(later + 1):
+        desk.push("0", seq)
+    assert verdicts(desk.beat("0", 0)) == [("0", 0, "superseded")]
+
+
+def test_while_a_version_is_saved_a_worker_fills_no_memory():
+    """The store may be unavailable for minutes; workers push on."""
+    desk = Desk()
+    desk.join("0")
+    desk.push("0", 0)
+    desk.make(1)
+    effects = [e for seq in range(1, 50) for e in desk.push("0", seq)]
+    held = {check.key for check in those(effects, p.Check)}
+    held -= {forget.key for forget in those(effects, p.Forget)}
+    assert len(held) <= 4
+
+
+def test_what_is_settled_is_forgotten():
+    desk = Desk()
+    desk.join("0")
+    desk.push("0", 0)
+    desk.make(1)
+    assert [f.key for f in those(desk.save(1), p.Forget)] == [key_of("0", 0)]
+
+
+# ---------------------------------------------------------------- versions
+
+
+def test_durable_tells_nobody_of_a_version_before_it_is_saved():
+    desk = Desk(announce="durable")
+    desk.join("0")
+    desk.push("0", 0)
+    effects = desk.make(1)
+    assert [save.version for save in those(effects, p.Save)] == [1]
+    assert not those(effects, p.Broadcast)
+    assert messages(desk.beat("0"), wire.Pulse) == [wire.Pulse(1, 0)]
+    effects = desk.save(1)
+    assert [sent.message.version for sent in those(effects, p.Broadcast)] == [1]
+    assert [announced.version for announced in those(effects, p.Announced)] == [1]
+
+
+def test_early_tells_of_a_version_as_soon_as_it_is_made():
+    desk = Desk(announce="early")
+    desk.join("0")
+    desk.push("0", 0)
+    effects = desk.make(1)
+    assert [save.version for save in those(effects, p.Save)] == [1]
+    assert [sent.message.version for sent in those(effects, p.Broadcast)] == [1]
+
+
+@pytest.mark.parametrize("announce", ANNOUNCE)
+def test_nothing_is_committed_before_it_is_saved(announce):
+    desk = Desk(announce=announce)
+    desk.join("0")
+    desk.push("0", 0)
+    assert verdicts(desk.make(1)) == []
+    assert verdicts(desk.beat("0", 0)) == []
+    (verdict,) = messages(desk.save(1), wire.Verdict)
+    assert (verdict.verdict, verdict.version) == ("committed", 1)
+
+
+@pytest.mark.parametrize("announce", ANNOUNCE)
+def test_the_next_version_is_begun_when_the_one_before_is_saved(announce):
+    desk = Desk(announce=announce)
+    desk.join("0")
+    desk.push("0", 0)
+    assert not those(desk.push("0", 1), p.Make)
+    assert not those(desk.make(1), p.Make)
+    (make,) = those(desk.save(1), p.Make)
+    assert make == p.Make(2, (key_of("0", 1),))
+
+
+@pytest.mark.parametrize("announce", ANNOUNCE)
+def test_a_version_that_could_not_be_saved_is_saved_again(announce):
+    desk = Desk(announce=announce)
+    desk.join("0")
+    desk.push("0", 0)
+    desk.make(1)
+    effects = desk.on(p.SaveFailed(1, "no space left on device"))
+    assert not those(effects, p.Save)
+    assert [save.version for save in those(desk.wait(1.5), p.Save)] == [1]
+    desk.on(p.SaveFailed(1, "no space left on device"))
+    assert [save.version for save in those(desk.wait(1.5), p.Save)] == [1]
+    assert verdicts(desk.save(1)) == [("0", 0, "committed")]
+
+
+def test_durable_does_not_announce_a_version_that_could_not_be_saved():
+    desk = Desk(announce="durable")
+    desk.join("0")
+    desk.push("0", 0)
+    desk.make(1)
+    effects = desk.on(p.SaveFailed(1, "no space left on device")) + desk.wait(1.5)
+    assert not those(effects, p.Broadcast)
+    assert verdicts(effects) == []
+    assert [sent.message.version for sent in those(desk.save(1), p.Broadcast)] == [1]
+
+
+def test_what_waits_too_long_is_aggregated():
+    desk = Desk(with_(ASYN2F, min_updates=2, min_workers=2, deadline_s=1.0))
+    desk.join("0", "1")
+    desk.push("0", 0)
+    assert not those(desk.wait(0.9), p.Make)
+    assert those(desk.wait(0.2), p.Make)
+
+
+def test_a_rejected_update_does_not_hold_up_its_round():
+    """Its worker waits for the next version: nothing else will come from it."""
+    desk = Desk(with_(FEDAVG, min_workers=2))
+    desk.join("0", "1")
+    desk.receive("0", 0, loss=math.nan)
+    (make,) = those(desk.push("1", 0), p.Make)
+    assert make.keys == (key_of("1", 0),)
+
+
+# ---------------------------------------------------------------- scores
+
+
+def scored(version, accuracy, loss=0.5):
+    return wire.Scored("e", version, accuracy, loss)
+
+
+def test_a_score_is_noted_and_gets_a_receipt():
+    desk = Desk()
+    desk.join("0", "e")
+    effects = desk.hear("e", scored(0, 0.7))
+    assert messages(effects, wire.ScoreReceipt, to="e") == [wire.ScoreReceipt(0)]
+    (judged,) = those(effects, p.Judged)
+    assert (judged.version, judged.accuracy, judged.is_best) == (0, 0.7, True)
+
+
+def test_a_score_that_is_told_twice_is_judged_once():
+    desk = Desk()
+    desk.join("0", "e")
+    desk.hear("e", scored(0, 0.7))
+    effects = desk.hear("e", scored(0, 0.7))
+    assert messages(effects, wire.ScoreReceipt) == [wire.ScoreReceipt(0)]
+    assert not those(effects, p.Judged)
+
+
+@pytest.mark.parametrize("version", [-1, 1, 2**62])
+def test_a_score_of_a_version_that_does_not_exist_is_left_out(version):
+    desk = Desk(stop=Stop(target_accuracy=0.9))
+    desk.join("0", "e")
+    effects = desk.hear("e", scored(version, 0.99))
+    assert not those(effects, p.Judged)
+    assert desk.machine.status().best_version is None
+    assert not messages(effects, wire.StopRun)
+
+
+def test_a_worker_gives_no_scores_and_a_nan_is_none():
+    desk = Desk()
+    desk.join("0", "e")
+    assert not those(desk.hear("0", wire.Scored("0", 0, 0.7, 0.5)), p.Judged)
+    assert not those(desk.hear("e", scored(0, math.nan)), p.Judged)
+
+
+def test_an_evaluator_repeats_its_score_until_it_has_a_receipt():
+    seat = Seat(worker=-1)
+    seat.enter()
+    assert messages(seat.on(p.Graded(0, 0.7, 0.5)), wire.Scored)
+    assert messages(seat.wait(0.6), wire.Scored)
+    seat.hear(wire.ScoreReceipt(0))
+    assert not messages(seat.wait(0.6), wire.Scored)
+
+
+# ---------------------------------------------------------------- the end
+
+
+def assert_all_settled(effects, *keys):
+    told = [(v.session, v.seq) for v in messages(effects, wire.Verdict)]
+    assert sorted(told) == sorted(key[1:] for key in keys)
+    assert len(those(effects, p.Finish)) == 1
+
+
+def test_the_last_version_ends_the_run():
+    desk = Desk(stop=Stop(max_versions=1))
+    desk.join("0")
+    desk.push("0", 0)
+    desk.make(1)
+    effects = desk.save(1)
+    assert messages(effects, wire.StopRun, to="0")
+    assert verdicts(effects) == [("0", 0, "committed")]
+    (finish,) = those(desk.end(), p.Finish)
+    assert finish == p.Finish("finished", "version 1 reached")
+
+
+def test_time_ends_the_run():
+    desk = Desk(stop=Stop(max_time_s=1.0))
+    desk.join("0")
+    assert not messages(desk.wait(0.9), wire.StopRun)
+    (finish,) = those(desk.end(), p.Finish)
+    assert finish == p.Finish("finished", "1 s have passed")
+
+
+def test_a_target_accuracy_ends_the_run():
+    desk = Desk(stop=Stop(target_accuracy=0.9))
+    desk.join("0", "e")
+    assert not messages(desk.hear("e", scored(0, 0.89)), wire.StopRun)
+    desk.push("0", 0)
+    desk.make(1)
+    desk.save(1)
+    assert messages(desk.hear("e", scored(1, 0.9)), wire.StopRun, to="0")
+    (finish,) = those(desk.end(), p.Finish)
+    assert finish.status == "finished"
+
+
+def test_a_run_can_be_stopped_while_it_waits_for_workers():
+    desk = Desk(with_(ASYN2F, min_workers=2))
+    desk.join("0", "e")
+    effects = desk.on(p.StopRequested("enough")) + desk.end(2.0)
+    assert messages(effects, wire.StopRun, to="0")
+    assert messages(effects, wire.StopRun, to="e")
+    assert those(effects, p.Finish) == [p.Finish("interrupted", "enough")]
+
+
+def test_a_run_can_be_stopped_before_anybody_came():
+    (finish,) = those(Desk().on(p.StopRequested("enough")), p.Finish)
+    assert finish == p.Finish("interrupted", "enough")
+
+
+@pytest.mark.parametrize("announce", ANNOUNCE)
+def test_a_stop_settles_what_is_pending_and_what_is_being_checked(announce):
+    desk = Desk(with_(ASYN2F, min_updates=2, min_workers=2), announce)
+    desk.join("0", "1")
+    desk.push("0", 0)
+    desk.receive("1", 0)
+    effects = desk.on(p.StopRequested("enough"))
+    assert verdicts(effects) == [("0", 0, "rejected"), ("1", 0, "rejected")]
+    effects += desk.on(p.Checked(key_of("1", 0), "")) + desk.end()
+    assert_all_settled(effects, key_of("0", 0), key_of("1", 0))
+
+
+@pytest.mark.parametrize("announce", ANNOUNCE)
+def test_a_stop_lets_the_version_on_its_way_be_made_and_saved(announce):
+    desk = Desk(announce=announce)
+    desk.join("0")
+    desk.push("0", 0)
+    desk.push("0", 1)
+    effects = desk.on(p.StopRequested("enough"))
+    assert verdicts(effects) == [("0", 1, "rejected")]
+    desk.wait(1.0)
+    effects += desk.make(1)
+    assert not those(effects, p.Finish)
+    effects += desk.save(1)
+    assert verdicts(effects)[-1] == ("0", 0, "committed")
+    effects += desk.end()
+    assert not those(effects, p.Make)
+    assert_all_settled(effects, key_of("0", 0), key_of("0", 1))
+
+
+@pytest.mark.parametrize("announce", ANNOUNCE)
+def test_a_stop_during_a_save_settles_what_waits_behind_it(announce):
+    desk = Desk(announce=announce)
+    desk.join("0")
+    desk.push("0", 0)
+    desk.make(1)
+    desk.push("0", 1)
+    effects = desk.on(p.StopRequested("enough")) + desk.save(1)
+    assert ("0", 0, "committed") in verdicts(effects)
+    assert_all_settled(effects + desk.end(), key_of("0", 0), key_of("0", 1))
+
+
+def test_a_store_that_fails_does_not_hold_up_the_end_for_ever():
+    desk = Desk()
+    desk.join("0")
+    desk.push("0", 0)
+    desk.make(1)
+    effects = desk.on(p.StopRequested("enough"))
+    for _ in range(20):
+        effects += desk.on(p.SaveFailed(1, "no space left on device"))
+        effects += desk.wait(1.5)
+        if those(effects, p.Finish):
+            break
+    assert those(effects, p.Finish)
+    assert ("0", 0, "committed") not in verdicts(effects)
+
+
+def test_an_update_that_comes_after_the_end_is_rejected():
+    desk = Desk()
+    desk.join("0")
+    desk.on(p.StopRequested("enough"))
+    (verdict,) = messages(desk.receive("0", 0), wire.Verdict)
+    assert (verdict.verdict, verdict.reason) == ("rejected", "the run is over")
+
+
+def test_who_comes_after_the_end_is_refused():
+    desk = Desk()
+    desk.join("0")
+    desk.on(p.StopRequested("enough"))
+    (refused,) = messages(desk.hear("1", hello_of(1, "1")), wire.Refused)
+    assert refused == wire.Refused("the run is over: enough", retry=False)
+
+
+def test_a_worker_that_missed_the_end_is_told_with_its_next_beat():
+    desk = Desk()
+    desk.join("0")
+    desk.on(p.StopRequested("enough"))
+    assert messages(desk.beat("0"), wire.StopRun, to="0")
+
+
+def test_the_server_finishes_when_all_have_said_goodbye():
+    desk = Desk()
+    desk.join("0", "1")
+    effects = desk.on(p.StopRequested("enough")) + desk.hear("0", wire.Bye("0", ""))
+    assert not those(effects, p.Finish)
+    assert those(desk.hear("1", wire.Bye("1", "")), p.Finish)
+
+
+def test_the_server_finishes_when_nobody_says_goodbye():
+    desk = Desk()
+    desk.join("0", "1")
+    desk.on(p.StopRequested("enough"))
+    for _ in range(4):
+        desk.wait(0.25)
+        desk.beat("0")
+        desk.beat("1")
+    desk.end(1.0)
+
+
+def test_the_server_waits_for_the_score_of_the_last_version():
+    desk = Desk(stop=Stop(max_versions=1))
+    desk.join("0", "e")
+    desk.push("0", 0)
+    desk.make(1)
+    effects = desk.save(1) + desk.hear("0", wire.Bye("0", ""))
+    for _ in range(4):
+        effects += desk.beat("e") + desk.wait(0.5)
+    assert not messages(effects, wire.StopRun, to="e")
+    assert messages(desk.hear("e", scored(1, 0.7)), wire.StopRun, to="e")
+    assert those(desk.hear("e", wire.Bye("e", "")), p.Finish)
+
+
+def test_the_server_does_not_wait_for_a_score_for_ever():
+    desk = Desk(stop=Stop(max_versions=1))
+    desk.join("0", "e")
+    desk.push("0", 0)
+    desk.make(1)
+    effects = desk.save(1)
+    while not those(effects, p.Finish):
+        assert desk.now < 13.0
+        effects = desk.beat("e") + desk.wait(0.5)
+
+
+@pytest.mark.parametrize("timing", RULES.values(), ids=RULES)
+def test_a_deadline_that_passes_during_the_end_is_no_reason_for_haste(timing):
+    desk = Desk(with_(timing, min_updates=2, min_workers=2, deadline_s=0.5))
+    desk.join("0", "1")
+    desk.push("0", 0)
+    effects = desk.on(p.StopRequested("enough")) + desk.end()
+    assert len(those(effects, p.Show)) < 20
+
+
+def test_an_end_is_told_however_long_its_reason():
+    desk = Desk()
+    desk.join("0")
+    stop = messages(desk.on(p.StopRequested("x" * 2000)), wire.StopRun)[0]
+    assert isinstance(wire.decode(wire.encode(stop)), wire.StopRun)
+
+
+# ---------------------------------------------------------------- the peer
+
+
+def test_a_peer_says_hello_until_it_is_answered():
+    seat = Seat()
+    assert len(messages(seat.wait(3.0), wire.Hello)) > 3
+    seat.enter()
+    assert not messages(seat.wait(3.0), wire.Hello)
+
+
+def test_a_peer_that_gets_no_answer_gives_up():
+    effects = Seat().wait(RUNTIME["join_timeout_s"] + 2)
+    assert those(effects, p.StopWork)
+    (finish,) = those(effects, p.Finish)
+    assert finish == p.Finish("refused", "could not register within 8 s: no answer")
+
+
+def test_a_peer_whose_place_stays_taken_gives_up():
+    seat, effects = Seat(), []
+    while not those(effects, p.Finish):
+        assert seat.now < RUNTIME["join_timeout_s"] + 2, "it tries for ever"
+        seat.hear(wire.Refused("a worker 0 is here already", retry=True))
+        effects = seat.wait(0.5)
+    (finish,) = those(effects, p.Finish)
+    assert finish.status == "refused"
+    assert "a worker 0 is here already" in finish.reason
+
+
+def test_a_peer_that_is_refused_for_a_moment_asks_again():
+    seat = Seat()
+    effects = seat.hear(wire.Refused("a worker 0 is here already", retry=True))
+    assert not those(effects, p.Finish)
+    assert messages(seat.wait(1.5), wire.Hello)
+
+
+def test_a_peer_waits_for_others_as_long_as_the_server_answers():
+    seat = Seat()
+    for _ in range(20):
+        seat.hear(wire.Registered(1))
+        assert not those(seat.wait(1.0), p.Finish)
+
+
+def test_a_peer_that_is_refused_for_good_ends():
+    effects = Seat().hear(wire.Refused("its config differs", retry=False))
+    assert those(effects, p.StopWork)
+    assert those(effects, p.Finish) == [p.Finish("refused", "its config differs")]
+
+
+def test_a_peer_ends_when_the_server_has_been_silent_for_its_lease():
+    seat = Seat()
+    seat.enter()
+    effects = seat.wait(RUNTIME["lease_s"] + 1)
+    assert those(effects, p.StopWork)
+    (finish,) = those(effects, p.Finish)
+    assert finish == p.Finish("failed", "the server has been silent for 8 s")
+
+
+def test_a_pulse_renews_the_lease():
+    seat = Seat()
+    seat.enter()
+    for _ in range(20):
+        assert not those(seat.wait(1.0), p.Finish)
+        seat.hear(wire.Pulse(1, 0))
+
+
+def test_the_end_of_the_run_ends_the_work_and_not_yet_the_peer():
+    seat = Seat()
+    seat.enter()
+    effects = seat.hear(wire.StopRun("version 1 reached"))
+    assert those(effects, p.StopWork) == [p.StopWork("version 1 reached")]
+    assert not those(effects, p.Finish)
+
+
+def test_a_peer_that_shall_stop_says_goodbye():
+    seat = Seat()
+    seat.enter()
+    effects = seat.on(p.StopRequested("enough"))
+    assert messages(effects, wire.Bye) == [wire.Bye("0", "enough")]
+    assert those(effects, p.Finish) == [p.Finish("finished", "enough")]
+    assert seat.on(p.StopRequested("enough")) == []
+
+
+def test_a_peer_beats_as_often_as_the_server_says():
+    seat = Seat()
+    seat.enter()
+    assert len(messages(seat.wait(2.1), wire.Beat)) == 5
+
+
+def test_an_update_is_published_when_the_server_hears_it_and_not_before():
+    seat = Seat()
+    seat.hear(WELCOME)
+    assert pushed(seat.push()) == []
+    assert pushed(seat.on(Subscribed(UPDATES))) == [0]
+
+
+def test_an_update_bears_the_run_the_session_and_its_number():
+    seat = Seat()
+    seat.enter()
+    seat.push()
+    (sent,) = those(seat.push(), p.Broadcast)
+    header = sent.message
+    assert (header.run, header.incarnation) == ("run-1", 1)
+    assert (header.session, header.seq) == ("0", 1)
+
+
+def test_an_update_for_which_there_was_no_room_is_published_again():
+    seat = Seat()
+    seat.enter()
+    (sent,) = those(seat.push(), p.Broadcast)
+    seat.on(p.NotSent(sent.message))
+    assert pushed(seat.wait(0.6)) == [0]
+
+
+@pytest.mark.parametrize("verdict", ["committed", "superseded", "rejected"])
+def test_a_verdict_empties_the_outbox(verdict):
+    seat = Seat()
+    seat.enter()
+    seat.push()
+    assert seat.unsettled() == (0,)
+    seat.judge(0, verdict)
+    assert seat.unsettled() == ()
+
+
+def test_a_receipt_does_not():
+    seat = Seat()
+    seat.enter()
+    seat.push()
+    seat.hear(wire.Receipt("0", 0))
+    assert seat.unsettled() == (0,)
+
+
+def test_an_update_that_did_not_arrive_is_sent_again():
+    seat = Seat()
+    seat.enter()
+    seat.push()
+    assert pushed(seat.hear(wire.Resend("0", 0))) == [0]
+
+
+def test_what_is_said_to_another_session_means_nothing():
+    seat = Seat()
+    seat.enter()
+    seat.push()
+    assert pushed(seat.hear(wire.Resend("1", 0))) == []
+    seat.hear(wire.Verdict(1, "1", 0, "committed", 1, ""))
+    assert seat.unsettled() == (0,)
+
+
+def test_of_too_many_unanswered_updates_the_oldest_is_withdrawn():
+    seat = Seat()
+    seat.enter()
+    effects = [effect for _ in range(6) for effect in seat.push()]
+    noted = [record.event for record in those(effects, p.Record)]
+    withdrawn = [e.seq for e in noted if isinstance(e, trace.Settled)]
+    assert withdrawn == [0, 1]
+    assert seat.unsettled() == (2, 3, 4, 5)
+
+
+def test_an_update_with_a_receipt_is_not_withdrawn():
+    seat = Seat()
+    seat.enter()
+    seat.push()
+    seat.hear(wire.Receipt("0", 0))
+    for _ in range(5):
+        seat.push()
+    assert seat.unsettled() == (0, 3, 4, 5)
+
+
+def test_a_beat_can_be_read_however_many_updates_wait():
+    """The store is slow: all have receipts, none has a verdict."""
+    seat = Seat()
+    seat.enter()
+    for seq in range(80):
+        seat.push()
+        seat.hear(wire.Receipt("0", seq))
+    beat = messages(seat.wait(1.0), wire.Beat)[-1]
+    assert wire.decode(wire.encode(beat)) == beat
+
+
+def test_a_peer_that_ends_withdraws_what_nobody_has_received():
+    seat = Seat()
+    seat.enter()
+    seat.push()
+    seat.push()
+    seat.hear(wire.Receipt("0", 0))
+    noted = [r.event for r in those(seat.on(p.StopRequested("enough")), p.Record)]
+    settled = [(e.seq, e.verdict) for e in noted if isinstance(e, trace.Settled)]
+    assert settled == [(1, "withdrawn")]
+
+
+# ---------------------------------------------------------------- incarnations
+
+
+def test_a_peer_greets_the_next_incarnation_of_the_server():
+    seat = Seat()
+    seat.enter()
+    seat.hear(wire.Pulse(2, 0))
+    assert messages(seat.wait(0.1), wire.Hello)
+
+
+def test_a_peer_connects_anew_to_the_next_incarnation_and_sends_all_again():
+    seat = Seat()
+    seat.enter()
+    for _ in range(3):
+        seat.push()
+    seat.hear(wire.Receipt("0", 0))
+    seat.judge(1, "committed")
+    seat.hear(wire.Pulse(2, 0))
+    welcome = WELCOME._replace(incarnation=2, model_port=3, update_port=4)
+    effects = seat.hear(welcome)
+    assert those(effects, p.Connect) == [p.Connect([b"all", b"one/0"], 3, 4)]
+    assert pushed(effects) == []
+    effects = seat.on(Subscribed(UPDATES))
+    assert pushed(effects) == [0, 2]
+    assert those(effects, p.Broadcast)[0].message.incarnation == 2
+
+
+def test_a_peer_that_is_welcomed_again_by_the_same_server_stays_connected():
+    seat = Seat()
+    seat.enter()
+    seat.hear(wire.Who(1))
+    assert not those(seat.hear(WELCOME._replace(version=3)), p.Connect)
+
+
+def test_an_older_servers_rejection_is_not_believed():
+    seat = Seat()
+    seat.enter(WELCOME._replace(incarnation=2))
+    seat.push()
+    for verdict in ("rejected", "superseded"):
+        seat.judge(0, verdict, incarnation=1)
+        assert seat.unsettled() == (0,)
+
+
+def test_an_older_servers_commitment_is_believed():
+    seat = Seat()
+    seat.enter(WELCOME._replace(incarnation=2))
+    seat.push()
+    seat.judge(0, "committed", incarnation=1)
+    assert seat.unsettled() == ()
+
+
+# ---------------------------------------------------------------- all together
+
+
+def told_committed(net):
+    """Session, number and version of every commitment that reached its worker."""
+    return {
+        (event.message.session, event.message.seq, event.message.version)
+        for _, name, event, _ in net.log
+        if name != "server"
+        and isinstance(event, p.FromWire)
+        and isinstance(event.message, wire.Verdict)
+        and event.message.verdict == "committed"
+    }
+
+
+def problems_of(net):
+    """All that must not be, of a run that has ended."""
+    stored = {key[1:]: v for v, keys in net.store.items() for key in keys}
+    found, saved, told, noted = [], {0}, {}, Counter()
+    newest, finishes, announced = {}, Counter(), []
+    bases = {}
+    for _, name, event, effects in net.log:
+        if isinstance(event, p.Saved):
+            saved.add(event.version)
+        for effect in effects:
+            match effect:
+                case p.Finish():
+                    finishes[name] += 1
+                case p.Announced(version):
+                    announced.append(version)
+                case p.Broadcast(_, wire.ModelHeader() as header):
+                    durable = net.world.announce == "durable"
+                    if durable and header.version not in saved:
+                        found.append(f"{header.version} was sent before it was saved")
+                case p.Deliver(header):
+                    if header.version <= newest.get(name, -1):
+                        found.append(f"{name} got {header.version} after a newer one")
+                    newest[name] = header.version
+                case p.Check(key, header):
+                    bases[key] = header.base_version
+                case p.Record(trace.Settled() as end) if name == "server":
+                    noted[end.session, end.seq] += 1
+                case p.Send(_, wire.Verdict() as end):
+                    if told.setdefault((end.session, end.seq), end) != end:
+                        found.append(f"two verdicts: {end}")
+                    if end.verdict == "rejected" and not end.reason:
+                        found.append(f"rejected without a reason: {end}")
+                    committed = end.verdict == "committed"
+                    if committed and end.version not in saved:
+                        found.append(f"told before it was saved: {end}")
+                    if stored.get((end.session, end.seq), -1) != end.version:
+                        found.append(f"not so: {end}")
+    if sorted(net.store) != list(range(len(net.store))):
+        found.append(f"versions with gaps: {sorted(net.store)}")
+    if announced != list(range(len(net.store)))[: len(announced)]:
+        found.append(f"announced {announced}, saved {sorted(net.store)}")
+    committed = Counter(key for keys in net.store.values() for key in keys)
+    found += [f"committed {n} times: {key}" for key, n in committed.items() if n > 1]
+    found += [f"settled {n} times: {key}" for key, n in noted.items() if n > 1]
+    limit = net.world.timing.max_staleness
+    for version, keys in net.store.items():
+        for key in keys:
+            staleness = version - 1 - bases[key]
+            if staleness < 0 or (limit is not None and staleness > limit):
+                found.append(f"{key} in {version} is of {bases[key]}")
+    fates = net.fates()
+    found += [f"lost: {key}" for key, fate in fates.items() if fate == "lost"]
+    found += [f"was never produced: {key}" for key in committed.keys() - fates.keys()]
+    processes = [net.server, *(peer for peer in net.peers if peer.alive)]
+    for node in processes:
+        if finishes[node.session] != 1:
+            found.append(f"{node.session} finished {finishes[node.session]} times")
+    return found
+
+
+CALM_S, STOP_S = 4.0, 8.0
+
+
+def world_of(seed, rule, announce):
+    """Which faults there are at all, how strong, and how the run is set up."""
+    draw = random.Random(f"world {seed}")
+
+    def perhaps(strongest):
+        return draw.choice([0.0, draw.uniform(0.0, strongest)])
+
+    workers = draw.randint(1, 4)
+    timing = with_(
+        RULES[rule],
+        min_workers=draw.randint(1, workers),
+        min_updates=draw.randint(1, workers),
+        deadline_s=draw.choice([0.0, 0.0, 0.3, 1.0]),
+    )
+    cuts = [
+        (draw.randint(-1, workers - 1), from_s, from_s + draw.uniform(0.1, 2.5), ways)
+        for from_s in (draw.uniform(0.0, 1.5) for _ in range(draw.randint(0, 3)))
+        for ways in [draw.choice(["up", "down", "up down"])]
+    ]
+    deaths = [
+        (draw.uniform(0.2, CALM_S), draw.randrange(workers))
+        for _ in range(draw.choice([0, 0, 1, 2]))
+    ]
+    stops = [Stop()] * 5 + [
+        Stop(max_versions=draw.randint(1, 12)),
+        Stop(max_time_s=draw.uniform(0.1, 4.0)),
+        Stop(target_accuracy=draw.uniform(0.01, 0.1)),
+    ]
+    return World(
+        timing=timing,
+        announce=announce,
+        workers=workers,
+        evaluator=draw.random() < 0.8,
+        stop=draw.choice(stops),
+        calm_s=CALM_S,
+        latency_s=(0.0, draw.choice([0.001, 0.05, 0.4])),
+        subscribe_s=(0.0, draw.choice([0.0, 0.1, 1.0])),
+        step_s=(0.05, draw.choice([0.1, 0.4])),
+        make_s=(0.0, draw.choice([0.01, 0.3])),
+        save_s=(0.0, draw.choice([0.01, 0.1, 0.8])),
+        drop=perhaps(0.5),
+        repeat=perhaps(0.5),
+        save_fails=perhaps(0.4),
+        # In a synchronous round nothing follows an update that is rejected.
+        bad_updates=perhaps(0.3) if rule == "asyn2f" else 0.0,
+        cuts=tuple(cuts),
+        deaths=tuple(deaths),
+    )
+
+
+def replay(seed, rule, announce):
+    """The run of a seed: faults, calm, a stop; and what was wrong with it."""
+    net = Net(seed, world_of(seed, rule, announce))
+    problems = []
+    before = max(net.run(CALM_S).store)
+    net.run(STOP_S)
+    status = net.server.machine.status()
+    if status.state != "stopping" and max(net.store) <= before:
+        problems.append(f"no version after {before}, although faults have stopped")
+    net.tell(net.server, p.StopRequested("enough"))
+    net.run(STOP_S + 13.0)
+    if net.server.finish is None:
+        problems.append("the server does not finish")
+    net.run(STOP_S + 13.0 + 2 * RUNTIME["lease_s"])
+    return net, problems + problems_of(net)
+
+
+SEEDS = 75
+
+
+@pytest.mark.parametrize("announce", ANNOUNCE)
+@pytest.mark.parametrize("rule", RULES)
+def test_whatever_happens_nothing_is_lost_and_the_run_goes_on(rule, announce):
+    faults, fates = Counter(), Counter()
+    for seed in range(SEEDS):
+        try:
+            net, problems = replay(seed, rule, announce)
+            again, _ = replay(seed, rule, announce)
+        except Exception as error:
+            error.add_note(f"replay({seed}, {rule!r}, {announce!r})")
+            raise
+        assert not problems, f"replay({seed}, {rule!r}, {announce!r}): {problems}"
+        assert net.log == again.log, f"seed {seed} is not deterministic"
+        faults += net.faults
+        fates += Counter(fate.split(":")[0] for fate in net.fates().values())
+    expected = {"drop", "repeat", "save_fails", "cut"}
+    assert faults.keys() >= expected, f"the world is too kind: {faults}"
+    assert fates.keys() >= {"committed", "superseded", "rejected"}, fates
+
+
+@pytest.mark.parametrize("announce", ANNOUNCE)
+@pytest.mark.parametrize("rule", RULES)
+def test_without_faults_every_update_is_committed_or_superseded(rule, announce):
+    timing = with_(RULES[rule], min_workers=3)
+    net = Net(1, World(timing=timing, announce=announce, workers=3)).run(5.0)
+    before = len(net.store)
+    ends = Counter(fate.split(":")[0] for fate in net.fates().values())
+    assert before > 5
+    assert ends.keys() <= {"committed", "superseded", "lost"}
+    assert ends["lost"] <= 3 * 2, "only those under way"
+
+
+def test_workers_hear_of_their_commitments():
+    net = Net(1, World(timing=with_(ASYN2F, min_workers=2))).run(5.0)
+    stored = {(*k[1:], v) for v, keys in net.store.items() if v < 5 for k in keys}
+    assert stored
+    assert stored <= told_committed(net)
+
+
+def test_a_cold_start_loses_no_first_version():
+    """Subscriptions come late; nobody sleeps, and everybody gets version 0."""
+    world = World(timing=with_(ASYN2F, min_workers=4), workers=4, subscribe_s=(0.0, 1))
+    net = Net(3, world).run(3.0)
+    assert all(peer.newest >= 0 for peer in net.peers)
+
+
+@pytest.mark.parametrize("announce", ANNOUNCE)
+@pytest.mark.parametrize("rule", RULES)
+def test_after_a_crash_of_the_server_the_run_goes_on(rule, announce):
+    for seed in range(20):
+        world = World(timing=with_(RULES[rule], min_workers=2), announce=announce)
+        net = Net(seed, world).run(2.0 + seed / 30)
+        net.crash_server()
+        net.run(net.now + 1.0)
+        before = max(net.store)
+        net.start_server()
+        net.run(net.now + 5.0)
+        assert max(net.store) > before + 2, f"seed {seed}: it hangs at {before}"
+        assert sorted(net.store) == list(range(len(net.store)))
+
+
+@pytest.mark.parametrize("announce", ANNOUNCE)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_commitment_outlives_the_server_that_could_not_tell_it(rule, announce):
+    """Nothing is counted twice, and nothing rejected that is in a version."""
+    for seed in range(10):
+        cut = (0, 1.5, 2.5, "down")  # so that worker 0 does not hear its verdicts
+        net = Net(seed, World(timing=RULES[rule], announce=announce, cuts=(cut,)))
+        net.run(2.5).crash_server()
+        net.run(3.5).start_server()
+        net.run(8.0)
+        found = [x for x in problems_of(net) if x.startswith(("committed", "not so"))]
+        assert not found, f"seed {seed}: {found}"
