@@ -6,6 +6,7 @@ address and a wish to stop, the child how things stand; when the pipe breaks, th
 is gone, and the child ends.
 """
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -18,10 +19,12 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from asyn2f import build, workdir
 from asyn2f.runtime.evaluator import Evaluator
+from asyn2f.runtime.server import Server
 from launch import peer, program
 from launch.serving import serve
 
@@ -80,13 +83,52 @@ def hear(child: Child) -> dict[str, Any] | None:
         return None
 
 
-def _server(name: str, pipe: Connection, config: build.Config, folder: Path) -> None:
-    def body(say: Callable[..., None]) -> None:
-        def on_ready(address: str, server: Any) -> None:
-            _obey(pipe, server.stop)
-            say(address=address)
+class _Parent:
+    """The child's side of the pipe."""
 
-        serve(config, folder, lambda status: say(status=status), on_ready)
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+        self._addresses: SimpleQueue[str] = SimpleQueue()
+        self._stop: Callable[[str], None] | None = None
+        threading.Thread(target=self._listen, name="parent", daemon=True).start()
+
+    def say(self, **message: Any) -> None:
+        """Tells the parent; a parent that has gone is noticed by `_listen`."""
+        with self._lock, contextlib.suppress(OSError):
+            self._pipe.send_bytes(json.dumps(message).encode())
+
+    def wait_for_address(self) -> str:
+        """Where the server listens, as soon as the parent knows."""
+        return self._addresses.get()
+
+    def obey(self, stop: Callable[[str], None]) -> None:
+        """From now on a wish to stop, the parent's end and SIGTERM call this."""
+        self._stop = stop
+        signal.signal(signal.SIGTERM, lambda *_: stop("SIGTERM"))
+
+    def _listen(self) -> None:
+        reason = None
+        while reason is None:
+            try:
+                message = json.loads(self._pipe.recv_bytes())
+            except (EOFError, OSError):
+                message = {"stop": "the launcher has ended"}
+            if "address" in message:
+                self._addresses.put(message["address"])
+            reason = message.get("stop")
+        if self._stop is None:
+            os._exit(0)  # not at work yet: nothing to bring to an end
+        self._stop(reason)
+
+
+def _server(name: str, pipe: Connection, config: build.Config, folder: Path) -> None:
+    def body(parent: _Parent) -> None:
+        def on_ready(address: str, server: Server) -> None:
+            parent.obey(server.stop)
+            parent.say(address=address)
+
+        serve(config, folder, lambda status: parent.say(status=status), on_ready)
 
     _run(name, pipe, folder, body)
 
@@ -108,25 +150,18 @@ def _evaluator(name: str, pipe: Connection, config: build.Config, folder: Path) 
 def _join(
     name: str, pipe: Connection, config: build.Config, folder: Path, make: peer.Make
 ) -> None:
-    def body(say: Callable[..., None]) -> None:
-        def wait_for_address() -> str:
-            address: str = json.loads(pipe.recv_bytes())["address"]
-            _obey(pipe, stops[0])
-            return address
-
-        stops: list[peer.Stop] = []
-        ended = peer.join(make, name, config, folder, wait_for_address, stops.append)
+    def body(parent: _Parent) -> None:
+        address, obey = parent.wait_for_address, parent.obey
+        ended = peer.join(make, name, config, folder, address, obey)
         if ended.status != "finished":
-            say(error=f"{ended.status}: {ended.reason}")
+            parent.say(error=f"{ended.status}: {ended.reason}")
+            sys.exit(peer.EXIT_CODES[ended.status])
 
     _run(name, pipe, folder, body)
 
 
 def _run(
-    name: str,
-    pipe: Connection,
-    folder: Path,
-    body: Callable[[Callable[..., None]], None],
+    name: str, pipe: Connection, folder: Path, body: Callable[[_Parent], None]
 ) -> None:
     """A child's life: its output in a file, its errors told to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C does
@@ -135,34 +170,14 @@ def _run(
     with open(logs / f"{name}.log", "ab", buffering=0) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    parent = _Parent(pipe)
     program.prepare_jax()
-    lock = threading.Lock()
-
-    def say(**message: Any) -> None:
-        with lock:
-            pipe.send_bytes(json.dumps(message).encode())
-
     try:
-        body(say)
-    except (EOFError, BrokenPipeError):
-        sys.exit(1)  # the parent has gone
+        body(parent)
     except program.SPEAKING_ERRORS as error:
-        say(error=str(error), usage=True)
+        parent.say(error=str(error), usage=True)
         sys.exit(program.USAGE_ERROR)
     except Exception as error:
         logging.exception("%s has failed", name)
-        say(error=f"{type(error).__name__}: {error} (see {logs / name}.log)")
+        parent.say(error=f"{type(error).__name__}: {error} (see {logs / name}.log)")
         sys.exit(1)
-
-
-def _obey(pipe: Connection, stop: Callable[[str], None]) -> None:
-    """Stops when the parent says so, ends, or somebody sends SIGTERM."""
-    signal.signal(signal.SIGTERM, lambda *_: stop("SIGTERM"))
-
-    def listen() -> None:
-        try:
-            stop(json.loads(pipe.recv_bytes())["stop"])
-        except (EOFError, OSError):
-            stop("the launcher has ended")
-
-    threading.Thread(target=listen, name="parent", daemon=True).start()

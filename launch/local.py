@@ -20,7 +20,7 @@ from asyn2f.report.live import LiveView
 from asyn2f.status import RunStatus, WorkerStatus
 from launch import children, program
 from launch.children import Child
-from launch.serving import EXIT_CODES, prepare
+from launch.serving import EXIT_CODES, empty_summary, prepare
 
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
@@ -43,6 +43,8 @@ class Launcher:
         self._pipes = {child.pipe: child for child in self._children}
         self._deadlines_s: list[float] = []
         self._stop_reason: str | None = None
+        self._has_begun = False
+        self.interrupted = False
         self.usage_error: str | None = None
         # Signals end `wait` by a byte in this pair; their handlers do nothing else.
         self._wake, ring = socket.socketpair()
@@ -63,6 +65,7 @@ class Launcher:
                 for item in ready:
                     if item is self._wake:
                         number = signal.Signals(self._wake.recv(1)[0])
+                        self.interrupted = True
                         self._stop(f"{number.name} received")
                     elif item in self._pipes:
                         self._hear(self._pipes[item])
@@ -80,7 +83,9 @@ class Launcher:
             for other in self._children[1:]:
                 other.tell(address=message["address"])
         elif "status" in message:
-            self._view.update(_status(message["status"]))
+            status = _status(message["status"])
+            self._has_begun = status.state != "waiting for workers"
+            self._view.update(status)
         elif "error" in message:
             if message.get("usage"):
                 self.usage_error = message["error"]
@@ -94,9 +99,11 @@ class Launcher:
             reason = "the run is over" if code == 0 else f"the server ended with {code}"
             self._stop(reason)
         elif code != 0:
-            self._view.message(f"{child.name} ended with code {code}; the run goes on")
+            self._view.message(f"{child.name} ended with code {code}")
             if not workers:
                 self._stop("no worker is left")
+            elif not self._has_begun and not self._deadlines_s:
+                self._stop(f"{child.name} ended before the run began")
 
     def _stop(self, reason: str) -> None:
         """Asks the server to end the run; it tells the others. Twice: at once."""
@@ -106,9 +113,8 @@ class Launcher:
             return
         self._stop_reason = reason
         self._deadlines_s = [now + _PATIENCE_S[0], now + sum(_PATIENCE_S)]
-        if self._server.process.is_alive():
-            self._server.tell(stop=reason)
-        else:
+        self._server.tell(stop=reason)
+        if not self._has_begun or not self._server.process.is_alive():
             for child in self._alive.values():
                 child.tell(stop=reason)
 
@@ -147,8 +153,9 @@ def main() -> int:
     if launcher.usage_error is not None:
         program.fail(launcher.usage_error)
     if not (folder / workdir.SUMMARY).exists():
-        failed = {"status": "failed", "reason": reason, "seed": config["seed"]}
-        workdir.write_json(folder / workdir.SUMMARY, failed)
+        status = "interrupted" if launcher.interrupted else "failed"
+        summary = empty_summary(config, folder, status, reason or "")
+        workdir.write_json(folder / workdir.SUMMARY, summary)
     summary = workdir.read_json(folder / workdir.SUMMARY)
     best, version = summary.get("best_accuracy"), summary.get("best_version")
     print(f"{summary['status']}: {summary['reason']}")

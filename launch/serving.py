@@ -8,6 +8,7 @@ from typing import Any
 from asyn2f import build, workdir
 from asyn2f.experiment import Experiment
 from asyn2f.report.metrics import MetricsWriter
+from asyn2f.runtime.ledger import COUNTED
 from asyn2f.runtime.server import Observer, Server
 from asyn2f.runtime.store import OrbaxStore
 from asyn2f.runtime.zmq_transport import AddressError, ZmqTransport, parse_address
@@ -80,6 +81,27 @@ def serve(
     journal.close()
     store.close()
     return summary
+
+
+def empty_summary(
+    config: build.Config, folder: Path, status: str, reason: str
+) -> dict[str, Any]:
+    """The summary of a run whose server did not live to write one."""
+    nothing = ["best_version", "best_accuracy", "final_accuracy", "params_sha256"]
+    versions = OrbaxStore(folder / workdir.MODELS).versions()
+    return {
+        "status": status,
+        "reason": reason,
+        "run": workdir.read_json(folder / workdir.RUN)["run"],
+        "strategy": config["strategy"]["name"],
+        "seed": config["seed"],
+        "versions": max(versions, default=0),
+        **dict.fromkeys(nothing),
+        "wall_s": 0.0,
+        "updates": dict.fromkeys(COUNTED, 0),
+        "bytes_up": 0,
+        "bytes_down": 0,
+    }
 
 
 def _bind(

@@ -249,6 +249,34 @@ def test_a_signal_ends_everything_within_five_seconds(tmp_path, number):
     assert (folder / "report.html").exists()
 
 
+def test_a_signal_before_the_run_has_begun_ends_it_too(tmp_path):
+    folder = tmp_path / "run"
+    process = start("local", *ENDLESS, f"--workdir={folder}")
+    wait_for_line(process, "server at")
+    start_s = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert time.monotonic() - start_s < 5.0
+    assert code == 130, out + err
+    assert read(folder / "summary.json")["status"] == "interrupted"
+
+
+def test_a_killed_server_ends_a_local_run_with_a_summary(tmp_path):
+    folder = tmp_path / "run"
+    process = start("local", *ENDLESS, f"--workdir={folder}")
+    wait_for_line(process, WORKING)
+    family = children_of(process.pid)
+    os.kill(_pid_of(folder, "server"), signal.SIGKILL)
+    start_s = time.monotonic()
+    code, out, err = finish(process)
+    assert code == 1, out + err
+    assert all(has_ended(pid, start_s + 5.0) for pid in family)
+    summary = read(folder / "summary.json")
+    assert summary["status"] == "failed"
+    assert "server ended with -9" in summary["reason"]
+    assert summary["versions"] >= 1
+
+
 def test_a_killed_worker_disturbs_nobody_and_another_takes_its_place(tmp_path):
     folder = tmp_path / "run"
     flags = [*ENDLESS, f"--workdir={folder}"]
