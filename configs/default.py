@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of everything drawn: split, initial model, batches
     config.workers = 5  # shards the data is cut into; one worker each
     config.min_workers = 0  # the run starts with that many; 0 = all
+    config.worker_speeds = (0.0,)  # steps/s at most, repeated over them; 0 = no limit
 
     config.task = task = ml_collections.ConfigDict()
     task.dataset = "digits"  # digits
@@ -65,6 +66,5 @@ def get_config() -> ml_collections.ConfigDict:
     runtime.dead_after_s = 3.0  # silence after which a peer counts as gone
     runtime.lease_s = 60.0  # silence of the server after which a peer ends
     runtime.join_timeout_s = 60.0  # how long a peer tries to register
-    runtime.worker_speeds = (0.0,)  # steps/s at most, repeated; 0 = no limit
     runtime.pin = True  # one core per worker, in launch.local on a CPU
     return config

@@ -21,5 +21,5 @@ def get_config():
     config.training.schedule = "synchronous"
     config.training.schedule_length = 150
     config.stop.max_versions = 150
-    config.runtime.worker_speeds = (120.0, 90.0, 60.0, 45.0, 30.0)
+    config.worker_speeds = (120.0, 90.0, 60.0, 45.0, 30.0)
     return config

@@ -59,7 +59,7 @@ def test_every_strategy_builds_from_the_defaults(name):
         ({"stop__max_versions": 0}, "nothing that ends the run"),
         ({"runtime__beat_s": 5.0}, "dead_after_s.*above beat_s"),
         ({"runtime__address": "localhost:5"}, "runtime.address.*tcp://host:port"),
-        ({"runtime__worker_speeds": (-1.0,)}, "worker_speeds"),
+        ({"worker_speeds": (-1.0,)}, "worker_speeds"),
         ({"task__quality": (0.0,)}, "task.quality"),
     ],
 )

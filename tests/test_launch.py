@@ -25,7 +25,7 @@ FAST = [
     "--config.stop.max_versions=12",
     "--config.timing.epochs_per_push=1",
     "--config.timing.min_updates=2",
-    "--config.runtime.worker_speeds=(200.0,100.0,50.0)",
+    "--config.worker_speeds=(200.0,100.0,50.0)",
 ]
 ENDLESS = [*FAST, "--config.stop.max_versions=100000"]
 

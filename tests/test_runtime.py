@@ -248,6 +248,25 @@ def test_fedavg_waits_for_everybody_in_every_round(tmp_path):
     assert len(run.events(trace.Waited)) >= 6
 
 
+def test_batch_norm_statistics_travel_merge_and_stay_variances(tmp_path):
+    made = small(
+        task__model="cnn",
+        task__channels=(4, 6),
+        task__batch_norm=True,
+        stop__max_versions=5,
+    )
+    run = LocalRun(tmp_path, made, "zmq")
+    for number in range(3):
+        run.start_worker(number)
+    summary = run.finish()
+    assert summary["versions"] == 5
+    like = jax.eval_shape(lambda: start_of(made, MemoryStore()).state)
+    final = run.store.load(5, like).state.model.params
+    statistics = final["batch_stats"]["BatchNorm_0"]
+    assert (np.asarray(statistics["var"]) > 0).all()
+    assert not np.allclose(statistics["mean"], 0.0)
+
+
 def test_a_worker_joins_late_and_another_leaves_early(tmp_path):
     run = LocalRun(
         tmp_path,

@@ -119,7 +119,7 @@ _RULES: dict[str, _Rule] = {
     "runtime.dead_after_s": _number(float, 0, open_low=True),
     "runtime.lease_s": _number(float, 0, open_low=True),
     "runtime.join_timeout_s": _number(float, 0, open_low=True),
-    "runtime.worker_speeds": _each(_number(float, 0)),
+    "worker_speeds": _each(_number(float, 0)),
     "runtime.pin": _ANY_BOOL,
 }
 
@@ -285,11 +285,10 @@ def build_experiment(config: Config) -> Experiment:
 def build_runtime(config: Config) -> RuntimeSettings:
     """How the run is carried out."""
     settings = dict(config["runtime"])
-    settings["worker_speeds"] = tuple(settings["worker_speeds"])
-    return RuntimeSettings(**settings)
+    return RuntimeSettings(worker_speeds=tuple(config["worker_speeds"]), **settings)
 
 
-_MAY_DIFFER = ("runtime", "stop", "min_workers")
+_MAY_DIFFER = ("runtime", "stop", "min_workers", "worker_speeds")
 
 
 def check_same_experiment(stored: Config, config: Config) -> None:
@@ -303,7 +302,7 @@ def check_same_experiment(stored: Config, config: Config) -> None:
         if key.split(".")[0] not in _MAY_DIFFER and before.get(key) != value:
             raise ConfigError(
                 f"config.{key}: found {value!r}, but the run was begun with "
-                f"{before.get(key)!r}; only stop, runtime and min_workers may change"
+                f"{before.get(key)!r}; only {', '.join(_MAY_DIFFER)} may change"
             )
 
 

@@ -39,7 +39,7 @@ def run(folder: Path, announce: str) -> None:
             "--config.task.partition=iid",
             "--config.timing.min_updates=1",
             "--config.timing.epochs_per_push=1",
-            "--config.runtime.worker_speeds=(12.0,11.0,10.0,9.0)",
+            "--config.worker_speeds=(12.0,11.0,10.0,9.0)",
             f"--config.runtime.announce={announce}",
             f"--config.stop.max_versions={VERSIONS}",
         ],
