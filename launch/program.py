@@ -25,10 +25,6 @@ USAGE_ERROR = 2
 SPEAKING_ERRORS = (build.ConfigError, workdir.WorkdirError, StoreError, AddressError)
 
 
-class Refused(Exception):
-    """The server has turned this process away, and why."""
-
-
 # Without a default: ml_collections would read it, and apply the other flags to it,
 # while this module is imported, where no error can be worded.
 CONFIG = config_flags.DEFINE_config_file(
@@ -66,7 +62,7 @@ def run(main: Callable[[], int | None]) -> None:
         logging.getLogger("absl").setLevel(logging.WARNING)
         try:
             sys.exit(main() or 0)
-        except (*SPEAKING_ERRORS, Refused) as error:
+        except SPEAKING_ERRORS as error:
             fail(str(error))
 
     app.run(guarded, flags_parser=parse_or_fail)

@@ -21,8 +21,8 @@ from typing import Any
 
 from asyn2f import programs, trace
 from asyn2f.programs import UpdateKey
+from asyn2f.runtime import payloads, wire
 from asyn2f.runtime import protocol as p
-from asyn2f.runtime import wire
 from asyn2f.runtime.peer_protocol import PeerProtocol
 from asyn2f.runtime.server_protocol import ServerProtocol, ServerSettings
 from asyn2f.runtime.settings import Announce, RuntimeSettings
@@ -56,14 +56,17 @@ def made(
 ) -> p.Made:
     """A version of these updates."""
     payload, numbers = json.dumps(keys).encode(), (10.0 * len(keys), 0.5, 1.0, 0.1)
-    sums = ("tree", len(payload), wire.digest(payload))
+    sums = ("tree", len(payload), payloads.digest(payload))
     header = wire.ModelHeader("run-1", incarnation, version, *numbers, *sums)
     return p.Made(header, payload)
 
 
 def produced(worker: int, payload: bytes, base: int) -> p.Produced:
     """A worker's update."""
-    numbers, sums = (10.0, 0.5, 1.0, 0.0), ("tree", len(payload), wire.digest(payload))
+    numbers, sums = (
+        (10.0, 0.5, 1.0, 0.0),
+        ("tree", len(payload), payloads.digest(payload)),
+    )
     header = wire.UpdateHeader("", 0, worker, "", 0, base, base, 1, *numbers, *sums)
     return p.Produced(header, payload)
 

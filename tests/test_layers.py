@@ -50,6 +50,7 @@ PURE = {
     "runtime/versions.py",
     "runtime/intake.py",
     "runtime/ledger.py",
+    "runtime/figures.py",
     "runtime/roster.py",
 }
 IO = {"time", "threading", "socket", "os", "pathlib", "zmq", "orbax", "subprocess"}

@@ -351,7 +351,7 @@ def test_a_run_goes_on_where_it_ended(tmp_path):
 
 # Orbax leaves tasks behind when it fails; their complaints are not ours.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_newest_version_is_left_out_for_the_one_before(tmp_path):
+def test_a_damaged_newest_version_is_set_aside_for_the_one_before(tmp_path):
     made = small()
     store = OrbaxStore(tmp_path / "models")
     start = start_of(made, store)
@@ -362,7 +362,10 @@ def test_a_damaged_newest_version_is_left_out_for_the_one_before(tmp_path):
         store.save(version, state, {})
     (tmp_path / "models" / "1" / "state" / "manifest.ocdbt").write_bytes(b"?")
     assert int(start_of(made, store).state.model.version) == 0
+    assert store.versions() == [0]
+    store.save(1, start.state, {})  # and it can be made again
     (tmp_path / "models" / "0" / "state" / "manifest.ocdbt").write_bytes(b"?")
+    (tmp_path / "models" / "1" / "state" / "manifest.ocdbt").write_bytes(b"?")
     with pytest.raises(StoreError, match="no version in the store can be used"):
         start_of(made, store)
     store.close()

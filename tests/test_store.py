@@ -105,6 +105,16 @@ def test_the_best_and_the_last_are_kept_and_the_young(make):
     assert int(store.load(1, state_of(0)).state.model.version) == 1
 
 
+def test_a_version_set_aside_is_not_there_and_can_be_saved_again(make):
+    store = make()
+    store.save(1, state_of(1), {})
+    store.save(2, state_of(2), {})
+    store.set_aside(2)
+    assert store.versions() == [1]
+    store.save(2, state_of(7), {})
+    assert int(store.load(2, state_of(0)).state.model.version) == 7
+
+
 def test_incarnations_go_up(make):
     store = make()
     first = store.begin_incarnation()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyn2f.runtime import wire
+from asyn2f.runtime import payloads, wire
 from asyn2f.trees import template_of
 
 KINDS = typing.get_args(wire.Message)
@@ -130,8 +130,8 @@ TEMPLATE = template_of(MODEL)
 
 
 def test_a_model_comes_back_bit_for_bit_without_copying():
-    payload = wire.encode_params(MODEL)
-    again = wire.decode_params(TEMPLATE, payload)
+    payload = payloads.encode_params(MODEL)
+    again = payloads.decode_params(TEMPLATE, payload)
     for name in ("w", "empty", "scalar", "half"):
         found, sent = again["params"][name], MODEL["params"][name]
         assert found.dtype == sent.dtype
@@ -143,11 +143,11 @@ def test_a_model_comes_back_bit_for_bit_without_copying():
 def test_jax_arrays_are_encoded_like_numpy_ones():
     as_jax = {"w": jnp.arange(4.0)}
     as_numpy = {"w": np.arange(4, dtype=np.float32)}
-    assert wire.encode_params(as_jax) == wire.encode_params(as_numpy)
+    assert payloads.encode_params(as_jax) == payloads.encode_params(as_numpy)
 
 
 def test_what_is_sent_cannot_change_afterwards():
-    payload = wire.encode_params(MODEL)
+    payload = payloads.encode_params(MODEL)
     assert payload.readonly
     with pytest.raises(TypeError):
         payload[0] = 1
@@ -157,35 +157,35 @@ def header_of(payload, template=TEMPLATE) -> wire.ModelHeader:
     return HEADER._replace(
         fingerprint=template.fingerprint,
         num_bytes=payload.nbytes,
-        digest=wire.digest(payload),
+        digest=payloads.digest(payload),
     )
 
 
 def test_a_payload_that_fits_its_header_passes():
-    payload = wire.encode_params(MODEL)
-    wire.check_payload(header_of(payload), payload, TEMPLATE)
+    payload = payloads.encode_params(MODEL)
+    payloads.check_payload(header_of(payload), payload, TEMPLATE)
 
 
 @given(st.integers(0, TEMPLATE.num_bytes - 1), st.integers(0, 7))
 def test_every_flipped_bit_of_a_payload_is_noticed(place, bit):
-    payload = wire.encode_params(MODEL)
+    payload = payloads.encode_params(MODEL)
     damaged = bytearray(payload)
     damaged[place] ^= 1 << bit
     with pytest.raises(wire.WireError, match="damaged"):
-        wire.check_payload(header_of(payload), damaged, TEMPLATE)
+        payloads.check_payload(header_of(payload), damaged, TEMPLATE)
 
 
 def test_another_size_or_tree_is_refused_before_anything_is_read():
-    payload = wire.encode_params(MODEL)
+    payload = payloads.encode_params(MODEL)
     header = header_of(payload)
     with pytest.raises(wire.WireError, match="bytes"):
-        wire.check_payload(header, payload[:-1], TEMPLATE)
+        payloads.check_payload(header, payload[:-1], TEMPLATE)
     with pytest.raises(wire.WireError, match="bytes"):
-        wire.check_payload(header._replace(num_bytes=2**60), payload, TEMPLATE)
+        payloads.check_payload(header._replace(num_bytes=2**60), payload, TEMPLATE)
     with pytest.raises(wire.WireError, match="other arrays"):
-        wire.check_payload(header._replace(fingerprint="x"), payload, TEMPLATE)
+        payloads.check_payload(header._replace(fingerprint="x"), payload, TEMPLATE)
     with pytest.raises(wire.WireError, match="bytes"):
-        wire.decode_params(TEMPLATE, b"")
+        payloads.decode_params(TEMPLATE, b"")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -194,5 +194,5 @@ def test_the_array_that_is_not_finite_is_named(bad):
         "a": np.ones(3, np.float32),
         "b": {"c": np.array([0, bad, 1], np.float32)},
     }
-    assert wire.nonfinite_leaf(spoiled) == "b/c"
-    assert wire.nonfinite_leaf(MODEL) == ""
+    assert payloads.nonfinite_leaf(spoiled) == "b/c"
+    assert payloads.nonfinite_leaf(MODEL) == ""

@@ -27,7 +27,6 @@ class Intake:
         self._roster = roster
         self._outlet = outlet
         self._bases: dict[UpdateKey, int] = {}  # base versions of what is being checked
-        self.num_bytes = 0  # received in this incarnation
 
     def receive(
         self, header: wire.UpdateHeader, payload: wire.Buffer, version: int, closed: str
@@ -40,7 +39,6 @@ class Intake:
           version: the newest.
           closed: why no update is taken in any more, if that is so.
         """
-        self.num_bytes += len(wire.encode(header)) + memoryview(payload).nbytes
         session = self._roster.get(header.session)
         if session is None or not session.is_worker:
             return ""  # nobody to tell; its next beat will be asked who it is

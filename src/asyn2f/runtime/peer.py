@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from asyn2f.experiment import Experiment
+from asyn2f.runtime import payloads, wire
 from asyn2f.runtime import protocol as p
-from asyn2f.runtime import wire
 from asyn2f.runtime.io_thread import IoThread, Journal
 from asyn2f.runtime.peer_protocol import PeerProtocol
 from asyn2f.runtime.settings import RuntimeSettings
@@ -168,9 +168,9 @@ def open_letter(experiment: Experiment, letter: Letter) -> GlobalModel:
       wire.WireError: damaged, of another shape, or not finite.
     """
     header, payload = letter
-    wire.check_payload(header, payload, experiment.template)
-    params = wire.decode_params(experiment.template, payload)
-    bad = wire.nonfinite_leaf(params)
+    payloads.check_payload(header, payload, experiment.template)
+    params = payloads.decode_params(experiment.template, payload)
+    bad = payloads.nonfinite_leaf(params)
     if bad:
         raise wire.WireError(f"version {header.version}: {bad} is not finite")
     return global_model(header, jax.tree.map(jnp.array, params))

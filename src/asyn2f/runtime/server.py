@@ -14,8 +14,8 @@ import numpy as np
 from asyn2f import programs, trace
 from asyn2f.experiment import Experiment, initial_server_state
 from asyn2f.programs import UpdateKey
+from asyn2f.runtime import payloads, wire
 from asyn2f.runtime import protocol as p
-from asyn2f.runtime import wire
 from asyn2f.runtime.io_thread import IoThread, Journal
 from asyn2f.runtime.ledger import COUNTED
 from asyn2f.runtime.server_protocol import ServerProtocol, ServerSettings
@@ -45,24 +45,27 @@ class Start(NamedTuple):
 def start_of(experiment: Experiment, store: ModelStore) -> Start:
     """The newest valid version in the store, or version 0 if it is empty.
 
-    A version that turns out damaged is left out, with a warning, for the one before.
+    Versions that turn out damaged are set aside, with a warning, for the one before.
 
     Raises:
       StoreError: there are versions, and none can be used.
     """
     shapes = jax.eval_shape(lambda: initial_server_state(experiment))
-    problems = []
+    problems: dict[int, str] = {}
     for version in reversed(store.versions()):
         try:
             state, record = store.load(version, shapes)
         except StoreError as error:
-            logging.warning("left out version %d: %s", version, error)
-            problems.append(str(error))
+            problems[version] = str(error)
             continue
+        for damaged, problem in problems.items():
+            logging.warning("set version %d aside: %s", damaged, problem)
+            store.set_aside(damaged)
         state = jax.tree.map(jnp.asarray, state)
         return Start(state, record.get("books", {}), is_new=False)
     if problems:
-        raise StoreError(f"no version in the store can be used: {problems[0]}")
+        first = next(iter(problems.values()))
+        raise StoreError(f"no version in the store can be used: {first}")
     return Start(initial_server_state(experiment), {}, is_new=True)
 
 
@@ -172,11 +175,11 @@ class Server:
         """Keeps an update for its aggregation; or says why it cannot be used."""
         template = self._experiment.template
         try:
-            wire.check_payload(header, payload, template)
-            params = wire.decode_params(template, payload)
+            payloads.check_payload(header, payload, template)
+            params = payloads.decode_params(template, payload)
         except wire.WireError as error:
             return str(error)
-        bad = wire.nonfinite_leaf(params)
+        bad = payloads.nonfinite_leaf(params)
         if bad:
             return f"{bad} is not finite: has training diverged?"
         self._headers[key] = header
@@ -224,7 +227,7 @@ class Server:
     def _made(self) -> p.Made:
         """The present version, ready to be sent."""
         model = self._state.model
-        payload = wire.encode_params(model.params)
+        payload = payloads.encode_params(model.params)
         header = wire.ModelHeader(
             run=self._run,
             incarnation=self._incarnation,
@@ -235,7 +238,7 @@ class Server:
             learning_rate=float(model.learning_rate),
             fingerprint=self._experiment.template.fingerprint,
             num_bytes=len(payload),
-            digest=wire.digest(payload),
+            digest=payloads.digest(payload),
         )
         return p.Made(header, payload)
 

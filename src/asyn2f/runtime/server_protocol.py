@@ -7,7 +7,6 @@ repeated: an update counts once however often it comes, and its verdict is told 
 """
 
 import math
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from asyn2f import programs, trace
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
+from asyn2f.runtime.figures import Figures
 from asyn2f.runtime.intake import Intake
 from asyn2f.runtime.ledger import Ledger, Verdict
 from asyn2f.runtime.roster import Roster, Session
@@ -25,7 +25,6 @@ from asyn2f.status import RunStatus
 from asyn2f.timing import Stop
 
 _TICK_S = 0.25
-_RATE_WINDOW_S = 10.0
 _SAVE_AGAIN_S = 1.0
 _GIVE_UP_S = 2.0  # at the end, on a store that fails
 _FAREWELL_S = 1.5  # how long peers have to say goodbye
@@ -69,8 +68,6 @@ class ServerProtocol:
           first: the version to begin with, already in the store.
           now: monotonic seconds.
         """
-        totals = {"elapsed_s": 0.0, "bytes_up": 0, "bytes_down": 0}
-        self._before = totals | settings.books.get("totals", {})
         self._settings = settings
         self._outlet = p.Outlet(now)
         self._do = self._outlet.do
@@ -84,14 +81,7 @@ class ServerProtocol:
         self._intake = Intake(
             settings.run, settings.incarnation, self._ledger, self._roster, self._outlet
         )
-        # figures
-        self._started_s = math.nan  # the run's clock
-        self._announced_s: deque[float] = deque()
-        self._best = settings.best
-        self._score: tuple[float | None, float | None] = (None, None)  # the newest
-        self._scored = -1
-        self._judged: set[int] = set()
-        self._bytes_down: int = self._before["bytes_down"]
+        self._figures = Figures(settings.books.get("totals", {}), settings.best)
         # the end
         self._ending: tuple[str, str] | None = None  # status, reason
         self._last_score_s = self._farewell_s = self._give_up_s = math.inf
@@ -122,6 +112,8 @@ class ServerProtocol:
             case p.FromWire(Channel.UPDATE, _, wire.UpdateHeader() as header, payload):
                 closed = "the run is over" if self._ending else ""
                 version = self._newest.header.version
+                self._figures.bytes_up += len(wire.encode(header))
+                self._figures.bytes_up += memoryview(payload).nbytes
                 if self._intake.receive(header, payload, version, closed):
                     self._versions.feed(programs.Failed(now, header.worker))
             case p.FromWire(Channel.CONTROL, peer, message):
@@ -165,23 +157,19 @@ class ServerProtocol:
         """Gives out the newest version; the first one goes to whoever subscribes."""
         receivers = 0
         if first:
-            self._started_s = self._now
+            self._figures.start(self._now)
             for session in self._roster:
                 self._welcome(session)
         else:
             hearers = [s for s in self._roster.live_workers() if s.hears_models]
             receivers = len(hearers)
-            self._announced_s.append(self._now)
+            self._figures.announce(self._now)
             self._broadcast(p.ALL, receivers)
         version, size = self._newest.header.version, self._settings.num_bytes
         self._do(
             p.Record(trace.Published(self._now, version, size, receivers)),
             p.Announced(
-                version,
-                self._elapsed_s,
-                self._bytes_up,
-                self._bytes_down,
-                len(self._roster.live_workers()),
+                version, *self._counted(), workers=len(self._roster.live_workers())
             ),
         )
         limit = self._settings.stop.max_versions
@@ -189,18 +177,20 @@ class ServerProtocol:
             self._end("finished", f"version {version} reached")
 
     def _save(self, version: int, keys: tuple[UpdateKey, ...]) -> None:
-        totals = {
-            "elapsed_s": self._elapsed_s,
-            "bytes_up": self._bytes_up,
-            "bytes_down": self._bytes_down,
-        }
         ledger = self._ledger.snapshot(version, keys)
+        totals = self._figures.totals(self._now)
         self._do(p.Save(version, {"ledger": ledger, "totals": totals}))
+
+    def _counted(self) -> tuple[float, int, int]:
+        """Seconds of the run, bytes up and down."""
+        figures = self._figures
+        return figures.elapsed_s(self._now), figures.bytes_up, figures.bytes_down
 
     def _broadcast(self, topic: bytes, receivers: int) -> None:
         header, payload = self._newest
         self._do(p.Broadcast(topic, header, payload))
-        self._bytes_down += receivers * (len(wire.encode(header)) + header.num_bytes)
+        num_bytes = len(wire.encode(header)) + header.num_bytes
+        self._figures.bytes_down += receivers * num_bytes
 
     def _on_subscribed(self, topic: bytes) -> None:
         """A peer hears us from now on: it gets what there is, so that no one who joins
@@ -209,17 +199,6 @@ class ServerProtocol:
             if p.topic_of(session.name) == topic and session.welcomed:
                 session.hears_models = True
                 self._broadcast(topic, receivers=int(session.is_worker))
-
-    @property
-    def _elapsed_s(self) -> float:
-        before: float = self._before["elapsed_s"]
-        started = not math.isnan(self._started_s)
-        return before + self._now - self._started_s if started else before
-
-    @property
-    def _bytes_up(self) -> int:
-        before: int = self._before["bytes_up"]
-        return before + self._intake.num_bytes
 
     # ------------------------------------------------------------- peers
 
@@ -254,8 +233,7 @@ class ServerProtocol:
             case wire.Scored(_, version, accuracy, loss):
                 self._do(p.Send(peer, wire.ScoreReceipt(version)))
                 exists = 0 <= version <= self._newest.header.version
-                is_new = exists and version not in self._judged
-                if not session.is_worker and math.isfinite(accuracy) and is_new:
+                if exists and not session.is_worker:
                     self._on_score(version, accuracy, loss)
             case wire.Bye(_, reason):
                 self._leave(session, reason)
@@ -271,7 +249,7 @@ class ServerProtocol:
         session = self._roster.admit(hello, peer, self._now)
         if self._roster.hear(session, peer, self._now) or is_new:
             self._on_presence(session, programs.Joined)
-        if math.isnan(self._started_s):
+        if not self._figures.has_started:
             present = len(self._roster.live_workers())
             missing = max(self._settings.min_workers - present, 0)
             self._do(p.Send(peer, wire.Registered(missing)))
@@ -313,14 +291,10 @@ class ServerProtocol:
             self._on_presence(session, programs.Left, reason)
 
     def _on_score(self, version: int, accuracy: float, loss: float) -> None:
-        self._judged.add(version)
-        is_best = self._best[0] is None or accuracy > self._best[0]
-        if is_best:
-            self._best = (accuracy, version)
-        if version > self._scored:
-            self._scored, self._score = version, (accuracy, loss)
-        counts = (self._elapsed_s, self._bytes_up, self._bytes_down)
-        self._do(p.Judged(version, accuracy, loss, *counts, is_best))
+        is_best = self._figures.judge(version, accuracy, loss)
+        if is_best is None:
+            return
+        self._do(p.Judged(version, accuracy, loss, *self._counted(), is_best))
         target = self._settings.stop.target_accuracy
         if target and accuracy >= target:
             self._end("finished", f"accuracy {accuracy:.4f} reached at {version}")
@@ -340,7 +314,7 @@ class ServerProtocol:
             self._save_again_s = math.inf
             self._versions.save_again()
         limit = self._settings.stop.max_time_s
-        if limit and self._elapsed_s >= limit:
+        if limit and self._figures.elapsed_s(self._now) >= limit:
             self._end("finished", f"{limit:g} s have passed")
         self._do(p.Show(self.status()))
 
@@ -364,10 +338,9 @@ class ServerProtocol:
             return
         status, reason = self._ending
         evaluators = [s for s in self._roster if s.live and not s.is_worker]
-        scored = self._scored >= self._newest.header.version
-        started = not math.isnan(self._started_s)
+        scored = self._figures.scored >= self._newest.header.version
         if math.isinf(self._farewell_s):
-            waiting = started and evaluators and not scored
+            waiting = self._figures.has_started and evaluators and not scored
             if waiting and self._now < self._last_score_s:
                 return
             self._farewell_s = self._now + _FAREWELL_S
@@ -383,37 +356,35 @@ class ServerProtocol:
 
     def status(self) -> RunStatus:
         """How the run stands."""
-        while self._announced_s and self._now - self._announced_s[0] > _RATE_WINDOW_S:
-            self._announced_s.popleft()
-        window_s = min(_RATE_WINDOW_S, self._now - self._started_s)
-        version = self._newest.header.version
-        state = "waiting for workers" if math.isnan(self._started_s) else "running"
+        figures, version = self._figures, self._newest.header.version
+        state = "running" if figures.has_started else "waiting for workers"
+        elapsed_s, bytes_up, bytes_down = self._counted()
         return RunStatus(
             run=self._settings.run,
             strategy=self._settings.strategy,
             state=state if self._ending is None else "stopping",
-            elapsed_s=self._elapsed_s,
+            elapsed_s=elapsed_s,
             version=version,
             max_versions=self._settings.stop.max_versions,
-            progress=self._progress(),
-            versions_per_s=len(self._announced_s) / window_s if window_s > 0 else 0.0,
-            accuracy=self._score[0],
-            loss=self._score[1],
-            best_accuracy=self._best[0],
-            best_version=self._best[1],
+            progress=self._progress(elapsed_s),
+            versions_per_s=figures.versions_per_s(self._now),
+            accuracy=figures.accuracy,
+            loss=figures.loss,
+            best_accuracy=figures.best_accuracy,
+            best_version=figures.best_version,
             **self._ledger.counts,
-            bytes_up=self._bytes_up,
-            bytes_down=self._bytes_down,
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
             workers=self._roster.worker_statuses(
                 version, self._ledger.taken_in, self._now
             ),
         )
 
-    def _progress(self) -> float:
-        stop, best = self._settings.stop, self._best[0] or 0.0
+    def _progress(self, elapsed_s: float) -> float:
+        stop = self._settings.stop
         reached = [
             (self._newest.header.version, stop.max_versions),
-            (self._elapsed_s, stop.max_time_s),
-            (best, stop.target_accuracy),
+            (elapsed_s, stop.max_time_s),
+            (self._figures.best_accuracy or 0.0, stop.target_accuracy),
         ]
         return min(1.0, max((x / limit for x, limit in reached if limit), default=0.0))

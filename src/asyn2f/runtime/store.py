@@ -44,6 +44,10 @@ class ModelStore(Protocol):
     def versions(self) -> list[int]:
         """All whole versions, in ascending order."""
 
+    def set_aside(self, version: int) -> None:
+        """This version is not in the store any more; what there was of it is kept where
+        a person can look at it, if there is such a place."""
+
     def set_best(self, version: int, accuracy: float) -> None:
         """From now on this version is the one kept for ever."""
 
@@ -119,6 +123,9 @@ class MemoryStore:
 
     def versions(self) -> list[int]:
         return sorted(self._kept)
+
+    def set_aside(self, version: int) -> None:
+        del self._kept[version], self._saved_s[version]
 
     def set_best(self, version: int, accuracy: float) -> None:
         self._best, self._accuracy = version, accuracy
@@ -211,6 +218,12 @@ class OrbaxStore:
 
     def versions(self) -> list[int]:
         return sorted(_numbers(self._folder))
+
+    def set_aside(self, version: int) -> None:
+        aside = self._folder / f"{version}.damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self._folder / str(version)).rename(aside)
+        self._saved_s.pop(version, None)
 
     def set_best(self, version: int, accuracy: float) -> None:
         self._best, self._accuracy = version, accuracy

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from asyn2f import programs, trace
 from asyn2f.experiment import Experiment
 from asyn2f.programs import Seen
+from asyn2f.runtime import payloads, wire
 from asyn2f.runtime import protocol as p
-from asyn2f.runtime import wire
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import (
     Ended,
@@ -215,7 +215,7 @@ class Worker:
     def _push(self) -> None:
         assert self._state is not None
         update = self._trainer.report(self._state)
-        payload = wire.encode_params(update.params)
+        payload = payloads.encode_params(update.params)
         step = int(self._state.step)
         header = update_header(update, step, payload, self._experiment)
         self._link.post(p.Produced(header, payload))
@@ -270,5 +270,5 @@ def update_header(
         metric=float(update.metric),
         fingerprint=experiment.template.fingerprint,
         num_bytes=len(payload),
-        digest=wire.digest(payload),
+        digest=payloads.digest(payload),
     )
