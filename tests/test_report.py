@@ -292,6 +292,7 @@ def test_scalars_go_to_tensorboard_under_their_version(tmp_path):
     assert found == [("score/accuracy", 0.5, 7)]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("flags", [[], ["--workdir=nowhere"], ["--nonsense=1"]])
 def test_the_program_says_in_one_line_what_is_wrong(flags):
     program = [sys.executable, "-m", "launch.report", *flags]

@@ -1,6 +1,5 @@
 """Server, workers and evaluator in one process, over both transports."""
 
-import gc
 import math
 import threading
 from pathlib import Path
@@ -349,8 +348,6 @@ def test_a_run_goes_on_where_it_ended(tmp_path):
     store.close()
 
 
-# Orbax leaves tasks behind when it fails; their complaints are not ours.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_newest_version_is_set_aside_for_the_one_before(tmp_path):
     made = small()
     store = OrbaxStore(tmp_path / "models")
@@ -369,7 +366,6 @@ def test_a_damaged_newest_version_is_set_aside_for_the_one_before(tmp_path):
     with pytest.raises(StoreError, match="no version in the store can be used"):
         start_of(made, store)
     store.close()
-    gc.collect()  # so that the complaints come while they are ignored
 
 
 def test_a_diverged_update_is_rejected_and_changes_nothing(tmp_path):

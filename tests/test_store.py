@@ -1,6 +1,5 @@
 """One contract for both stores, and what only a disk can suffer."""
 
-import gc
 import multiprocessing
 import os
 import shutil
@@ -189,8 +188,6 @@ def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(folder):
     store.close()
 
 
-# Orbax leaves tasks behind when it fails; their complaints are not ours.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_with_a_missing_or_cut_file_a_version_is_right_or_refused(folder):
     store = OrbaxStore(folder)
     store.save(1, state_of(1), {})
@@ -214,7 +211,6 @@ def test_with_a_missing_or_cut_file_a_version_is_right_or_refused(folder):
             shutil.copyfile(path, target)
     assert {"state/manifest.ocdbt", "state/_METADATA", "record/metadata"} <= refused
     store.close()
-    gc.collect()  # so that the complaints come while they are ignored
 
 
 def test_foreign_and_temporary_folders_are_no_versions(folder):
@@ -240,6 +236,7 @@ def _save_for_ever(folder: str, ready) -> None:
         store.save(version, state_of(version, size=200_000), {"version": version})
 
 
+@pytest.mark.processes
 def test_a_store_whose_writer_was_killed_in_mid_save_is_whole(folder):
     context = multiprocessing.get_context("spawn")
     for round_ in range(3):
