@@ -14,7 +14,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not processes"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not processes"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
