@@ -11,7 +11,12 @@ from asyn2f.report.metrics import MetricsWriter
 from asyn2f.runtime.ledger import COUNTED
 from asyn2f.runtime.server import Observer, Server
 from asyn2f.runtime.store import OrbaxStore
-from asyn2f.runtime.zmq_transport import AddressError, ZmqTransport, parse_address
+from asyn2f.runtime.zmq_transport import (
+    AddressError,
+    ZmqTransport,
+    check_free,
+    parse_address,
+)
 from asyn2f.status import RunStatus
 from launch import program
 
@@ -24,8 +29,10 @@ def prepare(
     """Claims the folder and writes the config into it.
 
     Raises:
-      WorkdirError, ConfigError: nothing has been touched then.
+      WorkdirError, ConfigError, AddressError: nothing has been touched then.
     """
+    # Before anything is overwritten: a run is not lost for a port that is taken.
+    check_free(config["runtime"]["address"])
     if resume and (folder / workdir.CONFIG).exists():
         stored = workdir.read_json(folder / workdir.CONFIG)
         build.check_same_experiment(stored, config)
@@ -86,21 +93,30 @@ def serve(
 def empty_summary(
     config: build.Config, folder: Path, status: str, reason: str
 ) -> dict[str, Any]:
-    """The summary of a run whose server did not live to write one."""
-    nothing = ["best_version", "best_accuracy", "final_accuracy", "params_sha256"]
-    versions = OrbaxStore(folder / workdir.MODELS).versions()
+    """The summary of a run whose server did not live to write one: what its newest
+    record in the store says; what that does not say is null."""
+    store = OrbaxStore(folder / workdir.MODELS)
+    version = max(store.versions(), default=0)
+    books = store.record(version).get("books", {}) if store.versions() else {}
+    totals = books.get("totals", {})
+    counts = books.get("ledger", {}).get("counts", {})
+    best_accuracy, best_version = store.best()
+    store.close()
     return {
         "status": status,
         "reason": reason,
         "run": workdir.read_json(folder / workdir.RUN)["run"],
         "strategy": config["strategy"]["name"],
         "seed": config["seed"],
-        "versions": max(versions, default=0),
-        **dict.fromkeys(nothing),
-        "wall_s": 0.0,
-        "updates": dict.fromkeys(COUNTED, 0),
-        "bytes_up": 0,
-        "bytes_down": 0,
+        "versions": version,
+        "best_version": best_version,
+        "best_accuracy": best_accuracy,
+        "final_accuracy": None,
+        "wall_s": totals.get("elapsed_s"),
+        "updates": {name: counts.get(name) for name in COUNTED},
+        "bytes_up": totals.get("bytes_up"),
+        "bytes_down": totals.get("bytes_down"),
+        "params_sha256": None,
     }
 
 

@@ -216,15 +216,21 @@ def test_without_a_workdir_nothing_starts():
     assert "--workdir must be given" in err
 
 
-def test_a_port_in_use_is_said_so(tmp_path):
+def test_a_port_in_use_is_said_so_and_nothing_is_overwritten(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "summary.json").write_text("precious")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         address = f"--config.runtime.address=tcp://127.0.0.1:{port}"
-        code, _, err = run("local", *FAST, address, f"--workdir={tmp_path / 'run'}")
+        flags = [address, f"--workdir={folder}", "--overwrite"]
+        code, _, err = run("local", *FAST, *flags)
     assert code == 2
     assert "cannot listen" in err
+    assert (folder / "summary.json").read_text() == "precious"
     assert "Traceback" not in err
 
 
@@ -272,6 +278,9 @@ def test_a_killed_server_ends_a_local_run_with_a_summary(tmp_path):
     assert code == 1, out + err
     assert all(has_ended(pid, start_s + 5.0) for pid in family)
     summary = read(folder / "summary.json")
+    assert summary["wall_s"] > 0
+    assert summary["updates"]["committed"] >= 2 * summary["versions"]
+    assert summary["bytes_up"] > 0
     assert summary["status"] == "failed"
     assert "server ended with -9" in summary["reason"]
     assert summary["versions"] >= 1

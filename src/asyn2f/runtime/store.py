@@ -216,6 +216,18 @@ class OrbaxStore:
             raise StoreError(f"{path} is damaged: its digest is another")
         return Stored(state, restored.record)
 
+    def record(self, version: int) -> Record:
+        """What a version's checkpoint says of it, without its arrays; {} if it cannot
+        be read."""
+        try:
+            only = ocp.args.Composite(record=ocp.args.JsonRestore())
+            restored = self._checkpointer.restore(
+                self._folder / str(version), args=only
+            )
+        except Exception:  # Orbax raises whatever its layers raise
+            return {}
+        return dict(restored.record)
+
     def versions(self) -> list[int]:
         return sorted(_numbers(self._folder))
 
@@ -256,7 +268,7 @@ class OrbaxStore:
         for version in superfluous(self._saved_s, self._best, *self._keep, now):
             # Renamed first: a version half deleted must not look like one.
             gone = self._folder / f".deleted-{version}"
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # it stays, then
                 (self._folder / str(version)).rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
             del self._saved_s[version]

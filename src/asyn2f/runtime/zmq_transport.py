@@ -57,6 +57,15 @@ def parse_address(address: str) -> tuple[str, int]:
     return host, port
 
 
+def check_free(address: str) -> None:
+    """Nothing, if a server can listen there at this moment.
+
+    Raises:
+      AddressError: it cannot; says why.
+    """
+    ZmqTransport.bind(address, payload_bytes=0, workers=1).close()
+
+
 class ZmqTransport:
     """Sockets of one process; made by `bind` (a server) or `connect_to` (a peer)."""
 
