@@ -1,5 +1,6 @@
 """What all programs here have in common: flags, errors, and how a process is set up."""
 
+import hashlib
 import logging
 import os
 import signal
@@ -120,17 +121,38 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))  # where there is no affinity: macOS
 
 
+def threads() -> int:
+    """How many threads XLA computes with on a CPU: some of its sums are cut by their
+    number, so the last bits of large matrix products and convolutions depend on it."""
+    found = os.environ.get("PJRT_NPROC", "")
+    return int(found) if found.isdigit() else len(usable_cores())
+
+
+def source_digest() -> str:
+    """Names the state of the package's sources: a version number stands for many."""
+    folder = Path(asyn2f.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def environment() -> dict[str, Any]:
     """What the numbers of this process may depend on, for the head of its trace."""
     device = jax.devices()[0]
     return {
         "asyn2f": asyn2f.__version__,
+        "source": source_digest(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "python": sys.version.split()[0],
         "platform": device.platform,
         "device": device.device_kind,
         "cores": len(usable_cores()),
+        "threads": threads(),
+        "steps_per_call": 1,
+        "dtype": "float32",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "x64": bool(jax.config.read("jax_enable_x64")),
     }

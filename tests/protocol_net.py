@@ -68,7 +68,7 @@ def produced(worker: int, payload: bytes, base: int) -> p.Produced:
         ("tree", len(payload), payloads.digest(payload)),
     )
     header = wire.UpdateHeader("", 0, worker, "", 0, base, base, 1, *numbers, *sums)
-    return p.Produced(header, payload)
+    return p.Produced(header, payload, time_s=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

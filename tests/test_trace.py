@@ -124,13 +124,26 @@ def test_events_of_one_process_at_one_time_keep_their_order(tmp_path):
     assert trace.read(tmp_path) == events
 
 
-def test_the_order_of_one_process_stands_above_its_times(tmp_path):
-    mine = [adopted(2.0, version=1), adopted(1.0, version=2)]
-    write(tmp_path, "worker-1", mine)
+def recorded(time_s, incarnation=1):
+    return trace.Recorded(time_s, "worker-1", "run", incarnation, {})
+
+
+def test_lives_of_a_process_stay_in_order_and_within_one_the_times_say_what_was_first(
+    tmp_path,
+):
+    # The second life's clock is behind; in each, a thread wrote its event late.
+    first = [recorded(5.0), adopted(7.0, version=2), adopted(6.0, version=1)]
+    second = [recorded(1.0), adopted(3.0, version=4), adopted(2.0, version=3)]
+    write(tmp_path, "worker-1", [*first, *second])
     write(tmp_path, "worker-2", [adopted(1.5, worker=2), adopted(3.0, worker=2)])
     events = trace.read(tmp_path)
-    assert [event for event in events if event.worker == 1] == mine
-    assert len(events) == 4
+    mine = [
+        getattr(event, "version", "life")
+        for event in events
+        if getattr(event, "worker", 1) == 1
+    ]
+    assert mine == ["life", 1, 2, "life", 3, 4]
+    assert len(events) == 8
 
 
 def test_a_last_line_cut_short_anywhere_is_left_out(tmp_path):

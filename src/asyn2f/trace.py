@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -68,10 +69,14 @@ class Waited(NamedTuple):
 
 
 class Adopted(NamedTuple):
+    """`incarnation`: of the server that gave the version out. A crash can take a
+    version that was announced early; the next one of that number is another model."""
+
     time_s: float
     worker: int
     version: int
     step: int
+    incarnation: int = 1
 
 
 class Trained(NamedTuple):
@@ -97,6 +102,7 @@ class Merged(NamedTuple):
     step: int
     epoch_fraction: float
     share: float
+    incarnation: int = 1  # as in `Adopted`
 
 
 class Pushed(NamedTuple):
@@ -142,6 +148,15 @@ class Aggregated(NamedTuple):
     learning_rate: float
 
 
+class Resumed(NamedTuple):
+    """A server goes on from a version in the store, which that incarnation made."""
+
+    time_s: float
+    incarnation: int
+    version: int
+    made_in: int
+
+
 class Published(NamedTuple):
     time_s: float
     version: int
@@ -175,6 +190,7 @@ Event = (
     | Pushed
     | Settled
     | Aggregated
+    | Resumed
     | Published
     | Evaluated
     | Stopped
@@ -188,8 +204,8 @@ _KINDS: dict[str, Callable[..., Event]] = {
 def to_line(event: Event) -> str:
     """The event as one line of JSON.
 
-    >>> to_line(Adopted(time_s=1.5, worker=2, version=7, step=40))
-    '{"kind": "Adopted", "time_s": 1.5, "worker": 2, "version": 7, "step": 40}'
+    >>> to_line(Evaluated(time_s=1.5, version=7, accuracy=0.9, loss=0.25))
+    '{"kind": "Evaluated", "time_s": 1.5, "version": 7, "accuracy": 0.9, "loss": 0.25}'
     """
     return json.dumps({"kind": type(event).__name__, **event._asdict()})
 
@@ -261,15 +277,30 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def read(folder: Path) -> list[Event]:
-    """All events of a run, by time; each process's own order is kept.
+    """All events of a run, by time.
+
+    A process's threads write when they get to it: within one life of a process, which
+    begins with `Recorded`, the times say what came first. Lives stay in order.
 
     The last line of a file may be cut short by a kill; it is left out.
 
     Raises:
       ValueError: any other line that is no event, with its file and number.
     """
-    files = [_read_file(path) for path in sorted(folder.glob("*.jsonl"))]
+    files = [_by_time(_read_file(path)) for path in sorted(folder.glob("*.jsonl"))]
     return list(heapq.merge(*files, key=lambda event: event.time_s))
+
+
+def _by_time(events: Iterable[Event]) -> Iterable[Event]:
+    """Each life's events by time."""
+    lives: list[list[Event]] = [[]]
+    for event in events:
+        if isinstance(event, Recorded):
+            lives.append([])
+        lives[-1].append(event)
+    return chain.from_iterable(
+        sorted(life, key=lambda event: event.time_s) for life in lives
+    )
 
 
 def _read_file(path: Path) -> Iterable[Event]:

@@ -82,8 +82,8 @@ class PeerProtocol:
                 self._on_control(message)
             case Subscribed(topic):
                 self._is_heard = self._is_heard or topic == UPDATES
-            case p.Produced(header, payload):
-                self._keep(header, payload)
+            case p.Produced(header, payload, time_s):
+                self._keep(header, payload, time_s)
             case p.Graded(version, accuracy, loss):
                 score = wire.Scored(self._hello.session, version, accuracy, loss)
                 self._scores[version] = score
@@ -217,14 +217,16 @@ class PeerProtocol:
 
     # ------------------------------------------------------------- updates and beats
 
-    def _keep(self, header: wire.UpdateHeader, payload: wire.Buffer) -> None:
+    def _keep(
+        self, header: wire.UpdateHeader, payload: wire.Buffer, time_s: float
+    ) -> None:
         header = header._replace(session=self._hello.session, seq=self._seq)
         self._seq += 1
         self._outbox[header.seq] = _Kept(header, payload)
         self._do(
             p.Record(
                 trace.Pushed(
-                    self._now,
+                    time_s,
                     header.worker,
                     header.session,
                     header.seq,

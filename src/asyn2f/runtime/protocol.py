@@ -67,10 +67,14 @@ class SaveFailed(NamedTuple):
 
 
 class Produced(NamedTuple):
-    """The worker has an update to push; run, session and number are filled in here."""
+    """The worker has an update to push; run, session and number are filled in here.
+
+    `time_s` is when it was made: what the worker does next may be noted before this is.
+    """
 
     header: UpdateHeader
     payload: Buffer
+    time_s: float
 
 
 class NotSent(NamedTuple):

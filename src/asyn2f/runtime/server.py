@@ -39,7 +39,7 @@ class Start(NamedTuple):
 
     state: ServerState
     books: dict[str, Any]  # of the protocol; {} = nothing yet
-    is_new: bool
+    made_in: int  # the incarnation that made it; 0 = it is new
 
 
 def start_of(experiment: Experiment, store: ModelStore) -> Start:
@@ -62,11 +62,11 @@ def start_of(experiment: Experiment, store: ModelStore) -> Start:
             logging.warning("set version %d aside: %s", damaged, problem)
             store.set_aside(damaged)
         state = jax.tree.map(jnp.asarray, state)
-        return Start(state, record.get("books", {}), is_new=False)
+        return Start(state, record.get("books", {}), record.get("incarnation", 1))
     if problems:
         first = next(iter(problems.values()))
         raise StoreError(f"no version in the store can be used: {first}")
-    return Start(initial_server_state(experiment), {}, is_new=True)
+    return Start(initial_server_state(experiment), {}, made_in=0)
 
 
 class Server:
@@ -106,10 +106,13 @@ class Server:
         self._todo: SimpleQueue[p.Effect] = SimpleQueue()
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="store")
         first = self._made()
-        if self._start.is_new:
+        version, made_in = int(self._state.model.version), self._start.made_in
+        if not made_in:
             store.save(0, self._state, self._record({}))
+        elif version:  # version 0 is drawn from the seed, whoever draws it
+            now = time.monotonic()
+            journal.write(trace.Resumed(now, incarnation, version, made_in))
         self._warm_up()
-        version = int(self._state.model.version)
         ports = transport.ports()
         protocol_settings = ServerSettings(
             run=run,

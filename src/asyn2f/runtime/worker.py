@@ -58,7 +58,8 @@ class Worker:
         speed = settings.worker_speeds[worker % len(settings.worker_speeds)]
         self._step_s = 1.0 / speed if speed else 0.0
         self._state: WorkerState | None = None
-        self._fresh: GlobalModel | None = None  # newest version seen, not taken in
+        # Newest version seen and not taken in, and the incarnation that gave it out.
+        self._fresh: tuple[GlobalModel, int] | None = None
         self._newest = -1  # newest version seen that could be used
         self._merges = 0
         self._merged_s = -1.0
@@ -125,7 +126,8 @@ class Worker:
         letter = self._mailbox.take()
         if letter is not None:
             try:
-                self._fresh = open_letter(self._experiment, letter)
+                model = open_letter(self._experiment, letter)
+                self._fresh = model, letter.header.incarnation
                 self._newest = letter.header.version
             except wire.WireError as error:
                 print(f"worker {self._worker}: left out a version: {error}", flush=True)
@@ -142,7 +144,7 @@ class Worker:
             self._journal.write(waited)
 
     def _adopt(self) -> None:
-        model = self._take_fresh()
+        model, incarnation = self._take_fresh()
         if self._state is None:
             self._state = self._trainer.start(
                 model, self._worker, self._num_examples, self._quality
@@ -152,13 +154,13 @@ class Worker:
         step = int(self._state.step)
         version = int(model.version)
         self._journal.write(
-            trace.Adopted(time.monotonic(), self._worker, version, step)
+            trace.Adopted(time.monotonic(), self._worker, version, step, incarnation)
         )
 
-    def _take_fresh(self) -> GlobalModel:
+    def _take_fresh(self) -> tuple[GlobalModel, int]:
         assert self._fresh is not None
-        model, self._fresh = self._fresh, None
-        return model
+        fresh, self._fresh = self._fresh, None
+        return fresh
 
     def _train(self, wanted: int, known: int | None) -> int:
         assert self._state is not None
@@ -194,7 +196,7 @@ class Worker:
 
     def _merge(self) -> None:
         assert self._state is not None
-        model = self._take_fresh()
+        model, incarnation = self._take_fresh()
         before, step = int(self._state.base_version), int(self._state.step)
         self._state, metrics = self._trainer.merge(self._state, model)
         share = float(metrics["share"])
@@ -209,6 +211,7 @@ class Worker:
                 step=step,
                 epoch_fraction=step % self._epoch_steps / self._epoch_steps,
                 share=share,
+                incarnation=incarnation,
             )
         )
 
@@ -218,7 +221,7 @@ class Worker:
         payload = payloads.encode_params(update.params)
         step = int(self._state.step)
         header = update_header(update, step, payload, self._experiment)
-        self._link.post(p.Produced(header, payload))
+        self._link.post(p.Produced(header, payload, time.monotonic()))
         self._state = begin_cycle(self._state)
 
     def _report_progress(self, state: str, update: WorkerUpdate | None = None) -> None:
