@@ -58,9 +58,10 @@ class Seen(NamedTuple):
     stop: bool = False  # the run is over
 
 
-def worker_program(
-    timing: Timing, steps_per_epoch: int
-) -> Generator[WorkerCommand, Seen, None]:
+WorkerProgram = Generator[WorkerCommand, Seen, None]
+
+
+def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
     """One worker, from its first model to the end of the run (Asyn2F, worker side).
 
     Args:
@@ -201,9 +202,10 @@ class Done(NamedTuple):
 ServerEvent = Joined | Left | Arrived | Failed | Due | Done
 
 
-def server_program(
-    timing: Timing, version: int = 0
-) -> Generator[ServerCommand, ServerEvent, None]:
+ServerProgram = Generator[ServerCommand, ServerEvent, None]
+
+
+def server_program(timing: Timing, version: int = 0) -> ServerProgram:
     """The server, from the first registration on (Asyn2F, server side).
 
     Args:
@@ -217,31 +219,37 @@ def server_program(
     live: set[int] = set()
     pending: dict[int, Arrived] = {}
     expected: set[int] = set()  # live when the newest version was published
+    missing: set[int] = set()  # of those, live and without a pending update
     opened_s: float | None = None  # when that was; None = the run has not begun
     is_due = False
     while True:
         if opened_s is None and len(live) >= timing.min_workers:
             opened_s = (yield Publish(version)).time_s
-            expected = set(live)
+            expected, missing = set(live), set(live)
         if (
             opened_s is not None
             and pending
-            and (is_due or _is_ready(timing, pending, live, expected))
+            and (is_due or _is_ready(timing, pending, live, missing))
         ):
             keys = tuple(update.key for update in pending.values())
             pending.clear()
             yield Aggregate(keys)
             version += 1
             opened_s = (yield Publish(version)).time_s
-            expected = set(live)
+            if timing.quorum == "all":
+                expected, missing = set(live), set(live)
         event = yield Listen(_deadline(timing, pending, opened_s))
         is_due = isinstance(event, Due)
         if isinstance(event, Joined):
             live.add(event.worker)
+            if event.worker in expected and event.worker not in pending:
+                missing.add(event.worker)
         elif isinstance(event, Left):
             live.discard(event.worker)
+            missing.discard(event.worker)
         elif isinstance(event, Failed):
             expected.discard(event.worker)
+            missing.discard(event.worker)
         elif isinstance(event, Arrived):
             limit = timing.max_staleness
             if limit is not None and version - event.base_version > limit:
@@ -251,13 +259,14 @@ def server_program(
             if older is not None:
                 yield Supersede(older.key)
             pending[event.key.worker] = event
+            missing.discard(event.key.worker)
 
 
 def _is_ready(
-    timing: Timing, pending: dict[int, Arrived], live: set[int], expected: set[int]
+    timing: Timing, pending: dict[int, Arrived], live: set[int], missing: set[int]
 ) -> bool:
     if timing.quorum == "all":
-        return pending.keys() >= expected & live
+        return not missing
     return len(pending) >= timing.min_updates or pending.keys() >= live
 
 

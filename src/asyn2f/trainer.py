@@ -6,7 +6,7 @@ running them in another process, gives the same numbers.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from asyn2f.strategies import Strategy
-from asyn2f.tasks.base import Task
+from asyn2f.tasks.base import Batch, Task
 from asyn2f.types import GlobalModel, Metrics, Shard, WorkerState, WorkerUpdate
 
 Schedule = Literal["fixed", "cosine", "synchronous"]
@@ -74,7 +74,7 @@ def global_learning_rate(training: Training, version: jax.Array) -> jax.Array:
     return jnp.float32(training.learning_rate)
 
 
-def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+def steps_per_epoch(num_examples: Any, batch_size: int) -> Any:
     """Batches in one pass over a shard; the last one is filled up from its beginning.
 
     >>> steps_per_epoch(100, 32)
@@ -94,6 +94,19 @@ class Advance(Protocol):
     def __call__(self, state: WorkerState, shard: Shard) -> tuple[WorkerState, Metrics]:
         """One local step on the next batch; `state` is given up (its memory is reused).
         Metrics: `loss` and `metric` f32 [], of this batch."""
+
+
+class Step(Protocol):
+    def __call__(self, state: WorkerState, batch: Batch) -> tuple[WorkerState, Metrics]:
+        """`advance` on a batch that has been taken from the shard: see `epoch_order`
+        and `batch_places` for which rows it has to hold. `state` is kept."""
+
+
+class Orders(Protocol):
+    def __call__(
+        self, workers: jax.Array, epochs: jax.Array, num_examples: jax.Array
+    ) -> jax.Array:
+        """`epoch_order` of many: three i32 [N] give i32 [N, n_max]."""
 
 
 class TakeIn(Protocol):
@@ -122,6 +135,8 @@ class Trainer(NamedTuple):
 
     start: Start
     advance: Advance
+    step: Step
+    orders: Orders
     merge: TakeIn
     adopt: Adopt
     report: Report
@@ -212,11 +227,16 @@ def make_trainer(
         )
 
     def advance(state, shard):
+        num_examples = shard.num_examples
+        epoch = state.step // steps_per_epoch(num_examples, batch_size)
+        length = shard.indices.shape[0]
+        order = epoch_order(key, state.worker, epoch, num_examples, length)
+        places = batch_places(state.step, num_examples, batch_size)
+        rows = shard.indices[order[places]]
+        return step(state, {name: array[rows] for name, array in shard.arrays.items()})
+
+    def step(state, batch):
         worker_key = jax.random.fold_in(key, state.worker)
-        epoch, position = _epoch_and_position(state.step, shard.num_examples)
-        order = _epoch_order(jax.random.fold_in(worker_key, epoch), shard)
-        places = (position * batch_size + jnp.arange(batch_size)) % shard.num_examples
-        batch = {name: array[order[places]] for name, array in shard.arrays.items()}
         # Counted down from -1: never the key of an epoch, which are 0, 1, 2, ...
         step_key = jax.random.fold_in(worker_key, -1 - state.step)
 
@@ -233,7 +253,8 @@ def make_trainer(
         else:
             learning_rate = state.learning_rate
         trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
-        fresh = position == 0
+        num_examples = state.num_examples.astype(jnp.int32)
+        fresh = state.step % steps_per_epoch(num_examples, batch_size) == 0
         state = state._replace(
             params={**statistics, "params": trained},
             previous=state.params,
@@ -245,8 +266,9 @@ def make_trainer(
         )
         return state, {"loss": loss, "metric": metric}
 
-    def _epoch_and_position(step, num_examples):
-        return jnp.divmod(step, -(-num_examples // batch_size))
+    def orders(worker, epoch, num_examples):
+        length = max(len(shard) for shard in task.shards)
+        return epoch_order(key, worker, epoch, num_examples, length)
 
     def report(state):
         steps = jnp.maximum(state.epoch_steps, 1).astype(jnp.float32)
@@ -277,19 +299,48 @@ def make_trainer(
     return Trainer(
         start=jax.jit(start),
         advance=jax.jit(advance, donate_argnums=0),
+        step=jax.jit(step),
+        orders=jax.jit(jax.vmap(orders)),
         merge=jax.jit(merge, donate_argnums=0),
         adopt=jax.jit(adopt, donate_argnums=0),
         report=jax.jit(report),
     )
 
 
-def _epoch_order(key: jax.Array, shard: Shard) -> jax.Array:
-    """The shard's rows in this epoch's order, i32 [n_max]; padding comes last.
+def epoch_order(
+    key: jax.Array,
+    worker: jax.Array,
+    epoch: jax.Array,
+    num_examples: jax.Array,
+    length: int,
+) -> jax.Array:
+    """The order in which a worker goes through its shard in one epoch.
 
     A sort of random bits: the same program for every size of shard.
+
+    Args:
+      key: the trainer's.
+      worker: i32 [].
+      epoch: i32 [], counted from 0.
+      num_examples: i32 [], of its shard.
+      length: n_max, of the largest shard.
+
+    Returns:
+      i32 [n_max], places in the shard; those beyond its size come last.
     """
-    length = shard.indices.shape[0]
-    bits = jax.random.bits(key, (length,)) >> 1
+    epoch_key = jax.random.fold_in(jax.random.fold_in(key, worker), epoch)
+    bits = jax.random.bits(epoch_key, (length,)) >> 1
     padding = jnp.uint32(0xFFFFFFFF)
-    bits = jnp.where(jnp.arange(length) < shard.num_examples, bits, padding)
-    return shard.indices[jnp.argsort(bits)]
+    bits = jnp.where(jnp.arange(length) < num_examples, bits, padding)
+    return jnp.argsort(bits)
+
+
+def batch_places(step: Any, num_examples: Any, batch_size: int) -> Any:
+    """Which places of the epoch's order local step `step` trains on.
+
+    The last batch of an epoch is filled up from its beginning. Arrays of steps and
+    shard sizes, i32 [...], give i32 [..., B]; NumPy's and JAX's alike.
+    """
+    position = step % steps_per_epoch(num_examples, batch_size)
+    first = position * batch_size
+    return (first[..., None] + np.arange(batch_size)) % num_examples[..., None]

@@ -1,0 +1,106 @@
+"""Which version came of which: the history that the servers of a run have made.
+
+A version is a *node*, by the incarnation that made it and its number: a crash can take
+a version, and the next one of that number is another model.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from asyn2f import trace
+
+Key = tuple[Any, ...]  # of an update: worker, session, seq
+Node = tuple[int, int]  # of a version: incarnation, number; number 0 = the initial one
+
+_TOLD_BY_SERVERS = {
+    trace.Recorded,
+    trace.Resumed,
+    trace.Aggregated,
+    trace.Published,
+    trace.Settled,
+}
+
+
+def surviving(events: Iterable[trace.Event]) -> list[trace.Aggregated]:
+    """The versions that the newest one descends from, and itself, in ascending order.
+
+    Left out are those that a crash has taken, and a last one that could not be saved.
+
+    >>> def made(version, incarnation):
+    ...     return trace.Aggregated(0.0, version, incarnation, [], [], [], [], 0.1)
+    >>> resumed = trace.Resumed(0.0, incarnation=2, version=1, made_in=1)
+    >>> events = [made(1, 1), made(2, 1), resumed, made(2, 2)]
+    >>> [(event.incarnation, event.version) for event in surviving(events)]
+    [(1, 1), (2, 2)]
+    """
+    history = History(events)
+    nodes = reversed(list(history.line_of(history.newest)))
+    return [history.made[node] for node in nodes if node in history.made]
+
+
+class History:
+    """What the servers made and gave out, and what the workers pushed."""
+
+    def __init__(self, events: Iterable[trace.Event]) -> None:
+        self.made: dict[Node, trace.Aggregated] = {}
+        self.given: dict[Node, trace.Event] = {}  # by the incarnation that gave it out
+        self.resumed: dict[int, trace.Resumed] = {}
+        self.pushed: dict[Key, trace.Pushed] = {}
+        self.newest: Node = (1, 0)
+        self._incarnation = 1
+        self._in_doubt: set[Key] = set()  # updates of the newest version
+        for event in events:
+            kind = type(event)
+            if kind is trace.Pushed:
+                assert isinstance(event, trace.Pushed)
+                self.pushed[event.worker, event.session, event.seq] = event
+            elif kind in _TOLD_BY_SERVERS:
+                self._hear(event)
+
+    def _hear(self, event: trace.Event) -> None:
+        match event:
+            case trace.Recorded(actor="server" | "simulation"):
+                self._incarnation = event.incarnation
+                self._in_doubt = set()
+            case trace.Resumed(_, incarnation, version, made_in):
+                self._incarnation = incarnation
+                self.resumed[incarnation] = event
+                self.given[incarnation, version] = event
+                self.newest = made_in, version
+                self._in_doubt = set()
+            case trace.Aggregated(_, version, incarnation):
+                self._incarnation = incarnation
+                self.newest = incarnation, version
+                self.made[self.newest] = self.given[self.newest] = event
+                self._in_doubt = {tuple(update) for update in event.updates}
+            case trace.Published(time_s, version):
+                node = self._incarnation, version
+                made = self.given.get(node)
+                if version == 0:
+                    self.newest = node
+                if version == 0 or (made is not None and made.time_s <= time_s):
+                    self.given[node] = event
+            case trace.Settled(_, worker, session, seq, "rejected") if self._in_doubt:
+                key = worker, session, seq
+                if self._in_doubt == {key}:  # the last one: it could not be saved
+                    self.newest = self.parent_of(self.newest)
+                self._in_doubt.discard(key)
+
+    def parent_of(self, node: Node) -> Node:
+        """The version that this one, above 0, was made of."""
+        incarnation, version = node
+        return self.maker_of(incarnation, version - 1), version - 1
+
+    def maker_of(self, incarnation: int, version: int) -> int:
+        """Which incarnation made the version of this number that `incarnation` had."""
+        while resumed := self.resumed.get(incarnation):
+            if version > resumed.version or resumed.made_in >= incarnation:
+                break
+            incarnation = resumed.made_in
+        return incarnation
+
+    def line_of(self, node: Node) -> Iterator[Node]:
+        """This version and its ancestors above 0, the newest first."""
+        while node[1] > 0:
+            yield node
+            node = self.parent_of(node)

@@ -1,0 +1,1 @@
+"""Runs under a virtual clock, and executing the trace of any run."""

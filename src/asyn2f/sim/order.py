@@ -1,0 +1,130 @@
+"""Who did what, in which order: a run without its numbers, as columns.
+
+`schedule` makes one under a virtual clock, `recorded.order_of` reads one off the trace
+of a run that has happened; the executors take either. Columns of a few bytes per event,
+so that runs of many millions of events fit into memory.
+"""
+
+from array import array
+from typing import NamedTuple
+
+import numpy as np
+
+# What an event's `value` says is in brackets.
+ADOPT = 0  # a worker drops its model for a version [node]
+TRAIN = 1  # a stretch of local steps has ended [steps]
+MERGE = 2  # a worker takes a version into its model [node]
+PUSH = 3  # a worker sends its model [update]
+AGGREGATE = 4  # a version is made [node]
+BEGIN = 5  # a worker begins with nothing, for the first time or again [-]
+LEAVE = 6  # a worker has gone, or has not been heard of for too long [-]
+WAITED = 7  # a worker has waited since its last event [-]
+SUPERSEDE = 8  # an update is replaced by a newer one of its worker [update]
+REJECT = 9  # an update is refused as stale [update]
+LOSE = 10  # an update never arrives: its worker left on the way [update]
+
+
+class Order(NamedTuple):
+    """The order of a run: E events, U updates, M versions.
+
+    A *node* is a version by where it stands in the run's history: node 0 is the initial
+    model, every other has a parent. Where no server was ever restarted, a version's
+    node is its number.
+    """
+
+    # events, each after whatever it depends on
+    time_s: np.ndarray  # f64 [E]
+    kind: np.ndarray  # u8 [E]
+    worker: np.ndarray  # i32 [E]; -1 = the server's
+    value: np.ndarray  # i32 [E]
+    # versions
+    version: np.ndarray  # i32 [M]: the number it bears
+    parent: np.ndarray  # i32 [M]: node; -1 for node 0
+    member_starts: np.ndarray  # i64 [M + 1]
+    members: np.ndarray  # i32: updates of node m: members[starts[m]:starts[m + 1]]
+    receivers: np.ndarray  # i32 [M]: workers it was given out to
+    # the run
+    num_updates: int
+    start_s: float  # when version 0 was given out
+    end_s: float
+    reason: str  # why it ended
+
+    def members_of(self, node: int) -> np.ndarray:
+        """The updates that a version was made of, in order of arrival."""
+        return self.members[self.member_starts[node] : self.member_starts[node + 1]]
+
+    @property
+    def num_steps(self) -> int:
+        """Local steps of all workers together."""
+        return int(self.value[self.kind == TRAIN].sum(dtype=np.int64))
+
+
+class Log:
+    """An order as it grows."""
+
+    def __init__(self) -> None:
+        self.time_s = array("d")
+        self.kind = array("B")
+        self.worker = array("i")
+        self.value = array("i")
+        self.version = array("i", [0])
+        self.parent = array("i", [-1])
+        self.member_starts = array("q", [0, 0])
+        self.members = array("i")
+        self.receivers = array("i", [0])
+        self.num_updates = 0
+
+    def note(self, time_s: float, kind: int, worker: int, value: int) -> None:
+        self.time_s.append(time_s)
+        self.kind.append(kind)
+        self.worker.append(worker)
+        self.value.append(value)
+
+    def add_version(self, version: int, parent: int, members: list[int]) -> int:
+        """The node of a new version; its event is noted apart."""
+        self.version.append(version)
+        self.parent.append(parent)
+        self.members.extend(members)
+        self.member_starts.append(len(self.members))
+        self.receivers.append(0)
+        return len(self.version) - 1
+
+    def order(self, start_s: float, end_s: float, reason: str) -> Order:
+        """What has been noted so far; shares no memory with what comes."""
+        return Order(
+            time_s=np.array(self.time_s, np.float64),
+            kind=np.array(self.kind, np.uint8),
+            worker=np.array(self.worker, np.int32),
+            value=np.array(self.value, np.int32),
+            version=np.array(self.version, np.int32),
+            parent=np.array(self.parent, np.int32),
+            member_starts=np.array(self.member_starts, np.int64),
+            members=np.array(self.members, np.int32),
+            receivers=np.array(self.receivers, np.int32),
+            num_updates=self.num_updates,
+            start_s=start_s,
+            end_s=end_s,
+            reason=reason,
+        )
+
+
+def cut(order: Order, end_s: float, reason: str) -> Order:
+    """The order as it would be had the run ended at `end_s`."""
+    keep = order.time_s <= end_s
+    made = order.value[keep & (order.kind == AGGREGATE)]
+    nodes = int(made.max(initial=0)) + 1
+    pushed = order.value[keep & (order.kind == PUSH)]
+    return order._replace(
+        time_s=order.time_s[keep],
+        kind=order.kind[keep],
+        worker=order.worker[keep],
+        value=order.value[keep],
+        version=order.version[:nodes],
+        parent=order.parent[:nodes],
+        member_starts=order.member_starts[: nodes + 1],
+        members=order.members[: order.member_starts[nodes]],
+        receivers=order.receivers[:nodes],
+        num_updates=int(pushed.max(initial=-1)) + 1,
+        end_s=end_s,
+        reason=reason,
+    )

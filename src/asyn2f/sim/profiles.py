@@ -1,0 +1,275 @@
+"""How fast, how far away and how reliable each worker is: drawn, listed, or read."""
+
+import csv
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MEGABIT = 1e6 / 8  # bytes
+
+
+class Profiles(NamedTuple):
+    """W workers; every column has one entry per worker.
+
+    A worker that is in an outage computes nothing, sends nothing and receives nothing,
+    and goes on where it stood. Seconds count from the start of the simulation.
+    """
+
+    step_s: np.ndarray  # f64 [W]: one local step
+    jitter: (
+        np.ndarray
+    )  # f64 [W]: sigma of the log-normal factor of each stretch of steps
+    upload_s: np.ndarray  # f64 [W]: latency of a push
+    download_s: np.ndarray  # f64 [W]: latency of a version
+    upload_mbps: np.ndarray  # f64 [W]: megabit per second; inf = no limit
+    download_mbps: np.ndarray  # f64 [W]
+    join_s: np.ndarray  # f64 [W]
+    leave_s: np.ndarray  # f64 [W]; inf = stays
+    outage_every_s: np.ndarray  # f64 [W]: mean time between drawn outages; inf = none
+    outage_s: np.ndarray  # f64 [W]: their mean length
+    outages: dict[
+        int, tuple[tuple[float, float], ...]
+    ]  # given ones, from-to, by worker
+
+    @property
+    def workers(self) -> int:
+        return len(self.step_s)
+
+    def has_outages(self, worker: int) -> bool:
+        return worker in self.outages or math.isfinite(self.outage_every_s[worker])
+
+
+_DEFAULTS = {
+    "step_s": 0.01,
+    "jitter": 0.0,
+    "upload_s": 0.0,
+    "download_s": 0.0,
+    "upload_mbps": math.inf,
+    "download_mbps": math.inf,
+    "join_s": 0.0,
+    "leave_s": math.inf,
+    "outage_every_s": math.inf,
+    "outage_s": 0.0,
+}
+_ABOVE_ZERO = {"step_s", "upload_mbps", "download_mbps", "outage_every_s"}
+
+
+def profiles_of(rows: Sequence[dict[str, Any]], workers: int) -> Profiles:
+    """The profiles that rows describe, repeated over the workers where they are fewer.
+
+    Args:
+      rows: each has any of the columns of `Profiles`; what is missing is 10 ms per
+        step, no latency, no limit of bandwidth, there from the start to the end.
+        `outages` is a list of [from, to].
+      workers: W.
+
+    Raises:
+      ValueError: an unknown column, or a value out of range; names row and column.
+
+    >>> profiles = profiles_of([{"step_s": 0.1}, {"step_s": 0.4}], workers=3)
+    >>> profiles.step_s.tolist()
+    [0.1, 0.4, 0.1]
+    """
+    if not rows:
+        raise ValueError("profiles: found no rows, at least one is needed")
+    columns = {name: np.empty(len(rows)) for name in _DEFAULTS}
+    given: list[tuple[tuple[float, float], ...]] = []
+    for number, row in enumerate(rows, start=1):
+        for name in row:
+            if name not in _DEFAULTS and name != "outages":
+                raise ValueError(
+                    f"profiles, row {number}: found a column {name!r}, allowed: "
+                    f"{', '.join([*_DEFAULTS, 'outages'])}"
+                )
+        for name, default in _DEFAULTS.items():
+            found = row.get(name)
+            value = default if found in (None, "") else _number(found)
+            low_ok = value > 0 if name in _ABOVE_ZERO else value >= 0
+            if not low_ok:
+                allowed = "above 0" if name in _ABOVE_ZERO else "at least 0"
+                raise ValueError(
+                    f"profiles, row {number}, {name}: found {found!r}, "
+                    f"allowed: a number {allowed}"
+                )
+            columns[name][number - 1] = value
+        given.append(_outages(row.get("outages") or [], number))
+    turn = np.arange(workers) % len(rows)
+    return Profiles(
+        **{name: column[turn] for name, column in columns.items()},
+        outages={k: given[i] for k, i in enumerate(turn) if given[i]},
+    )
+
+
+def _number(found: Any) -> float:
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _outages(found: Any, number: int) -> tuple[tuple[float, float], ...]:
+    if isinstance(found, str):  # "10-20;35-40", as it stands in a CSV file
+        found = [part.split("-") for part in found.split(";") if part.strip()]
+    spans = []
+    end_before_s = 0.0
+    for span in found:
+        start_s, end_s = (_number(x) for x in span) if len(span) == 2 else (1.0, 0.0)
+        if not end_before_s <= start_s < end_s:
+            raise ValueError(
+                f"profiles, row {number}, outages: found {span!r}, allowed: pairs "
+                "from, to, in order and apart; in CSV 10-20;35-40"
+            )
+        spans.append((start_s, end_s))
+        end_before_s = end_s
+    return tuple(spans)
+
+
+def read_profiles(path: Path, workers: int) -> Profiles:
+    """The profiles in a file: CSV with a line of column names, or JSON lines.
+
+    Raises:
+      ValueError: not readable, or see `profiles_of`; names the file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".csv":
+            rows: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
+        elif path.suffix in (".jsonl", ".json"):
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            raise ValueError("its name must end with .csv or .jsonl")
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("every line must be a JSON object")
+        return profiles_of(rows, workers)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def draw_profiles(
+    workers: int,
+    rng: np.random.Generator,
+    *,
+    step_s: Sequence[float],
+    step_spread: float = 1.0,
+    jitter: float = 0.0,
+    upload_s: float = 0.0,
+    download_s: float = 0.0,
+    upload_mbps: float = 0.0,
+    download_mbps: float = 0.0,
+    link_spread: float = 1.0,
+    join_s: float = 0.0,
+    stay_s: float = 0.0,
+    outage_every_s: float = 0.0,
+    outage_s: float = 0.0,
+) -> Profiles:
+    """Profiles drawn from distributions.
+
+    Args:
+      workers: W.
+      rng: numpy generator.
+      step_s: seconds per local step, repeated over the workers...
+      step_spread: ... times a factor drawn log-uniformly from [1, step_spread]: how
+        much slower than the fastest the slowest is.
+      jitter: sigma of the log-normal factor of each stretch of steps.
+      upload_s, download_s: latencies...
+      upload_mbps, download_mbps: ... and bandwidths, 0 = no limit; both made worse by a
+        factor drawn log-uniformly from [1, link_spread].
+      link_spread: see there.
+      join_s: workers join at times drawn uniformly from [0, join_s].
+      stay_s: ... and leave for good after a time drawn exponentially, with this mean; 0
+        = they stay.
+      outage_every_s: mean time between outages, exponential; 0 = there are none.
+      outage_s: mean length of an outage, exponential.
+
+    >>> profiles = draw_profiles(
+    ...     1000, np.random.default_rng(0), step_s=[0.01], step_spread=4.0)
+    >>> bool(profiles.step_s.min() >= 0.01 and profiles.step_s.max() <= 0.04)
+    True
+    """
+
+    def spread(factor: float) -> np.ndarray:
+        return np.exp(rng.uniform(0.0, math.log(factor), workers))
+
+    steps = np.resize(np.asarray(step_s, float), workers) * spread(step_spread)
+    link = spread(link_spread)
+    joined = rng.uniform(0.0, join_s, workers)
+    stays = rng.exponential(stay_s, workers) if stay_s else np.full(workers, math.inf)
+
+    def all_of(value: float) -> np.ndarray:
+        return np.full(workers, float(value))
+
+    return Profiles(
+        step_s=steps,
+        jitter=all_of(jitter),
+        upload_s=upload_s * link,
+        download_s=download_s * link,
+        upload_mbps=(upload_mbps or math.inf) / link,
+        download_mbps=(download_mbps or math.inf) / link,
+        join_s=joined,
+        leave_s=joined + stays,
+        outage_every_s=all_of(outage_every_s or math.inf),
+        outage_s=all_of(outage_s),
+        outages={},
+    )
+
+
+class Presence:
+    """When one worker is not in an outage; drawn as far as anybody asks."""
+
+    def __init__(self, profiles: Profiles, worker: int, seed: int) -> None:
+        self._coming = _spans(profiles, worker, seed)
+        self._begins_s: list[float] = []
+        self._ends_s: list[float] = []
+
+    def next_outage(self, time_s: float) -> tuple[float, float]:
+        """The first outage, from-to, that ends after `time_s`; inf, inf if none does.
+
+        >>> profiles = profiles_of([{"outages": [[3.0, 5.0]]}], workers=1)
+        >>> Presence(profiles, worker=0, seed=0).next_outage(4.0)
+        (3.0, 5.0)
+        """
+        while not self._ends_s or self._ends_s[-1] <= time_s:
+            begin_s, end_s = next(self._coming)
+            self._begins_s.append(begin_s)
+            self._ends_s.append(end_s)
+        number = bisect_right(self._ends_s, time_s)
+        return self._begins_s[number], self._ends_s[number]
+
+    def after(self, start_s: float, work_s: float) -> float:
+        """When `work_s` seconds outside of outages have passed since `start_s`."""
+        begin_s, end_s = self.next_outage(start_s)
+        while start_s + work_s > begin_s:
+            work_s -= max(0.0, begin_s - start_s)
+            start_s = end_s
+            begin_s, end_s = self.next_outage(start_s)
+        return max(start_s, end_s) if start_s >= begin_s else start_s + work_s
+
+    def worked(self, start_s: float, end_s: float) -> float:
+        """The seconds outside of outages between two moments."""
+        total_s, now = end_s - start_s, start_s
+        while (outage := self.next_outage(now))[0] < end_s:
+            total_s -= min(outage[1], end_s) - max(outage[0], now)
+            now = outage[1]
+        return total_s
+
+
+def _spans(profiles: Profiles, worker: int, seed: int) -> Iterator[tuple[float, float]]:
+    """A worker's outages, for ever; those after the last begin and end at infinity."""
+    yield from profiles.outages.get(worker, ())
+    every_s, length_s = profiles.outage_every_s[worker], profiles.outage_s[worker]
+    if worker in profiles.outages or not math.isfinite(every_s):
+        yield math.inf, math.inf
+    random = Random(f"outages {seed} {worker}")
+    end_s = float(profiles.join_s[worker])
+    while True:
+        begin_s = end_s + random.expovariate(1.0 / every_s)
+        end_s = begin_s + (random.expovariate(1.0 / length_s) if length_s else 0.0)
+        yield begin_s, end_s

@@ -1,0 +1,202 @@
+"""From the trace of a run that has happened to its order."""
+
+from collections import deque
+from collections.abc import Iterable
+
+from asyn2f import trace
+from asyn2f.sim import order as o
+from asyn2f.sim.order import Log, Order
+
+
+class OrderError(ValueError):
+    """A trace that cannot be executed, and why."""
+
+
+_Made = tuple[int, int]  # incarnation and version
+_Actor = int  # a worker's number, or -1: the server
+
+
+def order_of(events: Iterable[trace.Event]) -> Order:
+    """The order of a recorded run.
+
+    Clocks of several machines disagree, so an event that stands before something it
+    depends on waits for that. Versions that a crash has taken, and that no worker has
+    ever used, are left out.
+
+    Args:
+      events: as `trace.read` gives them.
+
+    Raises:
+      OrderError: an event depends on something that is not in the trace.
+    """
+    events = list(events)
+    kept = _kept(events)
+    return _Reader(kept).read(events)
+
+
+def _kept(events: list[trace.Event]) -> set[_Made]:
+    """The versions that matter: the newest, what it descends from, and what workers
+    have used."""
+    resumed = {e.incarnation: e for e in events if isinstance(e, trace.Resumed)}
+    made = [
+        (e.incarnation, e.version) for e in events if isinstance(e, trace.Aggregated)
+    ]
+    known = set(made)
+    used = [
+        _node(e.incarnation, e.version, known, resumed)
+        for e in events
+        if isinstance(e, trace.Adopted | trace.Merged)
+    ]
+    kept: set[_Made] = set()
+    for node in [max(made, default=(0, 0)), *used]:
+        while node[1] > 0 and node not in kept:
+            kept.add(node)
+            node = _node(node[0], node[1] - 1, known, resumed)
+    return kept
+
+
+def _node(
+    incarnation: int,
+    version: int,
+    known: set[_Made],
+    resumed: dict[int, trace.Resumed],
+) -> _Made:
+    """Who made the version that this incarnation gave out under that number."""
+    if version == 0:
+        return 0, 0
+    if (incarnation, version) in known:
+        return incarnation, version
+    begun = resumed.get(incarnation)
+    if begun is not None and begun.version == version:
+        return begun.made_in, version
+    raise OrderError(
+        f"version {version} of the server's incarnation {incarnation} was used, but "
+        "its aggregation is not in the trace: the server's file is incomplete"
+    )
+
+
+class _Reader:
+    """Goes through the events; whoever lacks something waits for it."""
+
+    def __init__(self, kept: set[_Made]) -> None:
+        self._kept = kept
+        self._log = Log()
+        self._nodes: dict[_Made, int] = {(0, 0): 0}
+        self._updates: dict[tuple[int, str, int], int] = {}
+        self._resumed: dict[int, trace.Resumed] = {}
+        self._held: dict[_Actor, deque[trace.Event]] = {}
+        self._start_s: float | None = None
+        self._reason = "the trace ends"
+
+    def read(self, events: list[trace.Event]) -> Order:
+        self._resumed = {
+            event.incarnation: event
+            for event in events
+            if isinstance(event, trace.Resumed)
+        }
+        for event in events:
+            actor = self._actor(event)
+            if actor is None:
+                continue
+            if actor in self._held:
+                self._held[actor].append(event)
+            elif self._lacks(event):
+                self._held[actor] = deque([event])
+            else:
+                self._take(event)
+                self._release()
+        for queue in self._held.values():
+            missing = self._lacks(queue[0])
+            raise OrderError(f"{queue[0]} depends on {missing}, not in the trace")
+        end_s = max((event.time_s for event in events), default=0.0)
+        start_s = end_s if self._start_s is None else self._start_s
+        return self._log.order(start_s, end_s, self._reason)
+
+    def _release(self) -> None:
+        """Lets those go on who have what they waited for."""
+        moved = bool(self._held)
+        while moved:
+            moved = False
+            for actor, queue in list(self._held.items()):
+                while queue and not self._lacks(queue[0]):
+                    self._take(queue.popleft())
+                    moved = True
+                if not queue:
+                    del self._held[actor]
+
+    def _actor(self, event: trace.Event) -> _Actor | None:
+        """Whose doing an event is, if the numbers depend on it."""
+        match event:
+            case trace.Recorded() if event.actor.startswith("worker-"):
+                return int(event.actor.removeprefix("worker-"))
+            case trace.Adopted() | trace.Trained() | trace.Merged() | trace.Pushed():
+                return event.worker
+            case trace.Aggregated() | trace.Published():
+                return -1
+            case trace.Settled() if event.verdict in ("superseded", "rejected"):
+                return -1
+            case trace.WorkerJoined() | trace.WorkerLeft():
+                return -1
+            case trace.Stopped(actor="server"):
+                return -1
+        return None
+
+    def _lacks(self, event: trace.Event) -> str:
+        """What the event depends on that has not happened; "" if nothing."""
+        match event:
+            case trace.Adopted() | trace.Merged():
+                node = self._node(event)
+                return "" if node in self._nodes else f"the making of version {node[1]}"
+            case trace.Aggregated() if self._is_kept(event):
+                for worker, session, seq in event.updates:
+                    if (worker, session, seq) not in self._updates:
+                        return f"update {seq} of worker {worker} (session {session})"
+            case trace.Settled():
+                key = (event.worker, event.session, event.seq)
+                return "" if key in self._updates else f"update {key}"
+        return ""
+
+    def _is_kept(self, event: trace.Aggregated) -> bool:
+        return (event.incarnation, event.version) in self._kept
+
+    def _node(self, event: trace.Adopted | trace.Merged) -> _Made:
+        return _node(event.incarnation, event.version, self._kept, self._resumed)
+
+    def _take(self, event: trace.Event) -> None:
+        note, now = self._log.note, event.time_s
+        match event:
+            case trace.Recorded():
+                note(now, o.BEGIN, int(event.actor.removeprefix("worker-")), 0)
+            case trace.Adopted():
+                note(now, o.ADOPT, event.worker, self._nodes[self._node(event)])
+            case trace.Merged():
+                note(now, o.MERGE, event.worker, self._nodes[self._node(event)])
+            case trace.Trained():
+                note(now, o.TRAIN, event.worker, event.steps)
+            case trace.Pushed():
+                update = self._log.num_updates
+                self._log.num_updates += 1
+                self._updates[event.worker, event.session, event.seq] = update
+                note(now, o.PUSH, event.worker, update)
+            case trace.Aggregated() if self._is_kept(event):
+                before = _node(
+                    event.incarnation, event.version - 1, self._kept, self._resumed
+                )
+                members = [self._updates[w, s, q] for w, s, q in event.updates]
+                node = self._log.add_version(
+                    event.version, self._nodes[before], members
+                )
+                self._nodes[event.incarnation, event.version] = node
+                note(now, o.AGGREGATE, -1, node)
+            case trace.Settled():
+                what = o.SUPERSEDE if event.verdict == "superseded" else o.REJECT
+                update = self._updates[event.worker, event.session, event.seq]
+                note(now, what, event.worker, update)
+            case trace.Published():
+                if self._start_s is None:
+                    self._start_s = now
+                self._log.receivers[-1] = event.receivers
+            case trace.WorkerLeft():
+                note(now, o.LEAVE, event.worker, 0)
+            case trace.Stopped():
+                self._reason = event.reason

@@ -1,0 +1,501 @@
+"""A run under a virtual clock: the programs interpreted without computing anything.
+
+The same generators that the runtime's processes interpret say what is done; profiles of
+the workers say how long it takes. What comes out is the order of the run, and a
+function of its arguments alone.
+"""
+
+import math
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from random import Random
+from typing import Any
+
+from asyn2f import programs
+from asyn2f.programs import Arrived, Done, Due, Joined, Left, Seen, UpdateKey
+from asyn2f.sim import order as o
+from asyn2f.sim.order import Log, Order
+from asyn2f.sim.profiles import MEGABIT, Presence, Profiles
+from asyn2f.timing import Stop, Timing
+
+MetricOf = Callable[[Log, int], float]
+"""The training metric of a worker's present epoch, after all that the log holds."""
+
+
+def schedule(
+    timing: Timing,
+    profiles: Profiles,
+    stop: Stop,
+    seed: int,
+    *,
+    steps_per_epoch: Sequence[int],
+    num_bytes: int = 0,
+    aggregate_s: float = 0.0,
+    dead_after_s: float = 3.0,
+    metric_of: MetricOf | None = None,
+) -> Order:
+    """The order of a run of these workers.
+
+    A version travels to each worker over a link of its own, one after the other and the
+    newest first: what a slow link has not begun to carry when a newer one appears, it
+    never carries. Steps, uploads and downloads stand still during an outage; one longer
+    than `dead_after_s` makes the server count the worker as gone until it is over.
+
+    Args:
+      timing: the strategy's, with the experiment's settings.
+      profiles: of the W workers.
+      stop: `max_versions`, `max_time_s` (virtual, from the start of training). A
+        target accuracy is the business of whoever executes the order (`order.cut`).
+      seed: of jitter and drawn outages.
+      steps_per_epoch: i [W], of each worker's shard.
+      num_bytes: of a model, up and down.
+      aggregate_s: seconds the server takes for a version.
+      dead_after_s: see above.
+      metric_of: needed where `timing.push_after_metric` lets timing depend on values.
+
+    Raises:
+      ValueError: nothing ends the run; or `metric_of` is needed and missing.
+
+    >>> from asyn2f.sim.profiles import profiles_of
+    >>> timing = Timing(while_training="merge", after_push="continue", quorum="some")
+    >>> order = schedule(timing, profiles_of([{"step_s": 1.0}, {"step_s": 2.5}], 2),
+    ...                  Stop(max_versions=2), seed=0, steps_per_epoch=[2, 2])
+    >>> order.end_s, order.num_steps
+    (4.0, 5)
+    """
+    if not stop.max_versions and not stop.max_time_s:
+        raise ValueError(
+            "stop: found neither max_versions nor max_time_s; set one of them, also "
+            "where a target accuracy may end the run earlier"
+        )
+    if timing.push_after_metric and metric_of is None:
+        raise ValueError(
+            "timing.push_after_metric makes timing depend on values; give metric_of"
+        )
+    transfer_s = 8e-6 * num_bytes
+    workers = [
+        _Worker(
+            number=k,
+            program=programs.worker_program(timing, steps_per_epoch[k]),
+            step_s=step_s,
+            jitter=jitter,
+            upload_s=upload_s + transfer_s / upload_mbps,
+            latency_s=download_s,
+            transfer_s=transfer_s / download_mbps,
+            leave_s=leave_s,
+            presence=Presence(profiles, k, seed) if profiles.has_outages(k) else None,
+        )
+        for k, (
+            step_s,
+            jitter,
+            upload_s,
+            upload_mbps,
+            download_s,
+            download_mbps,
+            leave_s,
+        ) in enumerate(
+            zip(
+                *(
+                    column.tolist()
+                    for column in (
+                        profiles.step_s,
+                        profiles.jitter,
+                        profiles.upload_s,
+                        profiles.upload_mbps,
+                        profiles.download_s,
+                        profiles.download_mbps,
+                        profiles.leave_s,
+                    )
+                ),
+                strict=True,
+            )
+        )
+    ]
+    world = _World(timing, stop, seed, aggregate_s, dead_after_s, metric_of)
+    for worker, join_s in zip(workers, profiles.join_s.tolist(), strict=True):
+        world.foresee(join_s, world.join, worker)
+    return world.run()
+
+
+class _Worker:
+    """Where a worker stands. Slots: there may be a million of them."""
+
+    __slots__ = (
+        "arrival_s",
+        "base",
+        "coming",
+        "due",
+        "end_s",
+        "free_s",
+        "got",
+        "jitter",
+        "latency_s",
+        "leave_s",
+        "number",
+        "pace_s",
+        "presence",
+        "program",
+        "start_s",
+        "step_s",
+        "steps",
+        "transfer_s",
+        "upload_s",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        program: programs.WorkerProgram,
+        step_s: float,
+        jitter: float,
+        upload_s: float,
+        latency_s: float,
+        transfer_s: float,
+        leave_s: float,
+        presence: Presence | None,
+    ) -> None:
+        self.number = number
+        self.program = program
+        self.step_s = step_s
+        self.jitter = jitter
+        self.upload_s = upload_s  # of a whole update
+        self.latency_s = latency_s
+        self.transfer_s = transfer_s  # of a version, while its link is taken
+        self.leave_s = leave_s
+        self.presence = presence  # None = there are no outages
+        self.base = -1
+        # the present stretch
+        self.due = -1  # tie of the moment that ends it, or the worker's wait
+        self.steps = 0  # until that moment; 0 = it waits
+        self.start_s = self.pace_s = self.end_s = 0.0  # pace: seconds per step
+        # its link
+        self.got = -1  # newest version in its hands
+        self.coming = -1  # version on the link, or -1 ...
+        self.arrival_s = 0.0  # ... and when it will have arrived
+        self.free_s = 0.0  # when the link is free again
+
+    def after(self, start_s: float, work_s: float) -> float:
+        """When it has worked for so long."""
+        if self.presence is None:
+            return start_s + work_s
+        return self.presence.after(start_s, work_s)
+
+
+class _World:
+    """One heap of moments to come, the server, and what has happened so far."""
+
+    def __init__(
+        self,
+        timing: Timing,
+        stop: Stop,
+        seed: int,
+        aggregate_s: float,
+        dead_after_s: float,
+        metric_of: MetricOf | None,
+    ) -> None:
+        self._timing = timing
+        self._stop = stop
+        self._aggregate_s = aggregate_s
+        self._dead_after_s = dead_after_s
+        self._metric_of = metric_of
+        self._random = Random(f"jitter {seed}")
+        self._log = Log()
+        # Moments of one time come in the order in which they were foreseen.
+        self._heap: list[tuple[float, int, Moment, Any]] = []
+        self._tie = 0
+        self._listening: list[_Worker] = []  # interrupted by the next version
+        self._waiting: list[_Worker] = []
+        self._server = programs.server_program(timing)
+        self._published_s: list[float] = []
+        self._inbox: deque[programs.ServerEvent] = deque()
+        self._making: tuple[UpdateKey, ...] | None = None
+        self._due_s: float | None = None
+        self._live: set[int] = set()
+        self._ended: str | None = None
+
+    def run(self) -> Order:
+        assert next(self._server) == programs.Listen(None)
+        heap = self._heap
+        limit_s, now = math.inf, 0.0
+        while heap and self._ended is None:
+            now, tie, moment, subject = heappop(heap)
+            if now > limit_s:
+                now = limit_s
+                self._ended = f"max_time_s = {self._stop.max_time_s:g} reached"
+                break
+            moment(subject, now, tie)
+            if limit_s == math.inf and self._stop.max_time_s and self._published_s:
+                limit_s = self._published_s[0] + self._stop.max_time_s
+        start_s = self._published_s[0] if self._published_s else now
+        reason = self._ended or "nothing more can happen: no worker is left to push"
+        return self._log.order(start_s, now, reason)
+
+    def foresee(self, time_s: float, moment: "Moment", subject: Any) -> int:
+        """Something will happen; its tie."""
+        self._tie = tie = self._tie + 1
+        heappush(self._heap, (time_s, tie, moment, subject))
+        return tie
+
+    # ------------------------------------------------------------- coming and going
+
+    def join(self, worker: _Worker, now: float, tie: int) -> None:
+        number = worker.number
+        self._log.note(now, o.BEGIN, number, 0)
+        self._live.add(number)
+        worker.free_s = now
+        if worker.leave_s < math.inf:
+            self.foresee(worker.leave_s, self._leave, worker)
+        if worker.presence is not None:
+            self._look_ahead(worker, now, tie)
+        assert next(worker.program) == programs.Wait(-1)
+        self._newest(worker, now)
+        self._wait(worker)
+        self._tell(Joined(now, number), now)
+
+    def _leave(self, worker: _Worker, now: float, tie: int) -> None:
+        worker.due = -1
+        worker.program.close()
+        self._miss(worker, now, tie)
+
+    def _miss(self, worker: _Worker, now: float, tie: int) -> None:
+        """The server does not hear a worker any more."""
+        if worker.number in self._live:
+            self._live.discard(worker.number)
+            self._log.note(now, o.LEAVE, worker.number, 0)
+            self._tell(Left(now, worker.number), now)
+
+    def _hear(self, worker: _Worker, now: float, tie: int) -> None:
+        """The server hears a worker again."""
+        if now < worker.leave_s:
+            self._live.add(worker.number)
+            self._tell(Joined(now, worker.number), now)
+
+    def _look_ahead(self, worker: _Worker, now: float, tie: int) -> None:
+        """Foresees what a worker's next outage means to the server."""
+        assert worker.presence is not None
+        begin_s, end_s = worker.presence.next_outage(now)
+        begin_s = max(begin_s, now)
+        # When nobody is left, outages to come must not keep the world alive.
+        if end_s < worker.leave_s and (self._live or not self._published_s):
+            if end_s - begin_s > self._dead_after_s:
+                self.foresee(begin_s + self._dead_after_s, self._miss, worker)
+                self.foresee(end_s, self._hear, worker)
+            self.foresee(end_s, self._look_ahead, worker)
+
+    # ------------------------------------------------------------- a worker
+
+    def _trained(self, worker: _Worker, now: float, tie: int) -> None:
+        if worker.due == tie:
+            self._log.note(now, o.TRAIN, worker.number, worker.steps)
+            self._go_on(worker, now, worker.steps)
+
+    def _waited(self, worker: _Worker, now: float, tie: int) -> None:
+        if worker.due == tie:
+            if worker.base >= 0:
+                self._log.note(now, o.WAITED, worker.number, 0)
+            self._go_on(worker, now, 0)
+
+    def _go_on(self, worker: _Worker, now: float, steps: int) -> None:
+        """Has a worker's program continue after `steps` steps, or after waiting, and
+        carries out its commands until one takes time."""
+        metric = 0.0
+        if self._metric_of is not None and worker.base >= 0:
+            metric = self._metric_of(self._log, worker.number)
+        newest = self._newest(worker, now)  # time stands still from here on
+        send = worker.program.send
+        command = send(Seen(steps, newest, metric))
+        while True:
+            kind = type(command)
+            if kind is programs.Train:
+                self._train(worker, command, now)
+                return
+            if kind is programs.Push:
+                self._push(worker, now)
+            elif kind is programs.Wait:
+                if newest == command[0]:
+                    self._wait(worker)
+                    return
+            else:
+                worker.base = newest
+                what = o.ADOPT if kind is programs.Adopt else o.MERGE
+                self._log.note(now, what, worker.number, newest)
+            command = send(Seen(0, newest))
+
+    def _train(self, worker: _Worker, train: programs.Train, now: float) -> None:
+        """Foresees the end of a stretch: its last step, or the batch boundary at which
+        a version that has been published will be there."""
+        steps, known = train
+        pace_s = worker.step_s
+        if worker.jitter:
+            pace_s *= self._random.lognormvariate(0.0, worker.jitter)
+        worker.start_s, worker.pace_s, worker.steps = now, pace_s, steps
+        worker.end_s = end_s = worker.after(now, steps * pace_s)
+        if known is not None:
+            if worker.coming < 0:
+                self._listening.append(worker)
+            elif worker.arrival_s < end_s and self._interrupt(worker):
+                return
+        worker.due = self.foresee(end_s, self._trained, worker)
+
+    def _interrupt(self, worker: _Worker) -> bool:
+        """Ends a stretch at the batch boundary at which the version on its way will be
+        there; False if it ends before that."""
+        start_s, pace_s = worker.start_s, worker.pace_s
+        worked_s = worker.arrival_s - start_s
+        if worker.presence is not None:
+            worked_s = worker.presence.worked(start_s, worker.arrival_s)
+        # A boundary that rounding puts just before the arrival counts as after it.
+        steps = max(1, math.ceil(worked_s / pace_s - 1e-9))
+        boundary_s = max(worker.after(start_s, steps * pace_s), worker.arrival_s)
+        if boundary_s >= worker.end_s or steps >= worker.steps:
+            return False
+        worker.steps = steps
+        worker.due = self.foresee(boundary_s, self._trained, worker)
+        return True
+
+    def _push(self, worker: _Worker, now: float) -> None:
+        log = self._log
+        log.num_updates = update = log.num_updates + 1
+        log.note(now, o.PUSH, worker.number, update - 1)
+        arrival_s = worker.after(now, worker.upload_s)
+        if arrival_s > worker.leave_s:
+            log.note(now, o.LOSE, worker.number, update - 1)
+        else:
+            key = UpdateKey(worker.number, "", update - 1)
+            self.foresee(arrival_s, self._arrive, Arrived(arrival_s, key, worker.base))
+
+    def _wait(self, worker: _Worker) -> None:
+        if worker.coming < 0:
+            self._waiting.append(worker)
+        else:
+            worker.due = self.foresee(worker.arrival_s, self._waited, worker)
+
+    # ------------------------------------------------------------- its link
+
+    def _newest(self, worker: _Worker, now: float) -> int:
+        """The newest version in a worker's hands; what comes next is on its link."""
+        if worker.coming < 0:
+            self._fetch(worker)
+        if worker.coming < 0 or worker.arrival_s > now:
+            return worker.got
+        if worker.presence is None:
+            self._skip(worker, now)
+        while worker.coming >= 0 and worker.arrival_s <= now:
+            worker.got = worker.coming
+            self._fetch(worker)
+        return worker.got
+
+    def _skip(self, worker: _Worker, now: float) -> None:
+        """Passes over versions that came and went while nobody looked.
+
+        Where two versions lie so far apart that the link can carry two in between, it
+        is free for the second: what was before does not matter.
+        """
+        published_s, transfer_s = self._published_s, worker.transfer_s
+        carried_s = now - worker.latency_s - transfer_s - 1e-9
+        version = bisect_right(published_s, carried_s) - 1
+        apart_s = 2.0 * transfer_s
+        while (
+            version > worker.coming
+            and published_s[version] - published_s[version - 1] < apart_s
+        ):
+            version -= 1
+        if version > worker.coming:
+            worker.got = version
+            worker.free_s = published_s[version] + transfer_s
+            self._fetch(worker)
+
+    def _fetch(self, worker: _Worker) -> None:
+        """Puts the next version on a worker's link: the newest there is once the link
+        is free, or else the next to be published."""
+        published_s, following = self._published_s, worker.got + 1
+        if following >= len(published_s):
+            worker.coming = -1
+            return
+        start_s = published_s[following]
+        if start_s <= worker.free_s:
+            start_s = worker.free_s
+            following = bisect_right(published_s, start_s) - 1
+        worker.coming = following
+        worker.free_s = free_s = worker.after(start_s, worker.transfer_s)
+        worker.arrival_s = worker.after(free_s, worker.latency_s)
+
+    # ------------------------------------------------------------- the server
+
+    def _arrive(self, arrived: Arrived, now: float, tie: int) -> None:
+        self._tell(arrived, now)
+
+    def _due(self, due_s: float, now: float, tie: int) -> None:
+        if self._due_s == due_s:
+            self._due_s = None
+            self._tell(Due(now), now)
+
+    def _made(self, _: None, now: float, tie: int) -> None:
+        self._note_version(now)
+        self._serve(self._server.send(Done(now)), now)
+
+    def _tell(self, event: programs.ServerEvent, now: float) -> None:
+        """Tells the server's program, now or as soon as it has made its version."""
+        if self._making is None:
+            self._serve(self._server.send(event), now)
+        else:
+            self._inbox.append(event)
+
+    def _serve(self, command: programs.ServerCommand, now: float) -> None:
+        """Carries out the server's commands until one takes time."""
+        while self._ended is None:
+            kind = type(command)
+            if kind is programs.Listen:
+                if self._inbox:
+                    command = self._server.send(self._inbox.popleft())
+                    continue
+                before_s, self._due_s = self._due_s, command[0]
+                if self._due_s is not None and self._due_s != before_s:
+                    self.foresee(max(now, self._due_s), self._due, self._due_s)
+                return
+            if kind is programs.Aggregate:
+                self._making = command[0]
+                if self._aggregate_s:
+                    self.foresee(now + self._aggregate_s, self._made, None)
+                    return
+                self._note_version(now)
+            elif kind is programs.Publish:
+                self._publish(now)
+            else:
+                what = o.SUPERSEDE if kind is programs.Supersede else o.REJECT
+                self._log.note(now, what, command[0].worker, command[0].seq)
+            command = self._server.send(Done(now))
+
+    def _note_version(self, now: float) -> None:
+        """The version that was being made is there."""
+        assert self._making is not None
+        before = len(self._log.version) - 1
+        members = [key.seq for key in self._making]
+        node = self._log.add_version(before + 1, before, members)
+        self._log.note(now, o.AGGREGATE, -1, node)
+        self._making = None
+
+    def _publish(self, now: float) -> None:
+        version = len(self._published_s)
+        self._published_s.append(now)
+        self._log.receivers[version] = len(self._live)
+        limit = self._stop.max_versions
+        if limit and version >= limit:
+            self._ended = f"max_versions = {limit} reached"
+            return
+        listening, self._listening = self._listening, []
+        for worker in listening:
+            if worker.due >= 0 and worker.coming < 0:
+                self._fetch(worker)
+                if worker.arrival_s < worker.end_s:
+                    self._interrupt(worker)
+        waiting, self._waiting = self._waiting, []
+        for worker in waiting:
+            self._fetch(worker)
+            worker.due = self.foresee(worker.arrival_s, self._waited, worker)
+
+
+Moment = Callable[[Any, float, int], None]
+"""What happens: with whom or what, when, and the tie under which it was foreseen."""

@@ -1,0 +1,200 @@
+"""Executing an order one worker at a time, with the very functions the runtime calls.
+
+The oracle: on the same machine it computes, bit for bit, what the processes did.
+"""
+
+from collections.abc import Callable, Collection
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f.sim import order as o
+from asyn2f.sim.numbers import Result, empty_numbers, uses_of
+from asyn2f.sim.order import Log, Order
+from asyn2f.trainer import begin_cycle, shard_of
+from asyn2f.types import GlobalModel, ServerState, Shard, WorkerState, WorkerUpdate
+
+Watch = Callable[[int, float, ServerState], bool]
+"""Called with node, time and state of a version; True ends the execution there."""
+
+
+def execute_serially(
+    experiment: Experiment,
+    order: Order,
+    watched: Collection[int] = (),
+    watch: Watch | None = None,
+) -> Result:
+    """The numbers of an order, by a plain loop over its events.
+
+    Args:
+      experiment: what is computed.
+      order: in which order; it may fork, where a crash took versions that were used.
+      watched: nodes that `watch` is called with, each as soon as it is made.
+      watch: see `Watch`.
+    """
+    numbers, uses = empty_numbers(order), uses_of(order)
+    workers, watched = Workers(experiment), frozenset(watched)
+    initial = initial_server_state(experiment)
+    # What is needed later: models by workers, states by the version after.
+    models: dict[int, GlobalModel] = {0: initial.model}
+    states: dict[int, ServerState] = {0: initial}
+    children = np.bincount(order.parent[1:], minlength=len(order.version))
+    updates: dict[int, WorkerUpdate] = {}
+    newest, end_s = initial, order.end_s
+
+    columns = (order.time_s, order.kind, order.worker, order.value)
+    for event, (time_s, kind, worker, value) in enumerate(
+        zip(*(column.tolist() for column in columns), strict=True)
+    ):
+        if kind == o.BEGIN:
+            workers.begin(worker)
+        elif kind in (o.ADOPT, o.MERGE):
+            if kind == o.ADOPT:
+                workers.adopt(worker, models[value])
+            else:
+                numbers.share[event] = workers.merge(worker, models[value])
+            uses.versions[value] -= 1
+            if not uses.versions[value]:
+                del models[value]
+        elif kind == o.TRAIN:
+            workers.train(worker, value)
+            report = workers.report(worker)
+            numbers.loss[event], numbers.metric[event] = report.loss, report.metric
+        elif kind == o.PUSH:
+            update = workers.push(worker)
+            numbers.loss[event], numbers.metric[event] = update.loss, update.metric
+            if uses.updates[value]:
+                updates[value] = update
+        elif kind == o.AGGREGATE:
+            members = order.members_of(value).tolist()
+            before = int(order.parent[value])
+            newest, metrics = experiment.aggregate(
+                states[before], [updates[member] for member in members]
+            )
+            span = slice(*order.member_starts[value : value + 2])
+            numbers.coefficients[span] = metrics["coefficients"]
+            numbers.staleness[span] = metrics["staleness"]
+            numbers.model_loss[value] = newest.model.loss
+            numbers.learning_rate[value] = newest.model.learning_rate
+            children[before] -= 1
+            if not children[before]:
+                del states[before]
+            for member in members:
+                uses.updates[member] -= 1
+                if not uses.updates[member]:
+                    del updates[member]
+            if uses.versions[value]:
+                models[value] = newest.model
+            if children[value]:
+                states[value] = newest
+            if value in watched and watch is not None and watch(value, time_s, newest):
+                end_s = time_s
+                break
+    return Result(newest, numbers, end_s)
+
+
+class Workers:
+    """All workers of a run, each with its state and its data."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._states: dict[int, WorkerState] = {}
+        self._shards: dict[int, Shard] = {}
+
+    def begin(self, worker: int) -> None:
+        """The worker begins with nothing."""
+        self._states.pop(worker, None)
+
+    def adopt(self, worker: int, model: GlobalModel) -> None:
+        trainer, state = self._experiment.trainer, self._states.get(worker)
+        if state is not None:
+            self._states[worker] = trainer.adopt(state, model)
+            return
+        shard = self._shard(worker)
+        # As float32, like the runtime's.
+        quality = float(np.float32(self._experiment.task.qualities[worker]))
+        count = int(shard.num_examples)
+        self._states[worker] = trainer.start(model, worker, count, quality)
+
+    def merge(self, worker: int, model: GlobalModel) -> jax.Array:
+        """The share that the local model kept, f32 []."""
+        state, metrics = self._experiment.trainer.merge(self._states[worker], model)
+        self._states[worker] = state
+        return metrics["share"]
+
+    def train(self, worker: int, steps: int) -> None:
+        state, shard = self._states[worker], self._shard(worker)
+        for _ in range(steps):
+            state, _ = self._experiment.trainer.advance(state, shard)
+        self._states[worker] = state
+
+    def report(self, worker: int) -> WorkerUpdate:
+        """What the worker would push now; only until it goes on."""
+        return self._experiment.trainer.report(self._states[worker])
+
+    def push(self, worker: int) -> WorkerUpdate:
+        """What the worker pushes; its next cycle begins."""
+        # Copied: what the worker holds is given up to its next step.
+        update = jax.tree.map(jnp.copy, self.report(worker))
+        self._states[worker] = begin_cycle(self._states[worker])
+        return update
+
+    def _shard(self, worker: int) -> Shard:
+        if worker not in self._shards:
+            self._shards[worker] = shard_of(self._experiment.task, worker)
+        return self._shards[worker]
+
+
+class Follower:
+    """Executes a log behind whoever writes it: for timing that depends on values.
+
+    Its models are kept as long as a worker might still take them in, which is what a
+    worker that has something newer never does.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._workers = Workers(experiment)
+        self._state = initial_server_state(experiment)
+        self._models = {0: self._state.model}
+        self._held: dict[int, int] = {}  # newest version in each worker's model
+        self._updates: dict[int, WorkerUpdate] = {}
+        self._done = 0
+
+    def metric(self, log: Log, worker: int) -> float:
+        """The training metric of a worker's epoch, after all that the log holds."""
+        self._catch_up(log)
+        return float(self._workers.report(worker).metric)
+
+    def _catch_up(self, log: Log) -> None:
+        while self._done < len(log.kind):
+            kind, worker = log.kind[self._done], log.worker[self._done]
+            value = log.value[self._done]
+            self._done += 1
+            if kind in (o.ADOPT, o.MERGE):
+                take = self._workers.adopt if kind == o.ADOPT else self._workers.merge
+                take(worker, self._models[value])
+                self._held[worker] = value
+            elif kind == o.TRAIN:
+                self._workers.train(worker, value)
+            elif kind == o.PUSH:
+                self._updates[value] = self._workers.push(worker)
+            elif kind in (o.SUPERSEDE, o.REJECT, o.LOSE):
+                del self._updates[value]
+            elif kind == o.AGGREGATE:
+                self._aggregate(log, value)
+            elif kind == o.BEGIN:
+                self._held[worker] = 0
+            elif kind == o.LEAVE:
+                self._held.pop(worker, None)
+
+    def _aggregate(self, log: Log, node: int) -> None:
+        members = log.members[log.member_starts[node] : log.member_starts[node + 1]]
+        updates = [self._updates.pop(member) for member in members]
+        self._state, _ = self._experiment.aggregate(self._state, updates)
+        self._models[node] = self._state.model
+        oldest = min(self._held.values(), default=0)
+        for version in [v for v in self._models if v < oldest]:
+            del self._models[version]
