@@ -1,7 +1,11 @@
 """Whether a trace can have happened: no effect before its cause, or without one.
 
-Every process writes an event down before anybody can see what came of it, so what is
-asked for here holds also where a process was killed, and of a run that goes on.
+Versions are consecutive, and taken in by workers after a server gave them out, the
+newest wins; updates are used once, after their push, and as their verdicts say; what a
+worker holds and what a version says of its updates follows from what was before.
+
+Every process writes an event down before anybody can see what came of it, so all this
+holds also where a process was killed, and of a run that goes on.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,9 +32,7 @@ class CausalityError(ValueError):
       effect: the event that cannot have happened as it is written.
     """
 
-    def __init__(
-        self, rule: str, cause: trace.Event | None, effect: trace.Event
-    ) -> None:
+    def __init__(self, rule: str, cause: trace.Event | None, effect: trace.Event):
         against = f", against {_sentence(cause)}" if cause is not None else ""
         super().__init__(f"{rule}: {_sentence(effect)}{against}")
         self.rule = rule
@@ -80,11 +82,12 @@ out: Adopted (worker 1, version 1, incarnation 1, step 0) at 2.000000 s
 class _Life:
     """What a worker holds, since its process began."""
 
-    __slots__ = ("base_version", "last", "start_version", "step", "taken")
+    __slots__ = ("base_version", "cycle", "last", "start_version", "step", "taken")
 
     def __init__(self, began: trace.Event | None) -> None:
         self.last = began  # its latest event
         self.taken: _TakenIn | None = None  # the newest of them
+        self.cycle: trace.Adopted | trace.Pushed | None = None  # began the present one
         self.step = 0
         self.base_version = -1
         self.start_version = -1
@@ -120,7 +123,7 @@ class _Checker:
     def adopted(self, event: trace.Adopted) -> None:
         life = self._life_of(event, event.time_s)
         self._take_in(life, event)
-        life.start_version = event.version
+        life.start_version, life.cycle = event.version, event
 
     def merged(self, event: trace.Merged) -> None:
         life = self._life_of(event, event.time_s)
@@ -146,13 +149,13 @@ class _Checker:
         self._compare_base(life, event.base_version, event)
         if event.start_version != life.start_version:
             rule = f"the cycle of this update began with version {life.start_version}"
-            raise CausalityError(rule, life.taken, event)
+            raise CausalityError(rule, life.cycle, event)
         session = event.worker, event.session
         before = self._last_push.get(session)
         if before is not None and event.seq <= before.seq:
             rule = "the updates of a session are numbered upwards"
             raise CausalityError(rule, before, event)
-        self._last_push[session] = life.last = event
+        self._last_push[session] = life.last = life.cycle = event
         life.start_version = event.base_version
 
     def _life_of(self, event: _Act, start_s: float) -> _Life:
@@ -172,7 +175,8 @@ class _Checker:
 
     def _take_in(self, life: _Life, event: _TakenIn) -> None:
         self._compare_step(life, event)
-        given = self._history.given.get((event.incarnation, event.version))
+        node = event.incarnation, event.version
+        given = self._history.given.get(node)
         if given is None and event.version:
             rule = "a worker takes in a version that no server gave out"
             raise CausalityError(rule, None, event)
@@ -180,9 +184,7 @@ class _Checker:
             rule = "a worker takes in a version before it was given out"
             raise CausalityError(rule, given, event)
         taken = life.taken
-        if taken is not None and (
-            (event.incarnation, event.version) < (taken.incarnation, taken.version)
-        ):
+        if taken is not None and node < (taken.incarnation, taken.version):
             rule = "a worker goes back to an older version"
             raise CausalityError(rule, taken, event)
         life.taken = life.last = event
@@ -277,10 +279,10 @@ class _Checker:
         held_by = self._held_by.get(key, ())
         if event.verdict == "committed":
             node = self._incarnation, event.version
-            version = self._history.made.get(node)
-            if version is None or version not in held_by:
+            made = self._history.made.get(node)
+            if made is None or made not in held_by:
                 rule = "an update is committed in a version that does not hold it"
-                raise CausalityError(rule, version, event)
+                raise CausalityError(rule, made, event)
             return
         # A refusal dies with its server, so a later one may use the update.
         self._refused[key] = event, self._incarnation

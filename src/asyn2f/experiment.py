@@ -22,6 +22,14 @@ class AggregateUpdates(Protocol):
         order; metrics have one row per update."""
 
 
+class AdvanceServer(Protocol):
+    def __call__(
+        self, state: ServerState, updates: WorkerUpdate, mask: jax.Array
+    ) -> tuple[ServerState, Metrics]:
+        """`AggregateUpdates` on updates stacked to leaves [K, ...], bool [K] of them
+        real: `Strategy.aggregate`, and then the learning rate of the new version."""
+
+
 class Experiment(NamedTuple):
     """A task, a strategy and their settings, made into functions."""
 
@@ -32,6 +40,7 @@ class Experiment(NamedTuple):
     stop: Stop
     seed: int
     template: Template  # of the model
+    advance_server: AdvanceServer
     aggregate: AggregateUpdates
 
     @property
@@ -45,6 +54,11 @@ def make_experiment(
     """The experiment; the model's shape is found without computing anything."""
     key = jax.random.key(seed)
     shapes = jax.eval_shape(task.init, key)
+
+    def advance_server(state, updates, mask):
+        state, metrics = strategy.aggregate(state, updates, mask)
+        return _with_learning_rate(state, training), metrics
+
     return Experiment(
         task=task,
         strategy=strategy,
@@ -53,7 +67,8 @@ def make_experiment(
         stop=stop,
         seed=seed,
         template=template_of(shapes),
-        aggregate=_make_aggregate(strategy, training, len(task.shards)),
+        advance_server=advance_server,
+        aggregate=_make_aggregate(advance_server, len(task.shards)),
     )
 
 
@@ -73,16 +88,13 @@ def _with_learning_rate(state: ServerState, training: Training) -> ServerState:
     return state._replace(model=state.model._replace(learning_rate=rate))
 
 
-def _make_aggregate(
-    strategy: Strategy, training: Training, workers: int
-) -> AggregateUpdates:
+def _make_aggregate(advance_server: AdvanceServer, workers: int) -> AggregateUpdates:
     @jax.jit
     def run(state, updates, mask):
         # Stacked inside the program: a strategy that takes the rows one by one then
         # reads them where they are, and nothing is copied.
         stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *updates)
-        state, metrics = strategy.aggregate(state, stacked, mask)
-        return _with_learning_rate(state, training), metrics
+        return advance_server(state, stacked, mask)
 
     def aggregate(state, updates):
         count = len(updates)

@@ -50,11 +50,9 @@ class History:
         self._incarnation = 1
         self._in_doubt: set[Key] = set()  # updates of the newest version
         for event in events:
-            kind = type(event)
-            if kind is trace.Pushed:
-                assert isinstance(event, trace.Pushed)
+            if isinstance(event, trace.Pushed):
                 self.pushed[event.worker, event.session, event.seq] = event
-            elif kind in _TOLD_BY_SERVERS:
+            elif type(event) in _TOLD_BY_SERVERS:
                 self._hear(event)
 
     def _hear(self, event: trace.Event) -> None:
@@ -71,7 +69,8 @@ class History:
             case trace.Aggregated(_, version, incarnation):
                 self._incarnation = incarnation
                 self.newest = incarnation, version
-                self.made[self.newest] = self.given[self.newest] = event
+                self.made.setdefault(self.newest, event)
+                self.given.setdefault(self.newest, event)
                 self._in_doubt = {tuple(update) for update in event.updates}
             case trace.Published(time_s, version):
                 node = self._incarnation, version
@@ -85,6 +84,8 @@ class History:
                 if self._in_doubt == {key}:  # the last one: it could not be saved
                     self.newest = self.parent_of(self.newest)
                 self._in_doubt.discard(key)
+            case trace.Settled(verdict="committed"):
+                self._in_doubt = set()
 
     def parent_of(self, node: Node) -> Node:
         """The version that this one, above 0, was made of."""

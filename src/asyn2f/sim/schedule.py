@@ -17,7 +17,7 @@ from asyn2f import programs
 from asyn2f.programs import Arrived, Done, Due, Joined, Left, Seen, UpdateKey
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Log, Order
-from asyn2f.sim.profiles import MEGABIT, Presence, Profiles
+from asyn2f.sim.profiles import Presence, Profiles
 from asyn2f.timing import Stop, Timing
 
 MetricOf = Callable[[Log, int], float]

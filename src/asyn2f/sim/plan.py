@@ -1,0 +1,340 @@
+"""From an order to waves: which worker rides in which lane, planned on the host.
+
+A *wave* gathers up to `lanes` workers per device that are ready to go on, has each take
+in a version if it is its turn, runs the same number of local steps for all of them, and
+scatters them back. Every lane of a wave does all of its steps: a wave is as long as
+the shortest of the stretches that ride in it, and a worker that has not finished rides
+again. After its waves' pushes, the versions that are complete are made.
+
+Versions and pending updates live in numbered *slots* of the device's memory, used again
+as soon as nobody needs what is in them: the plan knows how many that takes.
+"""
+
+from array import array
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+import numpy as np
+
+from asyn2f.sim import order as o
+from asyn2f.sim.numbers import uses_of
+from asyn2f.sim.order import Order
+
+KEEP, START, ADOPT, MERGE = 0, 1, 2, 3  # what a lane does before its steps
+
+
+class PlanError(ValueError):
+    """An order that lanes cannot execute, and why."""
+
+
+class Plan(NamedTuple):
+    """N waves on D devices with L lanes each; P pushes and A aggregations in all.
+
+    A worker's *row* on its device is its number // D; it lives on device number % D.
+    Idle lanes have row -1.
+    """
+
+    # waves
+    steps: np.ndarray  # i32 [N]: local steps, of every lane
+    row: np.ndarray  # i32 [N, D, L]
+    first: np.ndarray  # i32 [N, D, L]: local steps its worker has done before
+    take: np.ndarray  # i32 [N, D, L]: KEEP, START, ADOPT or MERGE ...
+    slot: np.ndarray  # i32 [N, D, L]: ... the version in this slot
+    merge_event: np.ndarray  # i32 [N, D, L]: event of the order, or -1
+    train_event: np.ndarray  # i32 [N, D, L]: the one whose last step this is, or -1
+    push_event: np.ndarray  # i32 [N, D, L]
+    push_slot: np.ndarray  # i32 [N, D, L]: where the update goes, or -1: nowhere
+    # aggregations
+    made_starts: np.ndarray  # i32 [N + 1]: wave n makes made_starts[n] up to [n + 1]
+    made_node: np.ndarray  # i32 [A]
+    made_slot: np.ndarray  # i32 [A]: where the version goes, or -1: nobody needs it
+    member_starts: np.ndarray  # i64 [M + 1]: as in the order
+    member_device: np.ndarray  # i32, in parallel to `order.members`
+    member_slot: np.ndarray  # i32
+    # what it takes
+    version_slots: int
+    update_slots: int  # on each device
+    max_members: int  # K: of one aggregation
+
+    @property
+    def fill(self) -> float:
+        """Share of the lanes' steps that some worker needed."""
+        busy = (self.row >= 0).sum(axis=(1, 2)) @ self.steps.astype(np.int64)
+        return float(busy / max(1, self.steps.sum() * self.row[0].size))
+
+
+class _Stretches:
+    """What each worker does, cut at whatever happens between its steps; columns."""
+
+    def __init__(self, order: Order) -> None:
+        self.worker = array("i")
+        self.take = array("b")
+        self.node = array("i")
+        self.steps = array("i")
+        self.first = array("i")
+        self.update = array("i")  # pushed at its end, or -1
+        self.merge_event = array("i")
+        self.train_event = array("i")
+        self.push_event = array("i")
+        self.next = array("i")  # of the same worker, or -1
+        self._open: dict[int, int] = {}  # the stretch that each worker is in
+        self._done: dict[int, int] = {}  # local steps behind it
+        begun: set[int] = set()
+        columns = (order.kind, order.worker, order.value)
+        for event, (kind, worker, value) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        ):
+            if kind == o.TRAIN:
+                stretch = self._open.get(worker, -1)
+                if stretch < 0 or self.steps[stretch] or self.update[stretch] >= 0:
+                    stretch = self._begin(worker)
+                self.steps[stretch] = value
+                self.train_event[stretch] = event
+                self._done[worker] += value
+            elif kind in (o.ADOPT, o.MERGE):
+                stretch = self._begin(worker)
+                self.node[stretch] = value
+                self.merge_event[stretch] = event
+                self.take[stretch] = MERGE if kind == o.MERGE else ADOPT
+                if worker in begun:
+                    begun.discard(worker)
+                    self.take[stretch] = START
+            elif kind == o.PUSH:
+                stretch = self._open[worker]
+                if self.push_event[stretch] >= 0:
+                    stretch = self._begin(worker)
+                self.update[stretch] = value
+                self.push_event[stretch] = event
+            elif kind == o.BEGIN:
+                begun.add(worker)
+                self._done[worker] = 0
+
+    def _begin(self, worker: int) -> int:
+        number = len(self.worker)
+        before = self._open.get(worker, -1)
+        if before >= 0:
+            self.next[before] = number
+        self._open[worker] = number
+        self.worker.append(worker)
+        self.take.append(KEEP)
+        self.first.append(self._done[worker])
+        self.steps.append(0)
+        for column in (
+            self.node,
+            self.update,
+            self.merge_event,
+            self.train_event,
+            self.push_event,
+            self.next,
+        ):
+            column.append(-1)
+        return number
+
+    def firsts(self) -> list[int]:
+        """The first stretch of every worker."""
+        later = set(self.next)
+        return [number for number in range(len(self.worker)) if number not in later]
+
+
+class _Slots:
+    """Numbers to be taken and given back."""
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self.count = 0
+
+    def take(self) -> int:
+        if self._free:
+            return self._free.pop()
+        self.count += 1
+        return self.count - 1
+
+    def give_back(self, slot: int) -> None:
+        self._free.append(slot)
+
+
+def plan(order: Order, devices: int, lanes: int, max_steps: int = 64) -> Plan:
+    """The waves of an order.
+
+    Args:
+      order: whose history does not fork.
+      devices: D.
+      lanes: L, of each device.
+      max_steps: of one wave.
+
+    Raises:
+      PlanError: the history forks, or the order is not causal.
+    """
+    if not np.array_equal(order.parent, np.arange(len(order.parent)) - 1):
+        raise PlanError(
+            "a server was restarted and workers had used versions that the crash took, "
+            "so the history forks; only --executor=serial can execute that"
+        )
+    return _Planner(order, devices, lanes, max_steps).run()
+
+
+class _Planner:
+    def __init__(self, order: Order, devices: int, lanes: int, max_steps: int) -> None:
+        self._order = order
+        self._devices, self._lanes, self._max_steps = devices, lanes, max_steps
+        self._stretches = _Stretches(order)
+        self._uses = uses_of(order)
+        self._version_uses = self._uses.versions.tolist()
+        # nodes
+        count = len(order.version)
+        self._lacking = np.diff(order.member_starts).tolist()  # members not yet pushed
+        self._node_of = [-1] * order.num_updates
+        for node in range(1, count):
+            for update in order.members_of(node).tolist():
+                self._node_of[update] = node
+        self._next = 1  # node to be made
+        self._versions, self._version_slot = _Slots(), [-1] * count
+        self._updates = [_Slots() for _ in range(devices)]
+        self._update_slot = [-1] * order.num_updates
+        self._update_device = [-1] * order.num_updates
+        # workers
+        self._ready: list[list[int]] = [[] for _ in range(devices)]
+        self._waiting: dict[int, list[int]] = {}  # for a node
+        # what comes out
+        self._steps = array("i")
+        self._columns = {
+            name: array("i")
+            for name in (
+                "row",
+                "first",
+                "take",
+                "slot",
+                "merge_event",
+                "train_event",
+                "push_event",
+                "push_slot",
+            )
+        }
+        self._made_starts = array("i", [0])
+        self._made_node, self._made_slot = array("i"), array("i")
+
+    def run(self) -> Plan:
+        if self._version_uses[0]:
+            self._version_slot[0] = self._versions.take()
+        for stretch in self._stretches.firsts():
+            self._offer(stretch)
+        while any(self._ready):
+            self._add_wave()
+        if self._next < len(self._order.version):
+            raise PlanError(
+                f"the order is not causal: version {self._order.version[self._next]} "
+                "is made of updates that come after it"
+            )
+        if self._waiting:
+            node = min(self._waiting)
+            raise PlanError(f"the order is not causal: node {node} is never made")
+        return self._plan()
+
+    def _offer(self, stretch: int) -> None:
+        """A stretch whose predecessor is done: ready, or waiting for its version."""
+        node = self._stretches.node[stretch]
+        if node >= self._next:
+            self._waiting.setdefault(node, []).append(stretch)
+        else:
+            device = self._stretches.worker[stretch] % self._devices
+            heappush(self._ready[device], stretch)
+
+    def _add_wave(self) -> None:
+        # Stretches are numbered in order of time: the earliest ride first.
+        riding = [
+            [heappop(ready) for _ in range(min(self._lanes, len(ready)))]
+            for ready in self._ready
+        ]
+        left = self._stretches.steps
+        steps = min(left[stretch] for lane in riding for stretch in lane)
+        steps = min(steps, self._max_steps)
+        self._steps.append(steps)
+        pushed: list[int] = []
+        for device, lane in enumerate(riding):
+            for stretch in lane:
+                self._ride(stretch, steps, device, pushed)
+            for column in self._columns.values():
+                column.extend([-1] * (self._lanes - len(lane)))
+        # After all take-ins of the wave: what is made now may use their slots.
+        for update in pushed:
+            self._lacking[self._node_of[update]] -= 1
+        self._make()
+        for stretch in (stretch for lane in riding for stretch in lane):
+            if left[stretch]:
+                device = self._stretches.worker[stretch] % self._devices
+                heappush(self._ready[device], stretch)
+            elif self._stretches.next[stretch] >= 0:
+                self._offer(self._stretches.next[stretch])
+
+    def _ride(self, stretch: int, steps: int, device: int, pushed: list[int]) -> None:
+        table, columns = self._stretches, self._columns
+        columns["row"].append(table.worker[stretch] // self._devices)
+        columns["first"].append(table.first[stretch])
+        take, node = table.take[stretch], table.node[stretch]
+        columns["take"].append(take)
+        if take:
+            slot = self._version_slot[node]
+            columns["slot"].append(slot)
+            columns["merge_event"].append(table.merge_event[stretch])
+            table.take[stretch], table.node[stretch] = KEEP, -1
+            self._version_uses[node] -= 1
+            if not self._version_uses[node]:
+                self._versions.give_back(slot)
+        else:
+            columns["slot"].append(-1)
+            columns["merge_event"].append(-1)
+        table.first[stretch] += steps
+        table.steps[stretch] -= steps
+        if table.steps[stretch]:
+            for name in ("train_event", "push_event", "push_slot"):
+                columns[name].append(-1)
+            return
+        columns["train_event"].append(table.train_event[stretch])
+        columns["push_event"].append(table.push_event[stretch])
+        update, slot = table.update[stretch], -1
+        if update >= 0 and self._node_of[update] >= 0:
+            slot = self._update_slot[update] = self._updates[device].take()
+            self._update_device[update] = device
+            pushed.append(update)
+        columns["push_slot"].append(slot)
+
+    def _make(self) -> None:
+        """Notes the versions that are complete, and lets go on who waited for them."""
+        order, made = self._order, []
+        while self._next < len(order.version) and not self._lacking[self._next]:
+            node = self._next
+            self._next += 1
+            slot = -1
+            if self._version_uses[node]:
+                slot = self._version_slot[node] = self._versions.take()
+            self._made_node.append(node)
+            self._made_slot.append(slot)
+            made.append(node)
+            for stretch in self._waiting.pop(node, ()):
+                self._offer(stretch)
+        for node in made:
+            for update in order.members_of(node).tolist():
+                device = self._update_device[update]
+                self._updates[device].give_back(self._update_slot[update])
+        self._made_starts.append(len(self._made_node))
+
+    def _plan(self) -> Plan:
+        shape = (len(self._steps), self._devices, self._lanes)
+        members = self._order.members
+        sizes = np.diff(self._order.member_starts)
+        return Plan(
+            steps=np.array(self._steps, np.int32),
+            **{
+                name: np.array(column, np.int32).reshape(shape)
+                for name, column in self._columns.items()
+            },
+            made_starts=np.array(self._made_starts, np.int32),
+            made_node=np.array(self._made_node, np.int32),
+            made_slot=np.array(self._made_slot, np.int32),
+            member_starts=self._order.member_starts,
+            member_device=np.array(self._update_device, np.int32)[members],
+            member_slot=np.array(self._update_slot, np.int32)[members],
+            version_slots=self._versions.count,
+            update_slots=max(slots.count for slots in self._updates),
+            max_members=int(sizes.max(initial=1)),
+        )
