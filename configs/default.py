@@ -67,4 +67,23 @@ def get_config() -> ml_collections.ConfigDict:
     runtime.lease_s = 60.0  # silence of the server after which a peer ends
     runtime.join_timeout_s = 60.0  # how long a peer tries to register
     runtime.pin = True  # one core per worker, in launch.local on a CPU
+
+    config.sim = sim = ml_collections.ConfigDict()  # launch.simulate alone
+    sim.profiles = "drawn"  # from what follows, or a file: .csv or .jsonl
+    sim.step_s = (0.0,)  # a local step, repeated over them; 0 = 1 / worker_speeds
+    sim.step_spread = 1.0  # ... times a factor drawn log-uniformly from [1, this]
+    sim.jitter = 0.0  # sigma of the log-normal factor of each stretch of steps
+    sim.upload_s = 0.0  # latency
+    sim.download_s = 0.0
+    sim.upload_mbps = 0.0  # megabit per second; 0 = no limit
+    sim.download_mbps = 0.0
+    sim.link_spread = 1.0  # latency and bandwidth worse by up to this factor
+    sim.join_s = 0.0  # workers join at times drawn from [0, this]
+    sim.stay_s = 0.0  # and leave for good after this long on average; 0 = never
+    sim.outage_every_s = 0.0  # mean time between a worker's outages; 0 = none
+    sim.outage_s = 0.0  # their mean length
+    sim.aggregate_s = 0.0  # what a version costs the server
+    sim.evaluate_every = 0  # versions; 0 = about 200 evaluations in all
+    sim.executor = "auto"  # auto (measured) | serial | vectorised | sharded
+    sim.lanes = 0  # of each device; 0 = what is usual there
     return config

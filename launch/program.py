@@ -21,9 +21,18 @@ from asyn2f import build, trace, workdir
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.store import StoreError
 from asyn2f.runtime.zmq_transport import AddressError
+from asyn2f.sim.plan import PlanError
+from asyn2f.sim.vectorised import TooLarge
 
 USAGE_ERROR = 2
-SPEAKING_ERRORS = (build.ConfigError, workdir.WorkdirError, StoreError, AddressError)
+SPEAKING_ERRORS = (
+    build.ConfigError,
+    workdir.WorkdirError,
+    StoreError,
+    AddressError,
+    PlanError,
+    TooLarge,
+)
 
 
 # Without a default: ml_collections would read it, and apply the other flags to it,
@@ -112,6 +121,13 @@ def prepare_jax() -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def use_cores_as_devices() -> None:
+    """On a CPU, one of JAX's devices for each core: lanes are laid over devices, and
+    two devices of one thread do more than one device of two. To be called before
+    anything is computed; elsewhere it changes nothing."""
+    jax.config.update("jax_num_cpu_devices", len(usable_cores()))
 
 
 def usable_cores() -> list[int]:

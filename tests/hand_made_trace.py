@@ -6,7 +6,7 @@ is of any length.
 """
 
 import random
-from typing import Any
+from typing import Any, NamedTuple
 
 from asyn2f import trace
 
@@ -116,6 +116,51 @@ def _aggregated(
     return trace.Aggregated(
         time_s, version, incarnation, keys, [*bases.values()], behind, coefficients, 0.1
     )
+
+
+# ------------------------------------------------------------- and with a change
+
+
+class At(NamedTuple):
+    """The event of this kind at this time, of this worker if there are several."""
+
+    kind: type
+    time_s: float
+    worker: int | None = None
+
+    def of(self, events: list[Any]) -> Any:
+        (found,) = (
+            event
+            for event in events
+            if type(event) is self.kind
+            and event.time_s == self.time_s
+            and self.worker in (None, getattr(event, "worker", None))
+        )
+        return found
+
+
+def by_time(events):
+    return sorted(events, key=lambda event: event.time_s)
+
+
+def changed(where: At, **fields: Any) -> list[Any]:
+    """The hand-made trace with another event in place of that one."""
+    events = hand_made()
+    old = where.of(events)
+    return by_time(old._replace(**fields) if e is old else e for e in events)
+
+
+def without(where: At) -> list[Any]:
+    events = hand_made()
+    old = where.of(events)
+    return [event for event in events if event is not old]
+
+
+def having(*more: Any) -> list[Any]:
+    return by_time([*hand_made(), *more])
+
+
+# ------------------------------------------------------------- of any length
 
 
 class _Worker:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -18,6 +19,8 @@ from asyn2f.experiment import Experiment, make_experiment
 from asyn2f.merging import Convention
 from asyn2f.runtime.settings import Announce, RuntimeSettings
 from asyn2f.runtime.zmq_transport import AddressError, parse_address
+from asyn2f.sim.execute import Executor
+from asyn2f.sim.profiles import Profiles, draw_profiles, read_profiles
 from asyn2f.strategies import BUILDERS, Strategy
 from asyn2f.tasks import models, partition
 from asyn2f.tasks.base import Task
@@ -68,6 +71,10 @@ def _each(rule: _Rule) -> _Rule:
         )
 
     return _Rule(tuple, f"a list, each {rule.allowed}", holds)
+
+
+def _is_profiles(name: str) -> bool:
+    return name == "drawn" or name.endswith((".csv", ".jsonl"))
 
 
 _ANY_BOOL = _Rule(bool, "True or False", lambda x: True)
@@ -121,6 +128,23 @@ _RULES: dict[str, _Rule] = {
     "runtime.join_timeout_s": _number(float, 0, open_low=True),
     "worker_speeds": _each(_number(float, 0)),
     "runtime.pin": _ANY_BOOL,
+    "sim.profiles": _Rule(str, "drawn, or a file .csv or .jsonl", _is_profiles),
+    "sim.step_s": _each(_SECONDS),
+    "sim.step_spread": _number(float, 1),
+    "sim.jitter": _SECONDS,
+    "sim.upload_s": _SECONDS,
+    "sim.download_s": _SECONDS,
+    "sim.upload_mbps": _SECONDS,
+    "sim.download_mbps": _SECONDS,
+    "sim.link_spread": _number(float, 1),
+    "sim.join_s": _SECONDS,
+    "sim.stay_s": _SECONDS,
+    "sim.outage_every_s": _SECONDS,
+    "sim.outage_s": _SECONDS,
+    "sim.aggregate_s": _SECONDS,
+    "sim.evaluate_every": _NATURAL,
+    "sim.executor": _one_of(get_args(Executor)),
+    "sim.lanes": _NATURAL,
 }
 
 
@@ -288,7 +312,31 @@ def build_runtime(config: Config) -> RuntimeSettings:
     return RuntimeSettings(worker_speeds=tuple(config["worker_speeds"]), **settings)
 
 
-_MAY_DIFFER = ("runtime", "stop", "min_workers", "worker_speeds")
+def build_profiles(config: Config) -> Profiles:
+    """How fast and how far away the simulated workers are.
+
+    Raises:
+      ConfigError: the file of profiles cannot be used.
+    """
+    settings, workers = dict(config["sim"]), config["workers"]
+    if settings["profiles"] != "drawn":
+        try:
+            return read_profiles(Path(settings["profiles"]), workers)
+        except ValueError as error:
+            raise ConfigError(f"config.sim.profiles: {error}") from None
+    speeds, steps = config["worker_speeds"], settings.pop("step_s")
+    # What is not said here is as in the runtime, where a speed of 0 is no limit.
+    step_s = [
+        steps[k % len(steps)] or 1.0 / (speeds[k % len(speeds)] or 100.0)
+        for k in range(workers)
+    ]
+    drawn = inspect.signature(draw_profiles).parameters
+    rest = {key: value for key, value in settings.items() if key in drawn}
+    rng = np.random.default_rng([config["seed"], 1])  # another than the partition's
+    return draw_profiles(workers, rng, step_s=step_s, **rest)
+
+
+_MAY_DIFFER = ("runtime", "stop", "min_workers", "worker_speeds", "sim")
 
 
 def check_same_experiment(stored: Config, config: Config) -> None:

@@ -18,12 +18,20 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from asyn2f.experiment import Experiment, initial_server_state
-from asyn2f.sim.packing import Packed, Packing, packing_of, read_row, write_row
+from asyn2f.sim.packing import (
+    Packed,
+    Packing,
+    packing_of,
+    read_row,
+    write_row,
+    write_rows,
+)
 from asyn2f.sim.plan import ADOPT, KEEP, MERGE, START, Plan
 from asyn2f.trainer import batch_places, begin_cycle, steps_per_epoch
 from asyn2f.types import ServerState
 
 _AXIS = "devices"
+_NOTHING, _MERGES, _ANY = 0, 1, 2
 _EVERYWHERE, _SPLIT, _SPLIT_SECOND = P(), P(_AXIS), P(None, _AXIS)
 
 
@@ -38,9 +46,10 @@ class Limits(NamedTuple):
 class Carry(NamedTuple):
     """What stays on the devices from call to call."""
 
-    workers: Packed  # [D * rows, n] WorkerState, split over devices
-    updates: Packed  # [D * slots, n] WorkerUpdate, split over devices
-    versions: Packed  # [slots, n] GlobalModel, everywhere
+    # Each has one row more, the last, for what nobody needs.
+    workers: Packed  # [D * (rows + 1), n] WorkerState, split over devices
+    updates: Packed  # [D * (slots + 1), n] WorkerUpdate, split over devices
+    versions: Packed  # [slots + 1, n] GlobalModel, everywhere
     server: ServerState  # everywhere
 
 
@@ -50,15 +59,15 @@ class Waves(NamedTuple):
     count: jax.Array  # i32 []: waves that are real
     steps: jax.Array  # i32 [waves]
     tick: jax.Array  # i32 [waves]: where the wave's batches begin in `batches`
-    takes: jax.Array  # bool [waves]: whether any lane takes in a version
-    row: jax.Array  # i32 [waves, D, L]; beyond the end = idle
+    takes: jax.Array  # i32 [waves]: what its lanes do first: _NOTHING, _MERGES, _ANY
+    row: jax.Array  # i32 [waves, D, L]; the last row = idle
     take: jax.Array  # i32 [waves, D, L]
     slot: jax.Array  # i32 [waves, D, L]
     pushes: jax.Array  # bool [waves, D, L]: a cycle ends
-    push_slot: jax.Array  # i32 [waves, D, L]; beyond the end = nowhere
+    push_slot: jax.Array  # i32 [waves, D, L]; the last = nowhere
     batches: jax.Array  # i32 [ticks, D, L, B]: rows of the training set
     made: jax.Array  # i32 [waves + 1]: where each wave's versions begin
-    made_slot: jax.Array  # i32 [versions]; beyond the end = nobody needs it
+    made_slot: jax.Array  # i32 [versions]; the last = nobody needs it
     member: jax.Array  # bool [versions, K]
     member_slot: jax.Array  # i32 [versions, D, K]; -1 = on another device
 
@@ -81,28 +90,33 @@ class Lanes:
     def __init__(self, experiment: Experiment, mesh: Mesh, plan: Plan, limits: Limits):
         self._experiment = experiment
         self._mesh = mesh
-        self._plan = plan
-        self._limits = limits
+        self.plan = plan
+        self.limits = limits
         self._devices = mesh.size
         self._rows = -(-experiment.workers // self._devices)
         self._sizes = np.array([len(shard) for shard in experiment.task.shards])
         self._places = _places(experiment)
         self._data = jax.device_put(experiment.task.train, self._everywhere)
-        self.carry = self._start()
+        self.reset()
         self._run = _make_run(experiment, mesh, plan, limits)
 
     @property
     def _everywhere(self) -> NamedSharding:
         return NamedSharding(self._mesh, _EVERYWHERE)
 
+    def reset(self) -> None:
+        """Back to the beginning of the run."""
+        self.carry = self._start()
+
     def _start(self) -> Carry:
-        experiment, plan, devices = self._experiment, self._plan, self._devices
+        experiment, plan, devices = self._experiment, self.plan, self._devices
         state, update, model = packings(experiment)
         split = NamedSharding(self._mesh, _SPLIT)
         server = initial_server_state(experiment)
-        # Row d * rows + r is worker r * D + d; those beyond the last hold anything.
-        number = np.arange(self._rows * devices)
-        worker = (number % self._rows) * devices + number // self._rows
+        # Worker r * D + d is row r of device d; rows beyond the last hold anything.
+        rows = self._rows + 1
+        number = np.arange(rows * devices)
+        worker = (number % rows) * devices + number // rows
         worker = np.minimum(worker, experiment.workers - 1)
         qualities = np.float32(experiment.task.qualities)[worker]
 
@@ -115,11 +129,12 @@ class Lanes:
 
             return jax.vmap(one)(worker, num_examples, quality)
 
-        slots = max(1, plan.version_slots)
-        versions = write_row(model.empty(slots), jnp.int32(0), model.pack(server.model))
+        versions = model.empty(plan.version_slots + 1)
+        versions = write_row(versions, jnp.int32(0), model.pack(server.model))
+        updates = update.empty((plan.update_slots + 1) * devices)
         return Carry(
             workers=begin(server.model, worker, self._sizes[worker], qualities),
-            updates=jax.device_put(update.empty(plan.update_slots * devices), split),
+            updates=jax.device_put(updates, split),
             versions=jax.device_put(versions, self._everywhere),
             server=jax.device_put(server, self._everywhere),
         )
@@ -131,7 +146,7 @@ class Lanes:
         return notes
 
     def _waves(self, begin: int, end: int) -> Waves:
-        plan, limits = self._plan, self._limits
+        plan, limits = self.plan, self.limits
         span = slice(begin, end)
         made = plan.made_starts[begin : end + 1]
         nodes = slice(made[0], made[-1])
@@ -144,23 +159,26 @@ class Lanes:
 
         steps = plan.steps[span]
         member, member_slot = self._members(plan.made_node[nodes])
-        beyond = np.int32(np.iinfo(np.int32).max)
-        row, push_slot = plan.row[span], plan.push_slot[span]
-        made_slot = plan.made_slot[nodes]
+
+        def or_last(slots: np.ndarray, last: int) -> np.ndarray:
+            return np.where(slots < 0, np.int32(last), slots)
+
         waves = Waves(
             count=np.int32(end - begin),
             steps=padded(steps, limits.waves),
             tick=padded(np.cumsum(steps, dtype=np.int32) - steps, limits.waves),
-            takes=padded((plan.take[span] > 0).any(axis=(1, 2)), limits.waves),
-            row=padded(np.where(row < 0, beyond, row), limits.waves),
+            takes=padded(_takes(plan.take[span]), limits.waves),
+            row=padded(or_last(plan.row[span], self._rows), limits.waves),
             take=padded(np.maximum(plan.take[span], 0), limits.waves),
             slot=padded(np.maximum(plan.slot[span], 0), limits.waves),
             pushes=padded(plan.push_event[span] >= 0, limits.waves),
-            push_slot=padded(np.where(push_slot < 0, beyond, push_slot), limits.waves),
+            push_slot=padded(
+                or_last(plan.push_slot[span], plan.update_slots), limits.waves
+            ),
             batches=padded(self._batches(span), limits.ticks),
             made=padded(made - made[0], limits.waves + 1, int(made[-1] - made[0])),
             made_slot=padded(
-                np.where(made_slot < 0, beyond, made_slot), limits.versions
+                or_last(plan.made_slot[nodes], plan.version_slots), limits.versions
             ),
             member=padded(member, limits.versions),
             member_slot=padded(member_slot, limits.versions, -1),
@@ -176,7 +194,7 @@ class Lanes:
 
     def _members(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of K rows are real, and where each lies."""
-        plan, widest = self._plan, self._plan.max_members
+        plan, widest = self.plan, self.plan.max_members
         begins = plan.member_starts[nodes]
         sizes = plan.member_starts[nodes + 1] - begins
         column = np.arange(widest)
@@ -188,7 +206,7 @@ class Lanes:
 
     def _batches(self, span: slice) -> np.ndarray:
         """The training set's rows for each lane's every step, i32 [ticks, D, L, B]."""
-        plan, batch_size = self._plan, self._experiment.training.batch_size
+        plan, batch_size = self.plan, self._experiment.training.batch_size
         steps = plan.steps[span]
         tick = np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps)
         device = np.arange(self._devices)[:, None]
@@ -221,6 +239,14 @@ class Lanes:
 
 
 _ORDERS_PER_CALL = 256
+
+
+def _takes(take: np.ndarray) -> np.ndarray:
+    """What the lanes of each wave do first: under `vmap` a choice computes everything
+    there is to choose from, so the fewer the better."""
+    lanes = (1, 2)
+    merges, others = (take == MERGE).any(lanes), (take > 0) & (take != MERGE)
+    return np.where(others.any(lanes), _ANY, np.where(merges, _MERGES, _NOTHING))
 
 
 def _places(experiment: Experiment) -> np.ndarray:
@@ -291,13 +317,19 @@ def _make_run(
     take_ins[KEEP], take_ins[START] = keep, start
     take_ins[ADOPT], take_ins[MERGE] = adopt, merge
 
-    def ride(row, take, model, pushes, any_takes, steps, tick, batches, data):
+    def ride(row, take, slot, pushes, takes, steps, tick, batches, data, versions):
         """One lane of one wave; `batches` i32 [ticks, B]."""
         state = state_packing.unpack(row)
-        state, share = jax.lax.cond(
-            any_takes,
-            lambda: jax.lax.switch(take, take_ins, state, model_packing.unpack(model)),
-            lambda: (state, nothing),
+
+        def any_of(choices):
+            model = model_packing.unpack(read_row(versions, slot))
+            if choices is take_ins:
+                return jax.lax.switch(take, take_ins, state, model)
+            return jax.lax.cond(take == MERGE, merge, keep, state, model)
+
+        state, share = jax.lax.switch(
+            takes,
+            [lambda: (state, nothing), lambda: any_of(None), lambda: any_of(take_ins)],
         )
 
         def step(i, state):
@@ -316,27 +348,26 @@ def _make_run(
 
     def wave(n, loop, data, waves):
         carry, notes = loop
-        any_takes, steps, tick = waves.takes[n], waves.steps[n], waves.tick[n]
         row, push_slot = waves.row[n, 0], waves.push_slot[n, 0]
         states = read_row(carry.workers, row)
-        models = read_row(carry.versions, waves.slot[n, 0])
-        arguments = (states, waves.take[n, 0], models, waves.pushes[n, 0])
-        rest = (any_takes, steps, tick)
+        mine = (states, waves.take[n, 0], waves.slot[n, 0], waves.pushes[n, 0])
+        ours = (waves.takes[n], waves.steps[n], waves.tick[n])
         if lanes == 1:
-            one = jax.tree.map(lambda x: x[0], arguments)
-            out = ride(*one, *rest, waves.batches[:, 0, 0], data)
+            mine = jax.tree.map(lambda x: x[0], mine)
+            out = ride(*mine, *ours, waves.batches[:, 0, 0], data, carry.versions)
             states, updates, note = jax.tree.map(lambda x: x[None], out)
         else:
-            axes = (0, 0, 0, 0, None, None, None, 1, None)
-            riders = jax.vmap(ride, in_axes=axes)
-            states, updates, note = riders(*arguments, *rest, waves.batches[:, 0], data)
+            axes = (0, 0, 0, 0, None, None, None, 1, None, None)
+            states, updates, note = jax.vmap(ride, in_axes=axes)(
+                *mine, *ours, waves.batches[:, 0], data, carry.versions
+            )
         loss, metric, share = (
             array.at[n, 0].set(values)
             for array, values in zip(notes[:3], note, strict=True)
         )
         carry = carry._replace(
-            workers=write_row(carry.workers, row, states),
-            updates=write_row(carry.updates, push_slot, updates),
+            workers=write_rows(carry.workers, row, states),
+            updates=write_rows(carry.updates, push_slot, updates),
         )
         notes = notes._replace(loss=loss, metric=metric, share=share)
         return jax.lax.fori_loop(

@@ -22,6 +22,7 @@ WAITED = 7  # a worker has waited since its last event [-]
 SUPERSEDE = 8  # an update is replaced by a newer one of its worker [update]
 REJECT = 9  # an update is refused as stale [update]
 LOSE = 10  # an update never arrives: its worker left on the way [update]
+RETURN = 11  # a worker that had not been heard of is there again [-]
 
 
 class Order(NamedTuple):

@@ -71,8 +71,21 @@ def read_row(rows: Packed, index: jax.Array) -> Packed:
 
 
 def write_row(rows: Packed, index: jax.Array, row: Packed) -> Packed:
-    """The rows with these put in their places; a place beyond the end is left out."""
+    """The rows with this one in its place."""
     return {
-        name: array.at[index].set(row[name], mode="drop", unique_indices=False)
+        name: jax.lax.dynamic_update_index_in_dim(array, row[name], index, 0)
         for name, array in rows.items()
     }
+
+
+def write_rows(rows: Packed, indices: jax.Array, several: Packed) -> Packed:
+    """The rows with several in their places; a loop of copies, faster than a scatter.
+
+    The last one stands where two have the same place.
+    """
+
+    def write(i, rows):
+        row = {name: array[i] for name, array in several.items()}
+        return write_row(rows, indices[i], row)
+
+    return jax.lax.fori_loop(0, indices.shape[0], write, rows)

@@ -4,7 +4,8 @@ A *wave* gathers up to `lanes` workers per device that are ready to go on, has e
 in a version if it is its turn, runs the same number of local steps for all of them, and
 scatters them back. Every lane of a wave does all of its steps: a wave is as long as
 the shortest of the stretches that ride in it, and a worker that has not finished rides
-again. After its waves' pushes, the versions that are complete are made.
+again. Stretches of about the same length ride together, so that few waves are short.
+After a wave's pushes, the versions that are complete are made.
 
 Versions and pending updates live in numbered *slots* of the device's memory, used again
 as soon as nobody needs what is in them: the plan knows how many that takes.
@@ -21,6 +22,9 @@ from asyn2f.sim.numbers import uses_of
 from asyn2f.sim.order import Order
 
 KEEP, START, ADOPT, MERGE = 0, 1, 2, 3  # what a lane does before its steps
+
+# A wave costs about as much besides its steps as one step of all its lanes.
+_WAVE_COST_STEPS = 1.0
 
 
 class PlanError(ValueError):
@@ -193,7 +197,10 @@ class _Planner:
         self._update_slot = [-1] * order.num_updates
         self._update_device = [-1] * order.num_updates
         # workers
-        self._ready: list[list[int]] = [[] for _ in range(devices)]
+        # By device and by the number of bits of the steps left: 0, 1, 2-3, 4-7, ...
+        self._ready: list[list[list[int]]] = [
+            [[] for _ in range(max_steps.bit_length() + 1)] for _ in range(devices)
+        ]
         self._waiting: dict[int, list[int]] = {}  # for a node
         # what comes out
         self._steps = array("i")
@@ -218,8 +225,8 @@ class _Planner:
             self._version_slot[0] = self._versions.take()
         for stretch in self._stretches.firsts():
             self._offer(stretch)
-        while any(self._ready):
-            self._add_wave()
+        while (bits := self._best_class()) is not None:
+            self._add_wave(bits)
         if self._next < len(self._order.version):
             raise PlanError(
                 f"the order is not causal: version {self._order.version[self._next]} "
@@ -236,15 +243,41 @@ class _Planner:
         if node >= self._next:
             self._waiting.setdefault(node, []).append(stretch)
         else:
-            device = self._stretches.worker[stretch] % self._devices
-            heappush(self._ready[device], stretch)
+            self._queue(stretch)
 
-    def _add_wave(self) -> None:
+    def _queue(self, stretch: int) -> None:
+        device = self._stretches.worker[stretch] % self._devices
+        steps = min(self._stretches.steps[stretch], self._max_steps)
         # Stretches are numbered in order of time: the earliest ride first.
-        riding = [
-            [heappop(ready) for _ in range(min(self._lanes, len(ready)))]
-            for ready in self._ready
-        ]
+        heappush(self._ready[device][steps.bit_length()], stretch)
+
+    def _best_class(self) -> int | None:
+        """The next wave's shortest stretches, by bits, so that it does the most for
+        what it costs; None if nobody is ready."""
+        best, best_worth = None, -1.0
+        riders = [0] * self._devices
+        for bits in reversed(range(len(self._ready[0]))):
+            if not any(classes[bits] for classes in self._ready):
+                continue
+            for device, classes in enumerate(self._ready):
+                riders[device] += len(classes[bits])
+            steps = (1 << bits) >> 1
+            lanes = sum(min(self._lanes, count) for count in riders)
+            worth = lanes * steps / (steps + _WAVE_COST_STEPS)
+            if worth > best_worth:
+                best, best_worth = bits, worth
+        return best
+
+    def _riders(self, classes: list[list[int]], bits: int) -> list[int]:
+        """Takes from one device who rides, the longest stretches first."""
+        riders: list[int] = []
+        for ready in reversed(classes[bits:]):
+            while ready and len(riders) < self._lanes:
+                riders.append(heappop(ready))
+        return riders
+
+    def _add_wave(self, bits: int) -> None:
+        riding = [self._riders(classes, bits) for classes in self._ready]
         left = self._stretches.steps
         steps = min(left[stretch] for lane in riding for stretch in lane)
         steps = min(steps, self._max_steps)
@@ -261,8 +294,7 @@ class _Planner:
         self._make()
         for stretch in (stretch for lane in riding for stretch in lane):
             if left[stretch]:
-                device = self._stretches.worker[stretch] % self._devices
-                heappush(self._ready[device], stretch)
+                self._queue(stretch)
             elif self._stretches.next[stretch] >= 0:
                 self._offer(self._stretches.next[stretch])
 

@@ -4,15 +4,17 @@ from collections import deque
 from collections.abc import Iterable
 
 from asyn2f import trace
+from asyn2f.lineage import History, Key, Node
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Log, Order
+
+_INITIAL: Node = (0, 0)
 
 
 class OrderError(ValueError):
     """A trace that cannot be executed, and why."""
 
 
-_Made = tuple[int, int]  # incarnation and version
 _Actor = int  # a worker's number, or -1: the server
 
 
@@ -30,70 +32,31 @@ def order_of(events: Iterable[trace.Event]) -> Order:
       OrderError: an event depends on something that is not in the trace.
     """
     events = list(events)
-    kept = _kept(events)
-    return _Reader(kept).read(events)
-
-
-def _kept(events: list[trace.Event]) -> set[_Made]:
-    """The versions that matter: the newest, what it descends from, and what workers
-    have used."""
-    resumed = {e.incarnation: e for e in events if isinstance(e, trace.Resumed)}
-    made = [
-        (e.incarnation, e.version) for e in events if isinstance(e, trace.Aggregated)
-    ]
-    known = set(made)
-    used = [
-        _node(e.incarnation, e.version, known, resumed)
-        for e in events
-        if isinstance(e, trace.Adopted | trace.Merged)
-    ]
-    kept: set[_Made] = set()
-    for node in [max(made, default=(0, 0)), *used]:
-        while node[1] > 0 and node not in kept:
-            kept.add(node)
-            node = _node(node[0], node[1] - 1, known, resumed)
-    return kept
-
-
-def _node(
-    incarnation: int,
-    version: int,
-    known: set[_Made],
-    resumed: dict[int, trace.Resumed],
-) -> _Made:
-    """Who made the version that this incarnation gave out under that number."""
-    if version == 0:
-        return 0, 0
-    if (incarnation, version) in known:
-        return incarnation, version
-    begun = resumed.get(incarnation)
-    if begun is not None and begun.version == version:
-        return begun.made_in, version
-    raise OrderError(
-        f"version {version} of the server's incarnation {incarnation} was used, but "
-        "its aggregation is not in the trace: the server's file is incomplete"
-    )
+    return _Reader(History(events), events).read(events)
 
 
 class _Reader:
     """Goes through the events; whoever lacks something waits for it."""
 
-    def __init__(self, kept: set[_Made]) -> None:
-        self._kept = kept
+    def __init__(self, history: History, events: list[trace.Event]) -> None:
+        self._history = history
+        used = [
+            self._node(event)
+            for event in events
+            if isinstance(event, trace.Adopted | trace.Merged)
+        ]
+        # The newest version, what workers have used, and what these descend from.
+        self._kept: set[Node] = set()
+        for node in {history.newest, *used}:
+            self._kept.update(history.line_of(node))
         self._log = Log()
-        self._nodes: dict[_Made, int] = {(0, 0): 0}
-        self._updates: dict[tuple[int, str, int], int] = {}
-        self._resumed: dict[int, trace.Resumed] = {}
+        self._nodes: dict[Node, int] = {_INITIAL: 0}
+        self._updates: dict[Key, int] = {}
         self._held: dict[_Actor, deque[trace.Event]] = {}
         self._start_s: float | None = None
         self._reason = "the trace ends"
 
     def read(self, events: list[trace.Event]) -> Order:
-        self._resumed = {
-            event.incarnation: event
-            for event in events
-            if isinstance(event, trace.Resumed)
-        }
         for event in events:
             actor = self._actor(event)
             if actor is None:
@@ -106,8 +69,8 @@ class _Reader:
                 self._take(event)
                 self._release()
         for queue in self._held.values():
-            missing = self._lacks(queue[0])
-            raise OrderError(f"{queue[0]} depends on {missing}, not in the trace")
+            lack = self._lacks(queue[0])
+            raise OrderError(f"the trace lacks {lack}, on which depends {queue[0]}")
         end_s = max((event.time_s for event in events), default=0.0)
         start_s = end_s if self._start_s is None else self._start_s
         return self._log.order(start_s, end_s, self._reason)
@@ -159,8 +122,12 @@ class _Reader:
     def _is_kept(self, event: trace.Aggregated) -> bool:
         return (event.incarnation, event.version) in self._kept
 
-    def _node(self, event: trace.Adopted | trace.Merged) -> _Made:
-        return _node(event.incarnation, event.version, self._kept, self._resumed)
+    def _node(self, event: trace.Adopted | trace.Merged) -> Node:
+        """The version that a worker took in."""
+        if not event.version:
+            return _INITIAL
+        maker = self._history.maker_of(event.incarnation, event.version)
+        return maker, event.version
 
     def _take(self, event: trace.Event) -> None:
         note, now = self._log.note, event.time_s
@@ -179,14 +146,15 @@ class _Reader:
                 self._updates[event.worker, event.session, event.seq] = update
                 note(now, o.PUSH, event.worker, update)
             case trace.Aggregated() if self._is_kept(event):
-                before = _node(
-                    event.incarnation, event.version - 1, self._kept, self._resumed
+                made = event.incarnation, event.version
+                parent = (
+                    self._history.parent_of(made) if event.version > 1 else _INITIAL
                 )
                 members = [self._updates[w, s, q] for w, s, q in event.updates]
                 node = self._log.add_version(
-                    event.version, self._nodes[before], members
+                    event.version, self._nodes[parent], members
                 )
-                self._nodes[event.incarnation, event.version] = node
+                self._nodes[made] = node
                 note(now, o.AGGREGATE, -1, node)
             case trace.Settled():
                 what = o.SUPERSEDE if event.verdict == "superseded" else o.REJECT

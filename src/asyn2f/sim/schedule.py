@@ -270,6 +270,7 @@ class _World:
         """The server hears a worker again."""
         if now < worker.leave_s:
             self._live.add(worker.number)
+            self._log.note(now, o.RETURN, worker.number, 0)
             self._tell(Joined(now, worker.number), now)
 
     def _look_ahead(self, worker: _Worker, now: float, tie: int) -> None:

@@ -1,73 +1,157 @@
 """Executing an order with many workers at a time."""
 
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
+import psutil
 from jax.sharding import Mesh
 
 from asyn2f.experiment import Experiment
-from asyn2f.sim.lanes import Lanes, Limits, Notes
+from asyn2f.sim.lanes import Lanes, Limits, Notes, packings
 from asyn2f.sim.numbers import Numbers, Result, empty_numbers
 from asyn2f.sim.order import AGGREGATE, Order
 from asyn2f.sim.plan import Plan, plan
 from asyn2f.sim.serial import Watch
 
 
-def execute_in_lanes(
-    experiment: Experiment,
-    order: Order,
-    watched: Collection[int] = (),
-    watch: Watch | None = None,
-    *,
-    lanes: int,
-    devices: int = 1,
-    limits: Limits = Limits(),  # noqa: B008 - a tuple of numbers
-) -> Result:
-    """The numbers of an order, `lanes` workers at a time on each of `devices`.
+class TooLarge(ValueError):
+    """An execution that does not fit into the devices' memory."""
+
+
+def prepare(experiment: Experiment, order: Order, lanes: int, devices: int) -> Lanes:
+    """A machine for an order: planned, and not begun.
 
     With one lane, workers are executed one after the other inside the compiled loop;
-    with more, under `vmap`. The results differ from those of `execute_serially` by
-    rounding only.
+    with more, under `vmap`.
 
     Args:
       experiment: what is computed.
       order: in which order.
-      watched: nodes that `watch` is called with, each as soon as it is made.
-      watch: see `Watch`.
       lanes: L, of each device.
       devices: D, of those that JAX has.
-      limits: the shape of one call.
 
     Raises:
       PlanError: see `plan`.
+      TooLarge: it would not fit; says how many bytes are needed for what.
       ValueError: there are not so many devices.
     """
+    limits = limits_of(experiment, lanes * devices)
     mesh = mesh_of(devices)
     planned = plan(order, devices, lanes, max_steps=min(64, limits.ticks))
-    machine = Lanes(experiment, mesh, planned, limits)
+    check_fits(need_of(experiment, planned, limits), free_bytes())
+    return Lanes(experiment, mesh, planned, limits)
+
+
+def execute_in_lanes(
+    machine: Lanes,
+    order: Order,
+    watched: Collection[int] = (),
+    watch: Watch | None = None,
+) -> Result:
+    """The numbers of an order, many workers at a time.
+
+    They differ from those of `execute_serially` by rounding only.
+
+    Args:
+      machine: prepared for this order.
+      order: in which order.
+      watched: nodes that `watch` is called with, each as soon as it is made.
+      watch: see `Watch`.
+    """
+    machine.reset()
+    planned, limits = machine.plan, machine.limits
     numbers = empty_numbers(order)
-    watched = frozenset(watched)
-    made_s = np.zeros(len(order.version))
-    is_made = order.kind == AGGREGATE
-    made_s[order.value[is_made]] = order.time_s[is_made]
+    watched = frozenset(watched) if watch is not None else frozenset()
+    made = order.kind == AGGREGATE
+    made_s = dict(
+        zip(order.value[made].tolist(), order.time_s[made].tolist(), strict=True)
+    )
     kept: list[tuple[int, int, Notes]] = []
     end_s = order.end_s
     for begin, end in calls_of(planned, limits, watched):
         kept.append((begin, end, machine.execute(begin, end)))
-        last = planned.made_starts[end]
-        if last and watch is not None:
-            node = int(planned.made_node[last - 1])
-            if node in watched and last > planned.made_starts[begin]:
-                time_s = float(made_s[node])
-                if watch(node, time_s, machine.carry.server):
-                    end_s = time_s
-                    break
+        first, last = planned.made_starts[begin], planned.made_starts[end]
+        node = int(planned.made_node[last - 1]) if last > first else 0
+        is_watched = watch is not None and node in watched
+        if is_watched and watch(node, made_s[node], machine.carry.server):
+            end_s = made_s[node]
+            break
         # Calls run behind; their notes are fetched when there are some.
         if len(kept) >= 16:
             _fetch(kept, planned, order, numbers)
     _fetch(kept, planned, order, numbers)
     return Result(machine.carry.server, numbers, end_s)
+
+
+def limits_of(experiment: Experiment, lanes: int) -> Limits:
+    """The shape of one call for so many lanes on all devices together: the rows of its
+    batches take 16 MiB at most."""
+    row_bytes = 4 * lanes * experiment.training.batch_size
+    ticks = max(16, min(512, 2**24 // row_bytes))
+    return Limits(waves=min(256, ticks), ticks=ticks, versions=256)
+
+
+class Need(NamedTuple):
+    """Bytes on one device."""
+
+    workers: int  # states
+    updates: int  # pending
+    versions: int
+    lanes: int  # what a wave copies: states, gradients, what is aggregated
+    data: int
+
+
+def need_of(experiment: Experiment, planned: Plan, limits: Limits) -> Need:
+    """What a plan needs on each of its devices.
+
+    What a network keeps for its backward pass is not in it: that depends on its
+    insides.
+    """
+    state, update, model = (packing.num_bytes for packing in packings(experiment))
+    _, devices, lanes = planned.row.shape
+    rows = -(-experiment.workers // devices) + 1
+    batches = 4 * limits.ticks * lanes * experiment.training.batch_size
+    return Need(
+        workers=rows * state,
+        updates=(planned.update_slots + 1) * update,
+        versions=(planned.version_slots + 3) * model,
+        lanes=lanes * (2 * state + 2 * update) + planned.max_members * update,
+        data=sum(a.nbytes for a in experiment.task.train.values()) + batches,
+    )
+
+
+def free_bytes() -> int | None:
+    """What one of JAX's devices has left; None where nobody can tell."""
+    device = jax.devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+    if device.platform == "cpu":
+        return psutil.virtual_memory().available // len(jax.devices())
+    return None
+
+
+def check_fits(need: Need, free: int | None) -> None:
+    """Nothing, if so much is free.
+
+    Raises:
+      TooLarge: it is not; says what needs how much, and what would need less.
+
+    >>> check_fits(Need(10, 20, 30, 40, 50), free=200)
+    """
+    total = sum(need)
+    if free is None or total <= 0.9 * free:
+        return
+    parts = ", ".join(
+        f"{name} {value / 2**20:,.0f} MiB" for name, value in need._asdict().items()
+    )
+    raise TooLarge(
+        f"the execution needs {total / 2**20:,.0f} MiB on each device ({parts}), but "
+        f"{free / 2**20:,.0f} MiB are free: take fewer lanes (--config.sim.lanes), "
+        "more devices (--config.sim.executor=sharded) or fewer workers"
+    )
 
 
 def mesh_of(devices: int) -> Mesh:

@@ -1,6 +1,6 @@
 """How many client steps per second does pfl-research simulate in synchronous FedAvg?
 
-With `--processes 2` the script starts itself once more and the two share each cohort
+The script starts itself once more (`--processes 1`: not) and the two share each cohort
 over torch.distributed, the way pfl's guide "Fast distributed simulations" says. Run it
 in its own environment: README.md.
 """
@@ -8,6 +8,7 @@ in its own environment: README.md.
 import argparse
 import atexit
 import functools
+import itertools
 import json
 import os
 import socket
@@ -94,7 +95,7 @@ def network(workload: str):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workload", choices=list(CLIENTS), default="digits")
-    parser.add_argument("--processes", type=int, choices=[1, 2], default=1)
+    parser.add_argument("--processes", type=int, choices=[1, 2], default=2)
     parser.add_argument("--threads", type=int, default=1, help="of torch, each")
     parser.add_argument("--rounds", type=int, help="in one repetition")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -173,7 +174,7 @@ def main() -> None:
         sys.exit("error: the second process failed")
     if rank == 0:
         marks = ends[WARM_UP - 1 :: rounds]
-        pairs = zip(marks, marks[1:], strict=False)
+        pairs = itertools.pairwise(marks)
         seconds = [(end - start) / rounds for start, end in pairs]
         settings = {"processes": args.processes, "torch_threads": args.threads}
         report("pfl", name, seconds, rounds, settings)

@@ -1,0 +1,276 @@
+"""A whole run under a virtual clock: any number of workers, in one process.
+
+    python -m launch.simulate --config=configs/digits.py --workdir=runs/simulated \
+        --config.workers=100 --config.sim.step_s=0.01, --config.sim.step_spread=4
+
+Leaves in its folder what a run of processes leaves; all times are virtual seconds.
+"""
+
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from asyn2f import build, trace, workdir
+from asyn2f.evaluate import Score, make_evaluate
+from asyn2f.experiment import Experiment
+from asyn2f.report.html import write_report
+from asyn2f.report.metrics import MetricsWriter
+from asyn2f.runtime.store import OrbaxStore
+from asyn2f.sim import order as o
+from asyn2f.sim.execute import Execution, execution_of
+from asyn2f.sim.numbers import Result
+from asyn2f.sim.order import Order
+from asyn2f.sim.schedule import schedule
+from asyn2f.sim.serial import Follower
+from asyn2f.sim.written import events_of
+from asyn2f.trainer import steps_per_epoch
+from asyn2f.trees import params_sha256
+from asyn2f.types import ServerState
+from launch import program
+
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
+
+_EVALUATIONS = 200  # in a run, unless the config says how often
+
+
+class Watcher:
+    """Evaluates versions as they are made, keeps the best, and knows when to stop."""
+
+    def __init__(self, experiment: Experiment, folder: Path, start_s: float) -> None:
+        self.scores: dict[int, Score] = {}
+        self.reason: str | None = None  # why it has ended the run, if it has
+        self._evaluate = make_evaluate(experiment.task)
+        self._target = experiment.stop.target_accuracy
+        self._store = OrbaxStore(folder / workdir.MODELS)
+        self._start_s = start_s
+        self._shown_s = time.monotonic()
+
+    def __call__(self, node: int, time_s: float, state: ServerState) -> bool:
+        score = self.scores[node] = self._evaluate(state.model.params)
+        best, _ = self._store.best()
+        if best is None or score.accuracy > best:
+            self._keep(node, state)
+            self._store.set_best(node, score.accuracy)
+        if time.monotonic() - self._shown_s > 2.0:
+            self._shown_s = time.monotonic()
+            elapsed_s = time_s - self._start_s
+            print(
+                f"{elapsed_s:9.1f} virtual s  version {node:6d}  "
+                f"accuracy {score.accuracy:.4f}  best {self.best[0]:.4f}",
+                flush=True,
+            )
+        if self._target and score.accuracy >= self._target:
+            self.reason = f"target accuracy {self._target:g} reached"
+        return self.reason is not None
+
+    @property
+    def best(self) -> tuple[float, int]:
+        accuracy, version = self._store.best()
+        assert accuracy is not None
+        assert version is not None
+        return accuracy, version
+
+    def finish(self, node: int, state: ServerState) -> None:
+        """Keeps the last version too."""
+        self._keep(node, state)
+        self._store.close()
+
+    def _keep(self, node: int, state: ServerState) -> None:
+        if node not in self._store.versions():
+            self._store.save(node, state, {"incarnation": 1, "version": node})
+
+
+def simulate(config: build.Config, folder: Path) -> dict[str, Any]:
+    """Schedules and executes a run in a folder that has been claimed.
+
+    Returns:
+      The summary, which has been written into the folder as well.
+    """
+    begun_s = time.monotonic()
+    experiment = build.build_experiment(config)
+    order = order_of_config(config, experiment)
+    scheduled_s = time.monotonic() - begun_s
+    print(
+        f"scheduled {order.num_updates:,} updates and {len(order.version) - 1:,} "
+        f"versions, {order.end_s - order.start_s:,.1f} virtual s, in {scheduled_s:.1f} s",
+        flush=True,
+    )
+    settings = config["sim"]
+    execution = execution_of(experiment, order, settings["executor"], settings["lanes"])
+    print(f"executor: {execution.why}", flush=True)
+    watcher = Watcher(experiment, folder, order.start_s)
+    watched = watched_of(order, settings["evaluate_every"])
+    executing_s = time.monotonic()
+    result = execution.run(watched, watcher)
+    jax.block_until_ready(result.state)
+    wall_s = time.monotonic() - executing_s
+    if watcher.reason is not None:
+        order = o.cut(order, result.end_s, watcher.reason)
+    last = int(result.state.model.version)
+    watcher.finish(last, result.state)
+    summary = _summary(config, execution, order, result, watcher, folder)
+    rate = order.num_steps / wall_s if wall_s else 0.0
+    summary |= {"wall_s": order.end_s - order.start_s, "execution_s": wall_s}
+    print(f"executed {order.num_steps:,} local steps in {wall_s:.1f} s: {rate:,.0f}/s")
+    _write(config, experiment, order, result, watcher.scores, folder)
+    workdir.write_json(folder / workdir.SUMMARY, summary)
+    return summary
+
+
+def order_of_config(config: build.Config, experiment: Experiment) -> Order:
+    """The order of the run that a config describes.
+
+    Raises:
+      ConfigError: nothing but a target accuracy ends it, or its profiles are wrong.
+    """
+    timing = experiment.strategy.timing
+    follower = Follower(experiment) if timing.push_after_metric else None
+    try:
+        return schedule(
+            timing,
+            build.build_profiles(config),
+            experiment.stop,
+            experiment.seed,
+            steps_per_epoch=_epochs(experiment),
+            num_bytes=experiment.template.num_bytes,
+            aggregate_s=config["sim"]["aggregate_s"],
+            dead_after_s=config["runtime"]["dead_after_s"],
+            metric_of=follower.metric if follower else None,
+        )
+    except ValueError as error:
+        raise build.ConfigError(f"config.{error}") from None
+
+
+def watched_of(order: Order, every: int) -> list[int]:
+    """The nodes to be evaluated: every so many, and the last; 0 = about 200."""
+    last = len(order.version) - 1
+    every = every or max(1, last // _EVALUATIONS)
+    return sorted({*range(every, last + 1, every), last} - {0})
+
+
+def _epochs(experiment: Experiment) -> list[int]:
+    batch_size = experiment.training.batch_size
+    return [steps_per_epoch(len(rows), batch_size) for rows in experiment.task.shards]
+
+
+def _summary(
+    config: build.Config,
+    execution: Execution,
+    order: Order,
+    result: Result,
+    watcher: Watcher,
+    folder: Path,
+) -> dict[str, Any]:
+    num_bytes = execution.experiment.template.num_bytes
+    accuracy, version = watcher.best if watcher.scores else (None, None)
+    final = watcher.scores.get(int(result.state.model.version))
+    kinds = {
+        name: int((order.kind == kind).sum())
+        for name, kind in (("superseded", o.SUPERSEDE), ("rejected", o.REJECT))
+    }
+    return {
+        "status": "finished",
+        "reason": order.reason,
+        "run": workdir.read_json(folder / workdir.RUN)["run"],
+        "strategy": config["strategy"]["name"],
+        "seed": config["seed"],
+        "versions": int(result.state.model.version),
+        "best_version": version,
+        "best_accuracy": accuracy,
+        "final_accuracy": final.accuracy if final else None,
+        "wall_s": None,
+        "updates": {"committed": len(order.members), **kinds},
+        "bytes_up": order.num_updates * num_bytes,
+        "bytes_down": int(order.receivers.sum(dtype="int64")) * num_bytes,
+        "params_sha256": params_sha256(result.state.model.params),
+        "executor": execution.why,
+        "local_steps": order.num_steps,
+    }
+
+
+def _write(
+    config: build.Config,
+    experiment: Experiment,
+    order: Order,
+    result: Result,
+    scores: dict[int, Score],
+    folder: Path,
+) -> None:
+    """The trace and the metrics."""
+    environment = program.environment() | {"executor": config["sim"]["executor"]}
+    task, num_bytes = experiment.task, experiment.template.num_bytes
+    events = events_of(
+        order,
+        result.numbers,
+        scores,
+        run=workdir.read_json(folder / workdir.RUN)["run"],
+        environment=environment,
+        num_examples=[len(rows) for rows in task.shards],
+        qualities=task.qualities,
+        steps_per_epoch=_epochs(experiment),
+        num_bytes=num_bytes,
+    )
+    metrics = MetricsWriter(folder)
+    traces = folder / workdir.TRACE
+    traces.mkdir(exist_ok=True)
+    pushed = given = 0
+    row: dict[str, Any] = {}
+    with open(traces / "simulation.jsonl", "w", encoding="utf-8") as file:
+        for event in events:
+            file.write(trace.to_line(event) + "\n")
+            match event:
+                case trace.Pushed():
+                    pushed += num_bytes
+                case trace.Aggregated():
+                    behind = event.staleness
+                    row = {
+                        "updates": len(event.updates),
+                        "staleness_mean": sum(behind) / len(behind),
+                        "staleness_max": max(behind),
+                        "loss": float(result.numbers.model_loss[event.version]),
+                        "learning_rate": event.learning_rate,
+                    }
+                case trace.Published():
+                    given += num_bytes * event.receivers
+                    now = {
+                        "version": event.version,
+                        "time_s": event.time_s - order.start_s,
+                        "bytes_up": pushed,
+                        "bytes_down": given,
+                    }
+                    if event.version:
+                        workers = {"workers": event.receivers}
+                        metrics.write({"kind": "version", **now, **workers, **row})
+                case trace.Evaluated():
+                    score = {"accuracy": event.accuracy, "loss": event.loss}
+                    metrics.write({"kind": "score", **now, **score})
+    metrics.close()
+
+
+def main() -> int:
+    folder = Path(program.required(program.WORKDIR))
+    config = program.plain(program.CONFIG.value)
+    if config["sim"]["executor"] in ("auto", "sharded"):
+        program.use_cores_as_devices()
+    program.prepare_jax()
+    build.build_task(config)
+    build.build_profiles(config)
+    workdir.claim(folder, resume=False, overwrite=_OVERWRITE.value)
+    workdir.write_json(folder / workdir.CONFIG, dict(config))
+    workdir.write_json(folder / workdir.RUN, {"run": secrets.token_hex(6)})
+    summary = simulate(config, folder)
+    print(f"{summary['status']}: {summary['reason']}")
+    if summary["best_accuracy"] is not None:
+        accuracy, version = summary["best_accuracy"], summary["best_version"]
+        print(f"best accuracy {accuracy:.4f} at version {version}")
+    print(f"results in {folder}: summary.json, metrics.jsonl, models/, tensorboard/")
+    print(f"report: {write_report(folder)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    program.run(main)
