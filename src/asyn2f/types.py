@@ -52,7 +52,7 @@ class WorkerState(NamedTuple):
 
     # the model
     params: Params
-    previous: Params  # before the last local step
+    previous: Params  # before the last local step; () where nothing is ever merged
     opt_state: Any
     learning_rate: jax.Array  # f32 []: as the server sent it
     # who it is

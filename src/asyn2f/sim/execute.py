@@ -1,4 +1,4 @@
-"""Executing an order by whichever means is fastest here, or by the one that is named."""
+"""Executing an order by the means that is fastest here, or that is named."""
 
 import time
 from collections.abc import Collection
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 
 from asyn2f.experiment import Experiment, initial_server_state
-from asyn2f.sim.lanes import Lanes
+from asyn2f.sim.machine import Machine
 from asyn2f.sim.numbers import Result
 from asyn2f.sim.order import Order
 from asyn2f.sim.plan import PlanError
@@ -27,7 +27,7 @@ class Execution(NamedTuple):
 
     experiment: Experiment
     order: Order
-    machine: Lanes | None  # None = serially
+    machine: Machine | None  # None = serially
     why: str  # what was chosen, and for what reason
 
     def run(self, watched: Collection[int] = (), watch: Watch | None = None) -> Result:
@@ -110,7 +110,7 @@ def _fastest(
 ) -> Execution:
     """The means that did most local steps per second in a trial."""
     many = lanes or default_lanes(experiment.workers, devices)
-    rates, machines = {"serial": 1.0 / step_s}, dict[str, Lanes]()
+    rates, machines = {"serial": 1.0 / step_s}, dict[str, Machine]()
     for count in sorted({1, many}):
         name = _in_words(count, devices)
         try:
@@ -128,13 +128,13 @@ def _fastest(
     return Execution(experiment, order, machines.get(best), why)
 
 
-def _rate(machine: Lanes) -> float:
+def _rate(machine: Machine) -> float:
     """Local steps per second of a machine's first call, once it is compiled."""
     planned = machine.plan
-    begin, end = next(calls_of(planned, machine.limits, frozenset()))
-    jax.block_until_ready(machine.execute(begin, end))
-    start_s = time.perf_counter()
-    jax.block_until_ready(machine.execute(begin, end))
-    wall_s = time.perf_counter() - start_s
-    riders = (planned.row[begin:end] >= 0).sum(axis=(1, 2))
-    return float(riders @ planned.steps[begin:end]) / wall_s
+    call = next(calls_of(planned, machine.limits, frozenset()))
+    for _ in range(2):  # the first one compiles
+        begin_s = time.perf_counter()
+        jax.block_until_ready([notes for _, notes in machine.execute([call])])
+        wall_s = time.perf_counter() - begin_s
+    riders = (planned.row[call.begin : call.end] >= 0).sum(axis=(1, 2))
+    return float(riders @ planned.steps[call.begin : call.end]) / wall_s

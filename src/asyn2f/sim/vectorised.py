@@ -9,7 +9,8 @@ import psutil
 from jax.sharding import Mesh
 
 from asyn2f.experiment import Experiment
-from asyn2f.sim.lanes import Lanes, Limits, Notes, packings
+from asyn2f.sim.lanes import AXIS, Limits, Notes, packings
+from asyn2f.sim.machine import Call, Machine
 from asyn2f.sim.numbers import Numbers, Result, empty_numbers
 from asyn2f.sim.order import AGGREGATE, Order
 from asyn2f.sim.plan import Plan, plan
@@ -20,7 +21,7 @@ class TooLarge(ValueError):
     """An execution that does not fit into the devices' memory."""
 
 
-def prepare(experiment: Experiment, order: Order, lanes: int, devices: int) -> Lanes:
+def prepare(experiment: Experiment, order: Order, lanes: int, devices: int) -> Machine:
     """A machine for an order: planned, and not begun.
 
     With one lane, workers are executed one after the other inside the compiled loop;
@@ -41,11 +42,11 @@ def prepare(experiment: Experiment, order: Order, lanes: int, devices: int) -> L
     mesh = mesh_of(devices)
     planned = plan(order, devices, lanes, max_steps=min(64, limits.ticks))
     check_fits(need_of(experiment, planned, limits), free_bytes())
-    return Lanes(experiment, mesh, planned, limits)
+    return Machine(experiment, mesh, planned, limits)
 
 
 def execute_in_lanes(
-    machine: Lanes,
+    machine: Machine,
     order: Order,
     watched: Collection[int] = (),
     watch: Watch | None = None,
@@ -68,11 +69,11 @@ def execute_in_lanes(
     made_s = dict(
         zip(order.value[made].tolist(), order.time_s[made].tolist(), strict=True)
     )
-    kept: list[tuple[int, int, Notes]] = []
+    kept: list[tuple[Call, Notes]] = []
     end_s = order.end_s
-    for begin, end in calls_of(planned, limits, watched):
-        kept.append((begin, end, machine.execute(begin, end)))
-        first, last = planned.made_starts[begin], planned.made_starts[end]
+    for call, notes in machine.execute(calls_of(planned, limits, watched)):
+        kept.append((call, notes))
+        first, last = planned.made_starts[call.begin], planned.made_starts[call.end]
         node = int(planned.made_node[last - 1]) if last > first else 0
         is_watched = watch is not None and node in watched
         if is_watched and watch(node, made_s[node], machine.carry.server):
@@ -166,12 +167,10 @@ def mesh_of(devices: int) -> Mesh:
             f"devices: found {devices}, allowed 1 to {len(found)}; on a CPU more can "
             "be had with jax.config.update('jax_num_cpu_devices', ...) at the start"
         )
-    return Mesh(np.array(found[:devices]), ("devices",))
+    return Mesh(np.array(found[:devices]), (AXIS,))
 
 
-def calls_of(
-    planned: Plan, limits: Limits, watched: frozenset[int]
-) -> Iterator[tuple[int, int]]:
+def calls_of(planned: Plan, limits: Limits, watched: frozenset[int]) -> Iterator[Call]:
     """The waves cut into calls: as many as fit, and none beyond a watched version."""
     begin = ticks = 0
     starts = planned.made_starts.tolist()
@@ -183,21 +182,21 @@ def calls_of(
             or ticks + steps > limits.ticks
             or made > limits.versions
         ):
-            yield begin, wave
+            yield Call(begin, wave)
             begin, ticks = wave, 0
         ticks += steps
         if any(node in watched for node in nodes[starts[wave] : starts[wave + 1]]):
-            yield begin, wave + 1
+            yield Call(begin, wave + 1)
             begin, ticks = wave + 1, 0
     if begin < len(planned.steps):
-        yield begin, len(planned.steps)
+        yield Call(begin, len(planned.steps))
 
 
 def _fetch(
-    kept: list[tuple[int, int, Notes]], planned: Plan, order: Order, numbers: Numbers
+    kept: list[tuple[Call, Notes]], planned: Plan, order: Order, numbers: Numbers
 ) -> None:
     """Brings the notes of past calls to the host and sorts them into the numbers."""
-    for begin, end, on_device in kept:
+    for (begin, end), on_device in kept:
         notes = jax.device_get(on_device)
         waves = slice(begin, end)
         count = end - begin

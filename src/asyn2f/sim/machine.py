@@ -1,0 +1,163 @@
+"""A plan on the devices: what they hold, and the calls that move it on."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f.sim import lanes
+from asyn2f.sim.batches import Batches, Drawn
+from asyn2f.sim.lanes import Carry, Limits, Notes, Waves
+from asyn2f.sim.packing import write_row
+from asyn2f.sim.plan import MERGE, Plan
+
+
+class Call(NamedTuple):
+    """Waves `begin` up to `end` of a plan, executed at one go."""
+
+    begin: int
+    end: int
+
+
+class Machine:
+    """An experiment's workers on the devices of a mesh, ready to execute a plan."""
+
+    def __init__(self, experiment: Experiment, mesh: Mesh, plan: Plan, limits: Limits):
+        self.plan = plan
+        self.limits = limits
+        self._experiment = experiment
+        self._mesh = mesh
+        self._rows = -(-experiment.workers // mesh.size)  # workers on each device
+        self._batches = Batches(experiment)
+        self._data = jax.device_put(experiment.task.train, NamedSharding(mesh, P()))
+        self._start = self._make_start()
+        self._run = lanes.make_run(experiment, mesh, plan, limits)
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the beginning of the run."""
+        self.carry: Carry = self._start()
+
+    def execute(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Notes]]:
+        """Executes one call after the other; their notes, padded to the limits.
+
+        The devices are still at it when a call's notes are given out. Meanwhile the
+        next call's batches are put together; the random bits for them are asked for
+        one call ahead, as they stand in line with the calls.
+        """
+        coming = iter(calls)
+        call = next(coming, None)
+        drawn = self._draw(call) if call else None
+        while call is not None and drawn is not None:
+            waves = self._waves(call, drawn)
+            following = next(coming, None)
+            drawn = self._draw(following) if following else None
+            self.carry, notes = self._run(self.carry, self._data, waves)
+            yield call, notes
+            call = following
+
+    def _make_start(self):
+        experiment, plan, devices = self._experiment, self.plan, self._mesh.size
+        state, update, model = lanes.packings(experiment)
+        specs = jax.tree.map(partial(NamedSharding, self._mesh), lanes.CARRY_SPECS)
+        # Worker r * D + d is row r of device d; rows beyond the last hold anything.
+        rows = self._rows + 1
+        number = np.arange(rows * devices)
+        worker = (number % rows) * devices + number // rows
+        worker = np.minimum(worker, experiment.workers - 1)
+        sizes = np.array([len(rows) for rows in experiment.task.shards], np.int32)
+        qualities = np.float32(experiment.task.qualities)
+
+        def start():
+            server = initial_server_state(experiment)
+
+            def begin(worker, num_examples, quality):
+                begun = experiment.trainer.start(
+                    server.model, worker, num_examples, quality
+                )
+                return state.pack(begun)
+
+            versions = model.empty(plan.version_slots + 1)
+            return Carry(
+                workers=jax.vmap(begin)(worker, sizes[worker], qualities[worker]),
+                updates=update.empty((plan.update_slots + 1) * devices),
+                versions=write_row(versions, jnp.int32(0), model.pack(server.model)),
+                server=server,
+            )
+
+        return jax.jit(start, out_shardings=specs)
+
+    def _draw(self, call: Call) -> Drawn:
+        """Whose batches the call's ticks need, [ticks, D, L]."""
+        plan, span = self.plan, slice(*call)
+        steps = plan.steps[span]
+        row = np.repeat(plan.row[span], steps, axis=0)
+        first = np.repeat(plan.first[span], steps, axis=0)
+        tick = np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps)
+        device = np.arange(self._mesh.size)[:, None]
+        worker = np.where(row < 0, 0, row * self._mesh.size + device)
+        step = np.maximum(first, 0) + tick[:, None, None].astype(np.int32)
+        return self._batches.draw(worker, step)
+
+    def _waves(self, call: Call, drawn: Drawn) -> Waves:
+        plan, limits, span = self.plan, self.limits, slice(*call)
+        steps = plan.steps[span]
+        made = plan.made_starts[call.begin : call.end + 1]
+        nodes = slice(made[0], made[-1])
+        member, member_slot = self._members(plan.made_node[nodes])
+        row = _or_last(plan.row[span], self._rows)
+        push_slot = _or_last(plan.push_slot[span], plan.update_slots)
+        made_slot = _or_last(plan.made_slot[nodes], plan.version_slots)
+        waves, versions = limits.waves, limits.versions
+        on_host = Waves(
+            count=np.int32(call.end - call.begin),
+            steps=_padded(steps, waves),
+            tick=_padded(np.cumsum(steps, dtype=np.int32) - steps, waves),
+            takes=_padded(_takes(plan.take[span]), waves),
+            row=_padded(row, waves),
+            take=_padded(np.maximum(plan.take[span], 0), waves),
+            slot=_padded(np.maximum(plan.slot[span], 0), waves),
+            pushes=_padded(plan.push_event[span] >= 0, waves),
+            push_slot=_padded(push_slot, waves),
+            batches=_padded(self._batches.rows(drawn), limits.ticks),
+            made=_padded(made - made[0], waves + 1, made[-1] - made[0]),
+            made_slot=_padded(made_slot, versions),
+            member=_padded(member, versions),
+            member_slot=_padded(member_slot, versions, -1),
+        )
+        shardings = [NamedSharding(self._mesh, spec) for spec in lanes.WAVE_SPECS]
+        return Waves(*jax.device_put(list(on_host), shardings))
+
+    def _members(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of K rows are real, and in which slot of each device it is, or -1."""
+        plan = self.plan
+        begins = plan.member_starts[nodes]
+        column = np.arange(plan.max_members)
+        member = column < (plan.member_starts[nodes + 1] - begins)[:, None]
+        where = np.where(member, begins[:, None] + column, 0)
+        device = np.arange(self._mesh.size)[:, None]
+        here = member[:, None] & (plan.member_device[where][:, None] == device)
+        return member, np.where(here, plan.member_slot[where][:, None], -1)
+
+
+def _or_last(slots: np.ndarray, last: int) -> np.ndarray:
+    """The slots, with the last for those that are -1: what nobody needs."""
+    return np.where(slots < 0, np.int32(last), slots)
+
+
+def _padded(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
+    rest = np.full((length - len(values), *values.shape[1:]), fill, values.dtype)
+    return np.concatenate([values, rest])
+
+
+def _takes(take: np.ndarray) -> np.ndarray:
+    """What the lanes of each wave do first, i32 [N], of what each of them does."""
+    merges, others = take == MERGE, (take > 0) & (take != MERGE)
+    least = np.where(merges.any(axis=(1, 2)), lanes.MERGES, lanes.NOTHING)
+    return np.where(others.any(axis=(1, 2)), lanes.ANY, least).astype(np.int32)
