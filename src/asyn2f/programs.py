@@ -240,7 +240,18 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
                 expected, missing = set(live), set(live)
         event = yield Listen(_deadline(timing, pending, opened_s))
         is_due = isinstance(event, Due)
-        if isinstance(event, Joined):
+        if isinstance(event, Arrived):
+            limit = timing.max_staleness
+            if limit is not None and version - event.base_version > limit:
+                yield Reject(event.key, "stale")
+                continue
+            worker = event.key.worker
+            older = pending.pop(worker, None)
+            if older is not None:
+                yield Supersede(older.key)
+            pending[worker] = event
+            missing.discard(worker)
+        elif isinstance(event, Joined):
             live.add(event.worker)
             if event.worker in expected and event.worker not in pending:
                 missing.add(event.worker)
@@ -250,16 +261,6 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
         elif isinstance(event, Failed):
             expected.discard(event.worker)
             missing.discard(event.worker)
-        elif isinstance(event, Arrived):
-            limit = timing.max_staleness
-            if limit is not None and version - event.base_version > limit:
-                yield Reject(event.key, "stale")
-                continue
-            older = pending.pop(event.key.worker, None)
-            if older is not None:
-                yield Supersede(older.key)
-            pending[event.key.worker] = event
-            missing.discard(event.key.worker)
 
 
 def _is_ready(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -33,6 +34,9 @@ AXIS = "devices"
 # What the lanes of a wave do first: under `vmap` a choice computes everything there is
 # to choose from, so the fewer the better.
 NOTHING, MERGES, ANY = 0, 1, 2
+
+
+Array = jax.Array | np.ndarray
 
 
 class Limits(NamedTuple):
@@ -56,20 +60,20 @@ class Carry(NamedTuple):
 class Waves(NamedTuple):
     """One call's part of the plan, padded to `Limits`; D devices, L lanes."""
 
-    count: jax.Array  # i32 []: waves that are real
-    steps: jax.Array  # i32 [waves]
-    tick: jax.Array  # i32 [waves]: where the wave's batches begin in `batches`
-    takes: jax.Array  # i32 [waves]: what its lanes do first: NOTHING, MERGES, ANY
-    row: jax.Array  # i32 [waves, D, L]; the last row = idle
-    take: jax.Array  # i32 [waves, D, L]
-    slot: jax.Array  # i32 [waves, D, L]
-    pushes: jax.Array  # bool [waves, D, L]: a cycle ends
-    push_slot: jax.Array  # i32 [waves, D, L]; the last = nowhere
-    batches: jax.Array  # i32 [ticks, D, L, B]: rows of the training set
-    made: jax.Array  # i32 [waves + 1]: where each wave's versions begin
-    made_slot: jax.Array  # i32 [versions]; the last = nobody needs it
-    member: jax.Array  # bool [versions, K]
-    member_slot: jax.Array  # i32 [versions, D, K]; -1 = on another device
+    num_waves: Array  # i32 []: waves that are real
+    steps: Array  # i32 [waves]
+    tick: Array  # i32 [waves]: where the wave's batches begin in `batches`
+    takes: Array  # i32 [waves]: what its lanes do first: NOTHING, MERGES, ANY
+    row: Array  # i32 [waves, D, L]; the last row = idle
+    take: Array  # i32 [waves, D, L]
+    slot: Array  # i32 [waves, D, L]
+    pushes: Array  # bool [waves, D, L]: a cycle ends
+    push_slot: Array  # i32 [waves, D, L]; the last = nowhere
+    batches: Array  # i32 [ticks, D, L, B]: rows of the training set
+    made: Array  # i32 [waves + 1]: where each wave's versions begin
+    made_slot: Array  # i32 [versions]; the last = nobody needs it
+    member: Array  # bool [versions, K]
+    member_slot: Array  # i32 [versions, D, K]; -1 = on another device
 
 
 class Notes(NamedTuple):
@@ -85,17 +89,20 @@ class Notes(NamedTuple):
 
 
 # Which of them are split over the devices, and along which axis.
-_SPLIT, _SPLIT_SECOND = P(AXIS), P(None, AXIS)
-CARRY_SPECS = Carry(workers=_SPLIT, updates=_SPLIT, versions=P(), server=P())  # type: ignore[arg-type]
-WAVE_SPECS = Waves(  # type: ignore[misc]
+_ALL: Any = P()
+_SPLIT: Any = P(AXIS)
+_SPLIT_SECOND: Any = P(None, AXIS)
+CARRY_SPECS: Any = Carry(workers=_SPLIT, updates=_SPLIT, versions=_ALL, server=_ALL)
+WAVE_SPECS: Any = Waves(
     *[
-        P()
-        if name in ("count", "steps", "tick", "takes", "made", "made_slot", "member")
+        _ALL
+        if name
+        in ("num_waves", "steps", "tick", "takes", "made", "made_slot", "member")
         else _SPLIT_SECOND
         for name in Waves._fields
     ]
 )
-NOTE_SPECS = Notes(*[_SPLIT_SECOND] * 3, *[P()] * 4)  # type: ignore[arg-type]
+NOTE_SPECS: Any = Notes(*[_SPLIT_SECOND] * 3, *[_ALL] * 4)
 
 
 def packings(experiment: Experiment) -> tuple[Packing, Packing, Packing]:
@@ -139,7 +146,7 @@ def make_run(
         state, metrics = trainer.merge(state, model)
         return state, metrics["share"]
 
-    take_ins = [None] * 4
+    take_ins: list[Any] = [None] * 4
     take_ins[KEEP], take_ins[START] = keep, start
     take_ins[ADOPT], take_ins[MERGE] = adopt, merge
 
@@ -242,7 +249,7 @@ def make_run(
             learning_rate=jnp.zeros(limits.versions),
         )
         body = partial(wave, data=data, waves=waves)
-        return jax.lax.fori_loop(0, waves.count, body, (carry, notes))
+        return jax.lax.fori_loop(0, waves.num_waves, body, (carry, notes))
 
     return jax.jit(
         jax.shard_map(

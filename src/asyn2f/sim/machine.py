@@ -72,7 +72,7 @@ class Machine:
         worker = (number % rows) * devices + number // rows
         worker = np.minimum(worker, experiment.workers - 1)
         sizes = np.array([len(rows) for rows in experiment.task.shards], np.int32)
-        qualities = np.float32(experiment.task.qualities)
+        qualities = np.array(experiment.task.qualities, np.float32)
 
         def start():
             server = initial_server_state(experiment)
@@ -116,7 +116,7 @@ class Machine:
         made_slot = _or_last(plan.made_slot[nodes], plan.version_slots)
         waves, versions = limits.waves, limits.versions
         on_host = Waves(
-            count=np.int32(call.end - call.begin),
+            num_waves=np.array(call.end - call.begin, np.int32),
             steps=_padded(steps, waves),
             tick=_padded(np.cumsum(steps, dtype=np.int32) - steps, waves),
             takes=_padded(_takes(plan.take[span]), waves),

@@ -74,47 +74,25 @@ def schedule(
         raise ValueError(
             "timing.push_after_metric makes timing depend on values; give metric_of"
         )
-    transfer_s = 8e-6 * num_bytes
+    columns = profiles._replace(outages={})._asdict()
+    lists = {name: column.tolist() for name, column in columns.items() if len(column)}
+    transfer_s = 8e-6 * num_bytes  # at one megabit per second
     workers = [
         _Worker(
             number=k,
             program=programs.worker_program(timing, steps_per_epoch[k]),
-            step_s=step_s,
-            jitter=jitter,
-            upload_s=upload_s + transfer_s / upload_mbps,
-            latency_s=download_s,
-            transfer_s=transfer_s / download_mbps,
-            leave_s=leave_s,
+            step_s=lists["step_s"][k],
+            jitter=lists["jitter"][k],
+            upload_s=lists["upload_s"][k] + transfer_s / lists["upload_mbps"][k],
+            latency_s=lists["download_s"][k],
+            transfer_s=transfer_s / lists["download_mbps"][k],
+            leave_s=lists["leave_s"][k],
             presence=Presence(profiles, k, seed) if profiles.has_outages(k) else None,
         )
-        for k, (
-            step_s,
-            jitter,
-            upload_s,
-            upload_mbps,
-            download_s,
-            download_mbps,
-            leave_s,
-        ) in enumerate(
-            zip(
-                *(
-                    column.tolist()
-                    for column in (
-                        profiles.step_s,
-                        profiles.jitter,
-                        profiles.upload_s,
-                        profiles.upload_mbps,
-                        profiles.download_s,
-                        profiles.download_mbps,
-                        profiles.leave_s,
-                    )
-                ),
-                strict=True,
-            )
-        )
+        for k in range(profiles.workers)
     ]
     world = _World(timing, stop, seed, aggregate_s, dead_after_s, metric_of)
-    for worker, join_s in zip(workers, profiles.join_s.tolist(), strict=True):
+    for worker, join_s in zip(workers, lists["join_s"], strict=True):
         world.foresee(join_s, world.join, worker)
     return world.run()
 
@@ -202,6 +180,7 @@ class _World:
         self._metric_of = metric_of
         self._random = Random(f"jitter {seed}")
         self._log = Log()
+        self._note = self._log.note
         # Moments of one time come in the order in which they were foreseen.
         self._heap: list[tuple[float, int, Moment, Any]] = []
         self._tie = 0
@@ -242,7 +221,7 @@ class _World:
 
     def join(self, worker: _Worker, now: float, tie: int) -> None:
         number = worker.number
-        self._log.note(now, o.BEGIN, number, 0)
+        self._note(now, o.BEGIN, number, 0)
         self._live.add(number)
         worker.free_s = now
         if worker.leave_s < math.inf:
@@ -263,14 +242,14 @@ class _World:
         """The server does not hear a worker any more."""
         if worker.number in self._live:
             self._live.discard(worker.number)
-            self._log.note(now, o.LEAVE, worker.number, 0)
+            self._note(now, o.LEAVE, worker.number, 0)
             self._tell(Left(now, worker.number), now)
 
     def _hear(self, worker: _Worker, now: float, tie: int) -> None:
         """The server hears a worker again."""
         if now < worker.leave_s:
             self._live.add(worker.number)
-            self._log.note(now, o.RETURN, worker.number, 0)
+            self._note(now, o.RETURN, worker.number, 0)
             self._tell(Joined(now, worker.number), now)
 
     def _look_ahead(self, worker: _Worker, now: float, tie: int) -> None:
@@ -289,13 +268,13 @@ class _World:
 
     def _trained(self, worker: _Worker, now: float, tie: int) -> None:
         if worker.due == tie:
-            self._log.note(now, o.TRAIN, worker.number, worker.steps)
+            self._note(now, o.TRAIN, worker.number, worker.steps)
             self._go_on(worker, now, worker.steps)
 
     def _waited(self, worker: _Worker, now: float, tie: int) -> None:
         if worker.due == tie:
             if worker.base >= 0:
-                self._log.note(now, o.WAITED, worker.number, 0)
+                self._note(now, o.WAITED, worker.number, 0)
             self._go_on(worker, now, 0)
 
     def _go_on(self, worker: _Worker, now: float, steps: int) -> None:
@@ -308,20 +287,19 @@ class _World:
         send = worker.program.send
         command = send(Seen(steps, newest, metric))
         while True:
-            kind = type(command)
-            if kind is programs.Train:
+            if isinstance(command, programs.Train):
                 self._train(worker, command, now)
                 return
-            if kind is programs.Push:
+            if isinstance(command, programs.Push):
                 self._push(worker, now)
-            elif kind is programs.Wait:
-                if newest == command[0]:
+            elif isinstance(command, programs.Wait):
+                if newest == command.known:
                     self._wait(worker)
                     return
             else:
                 worker.base = newest
-                what = o.ADOPT if kind is programs.Adopt else o.MERGE
-                self._log.note(now, what, worker.number, newest)
+                what = o.ADOPT if isinstance(command, programs.Adopt) else o.MERGE
+                self._note(now, what, worker.number, newest)
             command = send(Seen(0, newest))
 
     def _train(self, worker: _Worker, train: programs.Train, now: float) -> None:
@@ -359,10 +337,10 @@ class _World:
     def _push(self, worker: _Worker, now: float) -> None:
         log = self._log
         log.num_updates = update = log.num_updates + 1
-        log.note(now, o.PUSH, worker.number, update - 1)
+        self._note(now, o.PUSH, worker.number, update - 1)
         arrival_s = worker.after(now, worker.upload_s)
         if arrival_s > worker.leave_s:
-            log.note(now, o.LOSE, worker.number, update - 1)
+            self._note(now, o.LOSE, worker.number, update - 1)
         else:
             key = UpdateKey(worker.number, "", update - 1)
             self.foresee(arrival_s, self._arrive, Arrived(arrival_s, key, worker.base))
@@ -447,26 +425,26 @@ class _World:
     def _serve(self, command: programs.ServerCommand, now: float) -> None:
         """Carries out the server's commands until one takes time."""
         while self._ended is None:
-            kind = type(command)
-            if kind is programs.Listen:
+            if isinstance(command, programs.Listen):
                 if self._inbox:
                     command = self._server.send(self._inbox.popleft())
                     continue
-                before_s, self._due_s = self._due_s, command[0]
+                before_s, self._due_s = self._due_s, command.until_s
                 if self._due_s is not None and self._due_s != before_s:
                     self.foresee(max(now, self._due_s), self._due, self._due_s)
                 return
-            if kind is programs.Aggregate:
-                self._making = command[0]
+            if isinstance(command, programs.Aggregate):
+                self._making = command.keys
                 if self._aggregate_s:
                     self.foresee(now + self._aggregate_s, self._made, None)
                     return
                 self._note_version(now)
-            elif kind is programs.Publish:
+            elif isinstance(command, programs.Publish):
                 self._publish(now)
             else:
-                what = o.SUPERSEDE if kind is programs.Supersede else o.REJECT
-                self._log.note(now, what, command[0].worker, command[0].seq)
+                replaced = isinstance(command, programs.Supersede)
+                what = o.SUPERSEDE if replaced else o.REJECT
+                self._note(now, what, command.key.worker, command.key.seq)
             command = self._server.send(Done(now))
 
     def _note_version(self, now: float) -> None:
@@ -475,7 +453,7 @@ class _World:
         before = len(self._log.version) - 1
         members = [key.seq for key in self._making]
         node = self._log.add_version(before + 1, before, members)
-        self._log.note(now, o.AGGREGATE, -1, node)
+        self._note(now, o.AGGREGATE, -1, node)
         self._making = None
 
     def _publish(self, now: float) -> None:

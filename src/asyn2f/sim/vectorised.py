@@ -75,8 +75,11 @@ def execute_in_lanes(
         kept.append((call, notes))
         first, last = planned.made_starts[call.begin], planned.made_starts[call.end]
         node = int(planned.made_node[last - 1]) if last > first else 0
-        is_watched = watch is not None and node in watched
-        if is_watched and watch(node, made_s[node], machine.carry.server):
+        if (
+            watch is not None
+            and node in watched
+            and watch(node, made_s[node], machine.carry.server)
+        ):
             end_s = made_s[node]
             break
         # Calls run behind; their notes are fetched when there are some.
