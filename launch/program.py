@@ -18,10 +18,12 @@ from ml_collections import ConfigDict, config_flags
 
 import asyn2f
 from asyn2f import build, trace, workdir
+from asyn2f.causality import CausalityError
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.store import StoreError
 from asyn2f.runtime.zmq_transport import AddressError
 from asyn2f.sim.plan import PlanError
+from asyn2f.sim.recorded import OrderError
 from asyn2f.sim.vectorised import TooLarge
 
 USAGE_ERROR = 2
@@ -32,6 +34,8 @@ SPEAKING_ERRORS = (
     AddressError,
     PlanError,
     TooLarge,
+    OrderError,
+    CausalityError,
 )
 
 

@@ -95,8 +95,8 @@ def simulate(config: build.Config, folder: Path) -> dict[str, Any]:
     order = order_of_config(config, experiment)
     scheduled_s = time.monotonic() - begun_s
     print(
-        f"scheduled {order.num_updates:,} updates and {len(order.version) - 1:,} "
-        f"versions, {order.end_s - order.start_s:,.1f} virtual s, in {scheduled_s:.1f} s",
+        f"scheduled {order.num_updates:,} updates, {len(order.version) - 1:,} versions "
+        f"and {order.end_s - order.start_s:,.1f} virtual s in {scheduled_s:.1f} s",
         flush=True,
     )
     settings = config["sim"]

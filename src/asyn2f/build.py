@@ -336,7 +336,19 @@ def build_profiles(config: Config) -> Profiles:
     return draw_profiles(workers, rng, step_s=step_s, **rest)
 
 
-_MAY_DIFFER = ("runtime", "stop", "min_workers", "worker_speeds", "sim")
+_CARRYING_OUT = ("runtime", "sim", "worker_speeds", "min_workers")
+_MAY_DIFFER = (*_CARRYING_OUT, "stop")
+
+
+def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
+    """What a config says otherwise than a stored one: by key, the value there and the
+    value here. How a run is carried out is left out."""
+    before, now = (json.loads(json.dumps(flatten(c))) for c in (stored, config))
+    return {
+        key: (before.get(key), value)
+        for key, value in now.items()
+        if before.get(key) != value and key.split(".")[0] not in _CARRYING_OUT
+    }
 
 
 def check_same_experiment(stored: Config, config: Config) -> None:
@@ -345,12 +357,11 @@ def check_same_experiment(stored: Config, config: Config) -> None:
     Raises:
       ConfigError: names the first key that differs and may not.
     """
-    before, now = (json.loads(json.dumps(flatten(c))) for c in (stored, config))
-    for key, value in now.items():
-        if key.split(".")[0] not in _MAY_DIFFER and before.get(key) != value:
+    for key, (before, now) in changed_keys(stored, config).items():
+        if key.split(".")[0] not in _MAY_DIFFER:
             raise ConfigError(
-                f"config.{key}: found {value!r}, but the run was begun with "
-                f"{before.get(key)!r}; only {', '.join(_MAY_DIFFER)} may change"
+                f"config.{key}: found {now!r}, but the run was begun with "
+                f"{before!r}; only {', '.join(_MAY_DIFFER)} may change"
             )
 
 

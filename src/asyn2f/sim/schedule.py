@@ -229,8 +229,10 @@ class _World:
         if worker.presence is not None:
             self._look_ahead(worker, now, tie)
         assert next(worker.program) == programs.Wait(-1)
-        self._newest(worker, now)
-        self._wait(worker)
+        if self._newest(worker, now) >= 0:
+            worker.due = self.foresee(now, self._waited, worker)
+        else:
+            self._wait(worker)
         self._tell(Joined(now, number), now)
 
     def _leave(self, worker: _Worker, now: float, tie: int) -> None:

@@ -1,0 +1,309 @@
+"""Executes the trace of a run again, real or simulated, and compares the parameters.
+
+    python -m launch.replay --run=runs/demo
+    python -m launch.replay --run=runs/demo --explain=40
+    python -m launch.replay --run=runs/demo --config.strategy.max_share=1.0
+
+The first ends with exit code 0 only if the parameters agree with every version that is
+still in the run's folder. The last executes the same arrivals with other settings.
+"""
+
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from asyn2f import build, causality, provenance, trace, workdir
+from asyn2f.evaluate import make_evaluate
+from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f.runtime.store import OrbaxStore
+from asyn2f.sim.execute import execution_of
+from asyn2f.sim.order import Order
+from asyn2f.sim.recorded import order_of
+from asyn2f.trainer import steps_per_epoch
+from asyn2f.trees import params_sha256
+from asyn2f.types import Params, ServerState
+from launch import program
+
+_RUN = flags.DEFINE_string("run", None, "The folder of the run.")
+_EXECUTOR = flags.DEFINE_enum(
+    "executor",
+    "serial",
+    ["auto", "serial", "vectorised", "sharded"],
+    "By what means; only serial gives a real run's parameters bit for bit.",
+)
+_TOLERANCE = flags.DEFINE_float(
+    "tolerance",
+    None,
+    "Largest difference, relative to the largest parameter of an array, that counts as "
+    "agreement; 0 for serial and 1e-5 for the others unless given.",
+)
+_EXPLAIN = flags.DEFINE_integer("explain", None, "Only say what this version is of.")
+
+# What the last bits depend on; the rest of an environment is told, not compared.
+_NUMBERS_DEPEND_ON = (
+    *("asyn2f", "source", "jax", "jaxlib", "platform", "device", "threads"),
+    *("steps_per_call", "dtype", "xla_flags", "x64"),
+)
+_CLOCKS_S = 0.05  # processes of one machine read their clocks that far apart
+_LARGEST = 1e-5
+
+
+class Compared(NamedTuple):
+    """How a version differs from the one in the folder."""
+
+    version: int
+    same_bits: bool
+    absolute: float  # largest difference
+    relative: float  # the same, divided by the largest value of its array
+
+
+def main() -> int:
+    folder = Path(program.required(_RUN))
+    if not (folder / workdir.TRACE).is_dir():
+        raise workdir.WorkdirError(f"--run: {folder} holds no trace")
+    events = trace.read(folder / workdir.TRACE)
+    if _EXPLAIN.value is not None:
+        print(provenance.describe(provenance.explain(events, _EXPLAIN.value)))
+        return 0
+    config = program.plain(program.CONFIG.value)
+    stored = workdir.read_json(folder / workdir.CONFIG)
+    recorded = recorded_environment(events)
+    _set_environment(recorded)
+    program.prepare_jax()
+    causality.check(events, tolerance_s=_CLOCKS_S)
+    print(f"{len(events):,} events; none contradicts another")
+    experiment = build.build_experiment(config)
+    order = order_of(events)
+    changed = build.changed_keys(stored, config)
+    if changed:
+        return _what_if(experiment, order, folder, stored, changed)
+    _say_what_differs(recorded)
+    return _compare(experiment, order, folder)
+
+
+# ---------------------------------------------------------------- the environment
+
+
+def recorded_environment(events: list[trace.Event]) -> dict[str, Any]:
+    """What most of the processes that computed updates said of themselves."""
+    heads = [event for event in events if isinstance(event, trace.Recorded)]
+    heads = [h for h in heads if h.actor.startswith(("worker-", "simulation"))]
+    result: dict[str, Any] = {}
+    for key in {key for head in heads for key in head.environment}:
+        values = Counter(str(head.environment.get(key)) for head in heads)
+        most = values.most_common(1)[0][0]
+        result[key] = next(
+            head.environment.get(key)
+            for head in heads
+            if str(head.environment.get(key)) == most
+        )
+        if len(values) > 1:
+            found = ", ".join(f"{value} ({count})" for value, count in values.items())
+            print(f"the run's processes differ in {key}: {found}; taking {most}")
+    return result
+
+
+def _set_environment(recorded: dict[str, Any]) -> None:
+    """Sets what can be set, before anything is computed."""
+    if "threads" in recorded:
+        os.environ["PJRT_NPROC"] = str(recorded["threads"])
+    if recorded.get("x64"):
+        jax.config.update("jax_enable_x64", True)
+    devices = recorded.get("devices", 1)
+    if _EXECUTOR.value == "serial":
+        jax.config.update("jax_platforms", recorded.get("platform"))
+    elif devices > 1:
+        jax.config.update("jax_num_cpu_devices", devices)
+    else:
+        program.use_cores_as_devices()
+
+
+def _say_what_differs(recorded: dict[str, Any]) -> None:
+    """Names what the numbers depend on and is not now as it was."""
+    here = program.environment()
+    for key in _NUMBERS_DEPEND_ON:
+        if key in recorded and recorded[key] != here.get(key):
+            print(f"{key} differs: {recorded[key]!r} then, {here.get(key)!r} now")
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def _compare(experiment: Experiment, order: Order, folder: Path) -> int:
+    """Executes, and compares with every version in the folder; the exit code."""
+    store = OrbaxStore(folder / workdir.MODELS)
+    shapes = jax.eval_shape(lambda: initial_server_state(experiment))
+    present = set(store.versions())
+    newest = max(range(len(order.version)), key=lambda node: int(order.version[node]))
+    line, node = {}, newest
+    while node >= 0:
+        line[int(order.version[node])] = node
+        node = int(order.parent[node])
+    version_of = {n: v for v, n in line.items() if v in present and v > 0}
+    found: list[Compared] = []
+
+    def watch(node: int, time_s: float, state: ServerState) -> bool:
+        version = version_of[node]
+        before = store.load(version, shapes).state.model.params
+        found.append(_difference(version, before, state.model.params))
+        return False
+
+    result = _execute(experiment, order, version_of, watch)
+    sha256 = params_sha256(result.model.params)
+    summary = folder / workdir.SUMMARY
+    told = workdir.read_json(summary).get("params_sha256") if summary.exists() else None
+    store.close()
+    tolerance = _TOLERANCE.value
+    if tolerance is None:
+        tolerance = 0.0 if _EXECUTOR.value == "serial" else _LARGEST
+    print(
+        f"{'version':>8}  {'same bits':>9}  {'largest difference':>18}  {'relative':>9}"
+    )
+    for row in found:
+        same = "yes" if row.same_bits else "no"
+        print(f"{row.version:8d}  {same:>9}  {row.absolute:18.3g}  {row.relative:9.2g}")
+    print(f"params_sha256 of version {int(result.model.version)}: {sha256}")
+    if told is not None:
+        print(
+            f"as the run's summary says: {'yes' if told == sha256 else 'no: ' + told}"
+        )
+    agree = all(row.same_bits or row.relative <= tolerance for row in found)
+    if tolerance == 0 and told is not None:
+        agree = agree and told == sha256
+    if not found and told is None:
+        print("there is nothing to compare with: no version in the folder, no summary")
+        return 1
+    bits = all(row.same_bits for row in found) and told in (None, sha256)
+    how = "bit for bit" if bits else f"within {tolerance:g}"
+    print(f"the parameters agree, {how}" if agree else "the parameters DIFFER")
+    return 0 if agree else 1
+
+
+def _difference(version: int, before: Params, now: Params) -> Compared:
+    absolute = relative = 0.0
+    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(now), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        difference = float(np.max(np.abs(x - y), initial=0.0))
+        absolute = max(absolute, difference)
+        largest = float(np.max(np.abs(x), initial=0.0))
+        relative = max(relative, difference / largest if largest else difference)
+    same = params_sha256(before) == params_sha256(now)
+    return Compared(version, same, absolute, relative)
+
+
+def _execute(experiment: Experiment, order: Order, watched, watch) -> ServerState:
+    execution = execution_of(experiment, order, _EXECUTOR.value)
+    print(f"executor: {execution.why}", flush=True)
+    begun_s = time.monotonic()
+    result = execution.run(watched, watch)
+    jax.block_until_ready(result.state)
+    wall_s = time.monotonic() - begun_s
+    steps = order.num_steps
+    print(f"executed {steps:,} local steps in {wall_s:.1f} s: {steps / wall_s:,.0f}/s")
+    return result.state
+
+
+# ---------------------------------------------------------------- what if
+
+
+def _what_if(
+    experiment: Experiment,
+    order: Order,
+    folder: Path,
+    stored: build.Config,
+    changed: dict[str, Any],
+) -> int:
+    """Executes the same arrivals with other settings; says how good that is."""
+    for key, (before, now) in changed.items():
+        print(f"config.{key}: {before!r} in the run, {now!r} now")
+    obstacle = _obstacle(experiment, order, stored, changed)
+    if obstacle:
+        flags_ = " ".join(f"--config.{key}={now}" for key, (_, now) in changed.items())
+        program.fail(
+            f"{obstacle}; schedule it anew: python -m launch.simulate "
+            f"--config=configs/of_run.py:{folder} {flags_} --workdir=..."
+        )
+    recorded = {
+        event.version: event.accuracy
+        for event in trace.read(folder / workdir.TRACE)
+        if isinstance(event, trace.Evaluated)
+    }
+    evaluate = make_evaluate(experiment.task)
+    last = len(order.version) - 1
+    watched = sorted({*np.linspace(0, last, 11).astype(int).tolist(), last} - {0})
+    print(f"{'version':>8}  {'in the run':>10}  {'now':>6}")
+
+    def watch(node: int, time_s: float, state: ServerState) -> bool:
+        version = int(order.version[node])
+        before = recorded.get(version)
+        text = "-" if before is None else f"{before:.4f}"
+        accuracy = evaluate(state.model.params).accuracy
+        print(f"{version:8d}  {text:>10}  {accuracy:.4f}", flush=True)
+        return False
+
+    state = _execute(experiment, order, watched, watch)
+    print(f"params_sha256: {params_sha256(state.model.params)}")
+    return 0
+
+
+def _obstacle(
+    experiment: Experiment,
+    order: Order,
+    stored: build.Config,
+    changed: dict[str, Any],
+) -> str:
+    """Why the recorded order does not allow the new settings; "" if it does."""
+    fixed = [key for key in changed if key.split(".")[0] in ("timing", "stop")]
+    if fixed:
+        return f"config.{fixed[0]} decides when things happen, and that is recorded"
+    before = build.build_strategy(stored).timing
+    now = experiment.strategy.timing
+    for name in ("while_training", "after_push", "quorum", "max_staleness"):
+        was, is_now = getattr(before, name), getattr(now, name)
+        if was != is_now:
+            return (
+                f"{experiment.strategy.name} has {name} = {is_now!r}, and the run went "
+                f"by {was!r}: other things happen at other times"
+            )
+    if experiment.workers <= int(order.worker.max(initial=0)):
+        return f"config.workers = {experiment.workers} are fewer than the run had"
+    before_experiment = build.build_experiment(stored)
+    for worker, (was, rows) in enumerate(
+        zip(before_experiment.task.shards, experiment.task.shards, strict=False)
+    ):
+        epochs = [
+            steps_per_epoch(len(rows_), e.training.batch_size)
+            for rows_, e in ((was, before_experiment), (rows, experiment))
+        ]
+        if epochs[0] != epochs[1]:
+            return (
+                f"an epoch of worker {worker} had {epochs[0]} steps and would have "
+                f"{epochs[1]}: it would push at other times"
+            )
+    return ""
+
+
+def _with_config_of_run(argv: list[str]) -> list[str]:
+    """The arguments, with the run's own config as the one to start from."""
+    if any(argument.lstrip("-").startswith("config=") for argument in argv):
+        return argv
+    for number, argument in enumerate(argv):
+        name, given, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "run":
+            folder = value if given else "".join(argv[number + 1 : number + 2])
+            if (Path(folder) / workdir.CONFIG).exists():
+                of_run = Path(__file__).parent.parent / "configs" / "of_run.py"
+                return [argv[0], f"--config={of_run}:{folder}", *argv[1:]]
+    return argv
+
+
+if __name__ == "__main__":
+    sys.argv = _with_config_of_run(sys.argv)
+    program.run(main)
