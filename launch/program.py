@@ -39,6 +39,9 @@ SPEAKING_ERRORS = (
 )
 
 
+# What was measured here to execute an experiment fastest.
+TRIALS = Path.home() / ".cache" / "asyn2f" / "trials.json"
+
 # Without a default: ml_collections would read it, and apply the other flags to it,
 # while this module is imported, where no error can be worded.
 CONFIG = config_flags.DEFINE_config_file(
@@ -73,7 +76,8 @@ def run(main: Callable[[], int | None]) -> None:
             fail(_first_line(error))
 
     def guarded(_: list[str]) -> None:
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        for name in ("absl", "jax"):  # which accelerators JAX has not found, and such
+            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             sys.exit(main() or 0)
         except SPEAKING_ERRORS as error:

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,20 +24,23 @@ from asyn2f import build, causality, provenance, trace, workdir
 from asyn2f.evaluate import make_evaluate
 from asyn2f.experiment import Experiment, initial_server_state
 from asyn2f.runtime.store import OrbaxStore
-from asyn2f.sim.execute import execution_of
+from asyn2f.sim.execute import Execution, execution_of
 from asyn2f.sim.order import Order
 from asyn2f.sim.recorded import order_of
+from asyn2f.sim.serial import Watch
 from asyn2f.trainer import steps_per_epoch
 from asyn2f.trees import params_sha256
 from asyn2f.types import Params, ServerState
+from configs import of_run
 from launch import program
 
 _RUN = flags.DEFINE_string("run", None, "The folder of the run.")
 _EXECUTOR = flags.DEFINE_enum(
     "executor",
-    "serial",
+    None,
     ["auto", "serial", "vectorised", "sharded"],
-    "By what means; only serial gives a real run's parameters bit for bit.",
+    "By what means: that of a simulated run, or else serial, which alone gives a real "
+    "run's parameters bit for bit.",
 )
 _TOLERANCE = flags.DEFINE_float(
     "tolerance",
@@ -68,24 +72,33 @@ def main() -> int:
     folder = Path(program.required(_RUN))
     if not (folder / workdir.TRACE).is_dir():
         raise workdir.WorkdirError(f"--run: {folder} holds no trace")
-    events = trace.read(folder / workdir.TRACE)
-    if _EXPLAIN.value is not None:
-        print(provenance.describe(provenance.explain(events, _EXPLAIN.value)))
-        return 0
+    try:
+        events = trace.read(folder / workdir.TRACE)
+        if _EXPLAIN.value is not None:
+            print(provenance.describe(provenance.explain(events, _EXPLAIN.value)))
+            return 0
+    except ValueError as error:
+        program.fail(str(error))
     config = program.plain(program.CONFIG.value)
-    stored = workdir.read_json(folder / workdir.CONFIG)
+    stored = program.plain(of_run.get_config(str(folder)))
     recorded = recorded_environment(events)
-    _set_environment(recorded)
+    executor: Any = _EXECUTOR.value or recorded.get("executor", "serial")
+    _set_environment(recorded, executor)
     program.prepare_jax()
     causality.check(events, tolerance_s=_CLOCKS_S)
     print(f"{len(events):,} events; none contradicts another")
     experiment = build.build_experiment(config)
     order = order_of(events)
+    lanes = recorded.get("lanes", 0) if executor == recorded.get("executor") else 0
+    execution = execution_of(experiment, order, executor, lanes, program.TRIALS)
     changed = build.changed_keys(stored, config)
     if changed:
-        return _what_if(experiment, order, folder, stored, changed)
+        return _what_if(execution, folder, stored, changed)
     _say_what_differs(recorded)
-    return _compare(experiment, order, folder)
+    same = executor == recorded.get("executor", "serial")
+    given = _TOLERANCE.value
+    tolerance = (0.0 if same else _LARGEST) if given is None else given
+    return _compare(execution, folder, tolerance)
 
 
 # ---------------------------------------------------------------- the environment
@@ -110,14 +123,14 @@ def recorded_environment(events: list[trace.Event]) -> dict[str, Any]:
     return result
 
 
-def _set_environment(recorded: dict[str, Any]) -> None:
+def _set_environment(recorded: dict[str, Any], executor: str) -> None:
     """Sets what can be set, before anything is computed."""
     if "threads" in recorded:
         os.environ["PJRT_NPROC"] = str(recorded["threads"])
     if recorded.get("x64"):
         jax.config.update("jax_enable_x64", True)
     devices = recorded.get("devices", 1)
-    if _EXECUTOR.value == "serial":
+    if executor == "serial":
         jax.config.update("jax_platforms", recorded.get("platform"))
     elif devices > 1:
         jax.config.update("jax_num_cpu_devices", devices)
@@ -136,8 +149,9 @@ def _say_what_differs(recorded: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- comparing
 
 
-def _compare(experiment: Experiment, order: Order, folder: Path) -> int:
+def _compare(execution: Execution, folder: Path, tolerance: float) -> int:
     """Executes, and compares with every version in the folder; the exit code."""
+    experiment, order = execution.experiment, execution.order
     store = OrbaxStore(folder / workdir.MODELS)
     shapes = jax.eval_shape(lambda: initial_server_state(experiment))
     present = set(store.versions())
@@ -155,7 +169,7 @@ def _compare(experiment: Experiment, order: Order, folder: Path) -> int:
         found.append(_difference(version, before, state.model.params))
         return False
 
-    result = _execute(experiment, order, version_of, watch)
+    result = _execute(execution, version_of, watch)
     sha256 = params_sha256(result.model.params)
     summary = folder / workdir.SUMMARY
     told = workdir.read_json(summary).get("params_sha256") if summary.exists() else None
@@ -198,14 +212,15 @@ def _difference(version: int, before: Params, now: Params) -> Compared:
     return Compared(version, same, absolute, relative)
 
 
-def _execute(experiment: Experiment, order: Order, watched, watch) -> ServerState:
-    execution = execution_of(experiment, order, _EXECUTOR.value)
+def _execute(
+    execution: Execution, watched: Collection[int], watch: Watch
+) -> ServerState:
     print(f"executor: {execution.why}", flush=True)
     begun_s = time.monotonic()
     result = execution.run(watched, watch)
     jax.block_until_ready(result.state)
     wall_s = time.monotonic() - begun_s
-    steps = order.num_steps
+    steps = execution.order.num_steps
     print(f"executed {steps:,} local steps in {wall_s:.1f} s: {steps / wall_s:,.0f}/s")
     return result.state
 
@@ -214,13 +229,13 @@ def _execute(experiment: Experiment, order: Order, watched, watch) -> ServerStat
 
 
 def _what_if(
-    experiment: Experiment,
-    order: Order,
+    execution: Execution,
     folder: Path,
     stored: build.Config,
     changed: dict[str, Any],
 ) -> int:
     """Executes the same arrivals with other settings; says how good that is."""
+    experiment, order = execution.experiment, execution.order
     for key, (before, now) in changed.items():
         print(f"config.{key}: {before!r} in the run, {now!r} now")
     obstacle = _obstacle(experiment, order, stored, changed)
@@ -248,7 +263,7 @@ def _what_if(
         print(f"{version:8d}  {text:>10}  {accuracy:.4f}", flush=True)
         return False
 
-    state = _execute(experiment, order, watched, watch)
+    state = _execute(execution, watched, watch)
     print(f"params_sha256: {params_sha256(state.model.params)}")
     return 0
 

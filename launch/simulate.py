@@ -100,7 +100,9 @@ def simulate(config: build.Config, folder: Path) -> dict[str, Any]:
         flush=True,
     )
     settings = config["sim"]
-    execution = execution_of(experiment, order, settings["executor"], settings["lanes"])
+    execution = execution_of(
+        experiment, order, settings["executor"], settings["lanes"], program.TRIALS
+    )
     print(f"executor: {execution.why}", flush=True)
     watcher = Watcher(experiment, folder, order.start_s)
     watched = watched_of(order, settings["evaluate_every"])
@@ -116,7 +118,7 @@ def simulate(config: build.Config, folder: Path) -> dict[str, Any]:
     rate = order.num_steps / wall_s if wall_s else 0.0
     summary |= {"wall_s": order.end_s - order.start_s, "execution_s": wall_s}
     print(f"executed {order.num_steps:,} local steps in {wall_s:.1f} s: {rate:,.0f}/s")
-    _write(config, experiment, order, result, watcher.scores, folder)
+    _write(execution, order, result, watcher.scores, folder)
     workdir.write_json(folder / workdir.SUMMARY, summary)
     return summary
 
@@ -193,15 +195,15 @@ def _summary(
 
 
 def _write(
-    config: build.Config,
-    experiment: Experiment,
+    execution: Execution,
     order: Order,
     result: Result,
     scores: dict[int, Score],
     folder: Path,
 ) -> None:
     """The trace and the metrics."""
-    environment = program.environment() | {"executor": config["sim"]["executor"]}
+    experiment, environment = execution.experiment, program.environment()
+    environment |= execution.means._asdict()
     task, num_bytes = experiment.task, experiment.template.num_bytes
     events = events_of(
         order,

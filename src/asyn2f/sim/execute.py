@@ -1,7 +1,11 @@
 """Executing an order by the means that is fastest here, or that is named."""
 
+import contextlib
+import json
+import os
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
@@ -22,6 +26,14 @@ _WORTHWHILE_S = 5.0
 _LANES_ON_CPU, _LANES_ELSEWHERE = 16, 128
 
 
+class Means(NamedTuple):
+    """What the last bits of an execution depend on."""
+
+    executor: str  # "serial" | "vectorised" | "sharded"
+    lanes: int
+    devices: int
+
+
 class Execution(NamedTuple):
     """An order and the means to execute it."""
 
@@ -29,6 +41,14 @@ class Execution(NamedTuple):
     order: Order
     machine: Machine | None  # None = serially
     why: str  # what was chosen, and for what reason
+
+    @property
+    def means(self) -> Means:
+        """By what means it is executed."""
+        if self.machine is None:
+            return Means("serial", 1, 1)
+        _, devices, lanes = self.machine.plan.row.shape
+        return Means("sharded" if devices > 1 else "vectorised", lanes, devices)
 
     def run(self, watched: Collection[int] = (), watch: Watch | None = None) -> Result:
         """Executes it; see `execute_serially` for the arguments."""
@@ -38,7 +58,11 @@ class Execution(NamedTuple):
 
 
 def execution_of(
-    experiment: Experiment, order: Order, executor: Executor = "auto", lanes: int = 0
+    experiment: Experiment,
+    order: Order,
+    executor: Executor = "auto",
+    lanes: int = 0,
+    memory: Path | None = None,
 ) -> Execution:
     """How to execute an order.
 
@@ -48,8 +72,10 @@ def execution_of(
       executor: `serial`: one worker at a time, one dispatch a step; the oracle.
         `vectorised`: lanes on one device. `sharded`: lanes on every device. `auto`:
         what is measured to be fastest, by a trial of each.
-      lanes: of each device; 0 = 16 or a little less on a CPU, 128 elsewhere; where it
-        matters, one lane (no `vmap`) is tried as well.
+      lanes: of each device; 0 = 16 or a little less on a CPU, 128 elsewhere; under
+        `auto` one lane (no `vmap`) is tried as well.
+      memory: a file that remembers what trials have shown, so that the same experiment
+        is always executed by the same means here, and gives the same bits.
 
     Raises:
       PlanError, TooLarge: what is named cannot execute this order.
@@ -63,12 +89,82 @@ def execution_of(
         machine = prepare(experiment, order, count, devices)
         why = f"{executor}, as asked for: {_in_words(count, devices)}"
         return Execution(experiment, order, machine, why)
-    step_s = _serial_step_s(experiment)
-    if order.num_steps * step_s < _WORTHWHILE_S:
-        expected_s = order.num_steps * step_s
-        why = f"serial: about {expected_s:.1f} s, less than compiling anything else"
+    many = lanes or default_lanes(experiment.workers, everywhere)
+    trials = _recall(memory, experiment, many, everywhere)
+    remembered = "" if trials is None else ", as remembered"
+    trials = trials or {"serial": 1.0 / _serial_step_s(experiment)}
+    expected_s = order.num_steps / trials["serial"]
+    if expected_s < _WORTHWHILE_S:
+        _remember(memory, experiment, many, everywhere, trials)
+        why = f"serial: about {expected_s:.1f} s{remembered}, less than compiling"
         return Execution(experiment, order, None, why)
-    return _fastest(experiment, order, lanes, everywhere, step_s)
+    machines: dict[str, Machine] = {}
+    for count in sorted({1, many}):
+        name = _in_words(count, everywhere)
+        if name not in trials:
+            try:
+                machines[name] = prepare(experiment, order, count, everywhere)
+            except (PlanError, TooLarge) as error:
+                if count == 1:
+                    return Execution(experiment, order, None, f"serial: {error}")
+                continue
+            trials[name] = _rate(machines[name])
+    _remember(memory, experiment, many, everywhere, trials)
+    best = max(trials, key=lambda name: trials[name])
+    if best != "serial" and best not in machines:
+        count = 1 if best == _in_words(1, everywhere) else many
+        machines[best] = prepare(experiment, order, count, everywhere)
+    others = ", ".join(
+        f"{name} {rate:,.0f}" for name, rate in trials.items() if name != best
+    )
+    why = f"{best}: {trials[best]:,.0f} steps/s in a trial{remembered} ({others})"
+    return Execution(experiment, order, machines.get(best), why)
+
+
+Trials = dict[str, float]
+"""Local steps per second, by means in words."""
+
+
+def _key(experiment: Experiment, lanes: int, devices: int) -> str:
+    device, training = jax.devices()[0].device_kind, experiment.training
+    model, task = experiment.template.fingerprint, experiment.task.name
+    strategy = experiment.strategy.name
+    return (
+        f"jax {jax.__version__}, {devices} x {device}, {task} {model}, {strategy}, "
+        f"{experiment.workers} workers, batch {training.batch_size}, {lanes} lanes"
+    )
+
+
+def _recall(
+    memory: Path | None, experiment: Experiment, lanes: int, devices: int
+) -> Trials | None:
+    """What earlier trials have shown, if there were any."""
+    if memory is None or not memory.exists():
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        return known.get(_key(experiment, lanes, devices))
+    return None
+
+
+def _remember(
+    memory: Path | None,
+    experiment: Experiment,
+    lanes: int,
+    devices: int,
+    trials: Trials,
+) -> None:
+    if memory is None:
+        return
+    known: dict[str, Trials] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    known[_key(experiment, lanes, devices)] = trials
+    with contextlib.suppress(OSError):  # then the next run tries again
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        beside = memory.with_name(f".{memory.name}.{os.getpid()}")
+        beside.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        beside.replace(memory)
 
 
 def default_lanes(workers: int, devices: int) -> int:
@@ -103,29 +199,6 @@ def _serial_step_s(experiment: Experiment) -> float:
         jax.block_until_ready(metrics)
         steps += 1
     return (time.perf_counter() - begin_s) / steps
-
-
-def _fastest(
-    experiment: Experiment, order: Order, lanes: int, devices: int, step_s: float
-) -> Execution:
-    """The means that did most local steps per second in a trial."""
-    many = lanes or default_lanes(experiment.workers, devices)
-    rates, machines = {"serial": 1.0 / step_s}, dict[str, Machine]()
-    for count in sorted({1, many}):
-        name = _in_words(count, devices)
-        try:
-            machine = prepare(experiment, order, count, devices)
-        except (PlanError, TooLarge) as error:
-            if len(rates) > 1 or isinstance(error, TooLarge):
-                continue
-            return Execution(experiment, order, None, f"serial: {error}")
-        rates[name], machines[name] = _rate(machine), machine
-    best = max(rates, key=lambda name: rates[name])
-    others = ", ".join(
-        f"{name} {rate:,.0f}" for name, rate in rates.items() if name != best
-    )
-    why = f"{best}: {rates[best]:,.0f} local steps/s in a trial ({others})"
-    return Execution(experiment, order, machines.get(best), why)
 
 
 def _rate(machine: Machine) -> float:

@@ -52,6 +52,7 @@ class _Reader:
         self._log = Log()
         self._nodes: dict[Node, int] = {_INITIAL: 0}
         self._updates: dict[Key, int] = {}
+        self._begun: set[int] = set()
         self._held: dict[_Actor, deque[trace.Event]] = {}
         self._start_s: float | None = None
         self._reason = "the trace ends"
@@ -133,8 +134,13 @@ class _Reader:
         note, now = self._log.note, event.time_s
         match event:
             case trace.Recorded():
-                note(now, o.BEGIN, int(event.actor.removeprefix("worker-")), 0)
+                worker = int(event.actor.removeprefix("worker-"))
+                self._begun.add(worker)
+                note(now, o.BEGIN, worker, 0)
             case trace.Adopted():
+                if event.worker not in self._begun:  # simulated: no process of its own
+                    self._begun.add(event.worker)
+                    note(now, o.BEGIN, event.worker, 0)
                 note(now, o.ADOPT, event.worker, self._nodes[self._node(event)])
             case trace.Merged():
                 note(now, o.MERGE, event.worker, self._nodes[self._node(event)])

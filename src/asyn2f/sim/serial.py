@@ -11,7 +11,7 @@ import numpy as np
 
 from asyn2f.experiment import Experiment, initial_server_state
 from asyn2f.sim import order as o
-from asyn2f.sim.numbers import Result, empty_numbers, uses_of
+from asyn2f.sim.numbers import Numbers, Result, empty_numbers, uses_of
 from asyn2f.sim.order import Log, Order
 from asyn2f.trainer import begin_cycle, shard_of
 from asyn2f.types import GlobalModel, ServerState, Shard, WorkerState, WorkerUpdate
@@ -43,6 +43,7 @@ def execute_serially(
     children = np.bincount(order.parent[1:], minlength=len(order.version))
     updates: dict[int, WorkerUpdate] = {}
     newest, end_s = initial, order.end_s
+    notes: list[_Note] = []
 
     columns = (order.time_s, order.kind, order.worker, order.value)
     for event, (time_s, kind, worker, value) in enumerate(
@@ -61,10 +62,10 @@ def execute_serially(
         elif kind == o.TRAIN:
             workers.train(worker, value)
             report = workers.report(worker)
-            numbers.loss[event], numbers.metric[event] = report.loss, report.metric
+            notes.append((event, report.loss, report.metric))
         elif kind == o.PUSH:
             update = workers.push(worker)
-            numbers.loss[event], numbers.metric[event] = update.loss, update.metric
+            notes.append((event, update.loss, update.metric))
             if uses.updates[value]:
                 updates[value] = update
         elif kind == o.AGGREGATE:
@@ -92,7 +93,20 @@ def execute_serially(
             if value in watched and watch is not None and watch(value, time_s, newest):
                 end_s = time_s
                 break
+        if len(notes) >= 1000:
+            _fetch(notes, numbers)
+    _fetch(notes, numbers)
     return Result(newest, numbers, end_s)
+
+
+_Note = tuple[int, jax.Array, jax.Array]  # event, loss and metric
+
+
+def _fetch(notes: list[_Note], numbers: Numbers) -> None:
+    """Brings many to the host at once: each by itself would wait for the device."""
+    for event, loss, metric in jax.device_get(notes):
+        numbers.loss[event], numbers.metric[event] = loss, metric
+    notes.clear()
 
 
 class Workers:
