@@ -18,11 +18,11 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.task = task = ml_collections.ConfigDict()
     task.dataset = "digits"  # digits
-    task.model = "mlp"  # mlp | cnn
-    task.hidden = (32,)  # mlp: widths between input and output
-    task.channels = (16, 32)  # cnn: of its convolutions
+    task.model = "mlp"  # mlp | cnn | small_cnn
+    task.hidden = (32,)  # mlp, small_cnn: widths of the dense layers between
+    task.channels = (16, 32)  # cnn, small_cnn: of its convolutions
     task.batch_norm = False  # cnn
-    task.conv_impl = "auto"  # cnn: auto | lax | im2col (same parameters)
+    task.conv_impl = "auto"  # convolutions: auto | lax | im2col (same parameters)
     task.partition = "iid"  # iid | sizes | dirichlet | shards
     task.sizes = (0,)  # sizes: examples of each worker
     task.alpha = 0.5  # dirichlet: label skew, > 0, small = strong

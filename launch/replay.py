@@ -174,9 +174,6 @@ def _compare(execution: Execution, folder: Path, tolerance: float) -> int:
     summary = folder / workdir.SUMMARY
     told = workdir.read_json(summary).get("params_sha256") if summary.exists() else None
     store.close()
-    tolerance = _TOLERANCE.value
-    if tolerance is None:
-        tolerance = 0.0 if _EXECUTOR.value == "serial" else _LARGEST
     print(
         f"{'version':>8}  {'same bits':>9}  {'largest difference':>18}  {'relative':>9}"
     )

@@ -88,7 +88,7 @@ _RULES: dict[str, _Rule] = {
     "workers": _COUNT,
     "min_workers": _NATURAL,
     "task.dataset": _one_of(DATASETS),
-    "task.model": _one_of(["mlp", "cnn"]),
+    "task.model": _one_of(["mlp", "cnn", "small_cnn"]),
     "task.hidden": _each(_COUNT),
     "task.channels": _each(_COUNT),
     "task.batch_norm": _ANY_BOOL,
@@ -268,6 +268,13 @@ def build_task(config: Config) -> Task:
         raise ConfigError(f"config.task: {error}") from None
     if task["model"] == "mlp":
         model: Any = models.MLP(tuple(task["hidden"]), dataset.num_classes)
+    elif task["model"] == "small_cnn":
+        model = models.SmallCNN(
+            tuple(task["channels"]),
+            tuple(task["hidden"]),
+            dataset.num_classes,
+            task["conv_impl"],
+        )
     else:
         model = models.CNN(
             tuple(task["channels"]),

@@ -195,10 +195,13 @@ def make_trainer(
         )
     # Torch's SGD: the momentum gathers gradients, the learning rate scales what comes
     # out, so a learning rate that changes acts at once.
-    optimizer = optax.chain(
-        optax.add_decayed_weights(training.weight_decay),
-        optax.trace(decay=training.momentum),
-    )
+    # What is zero is left out: it would cost a pass over memory, and momentum a copy.
+    parts = [optax.identity()]
+    if training.weight_decay:
+        parts.append(optax.add_decayed_weights(training.weight_decay))
+    if training.momentum:
+        parts.append(optax.trace(decay=training.momentum))
+    optimizer = optax.chain(*parts)
     batch_size = training.batch_size
     # Who never merges need not know where it was a step ago.
     merges = strategy.timing.while_training == "merge"

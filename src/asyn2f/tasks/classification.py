@@ -41,7 +41,11 @@ def classification(
     def loss(params: Params, batch: Batch, key: jax.Array):
         collections = [name for name in params if name != "params"]
         logits, statistics = model.apply(
-            params, batch["image"], train=True, mutable=collections
+            params,
+            batch["image"],
+            train=True,
+            mutable=collections,
+            rngs={"dropout": key},
         )
         losses, hits = _score(logits, batch["label"])
         return jnp.mean(losses), (dict(statistics), jnp.mean(hits))

@@ -16,13 +16,14 @@ class Conv(nn.Module):
     `lax` is XLA's own. `im2col` gathers the patches and multiplies once: on a CPU, the
     gradient of XLA's convolution inside `scan`, `map` or `cond` misses its fast path
     and runs many times slower, a matrix product does not. `auto` is im2col on a CPU and
-    lax elsewhere. Padding is "SAME": [B, H, W, C] in, [B, H/stride, W/stride, features]
-    out.
+    lax elsewhere. [B, H, W, C] in, [B, H', W', features] out: H' is H / stride with
+    "SAME" padding, (H - kernel_size + 1) / stride with "VALID".
     """
 
     features: int
     kernel_size: int = 3
     stride: int = 1
+    padding: Literal["SAME", "VALID"] = "SAME"
     impl: ConvImpl = "auto"
 
     @nn.compact
@@ -39,10 +40,13 @@ class Conv(nn.Module):
                 x,
                 kernel,
                 window_strides=(self.stride, self.stride),
-                padding="SAME",
+                padding=self.padding,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         else:
+            if self.padding == "SAME":
+                pads = [_same_pads(n, size, self.stride) for n in x.shape[1:3]]
+                x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
             patches = _patches(x, size, self.stride)
             y = patches @ kernel.reshape(-1, self.features)
         return y + bias[None, None, None]
@@ -50,9 +54,7 @@ class Conv(nn.Module):
 
 def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
     """[B, H, W, C] -> [B, H', W', size * size * C], in the order of a HWIO kernel."""
-    _, height, width, _ = x.shape
-    pads, counts = zip(*(_same(n, size, stride) for n in (height, width)), strict=True)
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    counts = [(n - size) // stride + 1 for n in x.shape[1:3]]
     rows, columns = ((n - 1) * stride + 1 for n in counts)
     return jnp.concatenate(
         [
@@ -64,11 +66,11 @@ def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
     )
 
 
-def _same(length: int, size: int, stride: int) -> tuple[tuple[int, int], int]:
-    """Padding before and after, and the length that comes out, of "SAME"."""
+def _same_pads(length: int, size: int, stride: int) -> tuple[int, int]:
+    """Padding before and after of "SAME"."""
     count = -(-length // stride)
     total = max((count - 1) * stride + size - length, 0)
-    return (total // 2, total - total // 2), count
+    return total // 2, total - total // 2
 
 
 class MLP(nn.Module):
@@ -103,3 +105,32 @@ class CNN(nn.Module):
                 x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
             x = nn.relu(x)
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
+class SmallCNN(nn.Module):
+    """The small network of federated benchmarks (LEAF, FedJAX, pfl-research).
+
+    Two convolutions 3x3 without padding, max-pooling 2x2, one hidden dense layer,
+    dropout 0.25 and 0.5. With 32 and 64 channels and 128 units it has 1,626,442
+    parameters on 32x32x3.
+    """
+
+    channels: Sequence[int]
+    hidden: Sequence[int]
+    num_classes: int
+    conv_impl: ConvImpl = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for channels in self.channels:
+            x = nn.relu(Conv(channels, padding="VALID", impl=self.conv_impl)(x))
+        batch, height, width, channels = x.shape
+        x = x[:, : height // 2 * 2, : width // 2 * 2]
+        # In blocks, because the gradient of a windowed maximum is slow on a CPU.
+        x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+        x = nn.Dropout(0.25, deterministic=not train)(x)
+        x = x.reshape(batch, -1)
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width)(x))
+            x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(self.num_classes)(x)
