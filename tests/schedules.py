@@ -68,13 +68,20 @@ def story(order: Order, *kinds: int, worker: int | None = None) -> list[str]:
 
 
 def run(
-    timing: Timing, rows: list[dict[str, Any]], *, steps: int, seed: int = 0, **more: Any
+    timing: Timing,
+    rows: list[dict[str, Any]],
+    *,
+    steps: int | list[int],
+    seed: int = 0,
+    **more: Any,
 ) -> Order:
-    """A schedule, one worker per row; `more` goes to `Stop` or to `schedule`."""
+    """A schedule of one worker per row, with `steps` per epoch.
+
+    What there is `more` goes to `Stop` or to `schedule`.
+    """
     stop = {name: more.pop(name) for name in Stop.__annotations__ if name in more}
-    count = len(rows)
-    profiles = profiles_of(rows, count)
-    many = [steps] * count
+    profiles = profiles_of(rows, len(rows))
+    many = [steps] * len(rows) if isinstance(steps, int) else steps
     return schedule(timing, profiles, Stop(**stop), seed, steps_per_epoch=many, **more)
 
 
@@ -131,7 +138,7 @@ def made_up(random: Random) -> Case:
     return Case(
         timing,
         profiles_of(rows, len(rows)),
-        Stop(max_versions=pick([0, 0, 1, 20]), max_time_s=draw(2.0, 30.0)),
+        Stop(max_versions=pick([0, 0, 1, 20]), max_time_s=draw(2.0, 20.0)),
         random.randint(0, 9),
         [random.randint(1, 6) for _ in rows],
         num_bytes=pick([0, MEGABYTE]),

@@ -3,10 +3,8 @@
 import pytest
 
 from asyn2f.sim import order as o
-from asyn2f.sim.profiles import profiles_of
-from asyn2f.sim.schedule import schedule
-from asyn2f.timing import Stop
-from tests.schedules import MEGABYTE, run, same, story
+from asyn2f.sim.order import cut
+from tests.schedules import run, same, story
 from tests.test_programs import adopting, asynchronous, synchronous
 
 VERSIONS = o.ADOPT, o.MERGE
@@ -17,7 +15,8 @@ def test_asyn2f_merges_at_the_first_batch_boundary_at_or_after_arrival():
     # Worker 0 takes 1 s a step, worker 1 2.5 s. Version 1 comes of worker 0's push at
     # 2 s. Worker 1 is in its first step, which ends at 2.5 s. Worker 0 has gone on just
     # then: its next boundary is at 3 s.
-    order = run(asynchronous(), [{"step_s": 1.0}, {"step_s": 2.5}], steps=2, max_versions=2)  # fmt: skip
+    rows = [{"step_s": 1.0}, {"step_s": 2.5}]
+    order = run(asynchronous(), rows, steps=2, max_versions=2)
     assert story(order) == [
         "0 0 begin",
         "0 1 begin",
@@ -43,8 +42,27 @@ def test_asyn2f_merges_at_the_first_batch_boundary_at_or_after_arrival():
 def test_a_version_that_arrives_at_a_boundary_is_merged_there():
     # Version 1 (2 s) takes 1 s to worker 1, whose boundaries are at 1 + 0.5 n.
     rows = [{"step_s": 1.0}, {"step_s": 0.5, "download_s": 1.0}]
-    order = run(asynchronous(), rows, steps=[2, 9][0], max_versions=2, num_bytes=1)
-    assert "3 1 merge 1" in story(order, o.MERGE, worker=1)
+    order = run(asynchronous(), rows, steps=[2, 9], max_time_s=3.5)
+    assert story(order, o.ADOPT, o.TRAIN, o.MERGE, worker=1) == [
+        "1 1 adopt 0",
+        "3 1 train 4",
+        "3 1 merge 1",
+    ]
+
+
+def test_a_stretch_has_one_step_at_least():
+    # Versions come every 0.35 s, faster than worker 1 does a step.
+    rows = [{"step_s": 0.35}, {"step_s": 1.0}]
+    order = run(asynchronous(), rows, steps=[1, 3], max_time_s=3.5)
+    assert story(order, o.TRAIN, *VERSIONS, worker=1) == [
+        "0 1 adopt 0",
+        "1 1 train 1",
+        "1 1 merge 2",
+        "2 1 train 1",
+        "2 1 merge 5",
+        "3 1 train 1",
+        "3 1 merge 8",
+    ]
 
 
 def test_fedavg_rounds_take_as_long_as_the_slowest_worker_and_its_link():
@@ -136,79 +154,107 @@ def test_a_newer_update_of_the_same_worker_supersedes_the_pending_one():
     assert order.members_of(1).tolist() == [1, 2]
 
 
-# ------------------------------------------------------------- links
-
-# Worker 0 makes version n at 0.45 n s. Worker 1 has a boundary every 0.25 s.
-MAKER = {"step_s": 0.45}
-WATCHER = {"step_s": 0.25, "leave_s": 100.0}
+# ------------------------------------------------------------- how long
 
 
-def seen_by_worker_1(steps=1, max_time_s=4.1, timing=None, **row):
-    many = [1, steps]
-    profiles = profiles_of([MAKER, WATCHER | row], 2)
-    order = schedule(
-        timing or asynchronous(min_workers=2),
-        profiles,
-        Stop(max_time_s=max_time_s),
-        seed=0,
-        steps_per_epoch=many,
-        num_bytes=MEGABYTE,
-    )
-    return story(order, *VERSIONS, worker=1)
-
-
-def test_a_link_carries_one_version_at_a_time_and_the_newest_first():
-    # A second each: 0 to 1 s; then version 2 (0.9 s) while 3 and 4 are made; then 4.
-    found = seen_by_worker_1(steps=99, download_mbps=8.0)
-    assert found == ["1 1 adopt 0", "2 1 merge 2", "3 1 merge 4", "4 1 merge 6"]
-
-
-def test_latency_delays_every_version_and_leaves_none_out():
-    # Version n arrives at 0.45 n + 1: 1.45, 1.9, 2.35; boundaries from 1 s on.
-    found = seen_by_worker_1(steps=99, download_s=1.0, max_time_s=2.6)
-    assert found == ["1 1 adopt 0", "1.5 1 merge 1", "2 1 merge 2", "2.5 1 merge 3"]
-
-
-def test_latency_comes_after_the_link_which_is_free_in_the_meantime():
-    # As without latency, but half a second later.
-    found = seen_by_worker_1(steps=99, download_mbps=8.0, download_s=0.5)
-    assert found == ["1.5 1 adopt 0", "2.5 1 merge 2", "3.5 1 merge 4"]
-
-
-def test_versions_that_came_and_went_during_a_step_are_never_used():
-    # The boundary is at 3 s: version 6 is of 2.7 s.
-    assert seen_by_worker_1(step_s=3.0) == ["0 1 adopt 0"]
-    assert seen_by_worker_1(steps=2, step_s=3.0) == ["0 1 adopt 0", "3 1 merge 6"]
-
-
-def test_versions_that_came_and_went_during_a_cycle_are_never_used():
-    # 8 steps: it pushes and adopts at 2 s (version 4: 1.8 s) and 4 s (version 8: 3.6).
-    found = seen_by_worker_1(steps=8, timing=adopting(min_workers=2))
-    assert found == ["0 1 adopt 0", "2 1 adopt 4", "4 1 adopt 8"]
-    # A slow link carries 0, 2, 4 and 6 until 4 s, but nobody looks before 5 s.
-    found = seen_by_worker_1(
-        steps=16, timing=adopting(min_workers=2), download_mbps=8.0, max_time_s=5.1
-    )
-    assert found == ["1 1 adopt 0", "5 1 adopt 8"]
-
-
-@pytest.mark.parametrize("while_training", ["merge", "ignore"])
-def test_who_waits_has_the_next_version_after_one_transfer(while_training):
-    # 1 s down, 2 steps, version 1 at 3 s, which is down at 4 s.
-    timing = synchronous()._replace if False else synchronous
-    made = timing() if while_training == "ignore" else waiting_merger()
-    rows = [{"step_s": 1.0, "download_mbps": 8.0}]
-    order = run(made, rows, steps=2, max_versions=2, num_bytes=MEGABYTE)
-    found = story(order, *VERSIONS, o.AGGREGATE)
-    assert found == [
-        "1 0 adopt 0",
-        "3 -1 aggregate 1",
-        "4 0 adopt 1",
-        "6 -1 aggregate 2",
+def test_a_version_is_there_when_the_server_has_computed_for_a_while():
+    # Pushes at 1, 2, 3 s; version 1 takes from 1 to 2.5 s; what has come by then waits,
+    # and makes version 2 until 4 s.
+    rows = [{"step_s": 1.0}]
+    order = run(adopting(), rows, steps=1, max_versions=2, aggregate_s=1.5)
+    assert story(order, o.AGGREGATE, *VERSIONS) == [
+        "0 0 adopt 0",
+        "2.5 -1 aggregate 1",
+        "3 0 adopt 1",
+        "4 -1 aggregate 2",
     ]
+    assert order.members.tolist() == [0, 1]
 
 
-def test_an_upload_takes_latency_and_transfer():
-    rows = [{"step_s": 1.0, "upload_s": 0.5, "upload_mbps": 4.0}]
-    order = run(asynchronous(), rows, steps=1, max_versions=1, num_bytes=MEGABYTE)
-    assert order.end_s == 1.0 + 0.5 + 2.0
+def test_time_counts_from_when_enough_workers_have_joined():
+    rows = [{"step_s": 1.0}, {"step_s": 1.0, "join_s": 2.0}]
+    order = run(adopting(min_workers=2), rows, steps=1, max_time_s=1.5)
+    assert story(order, o.BEGIN, o.ADOPT, o.TRAIN) == [
+        "0 0 begin",
+        "2 1 begin",
+        "2 0 adopt 0",
+        "2 1 adopt 0",
+        "3 0 train 1",
+        "3 1 train 1",
+    ]
+    assert (order.start_s, order.end_s) == (2.0, 3.5)
+    assert order.reason == "max_time_s = 1.5 reached"
+
+
+def test_whichever_limit_comes_first_ends_the_run():
+    limits = {"max_versions": 3, "max_time_s": 2.5}
+    order = run(adopting(), [{"step_s": 1.0}], steps=1, **limits)
+    assert (len(order.version), order.end_s) == (3, 2.5)
+    limits = {"max_versions": 2, "max_time_s": 2.5}
+    order = run(adopting(), [{"step_s": 1.0}], steps=1, **limits)
+    assert (len(order.version), order.end_s) == (3, 2.0)
+
+
+def test_a_run_needs_something_that_ends_it():
+    with pytest.raises(ValueError, match="neither max_versions nor max_time_s"):
+        run(adopting(), [{}], steps=1, target_accuracy=0.5)
+
+
+def test_jitter_is_the_seeds():
+    def jittered(seed, jitter=0.5):
+        rows = [{"step_s": 1.0, "jitter": jitter}] * 2
+        return run(asynchronous(), rows, steps=2, seed=seed, max_time_s=30.0)
+
+    assert same(jittered(seed=1), jittered(seed=1))
+    assert not same(jittered(seed=1), jittered(seed=2))
+    assert same(jittered(seed=1, jitter=0.0), jittered(seed=2, jitter=0.0))
+
+
+# ------------------------------------------------------------- metrics
+
+
+def steps_by_ten(log, worker):
+    mine = (k == o.TRAIN and w == worker for k, w in zip(log.kind, log.worker))  # noqa: B905
+    return sum(value for value, own in zip(log.value, mine, strict=True) if own) / 10
+
+
+def test_a_push_is_held_back_until_the_metric_is_reached():
+    # Epochs of 2 steps of 1 s: the metric is 0.2, 0.4, 0.6 after 2, 4, 6 s.
+    order = run(
+        asynchronous(push_after_metric=0.5),
+        [{"step_s": 1.0}],
+        steps=2,
+        max_time_s=9.0,
+        metric_of=steps_by_ten,
+    )
+    assert story(order, o.PUSH) == ["6 0 push 0", "8 0 push 1"]
+
+
+def test_a_push_is_held_back_for_so_many_epochs_at_most():
+    timing = asynchronous(push_after_metric=0.5, push_after_epochs=2)
+    rows = [{"step_s": 1.0}]
+    order = run(timing, rows, steps=2, max_time_s=5.0, metric_of=steps_by_ten)
+    assert story(order, o.PUSH) == ["4 0 push 0"]
+
+
+def test_a_metric_needs_somebody_who_knows_it():
+    with pytest.raises(ValueError, match="give metric_of"):
+        run(asynchronous(push_after_metric=0.5), [{}], steps=2, max_time_s=5.0)
+
+
+# ------------------------------------------------------------- a shorter run
+
+
+def test_a_cut_order_knows_nothing_of_what_comes_later():
+    # Versions at 1, 2, 3, ... s.
+    order = run(adopting(), [{"step_s": 1.0}], steps=1, max_versions=5)
+    short = cut(order, 2.5, "enough")
+    assert same(short, cut(short, 2.5, "enough"))
+    assert short.time_s.max() == 2.0
+    assert short.version.tolist() == [0, 1, 2]
+    assert (short.num_updates, short.num_steps) == (2, 2)
+    assert short.members.tolist() == [0, 1]
+    assert (short.end_s, short.reason) == (2.5, "enough")
+    assert len(order.version) == 6
+    none = cut(order, 0.5, "too early")
+    assert (len(none.version), none.num_updates, len(none.members)) == (1, 0, 0)

@@ -58,7 +58,7 @@ def schedules() -> Iterator[dict]:
         yield {"what": f"schedule, {name}", **scheduled(timing, 1000, updates, each)}
     yield {
         "what": "schedule, a million",
-        **scheduled(BUFFERED, 1_000_000, 1_000_000, 1000),
+        **scheduled(BUFFERED, 1_000_000, 1_000_000, 10_000),
     }
 
 

@@ -64,7 +64,8 @@ class Plan(NamedTuple):
     def fill(self) -> float:
         """Share of the lanes' steps that some worker needed."""
         busy = (self.row >= 0).sum(axis=(1, 2)) @ self.steps.astype(np.int64)
-        return float(busy / max(1, self.steps.sum() * self.row[0].size))
+        _, devices, lanes = self.row.shape
+        return float(busy / max(1, self.steps.sum() * devices * lanes))
 
 
 class _Stretches:

@@ -58,6 +58,7 @@ _DEFAULTS = {
     "outage_s": 0.0,
 }
 _ABOVE_ZERO = {"step_s", "upload_mbps", "download_mbps", "outage_every_s"}
+_MAY_BE_INFINITE = {"upload_mbps", "download_mbps", "leave_s", "outage_every_s"}
 
 
 def profiles_of(rows: Sequence[dict[str, Any]], workers: int) -> Profiles:
@@ -90,14 +91,21 @@ def profiles_of(rows: Sequence[dict[str, Any]], workers: int) -> Profiles:
         for name, default in _DEFAULTS.items():
             found = row.get(name)
             value = default if found in (None, "") else _number(found)
-            low_ok = value > 0 if name in _ABOVE_ZERO else value >= 0
-            if not low_ok:
+            fits = value > 0 if name in _ABOVE_ZERO else value >= 0
+            if name not in _MAY_BE_INFINITE:
+                fits = fits and math.isfinite(value)
+            if not fits:
                 allowed = "above 0" if name in _ABOVE_ZERO else "at least 0"
                 raise ValueError(
                     f"profiles, row {number}, {name}: found {found!r}, "
                     f"allowed: a number {allowed}"
                 )
             columns[name][number - 1] = value
+        if not columns["join_s"][number - 1] <= columns["leave_s"][number - 1]:
+            raise ValueError(
+                f"profiles, row {number}, leave_s: found {row['leave_s']!r}, allowed: "
+                f"not before join_s, which is {columns['join_s'][number - 1]:g}"
+            )
         given.append(_outages(row.get("outages") or [], number))
     turn = np.arange(workers) % len(rows)
     return Profiles(
@@ -116,17 +124,20 @@ def _number(found: Any) -> float:
 def _outages(found: Any, number: int) -> tuple[tuple[float, float], ...]:
     if isinstance(found, str):  # "10-20;35-40", as it stands in a CSV file
         found = [part.split("-") for part in found.split(";") if part.strip()]
-    spans = []
-    end_before_s = 0.0
-    for span in found:
-        start_s, end_s = (_number(x) for x in span) if len(span) == 2 else (1.0, 0.0)
-        if not end_before_s <= start_s < end_s:
+    spans: list[tuple[float, float]] = []
+    before_s = 0.0
+    for span in found if isinstance(found, list | tuple) else [found]:
+        try:
+            start_s, end_s = (_number(x) for x in span)
+        except (TypeError, ValueError):
+            start_s = end_s = math.nan
+        if not before_s <= start_s < end_s < math.inf:
             raise ValueError(
                 f"profiles, row {number}, outages: found {span!r}, allowed: pairs "
                 "from, to, in order and apart; in CSV 10-20;35-40"
             )
         spans.append((start_s, end_s))
-        end_before_s = end_s
+        before_s = end_s
     return tuple(spans)
 
 

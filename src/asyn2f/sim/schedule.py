@@ -5,6 +5,7 @@ the workers say how long it takes. What comes out is the order of the run, and a
 function of its arguments alone.
 """
 
+import gc
 import math
 from bisect import bisect_right
 from collections import deque
@@ -94,7 +95,19 @@ def schedule(
     world = _World(timing, stop, seed, aggregate_s, dead_after_s, metric_of)
     for worker, join_s in zip(workers, lists["join_s"], strict=True):
         world.foresee(join_s, world.join, worker)
-    return world.run()
+    # Nothing here is garbage in circles, and looking for it among a million workers,
+    # again and again, would cost more than the run.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return world.run()
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+# Ties begin with 1.
+_GONE, _PARKED = -1, 0  # not there; waits for a version that nobody has published
 
 
 class _Worker:
@@ -145,7 +158,8 @@ class _Worker:
         self.presence = presence  # None = there are no outages
         self.base = -1
         # the present stretch
-        self.due = -1  # tie of the moment that ends it, or the worker's wait
+        # Tie of the moment that ends it, or the worker's wait; or one of the two.
+        self.due = _GONE
         self.steps = 0  # until that moment; 0 = it waits
         self.start_s = self.pace_s = self.end_s = 0.0  # pace: seconds per step
         # its link
@@ -184,6 +198,8 @@ class _World:
         # Moments of one time come in the order in which they were foreseen.
         self._heap: list[tuple[float, int, Moment, Any]] = []
         self._tie = 0
+        # Moments at which outages are foreseen: alone they are for ever, and nothing.
+        self._looking_ahead = 0
         self._listening: list[_Worker] = []  # interrupted by the next version
         self._waiting: list[_Worker] = []
         self._server = programs.server_program(timing)
@@ -198,7 +214,7 @@ class _World:
         assert next(self._server) == programs.Listen(None)
         heap = self._heap
         limit_s, now = math.inf, 0.0
-        while heap and self._ended is None:
+        while len(heap) > self._looking_ahead and self._ended is None:
             now, tie, moment, subject = heappop(heap)
             if now > limit_s:
                 now = limit_s
@@ -227,7 +243,7 @@ class _World:
         if worker.leave_s < math.inf:
             self.foresee(worker.leave_s, self._leave, worker)
         if worker.presence is not None:
-            self._look_ahead(worker, now, tie)
+            self._look_ahead(worker, now)
         assert next(worker.program) == programs.Wait(-1)
         if self._newest(worker, now) >= 0:
             worker.due = self.foresee(now, self._waited, worker)
@@ -236,7 +252,7 @@ class _World:
         self._tell(Joined(now, number), now)
 
     def _leave(self, worker: _Worker, now: float, tie: int) -> None:
-        worker.due = -1
+        worker.due = _GONE
         worker.program.close()
         self._miss(worker, now, tie)
 
@@ -254,17 +270,25 @@ class _World:
             self._note(now, o.RETURN, worker.number, 0)
             self._tell(Joined(now, worker.number), now)
 
-    def _look_ahead(self, worker: _Worker, now: float, tie: int) -> None:
+    def _look_again(self, worker: _Worker, now: float, tie: int) -> None:
+        self._looking_ahead -= 1
+        self._look_ahead(worker, now)
+
+    def _look_ahead(self, worker: _Worker, now: float) -> None:
         """Foresees what a worker's next outage means to the server."""
         assert worker.presence is not None
         begin_s, end_s = worker.presence.next_outage(now)
         begin_s = max(begin_s, now)
-        # When nobody is left, outages to come must not keep the world alive.
-        if end_s < worker.leave_s and (self._live or not self._published_s):
-            if end_s - begin_s > self._dead_after_s:
-                self.foresee(begin_s + self._dead_after_s, self._miss, worker)
+        if begin_s >= worker.leave_s:
+            return
+        is_back = end_s < worker.leave_s
+        if end_s - begin_s > self._dead_after_s:
+            self.foresee(begin_s + self._dead_after_s, self._miss, worker)
+            if is_back:
                 self.foresee(end_s, self._hear, worker)
-            self.foresee(end_s, self._look_ahead, worker)
+        if is_back:
+            self.foresee(end_s, self._look_again, worker)
+            self._looking_ahead += 1
 
     # ------------------------------------------------------------- a worker
 
@@ -349,6 +373,7 @@ class _World:
 
     def _wait(self, worker: _Worker) -> None:
         if worker.coming < 0:
+            worker.due = _PARKED
             self._waiting.append(worker)
         else:
             worker.due = self.foresee(worker.arrival_s, self._waited, worker)
@@ -437,6 +462,7 @@ class _World:
                 return
             if isinstance(command, programs.Aggregate):
                 self._making = command.keys
+                self._due_s = None
                 if self._aggregate_s:
                     self.foresee(now + self._aggregate_s, self._made, None)
                     return
@@ -468,14 +494,15 @@ class _World:
             return
         listening, self._listening = self._listening, []
         for worker in listening:
-            if worker.due >= 0 and worker.coming < 0:
+            if worker.due > _PARKED and worker.coming < 0:
                 self._fetch(worker)
                 if worker.arrival_s < worker.end_s:
                     self._interrupt(worker)
         waiting, self._waiting = self._waiting, []
         for worker in waiting:
-            self._fetch(worker)
-            worker.due = self.foresee(worker.arrival_s, self._waited, worker)
+            if worker.due == _PARKED:
+                self._fetch(worker)
+                worker.due = self.foresee(worker.arrival_s, self._waited, worker)
 
 
 Moment = Callable[[Any, float, int], None]

@@ -46,7 +46,7 @@ def events_of(
     for event, (time_s, kind, number, value) in enumerate(
         zip(*(column.tolist() for column in columns), strict=True)
     ):
-        if not is_started and kind in (o.ADOPT, o.MERGE):
+        if not is_started and (kind == o.ADOPT or time_s > order.start_s):
             is_started = True
             receivers = int(order.receivers[0])
             yield trace.Published(order.start_s, 0, num_bytes, receivers)

@@ -1,0 +1,26 @@
+"""`python -m tests.eight_devices`: one order on eight devices, and serially."""
+
+import jax
+
+
+def main() -> None:
+    jax.config.update("jax_num_cpu_devices", 8)
+    from asyn2f.sim.serial import execute_serially
+    from tests import executions
+
+    experiment = executions.experiment_of(workers=11, task__partition="iid")
+    order = executions.order_for(experiment, executions.UNEQUAL, versions=6)
+    serial = execute_serially(experiment, order)
+    print(jax.device_count())
+    executions.assert_same_bits(
+        serial, executions.in_lanes(experiment, order, 1, devices=8)
+    )
+    print("same")
+    executions.assert_close(
+        serial, executions.in_lanes(experiment, order, 2, devices=8)
+    )
+    print("close")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""All executors give one order's numbers: the same bits, or the same up to rounding."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+
+from asyn2f.sim import order as o
+from asyn2f.sim.lanes import Limits
+from asyn2f.sim.plan import PlanError, plan
+from asyn2f.sim.recorded import order_of
+from asyn2f.sim.serial import Follower, execute_serially
+from asyn2f.sim.vectorised import calls_of, execute_in_lanes
+from tests.compilation import nothing_compiles
+from tests.executions import (
+    UNEQUAL,
+    Seen,
+    assert_close,
+    assert_same_bits,
+    experiment_of,
+    given,
+    in_lanes,
+    machine_for,
+    order_for,
+    rows_by_chance,
+)
+from tests.hand_made_trace import hand_made
+
+ROOT = Path(__file__).parent.parent
+ROWS = {"equal": [{}], "unequal": UNEQUAL}
+VARIANTS = {
+    "mlp": {
+        "training__momentum_at_merge": "reset",
+        "training__schedule": "cosine",
+        "training__schedule_length": 20,
+        "task__quality": (1.0, 0.3),
+    },
+    "cnn": {
+        "task__model": "cnn",
+        "task__channels": (4, 4),
+        "task__batch_norm": True,
+        "training__schedule": "synchronous",
+        "training__schedule_length": 5,
+    },
+}
+
+
+@functools.cache
+def order_and_result(strategy="asyn2f", rows="unequal", **changes):
+    experiment = experiment_of(strategy, **changes)
+    order = order_for(experiment, ROWS[rows])
+    return experiment, order, execute_serially(experiment, order)
+
+
+@functools.cache
+def machine_of(lanes, strategy="asyn2f", rows="unequal", **changes):
+    """Compiled once, for whoever has the order executed by it."""
+    experiment, order, _ = order_and_result(strategy, rows, **changes)
+    return machine_for(experiment, order, lanes)
+
+
+# ------------------------------------------------------------- the same numbers
+
+
+@functools.cache
+def five_workers(strategy, lanes):
+    """An experiment, and a machine for any order of it."""
+    experiment = experiment_of(strategy, workers=5, timing__min_updates=2)
+    return experiment, machine_for(experiment, order_for(experiment), lanes)
+
+
+@hypothesis.given(
+    random=st.randoms(use_true_random=False),
+    means=st.sampled_from([("asyn2f", 2), ("asyn2f", 5), ("fedavg", 3)]),
+    max_steps=st.integers(1, 16),
+)
+@hypothesis.settings(max_examples=20, phases=[hypothesis.Phase.generate])
+def test_any_run_by_any_means(random, means, max_steps):
+    strategy, lanes = means
+    experiment, many = five_workers(strategy, lanes)
+    _, one = five_workers(strategy, 1)
+    rows, seed = rows_by_chance(random, 5), random.randint(0, 9)
+    order = order_for(experiment, rows, seed=seed, max_time_s=200.0)
+    serial = execute_serially(experiment, order)
+    result = execute_in_lanes(given(one, order, max_steps), order)
+    assert_same_bits(serial, result)
+    assert_close(serial, execute_in_lanes(given(many, order, max_steps), order))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_setting_by_every_means(name):
+    experiment, order, serial = order_and_result(**VARIANTS[name])
+    assert o.MERGE in order.kind
+    one = in_lanes(experiment, order, 1)
+    # XLA compiles a convolution's normalisation differently inside of a loop.
+    assert_close(serial, one) if name == "cnn" else assert_same_bits(serial, one)
+    assert_close(serial, in_lanes(experiment, order, 3))
+
+
+def test_a_serial_execution_gives_the_same_bits_each_time():
+    experiment, order, serial = order_and_result()
+    assert_same_bits(serial, execute_serially(experiment, order))
+
+
+@pytest.mark.parametrize(
+    ("limits", "max_steps"),
+    [
+        (Limits(waves=1, ticks=16, versions=1), 16),
+        (Limits(waves=5, ticks=3, versions=8), 3),
+    ],
+)
+def test_how_a_run_is_cut_into_calls_and_waves_changes_no_bit(limits, max_steps):
+    experiment, order, serial = order_and_result()
+    machine = machine_for(experiment, order, 1, limits, max_steps=max_steps)
+    assert len(list(calls_of(machine.plan, limits, frozenset()))) > 3
+    assert_same_bits(serial, execute_in_lanes(machine, order))
+
+
+def test_more_versions_in_one_wave_than_a_call_has_room_for():
+    """All push at once, and every push makes a version: 5, with room for 2."""
+    experiment = experiment_of(workers=5, timing__min_updates=1, task__partition="iid")
+    order = order_for(experiment, [{}])
+    limits = Limits(waves=64, ticks=64, versions=2)
+    serial = execute_serially(experiment, order)
+    assert_close(serial, in_lanes(experiment, order, 5, limits))
+
+
+def test_later_calls_compile_nothing():
+    machine = machine_of(4)
+    machine.reset()
+    calls = calls_of(machine.plan, machine.limits, frozenset({1, 2, 3, 4}))
+    coming = machine.execute(calls)
+    next(coming)
+    next(coming)
+    with nothing_compiles():
+        notes = [note for _, note in coming]
+        jax.block_until_ready(notes)
+    assert len(notes) > 2
+
+
+def test_the_second_execution_on_a_machine_compiles_nothing_and_is_the_same():
+    _, order, serial = order_and_result()
+    machine = machine_of(1)
+    execute_in_lanes(machine, order)
+    with nothing_compiles():
+        again = execute_in_lanes(machine, order)
+    assert_same_bits(serial, again)
+
+
+def test_lanes_on_eight_devices():
+    """In a process of its own, as JAX's devices are counted once."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.eight_devices"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["8", "same", "close"]
+
+
+# ------------------------------------------------------------- what the numbers say
+
+
+@pytest.mark.parametrize("lanes", [0, 4])
+@pytest.mark.parametrize("strategy", ["asyn2f", "fedavg"])
+def test_there_are_numbers_where_something_was_computed(strategy, lanes):
+    _, order, serial = order_and_result(strategy)
+    result = execute_in_lanes(machine_of(lanes, strategy), order) if lanes else serial
+    numbers = result.numbers
+    reported = np.isin(order.kind, [o.TRAIN, o.PUSH])
+    for values in (numbers.loss, numbers.metric):
+        np.testing.assert_array_equal(np.isfinite(values), reported)
+    merged = order.kind == o.MERGE
+    np.testing.assert_array_equal(np.isfinite(numbers.share), merged)
+    assert ((numbers.share[merged] >= 0) & (numbers.share[merged] <= 1)).all()
+    assert merged.any() == (strategy == "asyn2f")
+    for values in (numbers.model_loss, numbers.learning_rate):
+        assert np.isfinite(values).tolist() == [False] + [True] * 8
+
+
+@pytest.mark.parametrize("lanes", [0, 4])
+def test_coefficients_sum_to_1_and_staleness_counts_from_the_base(lanes):
+    _, order, serial = order_and_result()
+    result = execute_in_lanes(machine_of(lanes), order) if lanes else serial
+    base, bases = {}, {}
+    for kind, worker, value in zip(order.kind, order.worker, order.value, strict=True):
+        if kind in (o.ADOPT, o.MERGE):
+            base[worker] = value
+        elif kind == o.PUSH:
+            bases[value] = base[worker]
+    for node in range(1, len(order.version)):
+        span = slice(*order.member_starts[node : node + 2])
+        assert sum(result.numbers.coefficients[span]) == pytest.approx(1.0, abs=1e-6)
+        expected = [node - 1 - bases[update] for update in order.members[span]]
+        assert result.numbers.staleness[span].tolist() == expected
+    assert result.numbers.staleness.max() > 0
+
+
+# ------------------------------------------------------------- being watched
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_whoever_watches_sees_the_versions_asked_for(lanes):
+    """Equal workers push at once, so that a wave of four makes two versions."""
+    experiment, order, _ = order_and_result(rows="equal", task__partition="iid")
+    watched, expected, seen = [1, 2, 3, 6, 7], Seen(), Seen()
+    serial = execute_serially(experiment, order, watched, expected)
+    machine = machine_of(lanes, rows="equal", task__partition="iid")
+    result = execute_in_lanes(machine, order, watched, seen)
+    assert expected.nodes == seen.nodes == watched
+    assert expected.times_s == seen.times_s
+    assert [int(state.model.version) for state in seen.states] == watched
+    if lanes == 1:
+        assert expected.sha256s == seen.sha256s
+        assert_same_bits(serial, result)
+    else:
+        assert_close(serial, result)
+
+
+@pytest.mark.parametrize("lanes", [0, 1, 4])
+@pytest.mark.parametrize("rows", ROWS)
+def test_whoever_watches_can_end_it(lanes, rows):
+    """And what there is until then is whole: `order.cut` cuts the order to it."""
+    changes = {"task__partition": "iid"} if rows == "equal" else {}
+    experiment, order, _ = order_and_result(rows=rows, **changes)
+    seen = Seen(until=5)
+    if lanes:
+        machine = machine_of(lanes, rows=rows, **changes)
+        result = execute_in_lanes(machine, order, range(1, 9), seen)
+    else:
+        result = execute_serially(experiment, order, range(1, 9), seen)
+    assert seen.nodes == [1, 2, 3, 4, 5]
+    assert int(result.state.model.version) == 5
+    assert result.end_s == seen.times_s[-1]
+    cut = o.cut(order, result.end_s, "enough")
+    assert cut.version.tolist() == list(range(6))
+    numbers = result.numbers
+    trained = (cut.kind == o.TRAIN).nonzero()[0]
+    assert np.isfinite(numbers.loss[trained]).all()
+    assert np.isfinite(numbers.coefficients[: len(cut.members)]).all()
+
+
+def test_an_order_without_versions():
+    experiment = experiment_of()
+    order = order_for(experiment, max_time_s=4.0)
+    serial = execute_serially(experiment, order)
+    assert len(order.version) == 1
+    assert order.num_steps > 0
+    machine = given(machine_of(1), order)
+    assert_same_bits(serial, execute_in_lanes(machine, order))
+
+
+# ------------------------------------------------------------- histories that fork
+
+
+def test_a_forked_history_is_executed_serially():
+    """Version 2 is made twice; worker 0 has merged the first one, and then the same
+    update of it goes into both."""
+    experiment, order, seen = experiment_of(workers=2), order_of(hand_made()), Seen()
+    execute_serially(experiment, order, range(1, 5), seen)
+    assert order.parent.tolist() == [-1, 0, 1, 1, 3]
+    assert [int(state.model.version) for state in seen.states] == [1, 2, 2, 3]
+    assert len(set(seen.sha256s)) == 4
+
+
+def test_a_branch_is_as_if_the_other_did_not_exist():
+    events = hand_made()
+    experiment, forked, straight = experiment_of(workers=2), Seen(), Seen()
+    execute_serially(experiment, order_of(events), range(1, 5), forked)
+    # Of what is lost, only this merge has consequences, in version 3.
+    alone = order_of(e for e in events if getattr(e, "version", 0) != 2 or e.time_s > 4)
+    execute_serially(experiment, alone, range(1, 4), straight)
+    assert alone.version.tolist() == [0, 1, 2, 3]
+    assert forked.sha256s[2] == straight.sha256s[1]
+    assert forked.sha256s[3] != straight.sha256s[2]
+
+
+def test_a_forked_history_is_not_planned():
+    with pytest.raises(PlanError, match="history forks; only --executor=serial"):
+        plan(order_of(hand_made()), 1, 2)
+
+
+# ------------------------------------------------------------- timing by values
+
+
+def test_workers_are_followed_through_an_outage():
+    """While worker 0 is away the others go on; then it takes in an old version, which
+    was on its link."""
+    experiment = experiment_of(
+        timing__min_updates=1, timing__push_after_metric=0.2, task__partition="iid"
+    )
+    rows = [{"download_s": 8.0, "outages": [[30.0, 200.0]]}, *[{}] * 3]
+    metric_of = Follower(experiment).metric
+    order = order_for(
+        experiment,
+        [{"step_s": 1.0} | row for row in rows],
+        versions=100,
+        max_time_s=250.0,
+        metric_of=metric_of,
+    )
+    back = (order.worker == 0) & (order.time_s > 200.0)
+    assert o.RETURN in order.kind[back]
+    assert o.MERGE in order.kind[back]
+    execute_serially(experiment, order)
