@@ -106,7 +106,8 @@ def machine_for(
 ) -> Machine:
     """`prepare`, with calls of any shape; for other orders too, see `given`."""
     limits = limits or Limits(waves=16, ticks=32, versions=8)
-    planned = _roomy(plan(order, devices, lanes, min(max_steps, limits.ticks)))
+    planned = plan(order, devices, lanes, min(max_steps, limits.ticks))
+    planned = _roomy(planned, experiment.workers)
     return Machine(experiment, mesh_of(devices), planned, limits)
 
 
@@ -114,18 +115,20 @@ def given(machine: Machine, order: Order, max_steps: int = 16) -> Machine:
     """The machine, with another order to execute: compiles nothing."""
     before = machine.plan
     _, devices, lanes = before.row.shape
-    machine.plan = _roomy(plan(order, devices, lanes, max_steps))
+    planned = plan(order, devices, lanes, max_steps)
+    machine.plan = _roomy(planned, before.max_members)
     for name in ("version_slots", "update_slots", "max_members"):
         assert getattr(machine.plan, name) == getattr(before, name)
     return machine
 
 
-def _roomy(planned: Plan) -> Plan:
-    """With as many slots as any plan of these tests needs, so that programs fit all."""
+def _roomy(planned: Plan, max_members: int) -> Plan:
+    """With as many slots as any plan of these tests needs, so that programs fit all;
+    and with a row for every worker in a version, as in `Experiment.aggregate`."""
     return planned._replace(
         version_slots=max(40, planned.version_slots),
         update_slots=max(40, planned.update_slots),
-        max_members=max(12, planned.max_members),
+        max_members=max_members,
     )
 
 

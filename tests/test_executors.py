@@ -14,10 +14,11 @@ import pytest
 
 from asyn2f.sim import order as o
 from asyn2f.sim.lanes import Limits
+from asyn2f.sim.machine import Machine
 from asyn2f.sim.plan import PlanError, plan
 from asyn2f.sim.recorded import order_of
 from asyn2f.sim.serial import Follower, execute_serially
-from asyn2f.sim.vectorised import calls_of, execute_in_lanes
+from asyn2f.sim.vectorised import calls_of, execute_in_lanes, mesh_of
 from tests.compilation import nothing_compiles
 from tests.executions import (
     UNEQUAL,
@@ -102,6 +103,22 @@ def test_every_setting_by_every_means(name):
     # XLA compiles a convolution's normalisation differently inside of a loop.
     assert_close(serial, one) if name == "cnn" else assert_same_bits(serial, one)
     assert_close(serial, in_lanes(experiment, order, 3))
+
+
+@pytest.mark.parametrize("strategy", ["asyn2f", "fedavg"])
+def test_versions_of_fewer_updates_than_there_are_workers(strategy):
+    """`Experiment.aggregate` fills up to 5 rows; a sum of 4 can have other bits."""
+    experiment = experiment_of(
+        strategy, workers=5, timing__min_updates=5, task__partition="iid"
+    )
+    rows = [{"step_s": 1.0 + 0.01 * worker} for worker in range(5)]
+    rows[0]["leave_s"] = 2.0
+    order = order_for(experiment, rows, versions=4)
+    assert np.diff(order.member_starts).max() == 4
+    limits = Limits(waves=16, ticks=32, versions=8)
+    machine = Machine(experiment, mesh_of(1), plan(order, 1, 1, 16), limits)
+    serial = execute_serially(experiment, order)
+    assert_same_bits(serial, execute_in_lanes(machine, order))
 
 
 def test_a_serial_execution_gives_the_same_bits_each_time():

@@ -131,9 +131,14 @@ def _sections(run: Run) -> Iterator[Section]:
 
 
 def _coarse(course: Timeline | None) -> str:
-    if course is None or not course.slot_s:
+    if course is None:
         return ""
-    return (
+    some = ""
+    if course.num_rows < course.num_workers:
+        some = f" {course.num_rows} of {course.num_workers:,} workers are drawn."
+    if not course.slot_s:
+        return some
+    return some + (
         f" The run is long: what is shorter than {units.as_duration(course.slot_s)} is "
         "drawn as one bar with its neighbours."
     )
@@ -195,7 +200,8 @@ def _lede(run: Run) -> str:
     versions, wall_s = tally.num_versions(run), tally.duration_s(run)
     made = f"{units.as_number(versions)} version{'s'[: versions != 1]}"
     crowd = f"{len(workers)} worker{'s'[: len(workers) != 1]}" if workers else "The run"
-    text = f"{crowd} made {made} of the global model in {units.as_duration(wall_s)}."
+    took = units.as_duration(wall_s) + (" of virtual time" * tally.is_simulated(run))
+    text = f"{crowd} made {made} of the global model in {took}."
     present_s = sum(worker.present_s for worker in workers)
     if present_s > 0:
         trained = sum(worker.trained_s for worker in workers) / present_s

@@ -186,7 +186,11 @@ def key_figures(run: Run) -> list[KeyFigure]:
             _join(_known("at version", version), _known_percent("last", final)),
         ),
         KeyFigure("Versions", units.as_number(versions), f"{per_s} per second"),
-        KeyFigure("Wall time", units.as_duration(wall_s), _began(run)),
+        KeyFigure(
+            "Virtual time" if is_simulated(run) else "Wall time",
+            units.as_duration(wall_s),
+            _began(run),
+        ),
         KeyFigure(
             "Updates committed",
             committed,
@@ -221,6 +225,12 @@ def _began(run: Run) -> str:
     if not 1e9 < run.start_s < 1e11:  # seconds since 1970: from 2001 to far ahead
         return ""
     return f"{datetime.fromtimestamp(run.start_s, UTC):from %Y-%m-%d %H:%M} UTC"
+
+
+def is_simulated(run: Run) -> bool:
+    """Whether its clock was a virtual one."""
+    heads = (event for event in run.events if isinstance(event, trace.Recorded))
+    return any(head.actor == "simulation" for head in heads)
 
 
 def num_versions(run: Run) -> float:

@@ -19,6 +19,9 @@ MAX_PIECES = 80_000
 MAX_PIECES_FROM_AFAR = 16_000
 """The same in a view of the whole run: more would make it slow."""
 
+MAX_ROWS = 100
+"""Workers in the figure: of more, so many are drawn, at even distances."""
+
 _WINDOW_CYCLES = 7.0  # a window shows at most so many cycles of a typical worker,
 _WINDOW_MARKS = 26.0  # and at most so many of its merges and pushes
 
@@ -37,6 +40,8 @@ class Timeline(NamedTuple):
     figure: go.Figure
     windows: tuple[Window, ...]  # the first is the one shown at the beginning
     slot_s: float  # 0 = every stretch is drawn as it was
+    num_rows: int  # workers that are drawn ...
+    num_workers: int  # ... of so many
 
 
 def timeline(run: Run) -> Timeline | None:
@@ -46,25 +51,35 @@ def timeline(run: Run) -> Timeline | None:
       run: any run; a worker whose trace is missing has an empty row.
     """
     zero_s = run.start_s
-    rows = _rows(run.events)
-    if not rows:
+    workers = _workers(run.events)
+    if not workers:
         return None
-    pieces = stretches.pieces_of(run.events, rows, zero_s)
+    rows = _rows(workers)
+    events = run.events
+    if len(rows) < len(workers):
+        events = [e for e in events if worker_of(e) is None or worker_of(e) in rows]
+    pieces = stretches.pieces_of(events, rows, zero_s)
     fine, slot_s = stretches.fewer(pieces, len(rows), MAX_PIECES)
     coarse, _ = stretches.fewer(pieces, len(rows), MAX_PIECES_FROM_AFAR)
     figure = go.Figure()
-    _add_versions(figure, run.events, len(rows), zero_s)
+    _add_versions(figure, events, len(rows), zero_s)
     add_bars(figure, fine, coarse, list(rows))
-    add_marks(figure, run.events, rows, zero_s)
-    windows = _windows(run.events, zero_s)
+    add_marks(figure, events, rows, zero_s)
+    windows = _windows(events, zero_s)
     _lay_out(figure, list(rows), windows[0])
-    return Timeline(figure, windows, slot_s)
+    return Timeline(figure, windows, slot_s, len(rows), len(workers))
 
 
-def _rows(events: Sequence[trace.Event]) -> dict[int, int]:
+def _workers(events: Sequence[trace.Event]) -> list[int]:
     named = (worker_of(event) for event in events)
-    workers = sorted({worker for worker in named if worker is not None})
-    return {worker: row for row, worker in enumerate(workers)}
+    return sorted({worker for worker in named if worker is not None})
+
+
+def _rows(workers: list[int]) -> dict[int, int]:
+    """The row of each worker that is drawn."""
+    count = min(len(workers), MAX_ROWS)
+    places = np.linspace(0, len(workers) - 1, count).round().astype(int)
+    return {workers[place]: row for row, place in enumerate(places)}
 
 
 def _add_versions(
