@@ -82,6 +82,8 @@ def run(main: Callable[[], int | None]) -> None:
             sys.exit(main() or 0)
         except SPEAKING_ERRORS as error:
             fail(str(error))
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
 
     app.run(guarded, flags_parser=parse_or_fail)
 

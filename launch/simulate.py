@@ -31,6 +31,7 @@ from asyn2f.trainer import steps_per_epoch
 from asyn2f.trees import params_sha256
 from asyn2f.types import ServerState
 from launch import program
+from launch.serving import EXIT_CODES
 
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
 
@@ -42,6 +43,7 @@ class Watcher:
 
     def __init__(self, experiment: Experiment, folder: Path, start_s: float) -> None:
         self.scores: dict[int, Score] = {}
+        self.status = "finished"
         self.reason: str | None = None  # why it has ended the run, if it has
         self._evaluate = make_evaluate(experiment.task)
         self._target = experiment.stop.target_accuracy
@@ -66,6 +68,10 @@ class Watcher:
         if self._target and score.accuracy >= self._target:
             self.reason = f"target accuracy {self._target:g} reached"
         return self.reason is not None
+
+    def stop(self, signal: str) -> None:
+        """Ends the run at the next version that is evaluated."""
+        self.status, self.reason = "interrupted", f"{signal} received"
 
     @property
     def best(self) -> tuple[float, int]:
@@ -105,6 +111,7 @@ def simulate(config: build.Config, folder: Path) -> dict[str, Any]:
     )
     print(f"executor: {execution.why}", flush=True)
     watcher = Watcher(experiment, folder, order.start_s)
+    program.stop_on_signals(watcher.stop)
     watched = watched_of(order, settings["evaluate_every"])
     executing_s = time.monotonic()
     result = execution.run(watched, watcher)
@@ -175,7 +182,7 @@ def _summary(
         for name, kind in (("superseded", o.SUPERSEDE), ("rejected", o.REJECT))
     }
     return {
-        "status": "finished",
+        "status": watcher.status,
         "reason": order.reason,
         "run": workdir.read_json(folder / workdir.RUN)["run"],
         "strategy": config["strategy"]["name"],
@@ -271,7 +278,7 @@ def main() -> int:
         print(f"best accuracy {accuracy:.4f} at version {version}")
     print(f"results in {folder}: summary.json, metrics.jsonl, models/, tensorboard/")
     print(f"report: {write_report(folder)}", flush=True)
-    return 0
+    return EXIT_CODES[summary["status"]]
 
 
 if __name__ == "__main__":
