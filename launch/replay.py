@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,10 +89,19 @@ def main() -> int:
     experiment = build.build_experiment(config)
     order = order_of(events)
     lanes = recorded.get("lanes", 0) if executor == recorded.get("executor") else 0
-    execution = execution_of(experiment, order, executor, lanes, program.TRIALS)
     changed = build.changed_keys(stored, config)
     if changed:
-        return _what_if(execution, folder, stored, changed)
+        _check_possible(experiment, order, folder, stored, changed)
+        last = len(order.version) - 1
+        watched = {*np.linspace(0, last, 11).astype(int).tolist()} - {0}
+    else:
+        watched = _versions_present(order, folder)
+    execution = execution_of(
+        experiment, order, executor, lanes, watched, program.TRIALS
+    )
+    print(f"executor: {execution.why}", flush=True)
+    if changed:
+        return _what_if(execution, folder)
     _say_what_differs(recorded)
     same = executor == recorded.get("executor", "serial")
     given = _TOLERANCE.value
@@ -149,27 +157,33 @@ def _say_what_differs(recorded: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- comparing
 
 
+def _versions_present(order: Order, folder: Path) -> set[int]:
+    """The nodes of the versions in the folder, as far as the newest descends from
+    them; version 0 is drawn from the seed."""
+    store = OrbaxStore(folder / workdir.MODELS)
+    present = set(store.versions())
+    store.close()
+    node, line = int(np.argmax(order.version)), set()
+    while node > 0:
+        if int(order.version[node]) in present:
+            line.add(node)
+        node = int(order.parent[node])
+    return line
+
+
 def _compare(execution: Execution, folder: Path, tolerance: float) -> int:
     """Executes, and compares with every version in the folder; the exit code."""
-    experiment, order = execution.experiment, execution.order
     store = OrbaxStore(folder / workdir.MODELS)
-    shapes = jax.eval_shape(lambda: initial_server_state(experiment))
-    present = set(store.versions())
-    newest = max(range(len(order.version)), key=lambda node: int(order.version[node]))
-    line, node = {}, newest
-    while node >= 0:
-        line[int(order.version[node])] = node
-        node = int(order.parent[node])
-    version_of = {n: v for v, n in line.items() if v in present and v > 0}
+    shapes = jax.eval_shape(lambda: initial_server_state(execution.experiment))
     found: list[Compared] = []
 
     def watch(node: int, time_s: float, state: ServerState) -> bool:
-        version = version_of[node]
+        version = int(state.model.version)
         before = store.load(version, shapes).state.model.params
         found.append(_difference(version, before, state.model.params))
         return False
 
-    result = _execute(execution, version_of, watch)
+    result = _execute(execution, watch)
     sha256 = params_sha256(result.model.params)
     summary = folder / workdir.SUMMARY
     told = workdir.read_json(summary).get("params_sha256") if summary.exists() else None
@@ -209,12 +223,9 @@ def _difference(version: int, before: Params, now: Params) -> Compared:
     return Compared(version, same, absolute, relative)
 
 
-def _execute(
-    execution: Execution, watched: Collection[int], watch: Watch
-) -> ServerState:
-    print(f"executor: {execution.why}", flush=True)
+def _execute(execution: Execution, watch: Watch) -> ServerState:
     begun_s = time.monotonic()
-    result = execution.run(watched, watch)
+    result = execution.run(watch)
     jax.block_until_ready(result.state)
     wall_s = time.monotonic() - begun_s
     steps = execution.order.num_steps
@@ -225,42 +236,46 @@ def _execute(
 # ---------------------------------------------------------------- what if
 
 
-def _what_if(
-    execution: Execution,
+def _check_possible(
+    experiment: Experiment,
+    order: Order,
     folder: Path,
     stored: build.Config,
     changed: dict[str, Any],
-) -> int:
-    """Executes the same arrivals with other settings; says how good that is."""
-    experiment, order = execution.experiment, execution.order
+) -> None:
+    """Says what is different now, and ends the program if the order forbids it."""
     for key, (before, now) in changed.items():
         print(f"config.{key}: {before!r} in the run, {now!r} now")
     obstacle = _obstacle(experiment, order, stored, changed)
     if obstacle:
-        flags_ = " ".join(f"--config.{key}={now}" for key, (_, now) in changed.items())
+        settings = " ".join(
+            f"--config.{key}={now}" for key, (_, now) in changed.items()
+        )
         program.fail(
             f"{obstacle}; schedule it anew: python -m launch.simulate "
-            f"--config=configs/of_run.py:{folder} {flags_} --workdir=..."
+            f"--config=configs/of_run.py:{folder} {settings} --workdir=..."
         )
+
+
+def _what_if(execution: Execution, folder: Path) -> int:
+    """Executes the same arrivals with other settings; says how good that is."""
     recorded = {
         event.version: event.accuracy
         for event in trace.read(folder / workdir.TRACE)
         if isinstance(event, trace.Evaluated)
     }
-    evaluate = make_evaluate(experiment.task)
-    last = len(order.version) - 1
-    watched = sorted({*np.linspace(0, last, 11).astype(int).tolist(), last} - {0})
+    evaluate = make_evaluate(execution.experiment.task)
     print(f"{'version':>8}  {'in the run':>10}  {'now':>6}")
 
     def watch(node: int, time_s: float, state: ServerState) -> bool:
-        version = int(order.version[node])
+        version = int(state.model.version)
         before = recorded.get(version)
         text = "-" if before is None else f"{before:.4f}"
         accuracy = evaluate(state.model.params).accuracy
         print(f"{version:8d}  {text:>10}  {accuracy:.4f}", flush=True)
         return False
 
-    state = _execute(execution, watched, watch)
+    state = _execute(execution, watch)
     print(f"params_sha256: {params_sha256(state.model.params)}")
     return 0
 

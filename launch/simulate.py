@@ -106,19 +106,24 @@ def simulate(config: build.Config, folder: Path) -> dict[str, Any]:
         flush=True,
     )
     settings = config["sim"]
+    watched = watched_of(order, settings["evaluate_every"])
     execution = execution_of(
-        experiment, order, settings["executor"], settings["lanes"], program.TRIALS
+        experiment,
+        order,
+        settings["executor"],
+        settings["lanes"],
+        watched,
+        program.TRIALS,
     )
     print(f"executor: {execution.why}", flush=True)
     watcher = Watcher(experiment, folder, order.start_s)
     program.stop_on_signals(watcher.stop)
-    watched = watched_of(order, settings["evaluate_every"])
     executing_s = time.monotonic()
-    result = execution.run(watched, watcher)
+    result = execution.run(watcher)
     jax.block_until_ready(result.state)
     wall_s = time.monotonic() - executing_s
     if watcher.reason is not None:
-        order = o.cut(order, result.end_s, watcher.reason)
+        order = o.cut(order, result.num_events, watcher.reason)
     last = int(result.state.model.version)
     watcher.finish(last, result.state)
     summary = _summary(config, execution, order, result, watcher, folder)

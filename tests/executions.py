@@ -1,5 +1,6 @@
 """Orders to execute, and what two executions of one order have in common."""
 
+import copy
 import functools
 from collections.abc import Collection, Mapping
 from random import Random
@@ -103,19 +104,24 @@ def machine_for(
     *,
     devices: int = 1,
     max_steps: int = 16,
+    watched: Collection[int] = (),
 ) -> Machine:
     """`prepare`, with calls of any shape; for other orders too, see `given`."""
     limits = limits or Limits(waves=16, ticks=32, versions=8)
-    planned = plan(order, devices, lanes, min(max_steps, limits.ticks))
+    max_steps = min(max_steps, limits.ticks)
+    planned = plan(order, devices, lanes, max_steps, limits.versions, watched)
     planned = _roomy(planned, experiment.workers)
     return Machine(experiment, mesh_of(devices), planned, limits)
 
 
-def given(machine: Machine, order: Order, max_steps: int = 16) -> Machine:
-    """The machine, with another order to execute: compiles nothing."""
-    before = machine.plan
+def given(
+    machine: Machine, order: Order, max_steps: int = 16, watched: Collection[int] = ()
+) -> Machine:
+    """A machine that has another order to execute, and compiles nothing for it."""
+    before, machine = machine.plan, copy.copy(machine)
     _, devices, lanes = before.row.shape
-    planned = plan(order, devices, lanes, max_steps)
+    versions = machine.limits.versions
+    planned = plan(order, devices, lanes, max_steps, versions, watched)
     machine.plan = _roomy(planned, before.max_members)
     for name in ("version_slots", "update_slots", "max_members"):
         assert getattr(machine.plan, name) == getattr(before, name)
@@ -171,7 +177,7 @@ def assert_same_bits(one: Result, other: Result) -> None:
         np.testing.assert_array_equal(a, b)
     for name, a, b in zip(one.numbers._fields, one.numbers, other.numbers, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
-    assert one.end_s == other.end_s
+    assert one.num_events == other.num_events
 
 
 def assert_close(one: Result, other: Result, tolerance: float = ROUNDING) -> None:

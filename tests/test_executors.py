@@ -91,7 +91,8 @@ def test_any_run_by_any_means(random, means, max_steps):
     order = order_for(experiment, rows, seed=seed, max_time_s=200.0)
     serial = execute_serially(experiment, order)
     result = execute_in_lanes(given(one, order, max_steps), order)
-    assert_same_bits(serial, result)
+    # FedAvg's sums: see `test_versions_of_five_updates_and_of_fewer_by_one_lane`.
+    (assert_close if strategy == "fedavg" else assert_same_bits)(serial, result)
     assert_close(serial, execute_in_lanes(given(many, order, max_steps), order))
 
 
@@ -105,20 +106,21 @@ def test_every_setting_by_every_means(name):
     assert_close(serial, in_lanes(experiment, order, 3))
 
 
-@pytest.mark.parametrize("strategy", ["asyn2f", "fedavg"])
-def test_versions_of_fewer_updates_than_there_are_workers(strategy):
+@pytest.mark.parametrize(
+    ("strategy", "leave"), [("asyn2f", 0), ("asyn2f", 1), ("fedavg", 0), ("fedavg", 1)]
+)
+def test_versions_of_five_updates_and_of_fewer_by_one_lane(strategy, leave):
     """`Experiment.aggregate` fills up to 5 rows; a sum of 4 can have other bits."""
-    experiment = experiment_of(
-        strategy, workers=5, timing__min_updates=5, task__partition="iid"
-    )
+    experiment = experiment_of(strategy, workers=5, timing__min_updates=5)
     rows = [{"step_s": 1.0 + 0.01 * worker} for worker in range(5)]
-    rows[0]["leave_s"] = 2.0
+    for row in rows[:leave]:
+        row["leave_s"] = 2.0
     order = order_for(experiment, rows, versions=4)
-    assert np.diff(order.member_starts).max() == 4
+    assert np.diff(order.member_starts).max() == 5 - leave
     limits = Limits(waves=16, ticks=32, versions=8)
     machine = Machine(experiment, mesh_of(1), plan(order, 1, 1, 16), limits)
     serial = execute_serially(experiment, order)
-    assert_same_bits(serial, execute_in_lanes(machine, order))
+    assert_close(serial, execute_in_lanes(machine, order))
 
 
 def test_a_serial_execution_gives_the_same_bits_each_time():
@@ -233,7 +235,7 @@ def test_whoever_watches_sees_the_versions_asked_for(lanes):
     watched, expected, seen = [1, 2, 3, 6, 7], Seen(), Seen()
     serial = execute_serially(experiment, order, watched, expected)
     machine = machine_of(lanes, rows="equal", task__partition="iid")
-    result = execute_in_lanes(machine, order, watched, seen)
+    result = execute_in_lanes(given(machine, order, watched=watched), order, seen)
     assert expected.nodes == seen.nodes == watched
     assert expected.times_s == seen.times_s
     assert [int(state.model.version) for state in seen.states] == watched
@@ -253,13 +255,15 @@ def test_whoever_watches_can_end_it(lanes, rows):
     seen = Seen(until=5)
     if lanes:
         machine = machine_of(lanes, rows=rows, **changes)
-        result = execute_in_lanes(machine, order, range(1, 9), seen)
+        result = execute_in_lanes(
+            given(machine, order, watched=range(1, 9)), order, seen
+        )
     else:
         result = execute_serially(experiment, order, range(1, 9), seen)
     assert seen.nodes == [1, 2, 3, 4, 5]
     assert int(result.state.model.version) == 5
-    assert result.end_s == seen.times_s[-1]
-    cut = o.cut(order, result.end_s, "enough")
+    cut = o.cut(order, result.num_events, "enough")
+    assert cut.end_s == seen.times_s[-1]
     assert cut.version.tolist() == list(range(6))
     numbers = result.numbers
     trained = (cut.kind == o.TRAIN).nonzero()[0]
@@ -325,7 +329,7 @@ def test_workers_are_followed_through_an_outage():
         max_time_s=250.0,
         metric_of=metric_of,
     )
-    back = (order.worker == 0) & (order.time_s > 200.0)
+    back = (order.worker == 0) & (order.time_s >= 200.0)
     assert o.RETURN in order.kind[back]
     assert o.MERGE in order.kind[back]
     execute_serially(experiment, order)

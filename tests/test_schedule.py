@@ -3,7 +3,7 @@
 import pytest
 
 from asyn2f.sim import order as o
-from asyn2f.sim.order import cut
+from asyn2f.sim.order import cut, until
 from tests.schedules import run, same, story
 from tests.test_programs import adopting, asynchronous, synchronous
 
@@ -248,13 +248,13 @@ def test_a_metric_needs_somebody_who_knows_it():
 def test_a_cut_order_knows_nothing_of_what_comes_later():
     # Versions at 1, 2, 3, ... s.
     order = run(adopting(), [{"step_s": 1.0}], steps=1, max_versions=5)
-    short = cut(order, 2.5, "enough")
-    assert same(short, cut(short, 2.5, "enough"))
+    short = cut(order, until(order, 2.5), "enough", 2.5)
+    assert same(short, cut(short, until(short, 2.5), "enough", 2.5))
     assert short.time_s.max() == 2.0
     assert short.version.tolist() == [0, 1, 2]
     assert (short.num_updates, short.num_steps) == (2, 2)
     assert short.members.tolist() == [0, 1]
     assert (short.end_s, short.reason) == (2.5, "enough")
     assert len(order.version) == 6
-    none = cut(order, 0.5, "too early")
+    none = cut(order, until(order, 0.5), "too early", 0.5)
     assert (len(none.version), none.num_updates, len(none.members)) == (1, 0, 0)

@@ -11,7 +11,7 @@ import pytest
 
 from asyn2f import causality
 from asyn2f.sim import order as o
-from asyn2f.sim.order import Order, cut
+from asyn2f.sim.order import Order, cut, until
 from asyn2f.sim.profiles import Presence
 from tests.schedules import (
     EPS_S,
@@ -196,7 +196,9 @@ def test_a_cut_order_is_that_of_a_shorter_run(case, share):
     max_time_s = case.stop.max_time_s * share + EPS_S
     hypothesis.assume(order.start_s + max_time_s < order.end_s)
     shorter = case.order(stop=case.stop.__class__(max_time_s=max_time_s))
-    assert same(cut(order, shorter.end_s, shorter.reason), shorter)
+    assert same(
+        cut(order, until(order, shorter.end_s), shorter.reason, shorter.end_s), shorter
+    )
 
 
 @fifty

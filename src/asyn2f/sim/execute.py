@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Collection
@@ -40,6 +41,7 @@ class Execution(NamedTuple):
     experiment: Experiment
     order: Order
     machine: Machine | None  # None = serially
+    watched: frozenset[int]
     why: str  # what was chosen, and for what reason
 
     @property
@@ -50,11 +52,11 @@ class Execution(NamedTuple):
         _, devices, lanes = self.machine.plan.row.shape
         return Means("sharded" if devices > 1 else "vectorised", lanes, devices)
 
-    def run(self, watched: Collection[int] = (), watch: Watch | None = None) -> Result:
-        """Executes it; see `execute_serially` for the arguments."""
+    def run(self, watch: Watch | None = None) -> Result:
+        """Executes it; `watch` is called with the nodes that are watched."""
         if self.machine is None:
-            return execute_serially(self.experiment, self.order, watched, watch)
-        return execute_in_lanes(self.machine, self.order, watched, watch)
+            return execute_serially(self.experiment, self.order, self.watched, watch)
+        return execute_in_lanes(self.machine, self.order, watch)
 
 
 def execution_of(
@@ -62,6 +64,7 @@ def execution_of(
     order: Order,
     executor: Executor = "auto",
     lanes: int = 0,
+    watched: Collection[int] = (),
     memory: Path | None = None,
 ) -> Execution:
     """How to execute an order.
@@ -74,21 +77,26 @@ def execution_of(
         what is measured to be fastest, by a trial of each.
       lanes: of each device; 0 = 16 or a little less on a CPU, 128 elsewhere; under
         `auto` one lane (no `vmap`) is tried as well.
+      watched: nodes that somebody wants to look at as soon as they are made.
       memory: a file that remembers what trials have shown, so that the same experiment
         is always executed by the same means here, and gives the same bits.
 
     Raises:
       PlanError, TooLarge: what is named cannot execute this order.
     """
+    watched, everywhere = frozenset(watched), jax.device_count()
+
+    def serially(why: str) -> Execution:
+        return Execution(experiment, order, None, watched, f"serial{why}")
+
     if executor == "serial":
-        return Execution(experiment, order, None, "serial, as asked for")
-    everywhere = jax.device_count()
+        return serially(", as asked for")
     if executor != "auto":
         devices = everywhere if executor == "sharded" else 1
         count = lanes or default_lanes(experiment.workers, devices)
-        machine = prepare(experiment, order, count, devices)
+        machine = prepare(experiment, order, count, devices, watched)
         why = f"{executor}, as asked for: {_in_words(count, devices)}"
-        return Execution(experiment, order, machine, why)
+        return Execution(experiment, order, machine, watched, why)
     many = lanes or default_lanes(experiment.workers, everywhere)
     trials = _recall(memory, experiment, many, everywhere)
     remembered = "" if trials is None else ", as remembered"
@@ -96,30 +104,35 @@ def execution_of(
     expected_s = order.num_steps / trials["serial"]
     if expected_s < _WORTHWHILE_S:
         _remember(memory, experiment, many, everywhere, trials)
-        why = f"serial: about {expected_s:.1f} s{remembered}, less than compiling"
-        return Execution(experiment, order, None, why)
+        return serially(f": about {expected_s:.1f} s{remembered}, less than compiling")
+    counts = {_in_words(count, everywhere): count for count in (1, many)}
     machines: dict[str, Machine] = {}
-    for count in sorted({1, many}):
-        name = _in_words(count, everywhere)
+    for name, count in counts.items():
+        is_best = name == max(trials, key=lambda known: trials[known])
+        if name in trials and not is_best:
+            continue
+        try:
+            machines[name] = prepare(experiment, order, count, everywhere, watched)
+        except (PlanError, TooLarge) as error:
+            if name == list(counts)[-1] and not machines:
+                return serially(f": {error}")
+            trials.pop(name, None)
+            continue
         if name not in trials:
-            try:
-                machines[name] = prepare(experiment, order, count, everywhere)
-            except (PlanError, TooLarge) as error:
-                if count == 1:
-                    return Execution(experiment, order, None, f"serial: {error}")
-                continue
             trials[name] = _rate(machines[name])
     _remember(memory, experiment, many, everywhere, trials)
     best = max(trials, key=lambda name: trials[name])
-    if best != "serial" and best not in machines:
-        count = 1 if best == _in_words(1, everywhere) else many
-        machines[best] = prepare(experiment, order, count, everywhere)
     others = ", ".join(
         f"{name} {rate:,.0f}" for name, rate in trials.items() if name != best
     )
-    why = f"{best}: {trials[best]:,.0f} steps/s in a trial{remembered} ({others})"
-    return Execution(experiment, order, machines.get(best), why)
+    why = f": {trials[best]:,.0f} steps/s in a trial{remembered} ({others})"
+    if best not in machines:
+        return serially(why)
+    return Execution(experiment, order, machines[best], watched, best + why)
 
+
+# What reading a file can raise that is not there, or not what was written.
+_DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError)
 
 Trials = dict[str, float]
 """Local steps per second, by means in words."""
@@ -141,9 +154,12 @@ def _recall(
     """What earlier trials have shown, if there were any."""
     if memory is None or not memory.exists():
         return None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(*_DAMAGED):
         known = json.loads(memory.read_text(encoding="utf-8"))
-        return known.get(_key(experiment, lanes, devices))
+        found = known[_key(experiment, lanes, devices)]
+        trials = {str(name): float(rate) for name, rate in found.items()}
+        if "serial" in trials and all(0 < rate < math.inf for rate in trials.values()):
+            return trials
     return None
 
 
@@ -157,8 +173,8 @@ def _remember(
     if memory is None:
         return
     known: dict[str, Trials] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(memory.read_text(encoding="utf-8"))
+    with contextlib.suppress(*_DAMAGED):
+        known = dict(json.loads(memory.read_text(encoding="utf-8")))
     known[_key(experiment, lanes, devices)] = trials
     with contextlib.suppress(OSError):  # then the next run tries again
         memory.parent.mkdir(parents=True, exist_ok=True)

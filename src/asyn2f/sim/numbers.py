@@ -46,7 +46,7 @@ class Result(NamedTuple):
 
     state: ServerState  # of the newest version made
     numbers: Numbers
-    end_s: float  # below `order.end_s` if whoever watched has ended it
+    num_events: int  # fewer than the order's if whoever watched has ended it
 
 
 class Uses(NamedTuple):

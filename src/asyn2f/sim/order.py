@@ -17,7 +17,7 @@ MERGE = 2  # a worker takes a version into its model [node]
 PUSH = 3  # a worker sends its model [update]
 AGGREGATE = 4  # a version is made [node]
 BEGIN = 5  # a worker begins with nothing, for the first time or again [-]
-LEAVE = 6  # a worker has gone, or has not been heard of for too long [-]
+LEAVE = 6  # a worker is missed [1 = it has gone for good]
 WAITED = 7  # a worker has waited since its last event [-]
 SUPERSEDE = 8  # an update is replaced by a newer one of its worker [update]
 REJECT = 9  # an update is refused as stale [update]
@@ -109,23 +109,29 @@ class Log:
         )
 
 
-def cut(order: Order, end_s: float, reason: str) -> Order:
-    """The order as it would be had the run ended at `end_s`."""
-    keep = order.time_s <= end_s
-    made = order.value[keep & (order.kind == AGGREGATE)]
-    nodes = int(made.max(initial=0)) + 1
-    pushed = order.value[keep & (order.kind == PUSH)]
+def until(order: Order, end_s: float) -> int:
+    """How many events there are until then, that moment included."""
+    return int(np.searchsorted(order.time_s, end_s, side="right"))
+
+
+def cut(order: Order, count: int, reason: str, end_s: float | None = None) -> Order:
+    """The order as it would be had the run ended after so many events: with the last of
+    them, or at `end_s`."""
+    if end_s is None:
+        end_s = float(order.time_s[count - 1]) if count else order.start_s
+    kind, value = order.kind[:count], order.value[:count]
+    nodes = int(value[kind == AGGREGATE].max(initial=0)) + 1
     return order._replace(
-        time_s=order.time_s[keep],
-        kind=order.kind[keep],
-        worker=order.worker[keep],
-        value=order.value[keep],
+        time_s=order.time_s[:count],
+        kind=kind,
+        worker=order.worker[:count],
+        value=value,
         version=order.version[:nodes],
         parent=order.parent[:nodes],
         member_starts=order.member_starts[: nodes + 1],
         members=order.members[: order.member_starts[nodes]],
         receivers=order.receivers[:nodes],
-        num_updates=int(pushed.max(initial=-1)) + 1,
+        num_updates=int(value[kind == PUSH].max(initial=-1)) + 1,
         end_s=end_s,
         reason=reason,
     )

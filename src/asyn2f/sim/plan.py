@@ -12,6 +12,7 @@ as soon as nobody needs what is in them: the plan knows how many that takes.
 """
 
 from array import array
+from collections.abc import Collection
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -59,6 +60,7 @@ class Plan(NamedTuple):
     version_slots: int
     update_slots: int  # on each device
     max_members: int  # K: of one aggregation
+    watched: frozenset[int]  # nodes, each the last one made by its wave
 
     @property
     def fill(self) -> float:
@@ -158,7 +160,14 @@ class _Slots:
         self._free.append(slot)
 
 
-def plan(order: Order, devices: int, lanes: int, max_steps: int = 64) -> Plan:
+def plan(
+    order: Order,
+    devices: int,
+    lanes: int,
+    max_steps: int = 64,
+    max_versions: int = 256,
+    watched: Collection[int] = (),
+) -> Plan:
     """The waves of an order.
 
     Args:
@@ -166,6 +175,8 @@ def plan(order: Order, devices: int, lanes: int, max_steps: int = 64) -> Plan:
       devices: D.
       lanes: L, of each device.
       max_steps: of one wave.
+      max_versions: made by one wave.
+      watched: nodes that are the last ones made by their waves.
 
     Raises:
       PlanError: the history forks, or the order is not causal.
@@ -175,7 +186,8 @@ def plan(order: Order, devices: int, lanes: int, max_steps: int = 64) -> Plan:
             "a server was restarted and workers had used versions that the crash took, "
             "so the history forks; only --executor=serial can execute that"
         )
-    return _Planner(order, devices, lanes, max_steps).run()
+    planner = _Planner(order, devices, lanes, max_steps)
+    return planner.run(max_versions, frozenset(watched))
 
 
 class _Planner:
@@ -221,13 +233,13 @@ class _Planner:
         self._made_starts = array("i", [0])
         self._made_node, self._made_slot = array("i"), array("i")
 
-    def run(self) -> Plan:
+    def run(self, max_versions: int, watched: frozenset[int]) -> Plan:
         if self._version_uses[0]:
             self._version_slot[0] = self._versions.take()
         for stretch in self._stretches.firsts():
             self._offer(stretch)
-        while (bits := self._best_class()) is not None:
-            self._add_wave(bits)
+        while (bits := self._best_class()) is not None or self._is_complete():
+            self._add_wave(bits, max_versions, watched)
         if self._next < len(self._order.version):
             raise PlanError(
                 f"the order is not causal: version {self._order.version[self._next]} "
@@ -236,7 +248,7 @@ class _Planner:
         if self._waiting:
             node = min(self._waiting)
             raise PlanError(f"the order is not causal: node {node} is never made")
-        return self._plan()
+        return self._plan(watched)
 
     def _offer(self, stretch: int) -> None:
         """A stretch whose predecessor is done: ready, or waiting for its version."""
@@ -277,11 +289,18 @@ class _Planner:
                 riders.append(heappop(ready))
         return riders
 
-    def _add_wave(self, bits: int) -> None:
-        riding = [self._riders(classes, bits) for classes in self._ready]
+    def _add_wave(
+        self, bits: int | None, max_versions: int, watched: frozenset[int]
+    ) -> None:
+        """A wave of stretches of at least so many bits; of none if there are none: then
+        it only makes the versions that are complete."""
+        riding: list[list[int]] = [[] for _ in self._ready]
+        steps = 0
         left = self._stretches.steps
-        steps = min(left[stretch] for lane in riding for stretch in lane)
-        steps = min(steps, self._max_steps)
+        if bits is not None:
+            riding = [self._riders(classes, bits) for classes in self._ready]
+            steps = min(left[stretch] for lane in riding for stretch in lane)
+            steps = min(steps, self._max_steps)
         self._steps.append(steps)
         pushed: list[int] = []
         for device, lane in enumerate(riding):
@@ -292,7 +311,7 @@ class _Planner:
         # After all take-ins of the wave: what is made now may use their slots.
         for update in pushed:
             self._lacking[self._node_of[update]] -= 1
-        self._make()
+        self._make(max_versions, watched)
         for stretch in (stretch for lane in riding for stretch in lane):
             if left[stretch]:
                 self._queue(stretch)
@@ -331,10 +350,17 @@ class _Planner:
             pushed.append(update)
         columns["push_slot"].append(slot)
 
-    def _make(self) -> None:
-        """Notes the versions that are complete, and lets go on who waited for them."""
-        order, made = self._order, []
-        while self._next < len(order.version) and not self._lacking[self._next]:
+    def _is_complete(self) -> bool:
+        """Whether all updates of the next version have been pushed."""
+        return self._next < len(self._lacking) and not self._lacking[self._next]
+
+    def _make(self, max_versions: int, watched: frozenset[int]) -> None:
+        """Notes the versions that are complete, up to a watched one, and lets go on who
+        waited for them."""
+        order, made = self._order, list[int]()
+        while self._is_complete() and len(made) < max_versions:
+            if made and made[-1] in watched:
+                break
             node = self._next
             self._next += 1
             slot = -1
@@ -351,7 +377,7 @@ class _Planner:
                 self._updates[device].give_back(self._update_slot[update])
         self._made_starts.append(len(self._made_node))
 
-    def _plan(self) -> Plan:
+    def _plan(self, watched: frozenset[int]) -> Plan:
         shape = (len(self._steps), self._devices, self._lanes)
         members = self._order.members
         sizes = np.diff(self._order.member_starts)
@@ -370,4 +396,5 @@ class _Planner:
             version_slots=self._versions.count,
             update_slots=max(slots.count for slots in self._updates),
             max_members=int(sizes.max(initial=1)),
+            watched=watched,
         )

@@ -52,7 +52,8 @@ class _Reader:
         self._log = Log()
         self._nodes: dict[Node, int] = {_INITIAL: 0}
         self._updates: dict[Key, int] = {}
-        self._begun: set[int] = set()
+        self._begun: set[int] = set()  # workers ...
+        self._holding: set[int] = set()  # ... and those that have a model
         self._held: dict[_Actor, deque[trace.Event]] = {}
         self._start_s: float | None = None
         self._reason = "the trace ends"
@@ -101,7 +102,7 @@ class _Reader:
                 return -1
             case trace.WorkerJoined() | trace.WorkerLeft():
                 return -1
-            case trace.Stopped(actor="server"):
+            case trace.Stopped(actor="server" | "simulation"):
                 return -1
         return None
 
@@ -111,7 +112,13 @@ class _Reader:
             case trace.Adopted() | trace.Merged():
                 node = self._node(event)
                 return "" if node in self._nodes else f"the making of version {node[1]}"
+            case trace.Trained() | trace.Pushed():
+                holds = event.worker in self._holding
+                return "" if holds else f"an adoption of worker {event.worker}"
             case trace.Aggregated() if self._is_kept(event):
+                parent = self._parent_of(event)
+                if parent not in self._nodes:
+                    return f"the making of version {parent[1]}"
                 for worker, session, seq in event.updates:
                     if (worker, session, seq) not in self._updates:
                         return f"update {seq} of worker {worker} (session {session})"
@@ -122,6 +129,12 @@ class _Reader:
 
     def _is_kept(self, event: trace.Aggregated) -> bool:
         return (event.incarnation, event.version) in self._kept
+
+    def _parent_of(self, event: trace.Aggregated) -> Node:
+        """The version that this one was made of, besides its updates."""
+        if event.version == 1:
+            return _INITIAL
+        return self._history.parent_of((event.incarnation, event.version))
 
     def _node(self, event: trace.Adopted | trace.Merged) -> Node:
         """The version that a worker took in."""
@@ -136,11 +149,13 @@ class _Reader:
             case trace.Recorded():
                 worker = int(event.actor.removeprefix("worker-"))
                 self._begun.add(worker)
+                self._holding.discard(worker)
                 note(now, o.BEGIN, worker, 0)
             case trace.Adopted():
                 if event.worker not in self._begun:  # simulated: no process of its own
                     self._begun.add(event.worker)
                     note(now, o.BEGIN, event.worker, 0)
+                self._holding.add(event.worker)
                 note(now, o.ADOPT, event.worker, self._nodes[self._node(event)])
             case trace.Merged():
                 note(now, o.MERGE, event.worker, self._nodes[self._node(event)])

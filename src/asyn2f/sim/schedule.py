@@ -260,7 +260,7 @@ class _World:
         """The server does not hear a worker any more."""
         if worker.number in self._live:
             self._live.discard(worker.number)
-            self._note(now, o.LEAVE, worker.number, 0)
+            self._note(now, o.LEAVE, worker.number, int(worker.due == _GONE))
             self._tell(Left(now, worker.number), now)
 
     def _hear(self, worker: _Worker, now: float, tie: int) -> None:

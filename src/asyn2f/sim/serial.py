@@ -42,7 +42,7 @@ def execute_serially(
     states: dict[int, ServerState] = {0: initial}
     children = np.bincount(order.parent[1:], minlength=len(order.version))
     updates: dict[int, WorkerUpdate] = {}
-    newest, end_s = initial, order.end_s
+    newest, num_events = initial, len(order.kind)
     notes: list[_Note] = []
 
     columns = (order.time_s, order.kind, order.worker, order.value)
@@ -91,12 +91,12 @@ def execute_serially(
             if children[value]:
                 states[value] = newest
             if value in watched and watch is not None and watch(value, time_s, newest):
-                end_s = time_s
+                num_events = event + 1
                 break
         if len(notes) >= 1000:
             _fetch(notes, numbers)
     _fetch(notes, numbers)
-    return Result(newest, numbers, end_s)
+    return Result(newest, numbers, num_events)
 
 
 _Note = tuple[int, jax.Array, jax.Array]  # event, loss and metric
@@ -201,7 +201,7 @@ class Follower:
                 self._aggregate(log, value)
             elif kind == o.BEGIN:
                 self._held[worker] = 0
-            elif kind == o.LEAVE:
+            elif kind == o.LEAVE and value:  # for good
                 self._held.pop(worker, None)
 
     def _aggregate(self, log: Log, node: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil
 from jax.sharding import Mesh
@@ -15,13 +16,20 @@ from asyn2f.sim.numbers import Numbers, Result, empty_numbers
 from asyn2f.sim.order import AGGREGATE, Order
 from asyn2f.sim.plan import Plan, plan
 from asyn2f.sim.serial import Watch
+from asyn2f.types import ServerState
 
 
 class TooLarge(ValueError):
     """An execution that does not fit into the devices' memory."""
 
 
-def prepare(experiment: Experiment, order: Order, lanes: int, devices: int) -> Machine:
+def prepare(
+    experiment: Experiment,
+    order: Order,
+    lanes: int,
+    devices: int,
+    watched: Collection[int] = (),
+) -> Machine:
     """A machine for an order: planned, and not begun.
 
     With one lane, workers are executed one after the other inside the compiled loop;
@@ -32,6 +40,7 @@ def prepare(experiment: Experiment, order: Order, lanes: int, devices: int) -> M
       order: in which order.
       lanes: L, of each device.
       devices: D, of those that JAX has.
+      watched: nodes that somebody wants to look at as soon as they are made.
 
     Raises:
       PlanError: see `plan`.
@@ -40,16 +49,15 @@ def prepare(experiment: Experiment, order: Order, lanes: int, devices: int) -> M
     """
     limits = limits_of(experiment, lanes * devices)
     mesh = mesh_of(devices)
-    planned = plan(order, devices, lanes, max_steps=min(64, limits.ticks))
+    planned = plan(
+        order, devices, lanes, min(64, limits.ticks), limits.versions, watched
+    )
     check_fits(need_of(experiment, planned, limits), free_bytes())
     return Machine(experiment, mesh, planned, limits)
 
 
 def execute_in_lanes(
-    machine: Machine,
-    order: Order,
-    watched: Collection[int] = (),
-    watch: Watch | None = None,
+    machine: Machine, order: Order, watch: Watch | None = None
 ) -> Result:
     """The numbers of an order, many workers at a time.
 
@@ -58,35 +66,46 @@ def execute_in_lanes(
     Args:
       machine: prepared for this order.
       order: in which order.
-      watched: nodes that `watch` is called with, each as soon as it is made.
-      watch: see `Watch`.
+      watch: called with each of the nodes that the machine was prepared to have
+        watched; see `Watch`.
     """
     machine.reset()
-    planned, limits = machine.plan, machine.limits
+    planned = machine.plan
     numbers = empty_numbers(order)
-    watched = frozenset(watched) if watch is not None else frozenset()
-    made = order.kind == AGGREGATE
-    made_s = dict(
-        zip(order.value[made].tolist(), order.time_s[made].tolist(), strict=True)
-    )
+    watched = planned.watched if watch is not None else frozenset()
+    made_at = {
+        int(order.value[event]): int(event)
+        for event in np.flatnonzero(order.kind == AGGREGATE)
+    }
     kept: list[tuple[Call, Notes]] = []
-    end_s = order.end_s
-    for call, notes in machine.execute(calls_of(planned, limits, watched)):
+    state: ServerState | None = None  # at the end, if `watch` has ended it
+    num_events, last_wave = len(order.kind), len(planned.steps)
+    for call, notes in machine.execute(calls_of(planned, machine.limits, watched)):
         kept.append((call, notes))
         first, last = planned.made_starts[call.begin], planned.made_starts[call.end]
         node = int(planned.made_node[last - 1]) if last > first else 0
-        if (
-            watch is not None
-            and node in watched
-            and watch(node, made_s[node], machine.carry.server)
-        ):
-            end_s = made_s[node]
-            break
+        if watch is not None and state is None and node in watched:
+            event = made_at[node]
+            if watch(node, float(order.time_s[event]), machine.carry.server):
+                # Copied: what the devices hold is given up to the next call, and there
+                # is one where lanes are behind who has made this version.
+                state = jax.tree.map(jnp.copy, machine.carry.server)
+                num_events = event + 1
+                last_wave = _last_wave(planned, num_events)
         # Calls run behind; their notes are fetched when there are some.
         if len(kept) >= 16:
             _fetch(kept, planned, order, numbers)
+        if state is not None and call.end >= last_wave:
+            break
     _fetch(kept, planned, order, numbers)
-    return Result(machine.carry.server, numbers, end_s)
+    return Result(state or machine.carry.server, numbers, num_events)
+
+
+def _last_wave(planned: Plan, num_events: int) -> int:
+    """How many waves it takes until so many events have been executed."""
+    columns = (planned.train_event, planned.merge_event, planned.push_event)
+    needed = [((c >= 0) & (c < num_events)).any(axis=(1, 2)) for c in columns]
+    return int(np.flatnonzero(np.any(needed, axis=0)).max(initial=-1)) + 1
 
 
 def limits_of(experiment: Experiment, lanes: int) -> Limits:
