@@ -10,7 +10,6 @@ still in the run's folder. The last executes the same arrivals with other settin
 
 import os
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,18 +19,15 @@ import numpy as np
 from absl import flags
 
 from asyn2f import build, causality, provenance, trace, workdir
-from asyn2f.evaluate import make_evaluate
-from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f.experiment import initial_server_state
 from asyn2f.runtime.store import OrbaxStore
 from asyn2f.sim.execute import Execution, execution_of
 from asyn2f.sim.order import Order
 from asyn2f.sim.recorded import order_of
-from asyn2f.sim.serial import Watch
-from asyn2f.trainer import steps_per_epoch
 from asyn2f.trees import params_sha256
 from asyn2f.types import Params, ServerState
 from configs import of_run
-from launch import program
+from launch import program, what_if
 
 _RUN = flags.DEFINE_string("run", None, "The folder of the run.")
 _EXECUTOR = flags.DEFINE_enum(
@@ -91,7 +87,7 @@ def main() -> int:
     lanes = recorded.get("lanes", 0) if executor == recorded.get("executor") else 0
     changed = build.changed_keys(stored, config)
     if changed:
-        _check_possible(experiment, order, folder, stored, changed)
+        what_if.check_possible(experiment, order, folder, stored, changed)
         last = len(order.version) - 1
         watched = {*np.linspace(0, last, 11).astype(int).tolist()} - {0}
     else:
@@ -101,7 +97,7 @@ def main() -> int:
     )
     print(f"executor: {execution.why}", flush=True)
     if changed:
-        return _what_if(execution, folder)
+        return what_if.execute(execution, folder)
     _say_what_differs(recorded)
     same = executor == recorded.get("executor", "serial")
     given = _TOLERANCE.value
@@ -183,7 +179,7 @@ def _compare(execution: Execution, folder: Path, tolerance: float) -> int:
         found.append(_difference(version, before, state.model.params))
         return False
 
-    result = _execute(execution, watch)
+    result = what_if.run(execution, watch)
     sha256 = params_sha256(result.model.params)
     summary = folder / workdir.SUMMARY
     told = workdir.read_json(summary).get("params_sha256") if summary.exists() else None
@@ -221,100 +217,6 @@ def _difference(version: int, before: Params, now: Params) -> Compared:
         relative = max(relative, difference / largest if largest else difference)
     same = params_sha256(before) == params_sha256(now)
     return Compared(version, same, absolute, relative)
-
-
-def _execute(execution: Execution, watch: Watch) -> ServerState:
-    begun_s = time.monotonic()
-    result = execution.run(watch)
-    jax.block_until_ready(result.state)
-    wall_s = time.monotonic() - begun_s
-    steps = execution.order.num_steps
-    print(f"executed {steps:,} local steps in {wall_s:.1f} s: {steps / wall_s:,.0f}/s")
-    return result.state
-
-
-# ---------------------------------------------------------------- what if
-
-
-def _check_possible(
-    experiment: Experiment,
-    order: Order,
-    folder: Path,
-    stored: build.Config,
-    changed: dict[str, Any],
-) -> None:
-    """Says what is different now, and ends the program if the order forbids it."""
-    for key, (before, now) in changed.items():
-        print(f"config.{key}: {before!r} in the run, {now!r} now")
-    obstacle = _obstacle(experiment, order, stored, changed)
-    if obstacle:
-        settings = " ".join(
-            f"--config.{key}={now}" for key, (_, now) in changed.items()
-        )
-        program.fail(
-            f"{obstacle}; schedule it anew: python -m launch.simulate "
-            f"--config=configs/of_run.py:{folder} {settings} --workdir=..."
-        )
-
-
-def _what_if(execution: Execution, folder: Path) -> int:
-    """Executes the same arrivals with other settings; says how good that is."""
-    recorded = {
-        event.version: event.accuracy
-        for event in trace.read(folder / workdir.TRACE)
-        if isinstance(event, trace.Evaluated)
-    }
-    evaluate = make_evaluate(execution.experiment.task)
-    print(f"{'version':>8}  {'in the run':>10}  {'now':>6}")
-
-    def watch(node: int, time_s: float, state: ServerState) -> bool:
-        version = int(state.model.version)
-        before = recorded.get(version)
-        text = "-" if before is None else f"{before:.4f}"
-        accuracy = evaluate(state.model.params).accuracy
-        print(f"{version:8d}  {text:>10}  {accuracy:.4f}", flush=True)
-        return False
-
-    state = _execute(execution, watch)
-    print(f"params_sha256: {params_sha256(state.model.params)}")
-    return 0
-
-
-def _obstacle(
-    experiment: Experiment,
-    order: Order,
-    stored: build.Config,
-    changed: dict[str, Any],
-) -> str:
-    """Why the recorded order does not allow the new settings; "" if it does."""
-    fixed = [key for key in changed if key.split(".")[0] in ("timing", "stop")]
-    if fixed:
-        return f"config.{fixed[0]} decides when things happen, and that is recorded"
-    before = build.build_strategy(stored).timing
-    now = experiment.strategy.timing
-    for name in ("while_training", "after_push", "quorum", "max_staleness"):
-        was, is_now = getattr(before, name), getattr(now, name)
-        if was != is_now:
-            return (
-                f"{experiment.strategy.name} has {name} = {is_now!r}, and the run went "
-                f"by {was!r}: other things happen at other times"
-            )
-    if experiment.workers <= int(order.worker.max(initial=0)):
-        return f"config.workers = {experiment.workers} are fewer than the run had"
-    before_experiment = build.build_experiment(stored)
-    for worker, (was, rows) in enumerate(
-        zip(before_experiment.task.shards, experiment.task.shards, strict=False)
-    ):
-        epochs = [
-            steps_per_epoch(len(rows_), e.training.batch_size)
-            for rows_, e in ((was, before_experiment), (rows, experiment))
-        ]
-        if epochs[0] != epochs[1]:
-            return (
-                f"an epoch of worker {worker} had {epochs[0]} steps and would have "
-                f"{epochs[1]}: it would push at other times"
-            )
-    return ""
 
 
 def _with_config_of_run(argv: list[str]) -> list[str]:

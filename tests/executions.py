@@ -20,6 +20,7 @@ from asyn2f.sim.order import Order
 from asyn2f.sim.plan import Plan, plan
 from asyn2f.sim.profiles import profiles_of
 from asyn2f.sim.schedule import schedule
+from asyn2f.sim.serial import execute_serially
 from asyn2f.sim.vectorised import execute_in_lanes, mesh_of
 from asyn2f.sim.written import events_of
 from asyn2f.timing import Stop
@@ -36,6 +37,7 @@ UNEQUAL = (
     {"step_s": 1.7, "outages": [[3.0, 9.0]]},
     {"step_s": 0.7, "join_s": 2.0},
 )
+ROWS = {"equal": [{}], "unequal": UNEQUAL}
 
 
 @functools.cache
@@ -136,6 +138,25 @@ def _roomy(planned: Plan, max_members: int) -> Plan:
         update_slots=max(40, planned.update_slots),
         max_members=max_members,
     )
+
+
+@functools.cache
+def order_and_result(
+    strategy: str = "asyn2f", rows: str = "unequal", **changes: Any
+) -> tuple[Experiment, Order, Result]:
+    """An order of an experiment, executed serially."""
+    experiment = experiment_of(strategy, **changes)
+    order = order_for(experiment, ROWS[rows])
+    return experiment, order, execute_serially(experiment, order)
+
+
+@functools.cache
+def machine_of(
+    lanes: int, strategy: str = "asyn2f", rows: str = "unequal", **changes: Any
+) -> Machine:
+    """Compiled once, for whoever has the order executed by it."""
+    experiment, order, _ = order_and_result(strategy, rows, **changes)
+    return machine_for(experiment, order, lanes)
 
 
 def in_lanes(

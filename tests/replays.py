@@ -15,7 +15,7 @@ from asyn2f.sim.serial import execute_serially
 from tests.executions import Seen, experiment_of
 from tests.experiments import config_with
 from tests.hand_made_trace import hand_made
-from tests.test_launch import read, run
+from tests.test_launch import FAST, read, run
 
 SMALL = [
     "--config=configs/digits.py",
@@ -137,7 +137,9 @@ def jobs(folder: Path, simulated: Path) -> dict[str, Callable[[], Outcome]]:
     for name, text in PROFILES.items():
         (folder / name).write_text(text)
     write_forked(folder / "forked")
+    real = f"--workdir={folder / 'real'}"
     found: dict[str, Callable[[], Outcome]] = {
+        "real": lambda: run("local", *FAST, "--config.stop.max_versions=15", real),
         "explained": lambda: replay(simulated, "--explain=3"),
         "explained 99": lambda: replay(simulated, "--explain=99"),
         "replayed": lambda: replay(simulated),

@@ -12,9 +12,10 @@ import pytest
 
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Order
-from asyn2f.sim.plan import ADOPT, KEEP, MERGE, START, Plan, PlanError, plan
+from asyn2f.sim.plan import Plan, PlanError, plan
 from asyn2f.sim.profiles import draw_profiles
 from asyn2f.sim.schedule import schedule
+from asyn2f.sim.stretches import ADOPT, KEEP, MERGE, START
 from asyn2f.timing import Stop
 from tests.schedules import events_in, made_up, run
 from tests.test_programs import adopting, asynchronous, synchronous

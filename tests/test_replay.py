@@ -10,7 +10,7 @@ import pytest
 
 from asyn2f import causality, trace
 from tests.replays import BAD_INPUT, Outcome, jobs, replay, simulate
-from tests.test_launch import FAST, read, run
+from tests.test_launch import read
 
 pytestmark = pytest.mark.processes
 
@@ -31,16 +31,15 @@ def simulated(folder):
 def started(folder, simulated):
     """By name, what came of each program."""
     with ThreadPoolExecutor(2) as pool:
-        yield {n: pool.submit(job) for n, job in jobs(folder, simulated).items()}
+        found = {n: pool.submit(job) for n, job in jobs(folder, simulated).items()}
 
+        def replay_real(*flags):  # which was the first to be started
+            assert_ends_with(found["real"].result(), 0)
+            return replay(folder / "real", *flags)
 
-@pytest.fixture(scope="module")
-def recorded(folder):
-    """A real run of processes over ZeroMQ."""
-    flags = [*FAST, "--config.stop.max_versions=15", f"--workdir={folder / 'real'}"]
-    code, out, err = run("local", *flags)
-    assert code == 0, out + err
-    return folder / "real"
+        found["real serially"] = pool.submit(replay_real)
+        found["real in lanes"] = pool.submit(replay_real, "--executor=vectorised")
+        yield found
 
 
 def summary_of(folder) -> dict:
@@ -156,16 +155,18 @@ def test_a_simulated_run_replays_bit_for_bit(started):
     assert_ends_with(started["replayed"].result(), 0, *words)
 
 
-def test_a_real_run_replays_bit_for_bit(recorded):
-    assert_ends_with(replay(recorded), 0, "summary says: yes", "agree, bit for bit")
+def test_a_real_run_replays_bit_for_bit(started):
+    """Processes over ZeroMQ, each at its own speed."""
+    words = ["summary says: yes", "agree, bit for bit"]
+    assert_ends_with(started["real serially"].result(), 0, *words)
 
 
-def test_a_real_run_replays_in_lanes_up_to_rounding(recorded):
-    outcome = replay(recorded, "--executor=vectorised")
+def test_a_real_run_replays_in_lanes_up_to_rounding(started, folder):
+    outcome = started["real in lanes"].result()
     assert_ends_with(outcome, 0, "the parameters agree")
     rows = [line.split() for line in outcome[1].splitlines()]
     compared = {int(row[0]) for row in rows if len(row) == 4 and row[0].isdigit()}
-    kept = {int(path.name) for path in (recorded / "models").glob("[1-9]*")}
+    kept = {int(path.name) for path in (folder / "real" / "models").glob("[1-9]*")}
     assert compared == kept
 
 

@@ -26,7 +26,8 @@ from asyn2f.sim.packing import (
     write_row,
     write_rows,
 )
-from asyn2f.sim.plan import ADOPT, KEEP, MERGE, START, Plan
+from asyn2f.sim.plan import Plan
+from asyn2f.sim.stretches import ADOPT, KEEP, MERGE, START
 from asyn2f.trainer import begin_cycle
 from asyn2f.types import ServerState
 

@@ -15,7 +15,8 @@ from asyn2f.sim import lanes
 from asyn2f.sim.batches import Batches, Drawn
 from asyn2f.sim.lanes import Carry, Limits, Notes, Waves
 from asyn2f.sim.packing import write_row
-from asyn2f.sim.plan import MERGE, Plan
+from asyn2f.sim.plan import Plan
+from asyn2f.sim.stretches import MERGE
 
 
 class Call(NamedTuple):

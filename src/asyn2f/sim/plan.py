@@ -18,11 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyn2f.sim import order as o
 from asyn2f.sim.numbers import uses_of
 from asyn2f.sim.order import Order
-
-KEEP, START, ADOPT, MERGE = 0, 1, 2, 3  # what a lane does before its steps
+from asyn2f.sim.stretches import KEEP, Stretches
 
 # A wave costs about as much besides its steps as one step of all its lanes.
 _WAVE_COST_STEPS = 1.0
@@ -68,79 +66,6 @@ class Plan(NamedTuple):
         busy = (self.row >= 0).sum(axis=(1, 2)) @ self.steps.astype(np.int64)
         _, devices, lanes = self.row.shape
         return float(busy / max(1, self.steps.sum() * devices * lanes))
-
-
-class _Stretches:
-    """What each worker does, cut at whatever happens between its steps; columns."""
-
-    def __init__(self, order: Order) -> None:
-        self.worker = array("i")
-        self.take = array("b")
-        self.node = array("i")
-        self.steps = array("i")
-        self.first = array("i")
-        self.update = array("i")  # pushed at its end, or -1
-        self.merge_event = array("i")
-        self.train_event = array("i")
-        self.push_event = array("i")
-        self.next = array("i")  # of the same worker, or -1
-        self._open: dict[int, int] = {}  # the stretch that each worker is in
-        self._done: dict[int, int] = {}  # local steps behind it
-        begun: set[int] = set()
-        columns = (order.kind, order.worker, order.value)
-        for event, (kind, worker, value) in enumerate(
-            zip(*(column.tolist() for column in columns), strict=True)
-        ):
-            if kind == o.TRAIN:
-                stretch = self._open.get(worker, -1)
-                if stretch < 0 or self.steps[stretch] or self.update[stretch] >= 0:
-                    stretch = self._begin(worker)
-                self.steps[stretch] = value
-                self.train_event[stretch] = event
-                self._done[worker] += value
-            elif kind in (o.ADOPT, o.MERGE):
-                stretch = self._begin(worker)
-                self.node[stretch] = value
-                self.merge_event[stretch] = event
-                self.take[stretch] = MERGE if kind == o.MERGE else ADOPT
-                if worker in begun:
-                    begun.discard(worker)
-                    self.take[stretch] = START
-            elif kind == o.PUSH:
-                stretch = self._open[worker]
-                if self.push_event[stretch] >= 0:
-                    stretch = self._begin(worker)
-                self.update[stretch] = value
-                self.push_event[stretch] = event
-            elif kind == o.BEGIN:
-                begun.add(worker)
-                self._done[worker] = 0
-
-    def _begin(self, worker: int) -> int:
-        number = len(self.worker)
-        before = self._open.get(worker, -1)
-        if before >= 0:
-            self.next[before] = number
-        self._open[worker] = number
-        self.worker.append(worker)
-        self.take.append(KEEP)
-        self.first.append(self._done[worker])
-        self.steps.append(0)
-        for column in (
-            self.node,
-            self.update,
-            self.merge_event,
-            self.train_event,
-            self.push_event,
-            self.next,
-        ):
-            column.append(-1)
-        return number
-
-    def firsts(self) -> list[int]:
-        """The first stretch of every worker."""
-        later = set(self.next)
-        return [number for number in range(len(self.worker)) if number not in later]
 
 
 class _Slots:
@@ -194,7 +119,7 @@ class _Planner:
     def __init__(self, order: Order, devices: int, lanes: int, max_steps: int) -> None:
         self._order = order
         self._devices, self._lanes, self._max_steps = devices, lanes, max_steps
-        self._stretches = _Stretches(order)
+        self._stretches = Stretches(order)
         self._uses = uses_of(order)
         self._version_uses = self._uses.versions.tolist()
         # nodes

@@ -7,7 +7,6 @@ function of its arguments alone.
 
 import gc
 import math
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
@@ -19,6 +18,7 @@ from asyn2f.programs import Arrived, Done, Due, Joined, Left, Seen, UpdateKey
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Log, Order
 from asyn2f.sim.profiles import Presence, Profiles
+from asyn2f.sim.virtual_worker import GONE, PARKED, VirtualWorker
 from asyn2f.timing import Stop, Timing
 
 MetricOf = Callable[[Log, int], float]
@@ -79,7 +79,7 @@ def schedule(
     lists = {name: column.tolist() for name, column in columns.items() if len(column)}
     transfer_s = 8e-6 * num_bytes  # at one megabit per second
     workers = [
-        _Worker(
+        VirtualWorker(
             number=k,
             program=programs.worker_program(timing, steps_per_epoch[k]),
             step_s=lists["step_s"][k],
@@ -104,75 +104,6 @@ def schedule(
     finally:
         if was_enabled:
             gc.enable()
-
-
-# Ties begin with 1.
-_GONE, _PARKED = -1, 0  # not there; waits for a version that nobody has published
-
-
-class _Worker:
-    """Where a worker stands. Slots: there may be a million of them."""
-
-    __slots__ = (
-        "arrival_s",
-        "base",
-        "coming",
-        "due",
-        "end_s",
-        "free_s",
-        "got",
-        "jitter",
-        "latency_s",
-        "leave_s",
-        "number",
-        "pace_s",
-        "presence",
-        "program",
-        "start_s",
-        "step_s",
-        "steps",
-        "transfer_s",
-        "upload_s",
-    )
-
-    def __init__(
-        self,
-        number: int,
-        program: programs.WorkerProgram,
-        step_s: float,
-        jitter: float,
-        upload_s: float,
-        latency_s: float,
-        transfer_s: float,
-        leave_s: float,
-        presence: Presence | None,
-    ) -> None:
-        self.number = number
-        self.program = program
-        self.step_s = step_s
-        self.jitter = jitter
-        self.upload_s = upload_s  # of a whole update
-        self.latency_s = latency_s
-        self.transfer_s = transfer_s  # of a version, while its link is taken
-        self.leave_s = leave_s
-        self.presence = presence  # None = there are no outages
-        self.base = -1
-        # the present stretch
-        # Tie of the moment that ends it, or the worker's wait; or one of the two.
-        self.due = _GONE
-        self.steps = 0  # until that moment; 0 = it waits
-        self.start_s = self.pace_s = self.end_s = 0.0  # pace: seconds per step
-        # its link
-        self.got = -1  # newest version in its hands
-        self.coming = -1  # version on the link, or -1 ...
-        self.arrival_s = 0.0  # ... and when it will have arrived
-        self.free_s = 0.0  # when the link is free again
-
-    def after(self, start_s: float, work_s: float) -> float:
-        """When it has worked for so long."""
-        if self.presence is None:
-            return start_s + work_s
-        return self.presence.after(start_s, work_s)
 
 
 class _World:
@@ -200,8 +131,8 @@ class _World:
         self._tie = 0
         # Moments at which outages are foreseen: alone they are for ever, and nothing.
         self._looking_ahead = 0
-        self._listening: list[_Worker] = []  # interrupted by the next version
-        self._waiting: list[_Worker] = []
+        self._listening: list[VirtualWorker] = []  # interrupted by the next version
+        self._waiting: list[VirtualWorker] = []
         self._server = programs.server_program(timing)
         self._published_s: list[float] = []
         self._inbox: deque[programs.ServerEvent] = deque()
@@ -235,7 +166,7 @@ class _World:
 
     # ------------------------------------------------------------- coming and going
 
-    def join(self, worker: _Worker, now: float, tie: int) -> None:
+    def join(self, worker: VirtualWorker, now: float, tie: int) -> None:
         number = worker.number
         self._note(now, o.BEGIN, number, 0)
         self._live.add(number)
@@ -245,36 +176,36 @@ class _World:
         if worker.presence is not None:
             self._look_ahead(worker, now)
         assert next(worker.program) == programs.Wait(-1)
-        if self._newest(worker, now) >= 0:
+        if worker.newest(now, self._published_s) >= 0:
             worker.due = self.foresee(now, self._waited, worker)
         else:
             self._wait(worker)
         self._tell(Joined(now, number), now)
 
-    def _leave(self, worker: _Worker, now: float, tie: int) -> None:
-        worker.due = _GONE
+    def _leave(self, worker: VirtualWorker, now: float, tie: int) -> None:
+        worker.due = GONE
         worker.program.close()
         self._miss(worker, now, tie)
 
-    def _miss(self, worker: _Worker, now: float, tie: int) -> None:
+    def _miss(self, worker: VirtualWorker, now: float, tie: int) -> None:
         """The server does not hear a worker any more."""
         if worker.number in self._live:
             self._live.discard(worker.number)
-            self._note(now, o.LEAVE, worker.number, int(worker.due == _GONE))
+            self._note(now, o.LEAVE, worker.number, int(worker.due == GONE))
             self._tell(Left(now, worker.number), now)
 
-    def _hear(self, worker: _Worker, now: float, tie: int) -> None:
+    def _hear(self, worker: VirtualWorker, now: float, tie: int) -> None:
         """The server hears a worker again."""
         if now < worker.leave_s:
             self._live.add(worker.number)
             self._note(now, o.RETURN, worker.number, 0)
             self._tell(Joined(now, worker.number), now)
 
-    def _look_again(self, worker: _Worker, now: float, tie: int) -> None:
+    def _look_again(self, worker: VirtualWorker, now: float, tie: int) -> None:
         self._looking_ahead -= 1
         self._look_ahead(worker, now)
 
-    def _look_ahead(self, worker: _Worker, now: float) -> None:
+    def _look_ahead(self, worker: VirtualWorker, now: float) -> None:
         """Foresees what a worker's next outage means to the server."""
         assert worker.presence is not None
         begin_s, end_s = worker.presence.next_outage(now)
@@ -292,24 +223,24 @@ class _World:
 
     # ------------------------------------------------------------- a worker
 
-    def _trained(self, worker: _Worker, now: float, tie: int) -> None:
+    def _trained(self, worker: VirtualWorker, now: float, tie: int) -> None:
         if worker.due == tie:
             self._note(now, o.TRAIN, worker.number, worker.steps)
             self._go_on(worker, now, worker.steps)
 
-    def _waited(self, worker: _Worker, now: float, tie: int) -> None:
+    def _waited(self, worker: VirtualWorker, now: float, tie: int) -> None:
         if worker.due == tie:
             if worker.base >= 0:
                 self._note(now, o.WAITED, worker.number, 0)
             self._go_on(worker, now, 0)
 
-    def _go_on(self, worker: _Worker, now: float, steps: int) -> None:
+    def _go_on(self, worker: VirtualWorker, now: float, steps: int) -> None:
         """Has a worker's program continue after `steps` steps, or after waiting, and
         carries out its commands until one takes time."""
         metric = 0.0
         if self._metric_of is not None and worker.base >= 0:
             metric = self._metric_of(self._log, worker.number)
-        newest = self._newest(worker, now)  # time stands still from here on
+        newest = worker.newest(now, self._published_s)  # time stands still from here on
         send = worker.program.send
         command = send(Seen(steps, newest, metric))
         while True:
@@ -328,7 +259,7 @@ class _World:
                 self._note(now, what, worker.number, newest)
             command = send(Seen(0, newest))
 
-    def _train(self, worker: _Worker, train: programs.Train, now: float) -> None:
+    def _train(self, worker: VirtualWorker, train: programs.Train, now: float) -> None:
         """Foresees the end of a stretch: its last step, or the batch boundary at which
         a version that has been published will be there."""
         steps, known = train
@@ -344,7 +275,7 @@ class _World:
                 return
         worker.due = self.foresee(end_s, self._trained, worker)
 
-    def _interrupt(self, worker: _Worker) -> bool:
+    def _interrupt(self, worker: VirtualWorker) -> bool:
         """Ends a stretch at the batch boundary at which the version on its way will be
         there; False if it ends before that."""
         start_s, pace_s = worker.start_s, worker.pace_s
@@ -360,7 +291,7 @@ class _World:
         worker.due = self.foresee(boundary_s, self._trained, worker)
         return True
 
-    def _push(self, worker: _Worker, now: float) -> None:
+    def _push(self, worker: VirtualWorker, now: float) -> None:
         log = self._log
         log.num_updates = update = log.num_updates + 1
         self._note(now, o.PUSH, worker.number, update - 1)
@@ -371,62 +302,12 @@ class _World:
             key = UpdateKey(worker.number, "", update - 1)
             self.foresee(arrival_s, self._arrive, Arrived(arrival_s, key, worker.base))
 
-    def _wait(self, worker: _Worker) -> None:
+    def _wait(self, worker: VirtualWorker) -> None:
         if worker.coming < 0:
-            worker.due = _PARKED
+            worker.due = PARKED
             self._waiting.append(worker)
         else:
             worker.due = self.foresee(worker.arrival_s, self._waited, worker)
-
-    # ------------------------------------------------------------- its link
-
-    def _newest(self, worker: _Worker, now: float) -> int:
-        """The newest version in a worker's hands; what comes next is on its link."""
-        if worker.coming < 0:
-            self._fetch(worker)
-        if worker.coming < 0 or worker.arrival_s > now:
-            return worker.got
-        if worker.presence is None:
-            self._skip(worker, now)
-        while worker.coming >= 0 and worker.arrival_s <= now:
-            worker.got = worker.coming
-            self._fetch(worker)
-        return worker.got
-
-    def _skip(self, worker: _Worker, now: float) -> None:
-        """Passes over versions that came and went while nobody looked.
-
-        Where two versions lie so far apart that the link can carry two in between, it
-        is free for the second: what was before does not matter.
-        """
-        published_s, transfer_s = self._published_s, worker.transfer_s
-        carried_s = now - worker.latency_s - transfer_s - 1e-9
-        version = bisect_right(published_s, carried_s) - 1
-        apart_s = 2.0 * transfer_s
-        while (
-            version > worker.coming
-            and published_s[version] - published_s[version - 1] < apart_s
-        ):
-            version -= 1
-        if version > worker.coming:
-            worker.got = version
-            worker.free_s = published_s[version] + transfer_s
-            self._fetch(worker)
-
-    def _fetch(self, worker: _Worker) -> None:
-        """Puts the next version on a worker's link: the newest there is once the link
-        is free, or else the next to be published."""
-        published_s, following = self._published_s, worker.got + 1
-        if following >= len(published_s):
-            worker.coming = -1
-            return
-        start_s = published_s[following]
-        if start_s <= worker.free_s:
-            start_s = worker.free_s
-            following = bisect_right(published_s, start_s) - 1
-        worker.coming = following
-        worker.free_s = free_s = worker.after(start_s, worker.transfer_s)
-        worker.arrival_s = worker.after(free_s, worker.latency_s)
 
     # ------------------------------------------------------------- the server
 
@@ -494,14 +375,14 @@ class _World:
             return
         listening, self._listening = self._listening, []
         for worker in listening:
-            if worker.due > _PARKED and worker.coming < 0:
-                self._fetch(worker)
+            if worker.due > PARKED and worker.coming < 0:
+                worker.fetch(self._published_s)
                 if worker.arrival_s < worker.end_s:
                     self._interrupt(worker)
         waiting, self._waiting = self._waiting, []
         for worker in waiting:
-            if worker.due == _PARKED:
-                self._fetch(worker)
+            if worker.due == PARKED:
+                worker.fetch(self._published_s)
                 worker.due = self.foresee(worker.arrival_s, self._waited, worker)
 
 

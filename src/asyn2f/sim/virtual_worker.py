@@ -1,0 +1,122 @@
+"""A worker under a virtual clock: where it stands, and what its link carries."""
+
+from bisect import bisect_right
+
+from asyn2f import programs
+from asyn2f.sim.profiles import Presence
+
+# Ties begin with 1.
+GONE, PARKED = -1, 0  # not there; waits for a version that nobody has published
+
+
+class VirtualWorker:
+    """Where a worker stands. Slots: there may be a million of them."""
+
+    __slots__ = (
+        "arrival_s",
+        "base",
+        "coming",
+        "due",
+        "end_s",
+        "free_s",
+        "got",
+        "jitter",
+        "latency_s",
+        "leave_s",
+        "number",
+        "pace_s",
+        "presence",
+        "program",
+        "start_s",
+        "step_s",
+        "steps",
+        "transfer_s",
+        "upload_s",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        program: programs.WorkerProgram,
+        step_s: float,
+        jitter: float,
+        upload_s: float,
+        latency_s: float,
+        transfer_s: float,
+        leave_s: float,
+        presence: Presence | None,
+    ) -> None:
+        self.number = number
+        self.program = program
+        self.step_s = step_s
+        self.jitter = jitter
+        self.upload_s = upload_s  # of a whole update
+        self.latency_s = latency_s
+        self.transfer_s = transfer_s  # of a version, while its link is taken
+        self.leave_s = leave_s
+        self.presence = presence  # None = there are no outages
+        self.base = -1
+        # the present stretch
+        # Tie of the moment that ends it, or the worker's wait; or one of the two.
+        self.due = GONE
+        self.steps = 0  # until that moment; 0 = it waits
+        self.start_s = self.pace_s = self.end_s = 0.0  # pace: seconds per step
+        # its link
+        self.got = -1  # newest version in its hands
+        self.coming = -1  # version on the link, or -1 ...
+        self.arrival_s = 0.0  # ... and when it will have arrived
+        self.free_s = 0.0  # when the link is free again
+
+    def after(self, start_s: float, work_s: float) -> float:
+        """When it has worked for so long."""
+        if self.presence is None:
+            return start_s + work_s
+        return self.presence.after(start_s, work_s)
+
+    def newest(self, now: float, published_s: list[float]) -> int:
+        """The newest version in a worker's hands; what comes next is on its link."""
+        if self.coming < 0:
+            self.fetch(published_s)
+        if self.coming < 0 or self.arrival_s > now:
+            return self.got
+        if self.presence is None:
+            self._skip(now, published_s)
+        while self.coming >= 0 and self.arrival_s <= now:
+            self.got = self.coming
+            self.fetch(published_s)
+        return self.got
+
+    def _skip(self, now: float, published_s: list[float]) -> None:
+        """Passes over versions that came and went while nobody looked.
+
+        Where two versions lie so far apart that the link can carry two in between, it
+        is free for the second: what was before does not matter.
+        """
+        transfer_s = self.transfer_s
+        carried_s = now - self.latency_s - transfer_s - 1e-9
+        version = bisect_right(published_s, carried_s) - 1
+        apart_s = 2.0 * transfer_s
+        while (
+            version > self.coming
+            and published_s[version] - published_s[version - 1] < apart_s
+        ):
+            version -= 1
+        if version > self.coming:
+            self.got = version
+            self.free_s = published_s[version] + transfer_s
+            self.fetch(published_s)
+
+    def fetch(self, published_s: list[float]) -> None:
+        """Puts the next version on a worker's link: the newest there is once the link
+        is free, or else the next to be published."""
+        following = self.got + 1
+        if following >= len(published_s):
+            self.coming = -1
+            return
+        start_s = published_s[following]
+        if start_s <= self.free_s:
+            start_s = self.free_s
+            following = bisect_right(published_s, start_s) - 1
+        self.coming = following
+        self.free_s = free_s = self.after(start_s, self.transfer_s)
+        self.arrival_s = self.after(free_s, self.latency_s)
