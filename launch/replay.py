@@ -40,7 +40,7 @@ _EXECUTOR = flags.DEFINE_enum(
 _TOLERANCE = flags.DEFINE_float(
     "tolerance",
     None,
-    "Largest difference, relative to the largest parameter of an array, that counts as "
+    "Largest difference, relative to the model's largest parameter, that counts as "
     "agreement; 0 for serial and 1e-5 for the others unless given.",
 )
 _EXPLAIN = flags.DEFINE_integer("explain", None, "Only say what this version is of.")
@@ -60,7 +60,7 @@ class Compared(NamedTuple):
     version: int
     same_bits: bool
     absolute: float  # largest difference
-    relative: float  # the same, divided by the largest value of its array
+    relative: float  # the same, divided by the model's largest parameter
 
 
 def main() -> int:
@@ -75,6 +75,7 @@ def main() -> int:
     except ValueError as error:
         program.fail(str(error))
     config = program.plain(program.CONFIG.value)
+    workdir.read_json(folder / workdir.CONFIG)  # says what is wrong with it
     stored = program.plain(of_run.get_config(str(folder)))
     recorded = recorded_environment(events)
     executor: Any = _EXECUTOR.value or recorded.get("executor", "serial")
@@ -159,7 +160,7 @@ def _versions_present(order: Order, folder: Path) -> set[int]:
     store = OrbaxStore(folder / workdir.MODELS)
     present = set(store.versions())
     store.close()
-    node, line = int(np.argmax(order.version)), set()
+    node, line = order.newest, set()
     while node > 0:
         if int(order.version[node]) in present:
             line.add(node)
@@ -208,15 +209,16 @@ def _compare(execution: Execution, folder: Path, tolerance: float) -> int:
 
 
 def _difference(version: int, before: Params, now: Params) -> Compared:
-    absolute = relative = 0.0
-    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(now), strict=True):
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        difference = float(np.max(np.abs(x - y), initial=0.0))
-        absolute = max(absolute, difference)
-        largest = float(np.max(np.abs(x), initial=0.0))
-        relative = max(relative, difference / largest if largest else difference)
+    pairs = [
+        (np.asarray(x, np.float64), np.asarray(y, np.float64))
+        for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(now), strict=True)
+    ]
+    absolute = max(float(np.max(np.abs(x - y), initial=0.0)) for x, y in pairs)
+    largest = max(float(np.max(np.abs(x), initial=0.0)) for x, _ in pairs)
     same = params_sha256(before) == params_sha256(now)
-    return Compared(version, same, absolute, relative)
+    return Compared(
+        version, same, absolute, absolute / largest if largest else absolute
+    )
 
 
 def _with_config_of_run(argv: list[str]) -> list[str]:

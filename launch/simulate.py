@@ -90,21 +90,14 @@ class Watcher:
             self._store.save(node, state, {"incarnation": 1, "version": node})
 
 
-def simulate(config: build.Config, folder: Path) -> dict[str, Any]:
-    """Schedules and executes a run in a folder that has been claimed.
+def simulate(
+    config: build.Config, experiment: Experiment, order: Order, folder: Path
+) -> dict[str, Any]:
+    """Executes a run that has been scheduled, in a folder that has been claimed.
 
     Returns:
       The summary, which has been written into the folder as well.
     """
-    begun_s = time.monotonic()
-    experiment = build.build_experiment(config)
-    order = order_of_config(config, experiment)
-    scheduled_s = time.monotonic() - begun_s
-    print(
-        f"scheduled {order.num_updates:,} updates, {len(order.version) - 1:,} versions "
-        f"and {order.end_s - order.start_s:,.1f} virtual s in {scheduled_s:.1f} s",
-        flush=True,
-    )
     settings = config["sim"]
     watched = watched_of(order, settings["evaluate_every"])
     execution = execution_of(
@@ -271,12 +264,20 @@ def main() -> int:
     if config["sim"]["executor"] in ("auto", "sharded"):
         program.use_cores_as_devices()
     program.prepare_jax()
-    build.build_task(config)
-    build.build_profiles(config)
+    # Before anything is overwritten: a run is not lost for a setting that is wrong.
+    begun_s = time.monotonic()
+    experiment = build.build_experiment(config)
+    order = order_of_config(config, experiment)
+    scheduled_s = time.monotonic() - begun_s
+    print(
+        f"scheduled {order.num_updates:,} updates, {len(order.version) - 1:,} versions "
+        f"and {order.end_s - order.start_s:,.1f} virtual s in {scheduled_s:.1f} s",
+        flush=True,
+    )
     workdir.claim(folder, resume=False, overwrite=_OVERWRITE.value)
     workdir.write_json(folder / workdir.CONFIG, dict(config))
     workdir.write_json(folder / workdir.RUN, {"run": secrets.token_hex(6)})
-    summary = simulate(config, folder)
+    summary = simulate(config, experiment, order, folder)
     print(f"{summary['status']}: {summary['reason']}")
     if summary["best_accuracy"] is not None:
         accuracy, version = summary["best_accuracy"], summary["best_version"]

@@ -1,5 +1,6 @@
 """The same arrivals under other settings, where their order allows it."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def check_possible(
     obstacle = _obstacle(experiment, order, stored, changed)
     if obstacle:
         settings = " ".join(
-            f"--config.{key}={now}" for key, (_, now) in changed.items()
+            shlex.quote(f"--config.{key}={now}") for key, (_, now) in changed.items()
         )
         program.fail(
             f"{obstacle}; schedule it anew: python -m launch.simulate "

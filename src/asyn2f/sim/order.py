@@ -45,6 +45,7 @@ class Order(NamedTuple):
     members: np.ndarray  # i32: updates of node m: members[starts[m]:starts[m + 1]]
     receivers: np.ndarray  # i32 [M]: workers it was given out to
     # the run
+    newest: int  # node: the version that the run ended with
     num_updates: int
     start_s: float  # when version 0 was given out
     end_s: float
@@ -90,8 +91,11 @@ class Log:
         self.receivers.append(0)
         return len(self.version) - 1
 
-    def order(self, start_s: float, end_s: float, reason: str) -> Order:
-        """What has been noted so far; shares no memory with what comes."""
+    def order(
+        self, start_s: float, end_s: float, reason: str, newest: int | None = None
+    ) -> Order:
+        """What has been noted so far; shares no memory with what comes. The newest
+        version is the last one, unless that has been lost."""
         return Order(
             time_s=np.array(self.time_s, np.float64),
             kind=np.array(self.kind, np.uint8),
@@ -102,6 +106,7 @@ class Log:
             member_starts=np.array(self.member_starts, np.int64),
             members=np.array(self.members, np.int32),
             receivers=np.array(self.receivers, np.int32),
+            newest=len(self.version) - 1 if newest is None else newest,
             num_updates=self.num_updates,
             start_s=start_s,
             end_s=end_s,
@@ -131,6 +136,7 @@ def cut(order: Order, count: int, reason: str, end_s: float | None = None) -> Or
         member_starts=order.member_starts[: nodes + 1],
         members=order.members[: order.member_starts[nodes]],
         receivers=order.receivers[:nodes],
+        newest=nodes - 1,
         num_updates=int(value[kind == PUSH].max(initial=-1)) + 1,
         end_s=end_s,
         reason=reason,

@@ -106,7 +106,8 @@ def plan(
     Raises:
       PlanError: the history forks, or the order is not causal.
     """
-    if not np.array_equal(order.parent, np.arange(len(order.parent)) - 1):
+    is_line = np.array_equal(order.parent, np.arange(len(order.parent)) - 1)
+    if not is_line or order.newest != len(order.version) - 1:
         raise PlanError(
             "a server was restarted and workers had used versions that the crash took, "
             "so the history forks; only --executor=serial can execute that"

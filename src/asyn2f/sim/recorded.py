@@ -75,7 +75,9 @@ class _Reader:
             raise OrderError(f"the trace lacks {lack}, on which depends {queue[0]}")
         end_s = max((event.time_s for event in events), default=0.0)
         start_s = end_s if self._start_s is None else self._start_s
-        return self._log.order(start_s, end_s, self._reason)
+        newest = self._history.newest
+        node = self._nodes[newest if newest[1] else _INITIAL]
+        return self._log.order(start_s, end_s, self._reason, node)
 
     def _release(self) -> None:
         """Lets those go on who have what they waited for."""

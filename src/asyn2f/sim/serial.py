@@ -42,7 +42,7 @@ def execute_serially(
     states: dict[int, ServerState] = {0: initial}
     children = np.bincount(order.parent[1:], minlength=len(order.version))
     updates: dict[int, WorkerUpdate] = {}
-    newest, num_events = initial, len(order.kind)
+    last, num_events = initial, len(order.kind)
     notes: list[_Note] = []
 
     columns = (order.time_s, order.kind, order.worker, order.value)
@@ -71,14 +71,14 @@ def execute_serially(
         elif kind == o.AGGREGATE:
             members = order.members_of(value).tolist()
             before = int(order.parent[value])
-            newest, metrics = experiment.aggregate(
+            made, metrics = experiment.aggregate(
                 states[before], [updates[member] for member in members]
             )
             span = slice(*order.member_starts[value : value + 2])
             numbers.coefficients[span] = metrics["coefficients"]
             numbers.staleness[span] = metrics["staleness"]
-            numbers.model_loss[value] = newest.model.loss
-            numbers.learning_rate[value] = newest.model.learning_rate
+            numbers.model_loss[value] = made.model.loss
+            numbers.learning_rate[value] = made.model.learning_rate
             children[before] -= 1
             if not children[before]:
                 del states[before]
@@ -87,16 +87,18 @@ def execute_serially(
                 if not uses.updates[member]:
                     del updates[member]
             if uses.versions[value]:
-                models[value] = newest.model
+                models[value] = made.model
             if children[value]:
-                states[value] = newest
-            if value in watched and watch is not None and watch(value, time_s, newest):
-                num_events = event + 1
+                states[value] = made
+            if value in watched and watch is not None and watch(value, time_s, made):
+                last, num_events = made, event + 1
                 break
+            if value == order.newest:
+                last = made
         if len(notes) >= 1000:
             _fetch(notes, numbers)
     _fetch(notes, numbers)
-    return Result(newest, numbers, num_events)
+    return Result(last, numbers, num_events)
 
 
 _Note = tuple[int, jax.Array, jax.Array]  # event, loss and metric
