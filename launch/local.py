@@ -15,12 +15,11 @@ from typing import Any
 from absl import flags
 
 from asyn2f import build, workdir
-from asyn2f.report.html import write_report
 from asyn2f.report.live import LiveView
 from asyn2f.status import RunStatus, WorkerStatus
 from launch import children, program
 from launch.children import Child
-from launch.serving import EXIT_CODES, empty_summary, prepare
+from launch.serving import empty_summary, prepare, say_how_it_ended
 
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
@@ -156,14 +155,7 @@ def main() -> int:
         status = "interrupted" if launcher.interrupted else "failed"
         summary = empty_summary(config, folder, status, reason or "")
         workdir.write_json(folder / workdir.SUMMARY, summary)
-    summary = workdir.read_json(folder / workdir.SUMMARY)
-    best, version = summary.get("best_accuracy"), summary.get("best_version")
-    print(f"{summary['status']}: {summary['reason']}")
-    if best is not None:
-        print(f"best accuracy {best:.4f} at version {version}")
-    print(f"results in {folder}: summary.json, metrics.jsonl, models/, tensorboard/")
-    print(f"report: {write_report(folder)}", flush=True)
-    return EXIT_CODES[summary["status"]]
+    return say_how_it_ended(workdir.read_json(folder / workdir.SUMMARY), folder)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ _TOLERANCE = flags.DEFINE_float(
     "tolerance",
     None,
     "Largest difference, relative to the model's largest parameter, that counts as "
-    "agreement; 0 for serial and 1e-5 for the others unless given.",
+    "agreement; unless given, 0 for the run's own executor (serial for a real run) and "
+    "1e-5 for the others.",
 )
 _EXPLAIN = flags.DEFINE_integer("explain", None, "Only say what this version is of.")
 
@@ -98,7 +99,7 @@ def main() -> int:
     )
     print(f"executor: {execution.why}", flush=True)
     if changed:
-        return what_if.execute(execution, folder)
+        return what_if.execute(execution, events)
     _say_what_differs(recorded)
     same = executor == recorded.get("executor", "serial")
     given = _TOLERANCE.value

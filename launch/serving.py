@@ -7,6 +7,7 @@ from typing import Any
 
 from asyn2f import build, workdir
 from asyn2f.experiment import Experiment
+from asyn2f.report.html import write_report
 from asyn2f.report.metrics import MetricsWriter
 from asyn2f.runtime.ledger import COUNTED
 from asyn2f.runtime.server import Observer, Server
@@ -88,6 +89,17 @@ def serve(
     journal.close()
     store.close()
     return summary
+
+
+def say_how_it_ended(summary: dict[str, Any], folder: Path) -> int:
+    """Writes the report, and says where everything is; the program's exit code."""
+    best, version = summary.get("best_accuracy"), summary.get("best_version")
+    print(f"{summary['status']}: {summary['reason']}")
+    if best is not None:
+        print(f"best accuracy {best:.4f} at version {version}")
+    print(f"results in {folder}: summary.json, metrics.jsonl, models/, tensorboard/")
+    print(f"report: {write_report(folder)}", flush=True)
+    return EXIT_CODES[summary["status"]]
 
 
 def empty_summary(

@@ -17,7 +17,6 @@ from absl import flags
 from asyn2f import build, trace, workdir
 from asyn2f.evaluate import Score, make_evaluate
 from asyn2f.experiment import Experiment
-from asyn2f.report.html import write_report
 from asyn2f.report.metrics import MetricsWriter
 from asyn2f.runtime.store import OrbaxStore
 from asyn2f.sim import order as o
@@ -31,7 +30,7 @@ from asyn2f.trainer import steps_per_epoch
 from asyn2f.trees import params_sha256
 from asyn2f.types import ServerState
 from launch import program
-from launch.serving import EXIT_CODES
+from launch.serving import say_how_it_ended
 
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
 
@@ -120,8 +119,8 @@ def simulate(
     last = int(result.state.model.version)
     watcher.finish(last, result.state)
     summary = _summary(config, execution, order, result, watcher, folder)
+    summary["execution_s"] = wall_s
     rate = order.num_steps / wall_s if wall_s else 0.0
-    summary |= {"wall_s": order.end_s - order.start_s, "execution_s": wall_s}
     print(f"executed {order.num_steps:,} local steps in {wall_s:.1f} s: {rate:,.0f}/s")
     _write(execution, order, result, watcher.scores, folder)
     workdir.write_json(folder / workdir.SUMMARY, summary)
@@ -189,7 +188,7 @@ def _summary(
         "best_version": version,
         "best_accuracy": accuracy,
         "final_accuracy": final.accuracy if final else None,
-        "wall_s": None,
+        "wall_s": order.end_s - order.start_s,  # virtual
         "updates": {"committed": len(order.members), **kinds},
         "bytes_up": order.num_updates * num_bytes,
         "bytes_down": int(order.receivers.sum(dtype="int64")) * num_bytes,
@@ -277,14 +276,7 @@ def main() -> int:
     workdir.claim(folder, resume=False, overwrite=_OVERWRITE.value)
     workdir.write_json(folder / workdir.CONFIG, dict(config))
     workdir.write_json(folder / workdir.RUN, {"run": secrets.token_hex(6)})
-    summary = simulate(config, experiment, order, folder)
-    print(f"{summary['status']}: {summary['reason']}")
-    if summary["best_accuracy"] is not None:
-        accuracy, version = summary["best_accuracy"], summary["best_version"]
-        print(f"best accuracy {accuracy:.4f} at version {version}")
-    print(f"results in {folder}: summary.json, metrics.jsonl, models/, tensorboard/")
-    print(f"report: {write_report(folder)}", flush=True)
-    return EXIT_CODES[summary["status"]]
+    return say_how_it_ended(simulate(config, experiment, order, folder), folder)
 
 
 if __name__ == "__main__":

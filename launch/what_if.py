@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from asyn2f import build, trace, workdir
+from asyn2f import build, trace
 from asyn2f.evaluate import make_evaluate
 from asyn2f.experiment import Experiment
 from asyn2f.sim.execute import Execution
@@ -40,11 +40,12 @@ def check_possible(
         )
 
 
-def execute(execution: Execution, folder: Path) -> int:
-    """Executes the same arrivals with other settings; says how good that is."""
+def execute(execution: Execution, events: list[trace.Event]) -> int:
+    """Executes the same arrivals with other settings; says how good that is, beside
+    what the run's events say of the same versions."""
     recorded = {
         event.version: event.accuracy
-        for event in trace.read(folder / workdir.TRACE)
+        for event in events
         if isinstance(event, trace.Evaluated)
     }
     evaluate = make_evaluate(execution.experiment.task)

@@ -169,15 +169,10 @@ class _Reader:
                 self._updates[event.worker, event.session, event.seq] = update
                 note(now, o.PUSH, event.worker, update)
             case trace.Aggregated() if self._is_kept(event):
-                made = event.incarnation, event.version
-                parent = (
-                    self._history.parent_of(made) if event.version > 1 else _INITIAL
-                )
+                before = self._nodes[self._parent_of(event)]
                 members = [self._updates[w, s, q] for w, s, q in event.updates]
-                node = self._log.add_version(
-                    event.version, self._nodes[parent], members
-                )
-                self._nodes[made] = node
+                node = self._log.add_version(event.version, before, members)
+                self._nodes[event.incarnation, event.version] = node
                 note(now, o.AGGREGATE, -1, node)
             case trace.Settled():
                 what = o.SUPERSEDE if event.verdict == "superseded" else o.REJECT
