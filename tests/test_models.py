@@ -25,10 +25,17 @@ def test_a_cnn_without_batch_norm_has_only_parameters():
     assert list(params) == ["params"]
 
 
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (4, 3), (1, 2)])
-def test_both_convolutions_agree_in_value_and_gradient(size, stride):
-    lax = models.Conv(5, size, stride, "lax")
-    im2col = models.Conv(5, size, stride, "im2col")
+@pytest.mark.parametrize(
+    ("size", "stride", "cache"),
+    [(3, 1, 1e6), (3, 2, 1e6), (4, 3, 1e6), (1, 2, 1e6), (3, 1, 0), (4, 3, 0)],
+)
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_both_convolutions_agree_in_value_and_gradient(
+    size, stride, cache, padding, monkeypatch
+):
+    monkeypatch.setattr(models, "CACHE_BYTES", cache)  # 0: image by image
+    lax = models.Conv(5, size, stride, padding, "lax")
+    im2col = models.Conv(5, size, stride, padding, "im2col")
     x = jax.random.normal(jax.random.key(1), (2, 7, 9, 3))
     params = lax.init(jax.random.key(0), x)
 

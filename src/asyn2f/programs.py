@@ -86,6 +86,7 @@ def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
     >>> program.send(Seen(steps=1, newest=1))
     Push()
     """
+    push = Push()  # always the same one, as a simulation pushes millions of times
     cycle = steps_per_epoch * timing.epochs_per_push
     merges = timing.while_training == "merge"
     seen = yield Wait(known=-1)
@@ -108,7 +109,7 @@ def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
         epochs += timing.epochs_per_push
         if seen.stop or not timing.may_push(seen.metric, epochs):
             continue
-        seen = yield Push()
+        seen = yield push
         if timing.after_push == "wait" and not seen.stop:
             seen = yield Wait(known=base)
 
@@ -222,6 +223,7 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
     missing: set[int] = set()  # of those, live and without a pending update
     opened_s: float | None = None  # when that was; None = the run has not begun
     is_due = False
+    listen = Listen(None)  # nearly every command there is
     while True:
         if opened_s is None and len(live) >= timing.min_workers:
             opened_s = (yield Publish(version)).time_s
@@ -238,7 +240,10 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
             opened_s = (yield Publish(version)).time_s
             if timing.quorum == "all":
                 expected, missing = set(live), set(live)
-        event = yield Listen(_deadline(timing, pending, opened_s))
+        if timing.deadline_s:
+            event = yield Listen(_deadline(timing, pending, opened_s))
+        else:
+            event = yield listen
         is_due = isinstance(event, Due)
         if isinstance(event, Arrived):
             limit = timing.max_staleness
@@ -274,7 +279,7 @@ def _is_ready(
 def _deadline(
     timing: Timing, pending: dict[int, Arrived], opened_s: float | None
 ) -> float | None:
-    if not timing.deadline_s or not pending or opened_s is None:
+    if not pending or opened_s is None:
         return None
     if timing.quorum == "all":
         return opened_s + timing.deadline_s

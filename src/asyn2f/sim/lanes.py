@@ -51,9 +51,9 @@ class Limits(NamedTuple):
 class Carry(NamedTuple):
     """What stays on the devices from call to call."""
 
-    # Each has one row more, the last, for what nobody needs.
+    # Each has one row more for what nobody needs, and updates one more that is zero.
     workers: Packed  # [D * (rows + 1), n] WorkerState, split over devices
-    updates: Packed  # [D * (slots + 1), n] WorkerUpdate, split over devices
+    updates: Packed  # [D * (slots + 2), n] WorkerUpdate, split over devices
     versions: Packed  # [slots + 1, n] GlobalModel, everywhere
     server: ServerState  # everywhere
 
@@ -69,12 +69,12 @@ class Waves(NamedTuple):
     take: Array  # i32 [waves, D, L]
     slot: Array  # i32 [waves, D, L]
     pushes: Array  # bool [waves, D, L]: a cycle ends
-    push_slot: Array  # i32 [waves, D, L]; the last = nowhere
+    push_slot: Array  # i32 [waves, D, L]; the last but one = nowhere
     batches: Array  # i32 [ticks, D, L, B]: rows of the training set
     made: Array  # i32 [waves + 1]: where each wave's versions begin
     made_slot: Array  # i32 [versions]; the last = nobody needs it
     member: Array  # bool [versions, K]
-    member_slot: Array  # i32 [versions, D, K]; -1 = on another device
+    member_slot: Array  # i32 [versions, D, K]; the last, zero = on another device
 
 
 class Notes(NamedTuple):
@@ -217,14 +217,10 @@ def make_run(
     def make(a, loop, waves):
         """The next version, of the updates that it is made of."""
         carry, notes = loop
-        slot, member = waves.member_slot[a, 0], waves.member[a]
-        rows = read_row(carry.updates, jnp.maximum(slot, 0))
+        rows = read_row(carry.updates, waves.member_slot[a, 0])
         if devices > 1:
-            here = slot >= 0
-            rows = {
-                name: jax.lax.psum(jnp.where(here[:, None], values, 0), AXIS)
-                for name, values in rows.items()
-            }
+            rows = {n: jax.lax.psum(values, AXIS) for n, values in rows.items()}
+        member = waves.member[a]
         updates = jax.vmap(update_packing.unpack)(rows)
         server, metrics = experiment.advance_server(carry.server, updates, member)
         versions = write_row(

@@ -87,7 +87,7 @@ class Machine:
             versions = model.empty(plan.version_slots + 1)
             return Carry(
                 workers=jax.vmap(begin)(worker, sizes[worker], qualities[worker]),
-                updates=update.empty((plan.update_slots + 1) * devices),
+                updates=update.empty((plan.update_slots + 2) * devices),
                 versions=write_row(versions, jnp.int32(0), model.pack(server.model)),
                 server=server,
             )
@@ -130,13 +130,14 @@ class Machine:
             made=_padded(made - made[0], waves + 1, made[-1] - made[0]),
             made_slot=_padded(made_slot, versions),
             member=_padded(member, versions),
-            member_slot=_padded(member_slot, versions, -1),
+            member_slot=_padded(member_slot, versions),
         )
         shardings = [NamedSharding(self._mesh, spec) for spec in lanes.WAVE_SPECS]
         return Waves(*jax.device_put(list(on_host), shardings))
 
     def _members(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of K rows are real, and in which slot of each device it is, or -1."""
+        """Which of K rows are real, and in which slot of each device each one is; in
+        the last, which is zero, where it is on another."""
         plan = self.plan
         begins = plan.member_starts[nodes]
         column = np.arange(plan.max_members)
@@ -144,7 +145,9 @@ class Machine:
         where = np.where(member, begins[:, None] + column, 0)
         device = np.arange(self._mesh.size)[:, None]
         here = member[:, None] & (plan.member_device[where][:, None] == device)
-        return member, np.where(here, plan.member_slot[where][:, None], -1)
+        return member, np.where(
+            here, plan.member_slot[where][:, None], plan.update_slots + 1
+        )
 
 
 def _or_last(slots: np.ndarray, last: int) -> np.ndarray:

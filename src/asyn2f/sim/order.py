@@ -75,12 +75,17 @@ class Log:
         self.members = array("i")
         self.receivers = array("i", [0])
         self.num_updates = 0
+        # Bound once: they are called four times for every event.
+        self._note_time_s = self.time_s.append
+        self._note_kind = self.kind.append
+        self._note_worker = self.worker.append
+        self._note_value = self.value.append
 
     def note(self, time_s: float, kind: int, worker: int, value: int) -> None:
-        self.time_s.append(time_s)
-        self.kind.append(kind)
-        self.worker.append(worker)
-        self.value.append(value)
+        self._note_time_s(time_s)
+        self._note_kind(kind)
+        self._note_worker(worker)
+        self._note_value(value)
 
     def add_version(self, version: int, parent: int, members: list[int]) -> int:
         """The node of a new version; its event is noted apart."""

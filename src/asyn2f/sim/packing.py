@@ -1,4 +1,5 @@
-"""Pytrees as rows: one array per dtype, so that a gather is one gather."""
+"""Pytrees as rows: one array for all small leaves of a dtype, so that a gather is one
+gather; a large leaf has an array of its own, so that it is not copied to and fro."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 Packed = dict[str, jax.Array]
-"""By name of a dtype: [n] for one tree, [rows, n] for many."""
+"""By dtype and, of a large leaf, its number: [n] for one tree, [rows, n] for many."""
+
+# A copy of so many bytes takes longer than a gather takes to begin.
+LARGE_BYTES = 2**16
 
 
 class Packing(NamedTuple):
@@ -17,6 +21,16 @@ class Packing(NamedTuple):
     leaves: tuple[jax.ShapeDtypeStruct, ...]
 
     @property
+    def names(self) -> list[str]:
+        """In which of a row's arrays each leaf is."""
+        return [
+            f"{leaf.dtype.name}/{number}"
+            if leaf.size * leaf.dtype.itemsize >= LARGE_BYTES
+            else leaf.dtype.name
+            for number, leaf in enumerate(self.leaves)
+        ]
+
+    @property
     def num_bytes(self) -> int:
         """Of one row."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in self.leaves)
@@ -24,16 +38,16 @@ class Packing(NamedTuple):
     def pack(self, tree: Any) -> Packed:
         """The tree as a row."""
         parts: dict[str, list[jax.Array]] = {}
-        for leaf in self.treedef.flatten_up_to(tree):
-            parts.setdefault(leaf.dtype.name, []).append(leaf.reshape(-1))
+        leaves = self.treedef.flatten_up_to(tree)
+        for name, leaf in zip(self.names, leaves, strict=True):
+            parts.setdefault(name, []).append(leaf.reshape(-1))
         return {name: jnp.concatenate(leaves) for name, leaves in parts.items()}
 
     def unpack(self, row: Packed) -> Any:
         """The tree that a row holds."""
         position = dict.fromkeys(row, 0)
         leaves = []
-        for leaf in self.leaves:
-            name = leaf.dtype.name
+        for name, leaf in zip(self.names, self.leaves, strict=True):
             begin, end = position[name], position[name] + leaf.size
             leaves.append(row[name][begin:end].reshape(leaf.shape))
             position[name] = end
@@ -41,11 +55,10 @@ class Packing(NamedTuple):
 
     def empty(self, rows: int) -> Packed:
         """So many rows of zeros."""
-        sizes: dict[str, int] = {}
-        for leaf in self.leaves:
-            name = leaf.dtype.name
-            sizes[name] = sizes.get(name, 0) + leaf.size
-        return {name: jnp.zeros((rows, n), name) for name, n in sizes.items()}
+        one = jax.eval_shape(self.pack, self.treedef.unflatten(self.leaves))
+        return {
+            name: jnp.zeros((rows, *row.shape), row.dtype) for name, row in one.items()
+        }
 
 
 def packing_of(tree: Any) -> Packing:

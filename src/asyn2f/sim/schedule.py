@@ -14,7 +14,23 @@ from random import Random
 from typing import Any
 
 from asyn2f import programs
-from asyn2f.programs import Arrived, Done, Due, Joined, Left, Seen, UpdateKey
+from asyn2f.programs import (
+    Adopt,
+    Aggregate,
+    Arrived,
+    Done,
+    Due,
+    Joined,
+    Left,
+    Listen,
+    Publish,
+    Push,
+    Seen,
+    Supersede,
+    Train,
+    UpdateKey,
+    Wait,
+)
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Log, Order
 from asyn2f.sim.profiles import Presence, Profiles
@@ -142,7 +158,7 @@ class _World:
         self._ended: str | None = None
 
     def run(self) -> Order:
-        assert next(self._server) == programs.Listen(None)
+        assert next(self._server) == Listen(None)
         heap = self._heap
         limit_s, now = math.inf, 0.0
         while len(heap) > self._looking_ahead and self._ended is None:
@@ -175,7 +191,7 @@ class _World:
             self.foresee(worker.leave_s, self._leave, worker)
         if worker.presence is not None:
             self._look_ahead(worker, now)
-        assert next(worker.program) == programs.Wait(-1)
+        assert next(worker.program) == Wait(-1)
         if worker.newest(now, self._published_s) >= 0:
             worker.due = self.foresee(now, self._waited, worker)
         else:
@@ -241,25 +257,25 @@ class _World:
         if self._metric_of is not None and worker.base >= 0:
             metric = self._metric_of(self._log, worker.number)
         newest = worker.newest(now, self._published_s)  # time stands still from here on
-        send = worker.program.send
+        send, nothing_new = worker.program.send, Seen(0, newest)
         command = send(Seen(steps, newest, metric))
         while True:
-            if isinstance(command, programs.Train):
+            if isinstance(command, Train):
                 self._train(worker, command, now)
                 return
-            if isinstance(command, programs.Push):
+            if isinstance(command, Push):
                 self._push(worker, now)
-            elif isinstance(command, programs.Wait):
+            elif isinstance(command, Wait):
                 if newest == command.known:
                     self._wait(worker)
                     return
             else:
                 worker.base = newest
-                what = o.ADOPT if isinstance(command, programs.Adopt) else o.MERGE
+                what = o.ADOPT if isinstance(command, Adopt) else o.MERGE
                 self._note(now, what, worker.number, newest)
-            command = send(Seen(0, newest))
+            command = send(nothing_new)
 
-    def _train(self, worker: VirtualWorker, train: programs.Train, now: float) -> None:
+    def _train(self, worker: VirtualWorker, train: Train, now: float) -> None:
         """Foresees the end of a stretch: its last step, or the batch boundary at which
         a version that has been published will be there."""
         steps, known = train
@@ -333,7 +349,7 @@ class _World:
     def _serve(self, command: programs.ServerCommand, now: float) -> None:
         """Carries out the server's commands until one takes time."""
         while self._ended is None:
-            if isinstance(command, programs.Listen):
+            if isinstance(command, Listen):
                 if self._inbox:
                     command = self._server.send(self._inbox.popleft())
                     continue
@@ -341,17 +357,17 @@ class _World:
                 if self._due_s is not None and self._due_s != before_s:
                     self.foresee(max(now, self._due_s), self._due, self._due_s)
                 return
-            if isinstance(command, programs.Aggregate):
+            if isinstance(command, Aggregate):
                 self._making = command.keys
                 self._due_s = None
                 if self._aggregate_s:
                     self.foresee(now + self._aggregate_s, self._made, None)
                     return
                 self._note_version(now)
-            elif isinstance(command, programs.Publish):
+            elif isinstance(command, Publish):
                 self._publish(now)
             else:
-                replaced = isinstance(command, programs.Supersede)
+                replaced = isinstance(command, Supersede)
                 what = o.SUPERSEDE if replaced else o.REJECT
                 self._note(now, what, command.key.worker, command.key.seq)
             command = self._server.send(Done(now))

@@ -138,7 +138,7 @@ def need_of(experiment: Experiment, planned: Plan, limits: Limits) -> Need:
     batches = 4 * limits.ticks * lanes * experiment.training.batch_size
     return Need(
         workers=rows * state,
-        updates=(planned.update_slots + 1) * update,
+        updates=(planned.update_slots + 2) * update,
         versions=(planned.version_slots + 3) * model,
         lanes=lanes * (2 * state + 2 * update) + planned.max_members * update,
         data=sum(a.nbytes for a in experiment.task.train.values()) + batches,

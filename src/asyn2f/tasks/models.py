@@ -7,6 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+# A core's second-level cache has so much, about: what is larger goes through memory.
+CACHE_BYTES = 2**20
+
 ConvImpl = Literal["auto", "lax", "im2col"]
 
 
@@ -47,9 +50,22 @@ class Conv(nn.Module):
             if self.padding == "SAME":
                 pads = [_same_pads(n, size, self.stride) for n in x.shape[1:3]]
                 x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-            patches = _patches(x, size, self.stride)
-            y = patches @ kernel.reshape(-1, self.features)
+            y = _im2col(x, kernel, self.stride)
         return y + bias[None, None, None]
+
+
+def _im2col(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """[B, H, W, C] and [size, size, C, F] -> [B, H', W', F], without padding."""
+    size, features = kernel.shape[0], kernel.shape[-1]
+    kernel = kernel.reshape(-1, features)
+    patches = _patches(x, size, stride)
+    if patches.size * patches.dtype.itemsize <= CACHE_BYTES:
+        return patches @ kernel
+    # Image by image; the backward pass takes the patches anew rather than keep them.
+    one = jax.checkpoint(
+        lambda x: _patches(x[None], size, stride)[0] @ kernel, prevent_cse=False
+    )
+    return jax.lax.map(one, x)
 
 
 def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
