@@ -1,11 +1,12 @@
 """Every key there is, with its unit and where its value comes from.
 
 A config of your own begins with `from configs.default import get_config as default` and
-contains only its differences. Keys that a strategy, data set or partition does not use
-must keep the value they have here.
+contains only its differences.
 """
 
 import ml_collections
+
+from asyn2f import strategies
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -40,13 +41,15 @@ def get_config() -> ml_collections.ConfigDict:
     training.momentum_at_merge = "keep"  # keep | reset
 
     config.strategy = strategy = ml_collections.ConfigDict()
-    strategy.name = "asyn2f"  # asyn2f | fedavg
-    strategy.beta = 0.4  # asyn2f: the paper's, in the appendix's convention
-    strategy.convention = "appendix"  # asyn2f: appendix | reference_code
-    strategy.max_share = 1.0  # asyn2f: cap of one coefficient; 1 = the paper
+    strategy.name = "asyn2f"  # or any other of asyn2f.strategies.BUILDERS
+    # strategy.asyn2f.beta, strategy.fedbuff.server_rate, ...: what each builder takes,
+    # documented there; those of other strategies than `name` are not looked at.
+    strategy.update(strategies.defaults())
 
     config.timing = timing = ml_collections.ConfigDict()
-    timing.min_updates = 2  # m: workers with a pending update (the paper: 3)
+    timing.min_updates = (
+        0  # m, or the size of a buffer; 0 = the strategy's usual
+    )
     timing.epochs_per_push = 5  # n: local epochs (the paper: 5)
     timing.push_after_metric = 0.0  # hold pushes until this accuracy; 0 = off
     timing.push_after_epochs = 0  # ... or until that many epochs; 0 = never

@@ -3,8 +3,8 @@
     python -m launch.local --config=configs/digits.py --workdir=runs/digits
 
 About 40 seconds on two cores; best test accuracy 0.96 to 0.97. `max_share` departs from
-the paper: without it (--config.strategy.max_share=1) a worker with few examples, which
-soon reports a loss near zero, owns the global model, and 0.91 is reached.
+the paper: without it (--config.strategy.asyn2f.max_share=1) a worker with few examples,
+which soon reports a loss near zero, owns the global model, and 0.91 is reached.
 """
 
 from configs.default import get_config as default
@@ -15,7 +15,7 @@ def get_config():
     config.task.hidden = (64,)
     config.task.partition = "dirichlet"
     config.task.alpha = 1.0
-    config.strategy.max_share = 0.5
+    config.strategy.asyn2f.max_share = 0.5
     config.timing.min_updates = 3
     config.timing.epochs_per_push = 2
     config.training.schedule = "synchronous"

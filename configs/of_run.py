@@ -1,7 +1,7 @@
 """The config of a run that lies in a folder, to be changed by flags.
 
     python -m launch.simulate --config=configs/of_run.py:runs/demo \
-        --workdir=runs/other --config.strategy.max_share=1.0
+        --workdir=runs/other --config.strategy.asyn2f.max_share=1.0
 """
 
 import json

@@ -2,7 +2,7 @@
 
     python -m launch.replay --run=runs/demo
     python -m launch.replay --run=runs/demo --explain=40
-    python -m launch.replay --run=runs/demo --config.strategy.max_share=1.0
+    python -m launch.replay --run=runs/demo --config.strategy.asyn2f.max_share=1.0
 
 The first ends with exit code 0 only if the parameters agree with every version that is
 still in the run's folder. The last executes the same arrivals with other settings.

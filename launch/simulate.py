@@ -134,7 +134,7 @@ def order_of_config(config: build.Config, experiment: Experiment) -> Order:
       ConfigError: nothing but a target accuracy ends it, or its profiles are wrong.
     """
     timing = experiment.strategy.timing
-    follower = Follower(experiment) if timing.push_after_metric else None
+    follower = Follower(experiment) if timing.depends_on_values else None
     try:
         return schedule(
             timing,
@@ -145,7 +145,7 @@ def order_of_config(config: build.Config, experiment: Experiment) -> Order:
             num_bytes=experiment.template.num_bytes,
             aggregate_s=config["sim"]["aggregate_s"],
             dead_after_s=config["runtime"]["dead_after_s"],
-            metric_of=follower.metric if follower else None,
+            signal_of=follower.signal if follower else None,
         )
     except ValueError as error:
         raise build.ConfigError(f"config.{error}") from None

@@ -18,8 +18,11 @@ def config_with(**changes: Any) -> dict[str, Any]:
     config.runtime.dead_after_s = 1.0
     config.runtime.join_timeout_s = 20.0
     for key, value in changes.items():
-        group, _, name = key.rpartition("__")
-        (config[group] if group else config)[name] = value
+        *groups, name = key.split("__")
+        section = config
+        for group in groups:
+            section = section[group]
+        section[name] = value
     return dict(config.to_dict())
 
 

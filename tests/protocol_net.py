@@ -64,7 +64,7 @@ def made(
 def produced(worker: int, payload: bytes, base: int) -> p.Produced:
     """A worker's update."""
     numbers, sums = (
-        (10.0, 0.5, 1.0, 0.0),
+        (10.0, 0.5, 1.0, 0.0, 0.0),
         ("tree", len(payload), payloads.digest(payload)),
     )
     header = wire.UpdateHeader("", 0, worker, "", 0, base, base, 1, *numbers, *sums)

@@ -104,8 +104,8 @@ TAMPERED = {
 # Without a config in the folder, the flag names one.
 GIVEN_CONFIG = {"no config": ["--config=configs/digits.py"]}
 WHAT_IF = {
-    "max_share": ["--config.strategy.max_share=1.0"],
-    "fedavg": ["--config.strategy.name=fedavg", "--config.strategy.max_share=1.0"],
+    "max_share": ["--config.strategy.asyn2f.max_share=1.0"],
+    "fedavg": ["--config.strategy.name=fedavg"],
     "timing": ["--config.timing.min_updates=1"],
     "workers": ["--config.workers=5"],
 }

@@ -104,7 +104,7 @@ class Case(NamedTuple):
     num_bytes: int
     aggregate_s: float
     dead_after_s: float
-    metric_of: Callable[..., float] | None
+    signal_of: Callable[..., float] | None
 
     def order(self, **changes: Any) -> Order:
         arguments = {**self._asdict(), **changes}
@@ -124,9 +124,11 @@ def made_up(random: Random) -> Case:
     staying = sum("leave_s" not in row for row in rows)
     threshold = pick([0.0, 0.0, 0.0, 0.5])
     timing = Timing(
-        while_training=pick(["merge", "ignore"]),
+        while_training=pick(["merge", "merge", "merge_once", "ignore"]),
         after_push=pick(["continue", "adopt", "wait"]),
-        quorum=pick(["some", "all"]),
+        quorum=pick(["each", "some", "some", "all"]),
+        pending=pick(["newest", "all"]),
+        merge_slot=pick([0.1, 0.5, 1.0]),
         max_staleness=pick([None, None, 0, 2]),
         min_updates=random.randint(1, 3),
         epochs_per_push=random.randint(1, 2),
@@ -144,11 +146,11 @@ def made_up(random: Random) -> Case:
         num_bytes=pick([0, MEGABYTE]),
         aggregate_s=pick([0.0, 0.0, draw(0.1, 1.0)]),
         dead_after_s=draw(0.2, 2.0),
-        metric_of=made_up_metric if threshold else None,
+        signal_of=made_up_signal if threshold else None,
     )
 
 
-def made_up_metric(log: o.Log, worker: int) -> float:
+def made_up_signal(log: o.Log, worker: int) -> float:
     return len(log.kind) * 7 % 10 / 10
 
 

@@ -35,7 +35,7 @@ def test_every_strategy_builds_from_the_defaults(name):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"strategy__name": "fedsgd"}, "strategy.name.*'fedsgd'.*asyn2f, fedavg"),
+        ({"strategy__name": "fedsgd"}, "strategy.name.*'fedsgd'.*asyn2f.*fedavg"),
         ({"task__dataset": "mnits"}, "task.dataset.*'mnits'.*digits"),
         ({"task__partition": "random"}, "iid, sizes, dirichlet, shards"),
         ({"task__alpha": 0.0}, r"task.alpha: found 0.0, allowed: above 0"),
@@ -45,11 +45,15 @@ def test_every_strategy_builds_from_the_defaults(name):
         ({"workers": 0}, "workers: found 0"),
         ({"workers": 2000}, "2000 shards.*allowed 1 to 1437"),
         ({"min_workers": 9}, "min_workers: found 9.*at most"),
-        ({"strategy__beta": 1.5}, r"beta: found 1.5, allowed: \[0, 1\]"),
-        ({"strategy__convention": "mine"}, "appendix, reference_code"),
+        ({"strategy__asyn2f__beta": 1.5}, r"asyn2f.beta: found 1.5, allowed \[0, 1\]"),
+        ({"strategy__asyn2f__convention": "mine"}, "appendix, reference_code"),
         (
-            {"strategy__name": "fedavg", "strategy__beta": 0.5},
-            "strategy.beta: found 0.5, but fedavg does not use it; leave it at 0.4",
+            {"strategy__name": "kafl", "strategy__kafl__mixing": 0.0},
+            r"strategy.kafl.mixing: found 0.0, allowed \(0, 1\]",
+        ),
+        (
+            {"strategy__name": "asafl", "timing__push_after_metric": 0.5},
+            "push_after_metric: found 0.5, but asafl has a rule of its own",
         ),
         ({"task__partition": "sizes", "task__sizes": (3, 4)}, "found 2 sizes"),
         (
@@ -96,10 +100,12 @@ def test_the_digest_names_what_the_numbers_depend_on_and_nothing_else():
     digest = build.experiment_digest(config_with())
     same = config_with(runtime__announce="early", stop__max_versions=3, min_workers=2)
     assert build.experiment_digest(same) == digest
+    others = config_with(strategy__fedprox__mu=0.5)  # but the strategy is asyn2f
+    assert build.experiment_digest(others) == digest
     for other in (
         config_with(seed=1),
         config_with(training__momentum=0.8),
-        config_with(strategy__beta=0.6),
+        config_with(strategy__asyn2f__beta=0.6),
         config_with(timing__min_updates=1),
         config_with(task__alpha=0.1),
     ):

@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "asyn2f"
 # A module may import modules of its own layer and of those below it.
 LAYERS = [
     {"types", "timing", "status"},
-    {"trees", "staleness", "aggregation", "merging"},
+    {"trees", "staleness", "aggregation", "deltas", "merging"},
     {"strategies", "tasks"},
     {
         *("trainer", "programs", "trace", "evaluate", "experiment", "workdir"),
@@ -44,6 +44,8 @@ PURE = {
     "timing.py",
     "aggregation.py",
     "merging.py",
+    "deltas.py",
+    "staleness.py",
     "programs.py",
     "trainer.py",
     "experiment.py",

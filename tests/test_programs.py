@@ -1,6 +1,7 @@
 """Both programs, driven by hand and by chance: no JAX, no clock, no network."""
 
 import itertools
+from dataclasses import replace
 from typing import NamedTuple
 
 import hypothesis
@@ -102,7 +103,7 @@ def work(timing, steps_per_epoch, arrivals, metrics=(), num_commands=60):
         log.append(Did(command, known, taken, step, base))
         epoch = step // steps_per_epoch - 1
         metric = metrics[epoch] if 0 <= epoch < len(metrics) else 0.0
-        command = program.send(Seen(steps=taken, newest=newest, metric=metric))
+        command = program.send(Seen(steps=taken, newest=newest, signal=metric))
     return log
 
 
@@ -220,15 +221,39 @@ def test_a_worker_of_fedavg_waits_after_each_push_and_adopts():
     assert program.send(Seen(newest=1)) == Adopt(version=1)
 
 
-def test_an_adopting_worker_adopts_only_a_newer_version():
+def test_an_adopting_worker_adopts_after_each_push_were_it_the_same_version():
     program = programs.worker_program(adopting(), steps_per_epoch=4)
     next(program)
     program.send(Seen(newest=0))
     program.send(Seen(newest=0))
     program.send(Seen(steps=4, newest=0))
+    assert program.send(Seen(newest=0)) == Adopt(version=0)
     assert program.send(Seen(newest=0)) == Train(steps=4, known=None)
     assert program.send(Seen(steps=4, newest=3)) == Push()
     assert program.send(Seen(newest=3)) == Adopt(version=3)
+
+
+def test_merging_once_takes_the_newest_in_at_its_slot_and_nowhere_else():
+    timing = replace(adopting(), while_training="merge_once", merge_slot=0.75)
+    program = programs.worker_program(timing, steps_per_epoch=4)
+    next(program)
+    program.send(Seen(newest=0))
+    assert program.send(Seen(newest=1)) == Train(steps=3, known=None)
+    assert program.send(Seen(steps=3, newest=2)) == Merge(version=2)
+    assert program.send(Seen(newest=2)) == Train(steps=1, known=None)
+    assert program.send(Seen(steps=1, newest=5)) == Push()
+    assert program.send(Seen(newest=5)) == Adopt(version=5)
+    assert program.send(Seen(newest=5)) == Train(steps=3, known=None)
+    # Nothing newer at hand: on it goes.
+    assert program.send(Seen(steps=3, newest=5)) == Train(steps=1, known=None)
+
+
+def test_a_push_below_the_mean_waits_for_a_signal_that_is_not_above_it():
+    # Means so far: 0.5, (0.5 + 0.7) / 2 = 0.6, (1.2 + 0.3) / 3 = 0.5, 2.0 / 4 = 0.5.
+    log = work(
+        asynchronous(push_below_mean=True), 2, [], metrics=[0.5, 0.7, 0.3, 0.5, 0.9]
+    )
+    assert push_steps(log)[:3] == [2, 6, 8]
 
 
 arrivals = st.lists(st.sampled_from([0, 0, 0, 1, 2]), max_size=300)
@@ -271,7 +296,8 @@ def test_a_worker_takes_in_the_newest_version_and_none_twice(timing, length, arr
     for did in work(timing, length, arrivals):
         if isinstance(did.command, Adopt | Merge):
             assert did.command.version == did.newest
-            assert did.command.version > base
+            is_again = timing.after_push == "adopt" and isinstance(did.command, Adopt)
+            assert did.command.version >= base + (not is_again)
         base = did.base
 
 
@@ -467,6 +493,55 @@ def test_every_pending_update_joins_not_only_min_updates_of_them():
     first = next((one for one in commands if isinstance(one, Aggregate)), None)
     assert first is not None
     assert first.keys[:3] == (key(0), key(1), key(2))
+
+
+def test_a_buffer_takes_the_first_in_order_and_a_worker_twice():
+    program = running(asynchronous(min_updates=3, pending="all"), 2)
+    events = [push(0), push(1), push(0, seq=1)]
+    commands = without_listening(tell_all(program, events))
+    assert commands == [Aggregate((key(0), key(1), key(0, 1))), Publish(1)]
+
+
+def test_a_buffer_is_not_full_because_all_have_pushed():
+    program = running(asynchronous(min_updates=3, pending="all"), 2)
+    assert without_listening(tell_all(program, [push(0), push(1)])) == []
+
+
+def test_a_buffer_of_workers_that_wait_ends_with_the_last_of_them():
+    timing = replace(asynchronous(min_updates=3, pending="all"), after_push="wait")
+    program = running(timing, 2)
+    commands = without_listening(tell_all(program, [push(0), push(1)]))
+    assert commands == [Aggregate((key(0), key(1))), Publish(1)]
+
+
+def test_what_has_arrived_before_the_start_is_aggregated_buffer_by_buffer():
+    timing = asynchronous(min_updates=2, min_workers=2, pending="all")
+    program, _ = start(timing, version=5)
+    events = [join(0), *[push(0, seq=seq, base=5) for seq in range(5)], join(1)]
+    commands = without_listening(tell_all(program, events))
+    assert commands == [
+        Publish(5),
+        Aggregate((key(0, 0), key(0, 1))),
+        Publish(6),
+        Aggregate((key(0, 2), key(0, 3))),
+        Publish(7),
+    ]
+
+
+def test_each_update_makes_a_version_by_itself():
+    program = running(replace(asynchronous(min_updates=3), quorum="each"), 3)
+    for version in (1, 2):
+        commands = without_listening(tell(program, push(0, seq=version)))
+        assert commands == [Aggregate((key(0, version),)), Publish(version)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [({}, 9), ({"pending": "all"}, 4), ({"quorum": "each"}, 1), ({"quorum": "all"}, 9)],
+)
+def test_how_many_updates_an_aggregation_may_have(changes, most):
+    timing = replace(asynchronous(min_updates=4), **changes)
+    assert timing.most_updates(workers=9) == most
 
 
 def test_a_second_push_supersedes_the_first():

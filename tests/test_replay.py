@@ -222,7 +222,9 @@ def test_a_version_is_explained(started):
 
 def test_what_if_the_same_had_arrived_under_other_settings(started, simulated):
     outcome = started["max_share"].result()
-    assert_ends_with(outcome, 0, "config.strategy.max_share: 0.5 in the run, 1.0 now")
+    assert_ends_with(
+        outcome, 0, "config.strategy.asyn2f.max_share: 0.5 in the run, 1.0 now"
+    )
     rows = [line.split() for line in outcome[1].splitlines()]
     told = {row[0]: row[1:] for row in rows if len(row) == 3 and row[0].isdigit()}
     assert told["12"][0] == f"{summary_of(simulated)['final_accuracy']:.4f}"

@@ -164,6 +164,8 @@ def test_a_version_is_there_when_the_server_has_computed_for_a_while():
     order = run(adopting(), rows, steps=1, max_versions=2, aggregate_s=1.5)
     assert story(order, o.AGGREGATE, *VERSIONS) == [
         "0 0 adopt 0",
+        "1 0 adopt 0",
+        "2 0 adopt 0",
         "2.5 -1 aggregate 1",
         "3 0 adopt 1",
         "4 -1 aggregate 2",
@@ -180,7 +182,9 @@ def test_time_counts_from_when_enough_workers_have_joined():
         "2 0 adopt 0",
         "2 1 adopt 0",
         "3 0 train 1",
+        "3 0 adopt 0",
         "3 1 train 1",
+        "3 1 adopt 0",
     ]
     assert (order.start_s, order.end_s) == (2.0, 3.5)
     assert order.reason == "max_time_s = 1.5 reached"
@@ -225,7 +229,7 @@ def test_a_push_is_held_back_until_the_metric_is_reached():
         [{"step_s": 1.0}],
         steps=2,
         max_time_s=9.0,
-        metric_of=steps_by_ten,
+        signal_of=steps_by_ten,
     )
     assert story(order, o.PUSH) == ["6 0 push 0", "8 0 push 1"]
 
@@ -233,12 +237,12 @@ def test_a_push_is_held_back_until_the_metric_is_reached():
 def test_a_push_is_held_back_for_so_many_epochs_at_most():
     timing = asynchronous(push_after_metric=0.5, push_after_epochs=2)
     rows = [{"step_s": 1.0}]
-    order = run(timing, rows, steps=2, max_time_s=5.0, metric_of=steps_by_ten)
+    order = run(timing, rows, steps=2, max_time_s=5.0, signal_of=steps_by_ten)
     assert story(order, o.PUSH) == ["4 0 push 0"]
 
 
 def test_a_metric_needs_somebody_who_knows_it():
-    with pytest.raises(ValueError, match="give metric_of"):
+    with pytest.raises(ValueError, match="give signal_of"):
         run(asynchronous(push_after_metric=0.5), [{}], steps=2, max_time_s=5.0)
 
 

@@ -124,6 +124,7 @@ def test_steps_stand_still_during_an_outage():
         "0 0 adopt 0",
         "3.5 0 train 2",
         "3.5 0 push 0",
+        "3.5 0 adopt 0",
         "3.5 -1 aggregate 1",
     ]
 
@@ -185,6 +186,7 @@ def test_transfers_stand_still_during_an_outage():
         "2.5 0 adopt 0",
         "3.5 0 train 1",
         "3.5 0 push 0",
+        "3.5 0 adopt 0",
         "6.5 -1 aggregate 1",
     ]
 

@@ -65,6 +65,9 @@ def check_worker(case: Case, order: Order, worker: int) -> None:
     """Steps take their time; versions are taken in as soon as they can be."""
     profiles, timing = case.profiles, case.timing
     merges, cycle = timing.while_training == "merge", case.cycles[worker]
+    slot = -1
+    if timing.while_training == "merge_once":
+        slot = max(1, round(cycle * timing.merge_slot)) % cycle
     link = Link(case, order, worker)
     if not link.is_certain:
         return
@@ -85,13 +88,13 @@ def check_worker(case: Case, order: Order, worker: int) -> None:
             boundary_s = presence.after(now, before_s - EPS_S)
             if merges and did.value > 1:
                 assert link.newest(boundary_s - EPS_S) <= base
-            if step % cycle:  # interrupted, and for nothing else
+            if step % cycle and step % cycle != slot:  # interrupted by a version
                 assert merges
                 assert following is None or following.kind in (o.ADOPT, o.MERGE)
         elif did.kind == o.PUSH:
             assert step > pushed
             assert step % cycle == 0
-            assert case.metric_of or step == pushed + cycle
+            assert case.signal_of or step == pushed + cycle
             pushed = step
         elif did.kind == o.WAITED:
             assert timing.after_push == "wait"
@@ -99,8 +102,9 @@ def check_worker(case: Case, order: Order, worker: int) -> None:
             assert following is not None
             assert following.kind == o.ADOPT
         else:
-            assert merges or did.kind == o.ADOPT
-            assert base < did.value
+            assert merges or did.kind == o.ADOPT or step % cycle == slot
+            is_again = did.kind == o.ADOPT and timing.after_push == "adopt"
+            assert base < did.value + is_again
             assert did.value in link.carried
             assert link.newest(did.time_s - EPS_S) <= did.value
             assert did.value <= link.newest(did.time_s + EPS_S)
@@ -138,16 +142,19 @@ def check_updates(case: Case, order: Order) -> None:
     for did in events_in(order, o.SUPERSEDE, o.REJECT):
         assert arrivals_s[did.value] <= did.time_s + EPS_S
     limit, bases = case.timing.max_staleness, bases_of(order)
+    quorum = case.timing.quorum
+    replaces = quorum == "all" or (quorum == "some" and case.timing.pending == "newest")
     for made in events_in(order, o.AGGREGATE):
         members = order.members_of(made.value).tolist()
         arrived_s = [arrivals_s[update] for update in members]
         assert arrived_s == sorted(arrived_s)
         assert arrived_s[-1] + case.aggregate_s <= made.time_s + EPS_S
         workers = {pushes[update].worker for update in members}
-        assert len(workers) == len(members) >= 1
+        assert 1 <= len(members) <= case.timing.most_updates(case.profiles.workers)
+        assert len(workers) == len(members) or not replaces
         oldest = min(bases[update] for update in members)
         assert limit is None or made.value - 1 - oldest <= limit
-    if not case.aggregate_s:
+    if not case.aggregate_s and replaces:
         there = [
             did.worker
             for did in pushes

@@ -20,7 +20,7 @@ from asyn2f.types import ServerState
 def state_of(version: int, size: int = 12) -> ServerState:
     """A state whose every number is its version."""
     params = {"params": {"w": jnp.full((size, 3), float(version)), "b": jnp.ones(2)}}
-    state = initial_state(params)
+    state = initial_state(params, workers=1)
     return state._replace(model=state.model._replace(version=jnp.int32(version)))
 
 

@@ -117,13 +117,13 @@ def test_workers_are_followed_through_an_outage():
         timing__min_updates=1, timing__push_after_metric=0.2, task__partition="iid"
     )
     rows = [{"download_s": 8.0, "outages": [[30.0, 200.0]]}, *[{}] * 3]
-    metric_of = Follower(experiment).metric
+    signal_of = Follower(experiment).signal
     order = order_for(
         experiment,
         [{"step_s": 1.0} | row for row in rows],
         versions=100,
         max_time_s=250.0,
-        metric_of=metric_of,
+        signal_of=signal_of,
     )
     back = (order.worker == 0) & (order.time_s >= 200.0)
     assert o.RETURN in order.kind[back]

@@ -5,8 +5,20 @@ they are made of. Programs that train are under `launch/`; see the README.
 """
 
 from asyn2f.aggregation import coefficients, weighted_sum
-from asyn2f.merging import directional_merge, local_share
-from asyn2f.strategies import Strategy, asyn2f, fedavg
+from asyn2f.merging import directional_merge, linear_merge, local_share
+from asyn2f.strategies import (
+    Strategy,
+    asafl,
+    asyn2f,
+    ca2fl,
+    fadas,
+    fedasmu,
+    fedasync,
+    fedavg,
+    fedbuff,
+    fedprox,
+    kafl,
+)
 from asyn2f.tasks.base import Task
 from asyn2f.timing import Timing
 from asyn2f.types import GlobalModel, ServerState, WorkerUpdate
@@ -20,10 +32,19 @@ __all__ = [
     "Task",
     "Timing",
     "WorkerUpdate",
+    "asafl",
     "asyn2f",
+    "ca2fl",
     "coefficients",
     "directional_merge",
+    "fadas",
+    "fedasmu",
+    "fedasync",
     "fedavg",
+    "fedbuff",
+    "fedprox",
+    "kafl",
+    "linear_merge",
     "local_share",
     "weighted_sum",
 ]

@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 
+from asyn2f import strategies
 from asyn2f.experiment import Experiment, make_experiment
-from asyn2f.merging import Convention
 from asyn2f.runtime.settings import Announce, RuntimeSettings
 from asyn2f.runtime.zmq_transport import AddressError, parse_address
 from asyn2f.sim.execute import Executor
@@ -83,6 +83,21 @@ _NATURAL = _number(int, 0)
 _SECONDS = _number(float, 0)
 _PARTITIONS = ("iid", "sizes", "dirichlet", "shards")
 
+
+def _strategy_rules() -> dict[str, _Rule]:
+    """Of what the builders take: its kind. Its range is the builder's business."""
+    rules = {}
+    for name in BUILDERS:
+        for key, found in strategies.parameters(name).items():
+            kind = found.annotation
+            if get_origin(kind) is Literal:
+                rule = _one_of(get_args(kind))
+            else:
+                rule = _Rule(kind, f"any {kind.__name__}", lambda x: True)
+            rules[f"strategy.{name}.{key}"] = rule
+    return rules
+
+
 _RULES: dict[str, _Rule] = {
     "seed": _NATURAL,
     "workers": _COUNT,
@@ -107,10 +122,8 @@ _RULES: dict[str, _Rule] = {
     "training.schedule_length": _COUNT,
     "training.momentum_at_merge": _one_of(["keep", "reset"]),
     "strategy.name": _one_of(BUILDERS),
-    "strategy.beta": _number(float, 0, 1),
-    "strategy.convention": _one_of(get_args(Convention)),
-    "strategy.max_share": _number(float, 0, 1, open_low=True),
-    "timing.min_updates": _COUNT,
+    **_strategy_rules(),
+    "timing.min_updates": _NATURAL,
     "timing.epochs_per_push": _COUNT,
     "timing.push_after_metric": _number(float, 0, 1),
     "timing.push_after_epochs": _NATURAL,
@@ -146,12 +159,6 @@ _RULES: dict[str, _Rule] = {
     "sim.executor": _one_of(get_args(Executor)),
     "sim.lanes": _NATURAL,
 }
-
-
-def _parameters(strategy: str) -> dict[str, Any]:
-    """What a strategy's builder takes, with its defaults."""
-    signature = inspect.signature(BUILDERS[strategy])
-    return {name: found.default for name, found in signature.parameters.items()}
 
 
 def _fits(kind: type, value: Any) -> bool:
@@ -202,20 +209,13 @@ def check(config: Config) -> None:
         check_key(key)
     for key, rule in _RULES.items():
         if key not in flat:
+            if key.startswith("strategy.") and key != "strategy.name":
+                continue  # of a strategy that this config is older than
             raise ConfigError(f"config.{key} is missing: begin with configs/default.py")
         value = flat[key]
         if not _fits(rule.kind, value) or not rule.holds(value):
             raise ConfigError(f"config.{key}: found {value!r}, allowed: {rule.allowed}")
-    name = flat["strategy.name"]
-    used = _parameters(name)
-    for other in BUILDERS:
-        for key, default in _parameters(other).items():
-            found = flat[f"strategy.{key}"]
-            if key not in used and found != default:
-                raise ConfigError(
-                    f"config.strategy.{key}: found {found!r}, but {name} does not use "
-                    f"it; leave it at {default!r}"
-                )
+    build_strategy(config)
     workers = flat["workers"]
     if flat["min_workers"] > workers:
         raise ConfigError(
@@ -288,12 +288,25 @@ def build_task(config: Config) -> Task:
 
 
 def build_strategy(config: Config) -> Strategy:
-    """The strategy, its timing completed by the experiment's settings."""
-    settings = config["strategy"]
-    name = settings["name"]
-    strategy = BUILDERS[name](**{key: settings[key] for key in _parameters(name)})
+    """The strategy, its timing completed by the experiment's settings.
+
+    Raises:
+      ConfigError: a parameter of the strategy is out of range.
+    """
+    name = config["strategy"]["name"]
+    try:
+        strategy = BUILDERS[name](**config["strategy"][name])
+    except ValueError as error:
+        raise ConfigError(f"config.strategy.{name}.{error}") from None
+    settings = dict(config["timing"])
+    settings["min_updates"] = settings["min_updates"] or strategy.timing.min_updates
+    if strategy.timing.push_below_mean and settings["push_after_metric"]:
+        raise ConfigError(
+            f"config.timing.push_after_metric: found {settings['push_after_metric']}, "
+            f"but {name} has a rule of its own for pushes; leave it at 0"
+        )
     min_workers = config["min_workers"] or config["workers"]
-    timing = replace(strategy.timing, min_workers=min_workers, **config["timing"])
+    timing = replace(strategy.timing, min_workers=min_workers, **settings)
     return strategy._replace(timing=timing)
 
 
@@ -350,12 +363,21 @@ _MAY_DIFFER = (*_CARRYING_OUT, "stop")
 def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     """What a config says otherwise than a stored one: by key, the value there and the
     value here. How a run is carried out is left out."""
+    others = _other_strategies(config)
     before, now = (json.loads(json.dumps(flatten(c))) for c in (stored, config))
     return {
         key: (before.get(key), value)
         for key, value in now.items()
-        if before.get(key) != value and key.split(".")[0] not in _CARRYING_OUT
+        if before.get(key) != value
+        and key.split(".")[0] not in _CARRYING_OUT
+        and not key.startswith(others)
     }
+
+
+def _other_strategies(config: Config) -> tuple[str, ...]:
+    """Beginnings of the keys that no number depends on."""
+    chosen = config["strategy"]["name"]
+    return tuple(f"strategy.{name}." for name in BUILDERS if name != chosen)
 
 
 def check_same_experiment(stored: Config, config: Config) -> None:
@@ -377,6 +399,11 @@ def experiment_digest(config: Config) -> str:
 
     How a run is carried out, and when it stops, may differ.
     """
-    parts = {k: v for k, v in config.items() if k not in _MAY_DIFFER}
+    others = _other_strategies(config)
+    parts = {
+        key: value
+        for key, value in flatten(config).items()
+        if key.split(".")[0] not in _MAY_DIFFER and not key.startswith(others)
+    }
     text = json.dumps(parts, sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -18,8 +18,8 @@ class AggregateUpdates(Protocol):
     def __call__(
         self, state: ServerState, updates: Sequence[WorkerUpdate]
     ) -> tuple[ServerState, Metrics]:
-        """The next version, learning rate included, of 1 to `workers` updates, in this
-        order; metrics have one row per update."""
+        """The next version, learning rate included, of at least one update and at most
+        `Timing.most_updates`, in this order; metrics have one row per update."""
 
 
 class AdvanceServer(Protocol):
@@ -68,7 +68,9 @@ def make_experiment(
         seed=seed,
         template=template_of(shapes),
         advance_server=advance_server,
-        aggregate=_make_aggregate(advance_server, len(task.shards)),
+        aggregate=_make_aggregate(
+            advance_server, strategy.timing.most_updates(len(task.shards))
+        ),
     )
 
 
@@ -76,7 +78,8 @@ def initial_server_state(experiment: Experiment) -> ServerState:
     """Version 0, drawn from the experiment's seed."""
 
     def init(key):
-        state = experiment.strategy.init(experiment.task.init(key))
+        params = experiment.task.init(key)
+        state = experiment.strategy.init(params, experiment.workers)
         return _with_learning_rate(state, experiment.training)
 
     key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
@@ -88,7 +91,7 @@ def _with_learning_rate(state: ServerState, training: Training) -> ServerState:
     return state._replace(model=state.model._replace(learning_rate=rate))
 
 
-def _make_aggregate(advance_server: AdvanceServer, workers: int) -> AggregateUpdates:
+def _make_aggregate(advance_server: AdvanceServer, most: int) -> AggregateUpdates:
     @jax.jit
     def run(state, updates, mask):
         # Stacked inside the program: a strategy that takes the rows one by one then
@@ -98,11 +101,11 @@ def _make_aggregate(advance_server: AdvanceServer, workers: int) -> AggregateUpd
 
     def aggregate(state, updates):
         count = len(updates)
-        if not 1 <= count <= workers:
-            raise ValueError(f"updates: found {count}, allowed 1 to {workers}")
+        if not 1 <= count <= most:
+            raise ValueError(f"updates: found {count}, allowed 1 to {most}")
         # Padded to one shape, so that one program serves every number of updates.
-        rows = (*updates, *[updates[0]] * (workers - count))
-        state, metrics = run(state, rows, jnp.arange(workers) < count)
+        rows = (*updates, *[updates[0]] * (most - count))
+        state, metrics = run(state, rows, jnp.arange(most) < count)
         return state, jax.tree.map(lambda rows: rows[:count], metrics)
 
     return aggregate

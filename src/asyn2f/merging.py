@@ -14,18 +14,6 @@ from asyn2f.types import Params
 Convention = Literal["appendix", "reference_code"]
 
 
-def check_convention(convention: str) -> None:
-    """Nothing, if there is such a convention.
-
-    Raises:
-      ValueError: there is none; names them.
-    """
-    if convention not in get_args(Convention):
-        raise ValueError(
-            f"convention: found {convention!r}, allowed {list(get_args(Convention))}"
-        )
-
-
 @partial(jax.jit, static_argnames=("convention",))
 def local_share(
     *,
@@ -67,7 +55,10 @@ def local_share(
     >>> round(float(share), 3)
     0.25
     """
-    check_convention(convention)
+    if convention not in get_args(Convention):
+        raise ValueError(
+            f"convention: found {convention!r}, allowed {list(get_args(Convention))}"
+        )
     data = _part(local_quality * local_examples, global_quality * global_examples)
     loss = _part(global_loss, local_loss)
     if convention == "reference_code":
@@ -80,6 +71,35 @@ def _part(mine: jax.Array | float, other: jax.Array | float) -> jax.Array:
     tiny = jnp.finfo(jnp.float32).tiny
     mine = jnp.asarray(mine, jnp.float32) + tiny
     return mine / (mine + (jnp.asarray(other, jnp.float32) + tiny))
+
+
+@jax.jit
+def linear_merge(
+    current: Params, global_params: Params, share: jax.Array | float
+) -> Params:
+    """`(1 - share) G + share W` in every element, held between the two; in float32,
+    kept in each leaf's own dtype (integers rounded).
+
+    Args:
+      current: the local parameters (W).
+      global_params: the arrived global parameters (G).
+      share: f32 [], in [0, 1].
+
+    >>> print(linear_merge(jnp.array([1.0, 1.0]), jnp.array([3.0, 1.0]), 0.25))
+    [2.5 1. ]
+    """
+    return jax.tree.map(
+        lambda now, target: _between(now, target, share), current, global_params
+    )
+
+
+def _between(now: jax.Array, target: jax.Array, share: jax.Array | float) -> jax.Array:
+    w, g = now.astype(jnp.float32), target.astype(jnp.float32)
+    between = (1.0 - share) * g + share * w
+    between = jnp.clip(between, jnp.minimum(w, g), jnp.maximum(w, g))
+    if not jnp.issubdtype(now.dtype, jnp.inexact):
+        between = jnp.round(between)
+    return jnp.where(now == target, now, between.astype(now.dtype))
 
 
 @jax.jit
@@ -120,12 +140,6 @@ def directional_merge(
     def merge(before, now, target):
         rising = (now > before) & (target > now)
         falling = (now < before) & (target < now)
-        w, g = now.astype(jnp.float32), target.astype(jnp.float32)
-        between = (1.0 - share) * g + share * w
-        between = jnp.clip(between, jnp.minimum(w, g), jnp.maximum(w, g))
-        if not jnp.issubdtype(now.dtype, jnp.inexact):
-            between = jnp.round(between)
-        between = jnp.where(now == target, now, between.astype(now.dtype))
-        return jnp.where(rising | falling, target, between)
+        return jnp.where(rising | falling, target, _between(now, target, share))
 
     return jax.tree.map(merge, previous, current, global_params)

@@ -54,7 +54,7 @@ class Seen(NamedTuple):
     # The newest version at hand; it goes down only if a crash has taken a version that
     # was announced before it was saved.
     newest: int = -1
-    metric: float = 0.0  # training metric of the present epoch
+    signal: float = 0.0  # what a push may depend on: `WorkerUpdate.signal`
     stop: bool = False  # the run is over
 
 
@@ -89,25 +89,34 @@ def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
     push = Push()  # always the same one, as a simulation pushes millions of times
     cycle = steps_per_epoch * timing.epochs_per_push
     merges = timing.while_training == "merge"
+    slot = -1
+    if timing.while_training == "merge_once":
+        slot = min(max(round(cycle * timing.merge_slot), 1), cycle)
     seen = yield Wait(known=-1)
-    base, trained, epochs = -1, False, 0
+    base, trained, pushed, cycles, mean = -1, False, False, 0, 0.0
     while not seen.stop:
-        if base < 0 or (timing.after_push != "continue" and seen.newest != base):
+        if base < 0 or (
+            timing.after_push != "continue" and (pushed or seen.newest != base)
+        ):
             base = seen.newest
             seen = yield Adopt(base)
             trained = False
-        remaining = cycle
-        while remaining and not seen.stop:
-            if merges and seen.newest != base:
+        done = 0
+        while done < cycle and not seen.stop:
+            if (merges or done == slot) and seen.newest != base:
                 base = seen.newest
                 # Nothing local to keep before the first step: then it is an adoption.
                 seen = yield Merge(base) if trained else Adopt(base)
                 continue
-            seen = yield Train(remaining, known=base if merges else None)
-            remaining -= seen.steps
+            until = slot if done < slot else cycle
+            seen = yield Train(until - done, known=base if merges else None)
+            done += seen.steps
             trained = trained or seen.steps > 0
-        epochs += timing.epochs_per_push
-        if seen.stop or not timing.may_push(seen.metric, epochs):
+        cycles += 1
+        mean += (seen.signal - mean) / cycles
+        epochs = cycles * timing.epochs_per_push
+        pushed = not seen.stop and timing.may_push(seen.signal, mean, epochs)
+        if not pushed:
             continue
         seen = yield push
         if timing.after_push == "wait" and not seen.stop:
@@ -218,7 +227,11 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
       after every other command `Done`.
     """
     live: set[int] = set()
-    pending: dict[int, Arrived] = {}
+    # By worker where a newer update replaces an older one, else by update.
+    pending: dict[int | UpdateKey, Arrived] = {}
+    is_buffer = timing.quorum == "some" and timing.pending == "all"
+    replaces = timing.quorum != "each" and not is_buffer
+    most = None if replaces else timing.most_updates(workers=0)
     expected: set[int] = set()  # live when the newest version was published
     missing: set[int] = set()  # of those, live and without a pending update
     opened_s: float | None = None  # when that was; None = the run has not begun
@@ -228,14 +241,14 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
         if opened_s is None and len(live) >= timing.min_workers:
             opened_s = (yield Publish(version)).time_s
             expected, missing = set(live), set(live)
-        if (
+        while (
             opened_s is not None
             and pending
             and (is_due or _is_ready(timing, pending, live, missing))
         ):
-            keys = tuple(update.key for update in pending.values())
-            pending.clear()
-            yield Aggregate(keys)
+            slots = tuple(pending)[:most]
+            yield Aggregate(tuple(pending.pop(slot).key for slot in slots))
+            is_due = False
             version += 1
             opened_s = (yield Publish(version)).time_s
             if timing.quorum == "all":
@@ -251,10 +264,11 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
                 yield Reject(event.key, "stale")
                 continue
             worker = event.key.worker
-            older = pending.pop(worker, None)
+            slot = worker if replaces else event.key
+            older = pending.pop(slot, None)
             if older is not None:
                 yield Supersede(older.key)
-            pending[worker] = event
+            pending[slot] = event
             missing.discard(worker)
         elif isinstance(event, Joined):
             live.add(event.worker)
@@ -269,15 +283,25 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
 
 
 def _is_ready(
-    timing: Timing, pending: dict[int, Arrived], live: set[int], missing: set[int]
+    timing: Timing,
+    pending: dict[int | UpdateKey, Arrived],
+    live: set[int],
+    missing: set[int],
 ) -> bool:
     if timing.quorum == "all":
         return not missing
-    return len(pending) >= timing.min_updates or pending.keys() >= live
+    if timing.quorum == "each" or len(pending) >= timing.min_updates:
+        return True
+    # Who waits for a version, or is replaced, cannot add to what is pending.
+    if timing.pending == "all":
+        if timing.after_push != "wait":
+            return False
+        return {update.key.worker for update in pending.values()} >= live
+    return pending.keys() >= live
 
 
 def _deadline(
-    timing: Timing, pending: dict[int, Arrived], opened_s: float | None
+    timing: Timing, pending: dict[int | UpdateKey, Arrived], opened_s: float | None
 ) -> float | None:
     if not pending or opened_s is None:
         return None

@@ -3,28 +3,39 @@
 from dataclasses import dataclass
 from typing import Literal
 
-WhileTraining = Literal["merge", "ignore"]
+WhileTraining = Literal["merge", "merge_once", "ignore"]
 AfterPush = Literal["continue", "adopt", "wait"]
-Quorum = Literal["some", "all"]
+Quorum = Literal["each", "some", "all"]
+Pending = Literal["newest", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
     """When a worker trains, merges and pushes, and when the server aggregates.
 
-    A strategy fixes the first block (it is what makes it asynchronous or not); the
-    experiment sets the rest.
+    A strategy fixes the first block (it is what makes it asynchronous or not) and says
+    which `min_updates` is usual; the experiment sets the rest.
 
     Attributes:
       while_training: what a worker does with a version that arrives in mid-cycle.
-        `merge`: takes it in at the next batch boundary. `ignore`: trains on.
-      after_push: `continue` from its own model, `adopt` the newest version if there is
-        a newer one, or `wait` for a newer version and adopt it.
-      quorum: `some`: aggregate once `min_updates` workers have a pending update (or all
-        live workers, where fewer than that are left). `all`: a synchronous round, which
-        ends when all workers that were live at its start and still are have pushed.
+        `merge`: takes it in at the next batch boundary. `merge_once`: takes the newest
+        in when `merge_slot` of the cycle is done. `ignore`: trains on.
+      after_push: `continue` from its own model; `adopt` the newest version at hand,
+        were it the one that the cycle began with; or `wait` for a newer version and
+        adopt it.
+      quorum: `each`: every update makes a version by itself. `some`: aggregate once
+        `min_updates` updates are pending. `all`: a synchronous round, which ends when
+        all workers that were live at its start and still are have pushed.
+      pending: `newest`: a newer update of a worker replaces its pending one, all that
+        are pending are aggregated, and fewer than `min_updates` where no more workers
+        are live. `all`: a worker may stand in several times, and the first
+        `min_updates` in order of arrival are aggregated.
       max_staleness: an update staler than this many versions is refused; None = any.
-      min_updates: m of the paper.
+      merge_slot: share of a cycle's steps, in (0, 1), after which `merge_once` merges.
+      push_below_mean: a cycle ends with a push only if its update's `signal` is at most
+        the mean of this worker's signals so far, this one included. Makes timing depend
+        on values.
+      min_updates: m of the paper; the buffer's size. Only for the quorum `some`.
       epochs_per_push: n of the paper: local epochs in a cycle.
       push_after_metric: hold pushes back until the training metric of the epoch has
         reached this. Makes timing depend on values; 0 = off.
@@ -37,7 +48,10 @@ class Timing:
     while_training: WhileTraining
     after_push: AfterPush
     quorum: Quorum
+    pending: Pending = "newest"
     max_staleness: int | None = None
+    merge_slot: float = 0.5
+    push_below_mean: bool = False
     min_updates: int = 1
     epochs_per_push: int = 1
     push_after_metric: float = 0.0
@@ -45,9 +59,24 @@ class Timing:
     deadline_s: float = 0.0
     min_workers: int = 1
 
-    def may_push(self, metric: float, epochs: int) -> bool:
-        """Whether a worker whose training metric is `metric` pushes after `epochs`."""
-        return metric >= self.push_after_metric or 0 < self.push_after_epochs <= epochs
+    @property
+    def depends_on_values(self) -> bool:
+        """Whether it depends on a worker's signal when it pushes."""
+        return self.push_below_mean or self.push_after_metric > 0
+
+    def most_updates(self, workers: int) -> int:
+        """How many updates one aggregation may have, at most."""
+        if self.quorum == "each":
+            return 1
+        is_buffer = self.quorum == "some" and self.pending == "all"
+        return self.min_updates if is_buffer else workers
+
+    def may_push(self, signal: float, mean: float, epochs: int) -> bool:
+        """Whether a worker pushes after `epochs` whose signal is this, and on average
+        has been `mean`."""
+        if self.push_below_mean:
+            return signal <= mean
+        return signal >= self.push_after_metric or 0 < self.push_after_epochs <= epochs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,7 +150,10 @@ class Trainer(NamedTuple):
 def begin_cycle(state: WorkerState) -> WorkerState:
     """The state after a push: what it holds now is what its next cycle starts from."""
     # Copied: two fields that share one buffer could not both be given up to `advance`.
-    return state._replace(start_version=jnp.copy(state.base_version))
+    return state._replace(
+        start_version=jnp.copy(state.base_version),
+        start=() if state.start == () else jax.tree.map(jnp.copy, state.params),
+    )
 
 
 def shard_of(task: Task, worker: int) -> Shard:
@@ -204,13 +207,15 @@ def make_trainer(
     optimizer = optax.chain(*parts)
     batch_size = training.batch_size
     # Who never merges need not know where it was a step ago.
-    merges = strategy.timing.while_training == "merge"
+    merges = strategy.timing.while_training != "ignore"
+    needs_start, proximal = strategy.needs_start, strategy.proximal
 
     def start(model, worker, num_examples, quality):
         zero, none = jnp.int32(0), jnp.float32(0.0)
         state = WorkerState(
             params=model.params,
             previous=model.params if merges else (),
+            start=model.params if needs_start else (),
             opt_state=optimizer.init(model.params["params"]),
             learning_rate=none,
             worker=jnp.asarray(worker, jnp.int32),
@@ -230,6 +235,7 @@ def make_trainer(
             # Copied, so that no two fields share a buffer that `advance` gives up.
             params=jax.tree.map(jnp.copy, model.params),
             previous=jax.tree.map(jnp.copy, model.params) if merges else (),
+            start=jax.tree.map(jnp.copy, model.params) if needs_start else (),
             opt_state=optimizer.init(model.params["params"]),
             learning_rate=jnp.copy(model.learning_rate),
             base_version=jnp.copy(model.version),
@@ -257,6 +263,13 @@ def make_trainer(
         statistics = {k: v for k, v in state.params.items() if k != "params"}
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (statistics, metric)), grads = gradient(trained, statistics)
+        if proximal:  # the gradient of its term; the reported loss is without it
+            grads = jax.tree.map(
+                lambda g, p, start: g + proximal * (p - start),
+                grads,
+                trained,
+                state.start["params"],
+            )
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         if training.schedule == "cosine":
             learning_rate = annealed(training, state.step)
@@ -298,20 +311,24 @@ def make_trainer(
 
     def report(state):
         steps = jnp.maximum(state.epoch_steps, 1).astype(jnp.float32)
+        metric = state.metric_sum / steps
+        signal = strategy.signal
         return WorkerUpdate(
-            params=state.params,
+            params=strategy.push(state.params, state.start),
             worker=state.worker,
             base_version=state.base_version,
             start_version=state.start_version,
             num_examples=state.num_examples,
             loss=state.loss_sum / steps,
             quality=state.quality,
-            metric=state.metric_sum / steps,
+            metric=metric,
+            signal=metric if signal is None else signal(state.params, state.start),
         )
 
     def merge(state, model):
         previous = state.previous if merges else state.params
-        params, metrics = strategy.merge(report(state), previous, model)
+        local = report(state)._replace(params=state.params)
+        params, metrics = strategy.merge(local, previous, model)
         opt_state = state.opt_state
         if training.momentum_at_merge == "reset":
             opt_state = optimizer.init(params["params"])

@@ -37,7 +37,7 @@ class GlobalModel(NamedTuple):
 class WorkerUpdate(NamedTuple):
     """What a worker pushes. In an aggregation every leaf has a leading axis K."""
 
-    params: Params
+    params: Params  # the model, or what else the strategy has its workers push
     worker: jax.Array  # i32 []
     base_version: jax.Array  # i32 []: the last version taken in (adopted or merged)
     start_version: jax.Array  # i32 []: the version this cycle started from
@@ -45,6 +45,8 @@ class WorkerUpdate(NamedTuple):
     loss: jax.Array  # f32 []: mean training loss of the epoch, without the L2 term
     quality: jax.Array  # f32 [], in (0, 1]
     metric: jax.Array  # f32 []: mean training metric of the epoch (accuracy)
+    # f32 []: what its push may have depended on: the strategy's signal, or `metric`
+    signal: jax.Array
 
 
 class WorkerState(NamedTuple):
@@ -53,6 +55,7 @@ class WorkerState(NamedTuple):
     # the model
     params: Params
     previous: Params  # before the last local step; () where nothing is ever merged
+    start: Params  # what the cycle started from; () where nobody asks for it
     opt_state: Any
     learning_rate: jax.Array  # f32 []: as the server sent it
     # who it is

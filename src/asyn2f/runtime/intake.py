@@ -112,6 +112,7 @@ class Intake:
             return f"{header.num_examples} examples, registered {hello.num_examples}"
         if header.quality != hello.quality:
             return f"quality {header.quality}, registered {hello.quality}"
-        if not (0 <= header.loss < math.inf and math.isfinite(header.metric)):
-            return f"loss {header.loss}, metric {header.metric}: has training diverged?"
+        said = header.loss, header.metric, header.signal
+        if not (all(map(math.isfinite, said)) and header.loss >= 0):
+            return "loss {}, metric {}, signal {}: has training diverged?".format(*said)
         return ""

@@ -195,6 +195,7 @@ class Server:
             loss=jnp.float32(header.loss),
             quality=jnp.float32(header.quality),
             metric=jnp.float32(header.metric),
+            signal=jnp.float32(header.signal),
         )
         return ""
 
@@ -289,6 +290,7 @@ class Server:
             loss=jnp.float32(1.0),
             quality=jnp.float32(1.0),
             metric=jnp.float32(0.0),
+            signal=jnp.float32(0.0),
         )
         jax.block_until_ready(self._experiment.aggregate(self._state, [update]))
 

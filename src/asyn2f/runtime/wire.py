@@ -198,6 +198,7 @@ class UpdateHeader(NamedTuple):
     loss: float
     quality: float
     metric: float
+    signal: float
     fingerprint: str
     num_bytes: int
     digest: str

@@ -58,8 +58,10 @@ class Worker:
         speed = settings.worker_speeds[worker % len(settings.worker_speeds)]
         self._step_s = 1.0 / speed if speed else 0.0
         self._state: WorkerState | None = None
-        # Newest version seen and not taken in, and the incarnation that gave it out.
+        # Newest version seen, and the incarnation that gave it out; kept once it has
+        # been taken in only where it may be adopted again.
         self._fresh: tuple[GlobalModel, int] | None = None
+        self._adopts_again = experiment.strategy.timing.after_push == "adopt"
         self._newest = -1  # newest version seen that could be used
         self._merges = 0
         self._merged_s = -1.0
@@ -110,16 +112,16 @@ class Worker:
             case programs.Push():
                 self._push()
         stopped = self._mailbox.stopped is not None
-        metric = self._epoch_metric() if self._state is not None else 0.0
+        signal = self._signal()
         self._look()
-        return Seen(steps=steps, newest=self._newest, metric=metric, stop=stopped)
+        return Seen(steps=steps, newest=self._newest, signal=signal, stop=stopped)
 
-    def _epoch_metric(self) -> float:
+    def _signal(self) -> float:
         """Read from the device only where a push may depend on it."""
-        if not self._experiment.strategy.timing.push_after_metric:
+        timing = self._experiment.strategy.timing
+        if self._state is None or not timing.depends_on_values:
             return 0.0
-        assert self._state is not None
-        return float(self._trainer.report(self._state).metric)
+        return float(self._trainer.report(self._state).signal)
 
     def _look(self) -> None:
         """Opens the newest letter, if there is one; a bad one is left out."""
@@ -159,7 +161,9 @@ class Worker:
 
     def _take_fresh(self) -> tuple[GlobalModel, int]:
         assert self._fresh is not None
-        fresh, self._fresh = self._fresh, None
+        fresh = self._fresh
+        if not self._adopts_again:
+            self._fresh = None
         return fresh
 
     def _train(self, wanted: int, known: int | None) -> int:
@@ -271,6 +275,7 @@ def update_header(
         loss=float(update.loss),
         quality=float(update.quality),
         metric=float(update.metric),
+        signal=float(update.signal),
         fingerprint=experiment.template.fingerprint,
         num_bytes=len(payload),
         digest=payloads.digest(payload),

@@ -177,11 +177,13 @@ def make_run(
         )
 
     def report(state, pushes):
-        update = trainer.report(state)
-        begun = begin_cycle(state).start_version
-        state = state._replace(
-            start_version=jnp.where(pushes, begun, state.start_version)
+        update, begun = trainer.report(state), begin_cycle(state)
+        start_version, start = jax.tree.map(
+            lambda after, before: jnp.where(pushes, after, before),
+            (begun.start_version, begun.start),
+            (state.start_version, state.start),
         )
+        state = state._replace(start_version=start_version, start=start)
         rows = state_packing.pack(state), update_packing.pack(update)
         return *rows, update.loss, update.metric
 

@@ -37,8 +37,8 @@ from asyn2f.sim.profiles import Presence, Profiles
 from asyn2f.sim.virtual_worker import GONE, PARKED, VirtualWorker
 from asyn2f.timing import Stop, Timing
 
-MetricOf = Callable[[Log, int], float]
-"""The training metric of a worker's present epoch, after all that the log holds."""
+SignalOf = Callable[[Log, int], float]
+"""What a worker's push may depend on, after all that the log holds."""
 
 
 def schedule(
@@ -51,7 +51,7 @@ def schedule(
     num_bytes: int = 0,
     aggregate_s: float = 0.0,
     dead_after_s: float = 3.0,
-    metric_of: MetricOf | None = None,
+    signal_of: SignalOf | None = None,
 ) -> Order:
     """The order of a run of these workers.
 
@@ -70,10 +70,10 @@ def schedule(
       num_bytes: of a model, up and down.
       aggregate_s: seconds the server takes for a version.
       dead_after_s: see above.
-      metric_of: needed where `timing.push_after_metric` lets timing depend on values.
+      signal_of: needed where `timing.depends_on_values`.
 
     Raises:
-      ValueError: nothing ends the run; or `metric_of` is needed and missing.
+      ValueError: nothing ends the run; or `signal_of` is needed and missing.
 
     >>> from asyn2f.sim.profiles import profiles_of
     >>> timing = Timing(while_training="merge", after_push="continue", quorum="some")
@@ -87,9 +87,10 @@ def schedule(
             "stop: found neither max_versions nor max_time_s; set one of them, also "
             "where a target accuracy may end the run earlier"
         )
-    if timing.push_after_metric and metric_of is None:
+    if timing.depends_on_values and signal_of is None:
         raise ValueError(
-            "timing.push_after_metric makes timing depend on values; give metric_of"
+            "timing: pushes depend on values (push_after_metric or the strategy); give "
+            "signal_of"
         )
     columns = profiles._replace(outages={})._asdict()
     lists = {name: column.tolist() for name, column in columns.items() if len(column)}
@@ -108,7 +109,7 @@ def schedule(
         )
         for k in range(profiles.workers)
     ]
-    world = _World(timing, stop, seed, aggregate_s, dead_after_s, metric_of)
+    world = _World(timing, stop, seed, aggregate_s, dead_after_s, signal_of)
     for worker, join_s in zip(workers, lists["join_s"], strict=True):
         world.foresee(join_s, world.join, worker)
     # Nothing here is garbage in circles, and looking for it among a million workers,
@@ -132,13 +133,13 @@ class _World:
         seed: int,
         aggregate_s: float,
         dead_after_s: float,
-        metric_of: MetricOf | None,
+        signal_of: SignalOf | None,
     ) -> None:
         self._timing = timing
         self._stop = stop
         self._aggregate_s = aggregate_s
         self._dead_after_s = dead_after_s
-        self._metric_of = metric_of
+        self._signal_of = signal_of
         self._random = Random(f"jitter {seed}")
         self._log = Log()
         self._note = self._log.note
@@ -253,12 +254,12 @@ class _World:
     def _go_on(self, worker: VirtualWorker, now: float, steps: int) -> None:
         """Has a worker's program continue after `steps` steps, or after waiting, and
         carries out its commands until one takes time."""
-        metric = 0.0
-        if self._metric_of is not None and worker.base >= 0:
-            metric = self._metric_of(self._log, worker.number)
+        signal = 0.0
+        if self._signal_of is not None and worker.base >= 0:
+            signal = self._signal_of(self._log, worker.number)
         newest = worker.newest(now, self._published_s)  # time stands still from here on
         send, nothing_new = worker.program.send, Seen(0, newest)
-        command = send(Seen(steps, newest, metric))
+        command = send(Seen(steps, newest, signal))
         while True:
             if isinstance(command, Train):
                 self._train(worker, command, now)

@@ -179,10 +179,10 @@ class Follower:
         self._updates: dict[int, WorkerUpdate] = {}
         self._done = 0
 
-    def metric(self, log: Log, worker: int) -> float:
-        """The training metric of a worker's epoch, after all that the log holds."""
+    def signal(self, log: Log, worker: int) -> float:
+        """What a worker's push may depend on, after all that the log holds."""
         self._catch_up(log)
-        return float(self._workers.report(worker).metric)
+        return float(self._workers.report(worker).signal)
 
     def _catch_up(self, log: Log) -> None:
         while self._done < len(log.kind):

@@ -1,18 +1,30 @@
 """Asyn2F: asynchronous, with bidirectional aggregation (arXiv 2403.01417)."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from asyn2f.aggregation import coefficients, weighted_sum
 from asyn2f.merging import (
     Convention,
-    check_convention,
     directional_merge,
+    linear_merge,
     local_share,
 )
-from asyn2f.strategies.base import Strategy, initial_state, next_model, staleness
+from asyn2f.staleness import versions_behind
+from asyn2f.strategies.base import (
+    Strategy,
+    advanced,
+    check_choice,
+    check_range,
+    initial_state,
+)
 from asyn2f.timing import Timing
 from asyn2f.types import GlobalModel, Params, ServerState, WorkerUpdate
+
+MergeRule = Literal["directional", "linear", "none"]
+AggregateRule = Literal["quality", "plain"]
 
 
 def asyn2f(
@@ -20,6 +32,8 @@ def asyn2f(
     beta: float = 0.4,
     convention: Convention = "appendix",
     max_share: float = 1.0,
+    merge: MergeRule = "directional",
+    aggregate: AggregateRule = "quality",
 ) -> Strategy:
     """The Asyn2F strategy.
 
@@ -32,39 +46,37 @@ def asyn2f(
       convention: whose formula beta belongs to; see `merging.local_share`. The authors'
         runs used 0.6 under "reference_code", which is 0.4 under "appendix".
       max_share: largest coefficient of one update, in (0, 1]; 1 = the paper.
-
-    Returns:
-      The strategy.
+      merge: "linear" interpolates every element, whatever its direction; with "none" a
+        worker takes nothing in while it trains, and adopts the newest version at hand
+        once it has pushed. Two ablations.
+      aggregate: "plain" weighs updates by their examples alone. Another.
 
     Raises:
-      ValueError: beta or max_share out of range, an unknown convention.
+      ValueError: beta or max_share out of range, an unknown choice.
 
     >>> asyn2f().timing.while_training
     'merge'
+    >>> asyn2f(merge="none").timing.while_training
+    'ignore'
     """
-    if not 0.0 <= beta <= 1.0:
-        raise ValueError(f"beta: found {beta}, allowed [0, 1]")
-    check_convention(convention)
-    if not 0.0 < max_share <= 1.0:
-        raise ValueError(f"max_share: found {max_share}, allowed (0, 1]")
+    check_range("beta", beta, 0.0, 1.0)
+    check_choice("convention", convention, Convention)
+    check_range("max_share", max_share, 0.0, 1.0, open_low=True)
+    check_choice("merge", merge, MergeRule)
+    check_choice("aggregate", aggregate, AggregateRule)
 
-    def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
-        model = state.model
-        behind = staleness(model.version, updates.base_version)
+    def aggregate_updates(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
+        behind = versions_behind(state.model.version, updates.base_version)
+        loss, quality = updates.loss, updates.quality
+        if aggregate == "plain":
+            loss, quality, behind = (jnp.ones_like(x) for x in (loss, quality, behind))
         shares = coefficients(
-            updates.num_examples,
-            updates.loss,
-            updates.quality,
-            behind,
-            mask,
-            max_share=max_share,
+            updates.num_examples, loss, quality, behind, mask, max_share=max_share
         )
         params = weighted_sum(updates.params, shares)
-        model = next_model(model, params, updates, mask)
-        metrics = {"coefficients": shares, "staleness": jnp.where(mask, behind, 0)}
-        return ServerState(model=model, memory=state.memory), metrics
+        return advanced(state, params, updates, mask, shares)
 
-    def merge(local: WorkerUpdate, previous: Params, model: GlobalModel):
+    def merge_model(local: WorkerUpdate, previous: Params, model: GlobalModel):
         share = local_share(
             local_examples=local.num_examples,
             local_quality=local.quality,
@@ -75,13 +87,22 @@ def asyn2f(
             beta=beta,
             convention=convention,
         )
-        merged = directional_merge(previous, local.params, model.params, share)
+        if merge == "linear":
+            merged = linear_merge(local.params, model.params, share)
+        else:
+            merged = directional_merge(previous, local.params, model.params, share)
         return merged, {"share": share}
 
+    merges = merge != "none"
     return Strategy(
         name="asyn2f",
         init=initial_state,
-        aggregate=aggregate,
-        merge=merge,
-        timing=Timing(while_training="merge", after_push="continue", quorum="some"),
+        aggregate=aggregate_updates,
+        merge=merge_model,
+        timing=Timing(
+            while_training="merge" if merges else "ignore",
+            after_push="continue" if merges else "adopt",
+            quorum="some",
+            min_updates=3,
+        ),
     )

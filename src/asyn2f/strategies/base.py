@@ -1,17 +1,21 @@
-"""What a strategy is: four fields, three of them pure functions."""
+"""What a strategy is: pure functions, and when things happen."""
 
-from typing import NamedTuple, Protocol
+import math
+from typing import Any, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 
+from asyn2f.aggregation import weighted_sum
+from asyn2f.staleness import versions_behind
 from asyn2f.timing import Timing
 from asyn2f.types import GlobalModel, Metrics, Params, ServerState, WorkerUpdate
 
 
 class Init(Protocol):
-    def __call__(self, params: Params) -> ServerState:
-        """The server's state before anything has arrived: version 0."""
+    def __call__(self, params: Params, workers: int) -> ServerState:
+        """The server's state before anything has arrived: version 0; for so many
+        workers, numbered from 0."""
 
 
 class Aggregate(Protocol):
@@ -27,7 +31,8 @@ class Aggregate(Protocol):
 
         Returns:
           The state with version v + 1, and metrics with at least `coefficients`
-          f32 [K] (>= 0, sum 1 over the real rows) and `staleness` i32 [K].
+          f32 [K] (>= 0, sum 1 over the real rows: what each counts among them) and
+          `staleness` i32 [K] (v - base version).
         """
 
 
@@ -48,21 +53,65 @@ class Merge(Protocol):
         """
 
 
+class Push(Protocol):
+    def __call__(self, params: Params, start: Params) -> Params:
+        """What a worker sends that has come from `start` to `params`: a pytree of the
+        same structure, shapes and dtypes."""
+
+
+class Signal(Protocol):
+    def __call__(self, params: Params, start: Params) -> jax.Array:
+        """f32 []: what the push of a worker may depend on that has come from `start` to
+        `params` (`Timing.push_below_mean`), and what is sent with it."""
+
+
+def adopt(
+    local: WorkerUpdate, previous: Params, model: GlobalModel
+) -> tuple[Params, Metrics]:
+    """A merge that keeps nothing of the local model."""
+    return model.params, {"share": jnp.float32(0.0)}
+
+
+def params_themselves(params: Params, start: Params) -> Params:
+    """The push of methods that average models."""
+    return params
+
+
 class Strategy(NamedTuple):
     """A method of federated learning.
 
-    All three functions are pure and can be jitted; the same record runs in the
-    runtime, and wherever else the programs are interpreted.
+    All functions are pure and can be jitted; the same record runs in the runtime, and
+    wherever else the programs are interpreted. What has a default is for methods that
+    need it.
+
+    Attributes:
+      name: as in a config.
+      init: the server's first state.
+      aggregate: local to global.
+      merge: global to local, where `timing` lets workers merge.
+      timing: when things happen.
+      push: what a worker sends.
+      signal: see `Signal`; None = the training metric.
+      proximal: mu of the term `(mu / 2) ||w - w_start||^2` in a worker's loss.
     """
 
     name: str
     init: Init
     aggregate: Aggregate
-    merge: Merge
     timing: Timing
+    merge: Merge = adopt
+    push: Push = params_themselves
+    signal: Signal | None = None
+    proximal: float = 0.0
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether a worker has to keep what its cycle started from."""
+        is_plain = self.push is params_themselves and self.signal is None
+        return not is_plain or self.proximal > 0
 
 
-def initial_state(params: Params) -> ServerState:
+def initial_state(params: Params, workers: int) -> ServerState:
     """Version 0 around `params`, for strategies that keep no memory of their own."""
     zero = jnp.float32(0.0)
     model = GlobalModel(
@@ -84,7 +133,7 @@ def next_model(
     S is the sum of their examples, L and Q the plain means of their losses and
     qualities (ALGORITHMS, symbols), over the rows where `mask` is True.
     """
-    count = jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
+    count = count_of(mask)
 
     def total(values):
         return jnp.sum(jnp.where(mask, values, 0.0).astype(jnp.float32))
@@ -98,14 +147,84 @@ def next_model(
     )
 
 
-def staleness(version: jax.Array, since: jax.Array) -> jax.Array:
-    """How many versions behind `version` an update is that knows `since`, >= 0.
+def check_range(
+    name: str, value: float, low: float, high: float = math.inf, *, open_low=False
+) -> None:
+    """Nothing, if `low <= value <= high`, or `low < value` where that end is open.
+
+    Raises:
+      ValueError: it is not; says the name, the value, and what is allowed.
+    """
+    if not (low < value <= high if open_low else low <= value <= high):
+        begin = f"{'(' if open_low else '['}{low:g}"
+        end = "inf)" if high == math.inf else f"{high:g}]"
+        raise ValueError(f"{name}: found {value}, allowed {begin}, {end}")
+
+
+def check_choice(name: str, value: str, allowed: Any) -> None:
+    """Nothing, if the value is one of a `Literal`'s.
+
+    Raises:
+      ValueError: it is not; names them.
+    """
+    if value not in get_args(allowed):
+        raise ValueError(f"{name}: found {value!r}, allowed {list(get_args(allowed))}")
+
+
+def count_of(mask: jax.Array) -> jax.Array:
+    """How many rows are real, f32 []; at least 1."""
+    return jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
+
+
+def shares_of(weights: jax.Array, mask: jax.Array) -> jax.Array:
+    """Weights >= 0 as coefficients: 0 where `mask` is False, and their sum 1."""
+    weights = jnp.where(mask, weights, 0.0).astype(jnp.float32)
+    return weights / jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
+
+
+def advanced(
+    state: ServerState,
+    params: Params,
+    updates: WorkerUpdate,
+    mask: jax.Array,
+    coefficients: jax.Array,
+    memory: Any = (),
+) -> tuple[ServerState, Metrics]:
+    """What `Aggregate` returns: the next version, with these parameters."""
+    behind = versions_behind(state.model.version, updates.base_version)
+    model = next_model(state.model, params, updates, mask)
+    metrics = {"coefficients": coefficients, "staleness": jnp.where(mask, behind, 0)}
+    return ServerState(model=model, memory=memory), metrics
+
+
+def blended(
+    params: Params, rows: Params, kept: jax.Array | float, weights: jax.Array
+) -> Params:
+    """`kept * params + sum_k weights[k] * rows[k]`, as in `weighted_sum`."""
+    stacked = jax.tree.map(
+        lambda own, others: jnp.concatenate([own[None], others]), params, rows
+    )
+    return weighted_sum(stacked, jnp.append(jnp.float32(kept), weights))
+
+
+def mixed_one_by_one(
+    state: ServerState, updates: WorkerUpdate, mask: jax.Array, shares: jax.Array
+) -> tuple[ServerState, Metrics]:
+    """Each update mixed into the global model in order of arrival:
+
+        W <- (1 - a_k) W + a_k W_k
+
+    Usually there is one; several make one version all the same.
 
     Args:
-      version: i32 [], the server's before the aggregation.
-      since: i32 [K], usually `updates.base_version`.
-
-    Returns:
-      i32 [K].
+      state: the server's.
+      updates: leaves [K, ...]; models.
+      mask: bool [K].
+      shares: f32 [K], a_k in [0, 1].
     """
-    return jnp.maximum(version - since, 0)
+    shares = jnp.where(mask, shares, 0.0).astype(jnp.float32)
+    # What is left of the k-th once all behind it have been mixed in.
+    kept = jnp.cumprod(jnp.append(1.0 - shares, 1.0)[::-1])[::-1]
+    weights = shares * kept[1:]
+    params = blended(state.model.params, updates.params, kept[0], weights)
+    return advanced(state, params, updates, mask, shares_of(weights, mask))

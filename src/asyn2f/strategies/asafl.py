@@ -1,0 +1,74 @@
+"""ASAFL: workers push when they have drifted; the server takes a step by likeness."""
+
+import jax
+import jax.numpy as jnp
+
+from asyn2f.deltas import difference, mean_change, moved, trained
+from asyn2f.strategies.base import (
+    Strategy,
+    advanced,
+    check_range,
+    count_of,
+    initial_state,
+    shares_of,
+)
+from asyn2f.timing import Timing
+from asyn2f.types import Params, ServerState, WorkerUpdate
+
+
+def asafl(*, rate: float = 1.0) -> Strategy:
+    """The ASAFL strategy, one of those that Asyn2F's authors compared with.
+
+        c = mean over layers of cos(W_k, W_o)
+        W <- W - (1/2) tanh(2 c) lr g_k,    g_k = -Delta_k / lr_local
+
+    A worker pushes at the end of a cycle only if c is at most the mean of its c so far,
+    this one included, so its first cycle always ends with a push; else it trains on
+    from its own model, or adopts a newer version if there is one. W_o is the version
+    that its cycle started from, the last it has of the server's; a layer is an array of
+    what is trained. Timing depends on values: it is simulated step by step.
+
+    Args:
+      rate: lr / lr_local > 0.
+
+    Raises:
+      ValueError: rate is not above 0.
+
+    >>> asafl().timing.push_below_mean
+    True
+    """
+    check_range("rate", rate, 0.0, open_low=True)
+
+    def signal(params: Params, start: Params) -> jax.Array:
+        cosines = jax.tree.map(_cosine, trained(params), trained(start))
+        return jnp.mean(jnp.stack(jax.tree.leaves(cosines)))
+
+    def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
+        # One by one in theory; steps that are added up do not depend on their order.
+        weights = 0.5 * jnp.tanh(2.0 * jnp.where(mask, updates.signal, 0.0))
+        change = mean_change(updates.params, weights, mask)
+        params = moved(state.model.params, change, rate * count_of(mask))
+        return advanced(state, params, updates, mask, shares_of(jnp.abs(weights), mask))
+
+    return Strategy(
+        name="asafl",
+        init=initial_state,
+        aggregate=aggregate,
+        timing=Timing(
+            while_training="ignore",
+            after_push="wait",
+            quorum="each",
+            push_below_mean=True,
+        ),
+        push=difference,
+        signal=signal,
+    )
+
+
+def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """f32 []; 1 for two arrays of zeros, 0 for one."""
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    product = jnp.sqrt(jnp.sum(a * a)) * jnp.sqrt(jnp.sum(b * b))
+    tiny = jnp.finfo(jnp.float32).tiny
+    same = jnp.all(a == b)
+    return jnp.where(same, 1.0, jnp.sum(a * b) / jnp.maximum(product, tiny))

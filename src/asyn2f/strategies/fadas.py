@@ -1,0 +1,103 @@
+"""FADAS: an adaptive step along the buffered mean difference (Wang et al., 2024)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from asyn2f.deltas import difference, mean_change, moved, trained, with_trained
+from asyn2f.staleness import versions_behind
+from asyn2f.strategies.base import (
+    Strategy,
+    advanced,
+    check_range,
+    initial_state,
+    shares_of,
+)
+from asyn2f.strategies.fedbuff import BUFFERED
+from asyn2f.types import Params, ServerState, WorkerUpdate
+
+
+class Moments(NamedTuple):
+    """What the step is made of; pytrees of f32 like what is trained."""
+
+    first: Params  # m
+    second: Params  # v
+    largest: Params  # v_max
+
+
+def fadas(
+    *,
+    server_rate: float = 0.01,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    epsilon: float = 1e-8,
+    delay: float = 1.0,
+) -> Strategy:
+    """The FADAS strategy, with its delay-adaptive rate (Wang et al., 2024).
+
+        D = (1 / M) sum_k Delta_k
+        m <- beta1 m + (1 - beta1) D,    v <- beta2 v + (1 - beta2) D^2
+        v_max <- max(v_max, v),          W <- W + eta m / (sqrt(v_max) + epsilon)
+
+    eta is `server_rate`, divided by the largest staleness of the buffer where that is
+    above `delay`. This is AMSGrad without bias correction, as in the paper;
+    `optax.amsgrad` has it, and so is another method. M = `timing.min_updates`.
+
+    Args:
+      server_rate: > 0.
+      beta1: in [0, 1].    beta2: in [0, 1].    epsilon: > 0.
+      delay: tau_c >= 0.
+
+    Raises:
+      ValueError: a number out of range.
+
+    >>> fadas().timing.pending
+    'all'
+    """
+    check_range("server_rate", server_rate, 0.0, open_low=True)
+    check_range("beta1", beta1, 0.0, 1.0)
+    check_range("beta2", beta2, 0.0, 1.0)
+    check_range("epsilon", epsilon, 0.0, open_low=True)
+    check_range("delay", delay, 0.0)
+
+    def init(params: Params, workers: int) -> ServerState:
+        def zeros():
+            return jax.tree.map(
+                lambda x: jnp.zeros(x.shape, jnp.float32), trained(params)
+            )
+
+        memory = Moments(zeros(), zeros(), zeros())
+        return initial_state(params, workers)._replace(memory=memory)
+
+    def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
+        ones = jnp.ones(mask.shape, jnp.float32)
+        change = mean_change(updates.params, ones, mask)
+        mean, before = trained(change), state.memory
+        memory = Moments(
+            first=_decayed(before.first, mean, beta1),
+            second=_decayed(before.second, jax.tree.map(jnp.square, mean), beta2),
+            largest=before.largest,
+        )
+        largest = jax.tree.map(jnp.maximum, memory.largest, memory.second)
+        step = jax.tree.map(
+            lambda m, v: m / (jnp.sqrt(v) + epsilon), memory.first, largest
+        )
+        tau = versions_behind(state.model.version, updates.start_version)
+        slowest = jnp.max(jnp.where(mask, tau, 0)).astype(jnp.float32)
+        rate = server_rate / jnp.where(slowest > delay, slowest, 1.0)
+        params = moved(state.model.params, with_trained(change, step), rate)
+        memory = memory._replace(largest=largest)
+        return advanced(state, params, updates, mask, shares_of(ones, mask), memory)
+
+    return Strategy(
+        name="fadas",
+        init=init,
+        aggregate=aggregate,
+        timing=BUFFERED,
+        push=difference,
+    )
+
+
+def _decayed(average: Params, value: Params, decay: float) -> Params:
+    return jax.tree.map(lambda a, x: decay * a + (1.0 - decay) * x, average, value)
