@@ -518,3 +518,52 @@ def test_asyn2f_never_waits():
 def test_a_setting_of_asyn2f_out_of_range_is_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         strategies.asyn2f(**settings)
+
+
+# FedBuff as others compute it.
+
+
+@pytest.mark.parametrize(
+    ("reading", "moved"),
+    [
+        ("paper", 0.718),  # (1 + 1 / sqrt 2 + 1 / sqrt 5) / 3
+        ("flsim", 2.154),  # that sum, undivided
+        ("appfl", 2.154),
+        ("nvflare", 0.408),  # (1 / 2 + 1 / (1 + sqrt 2) + 1 / (1 + sqrt 5)) / 3
+        ("federatedscope", 0.567),  # (1 + 1 / 2 + 1 / 5) / 3
+        ("fedscale", 1.0),  # divided by the sum of the weights
+        ("plato", 1.0),  # W_k - W_t, without weights
+    ],
+)
+def test_three_updates_of_size_one_move_the_server_as_each_reading_has_it(
+    reading, moved
+):
+    strategy = strategies.fedbuff(reading=reading)
+    zeros, ones = {"w": f32([0])}, {"w": f32([1])}
+    since = i32([4, 3, 0])
+    updates = stack([update(strategy.push(ones, zeros)) for _ in since])
+    updates = updates._replace(start_version=since, base_version=since)
+    state = strategy.init(zeros, 3)
+    state = state._replace(model=state.model._replace(version=jnp.int32(4)))
+    state, _ = strategy.aggregate(state, updates, np.array([True] * 3))
+    assert float(state.model.params["w"][0]) == pytest.approx(moved, abs=5e-4)
+
+
+def test_federatedscope_weighs_by_examples_and_plato_by_the_current_model():
+    # n = 100, 300, fresh: (100 * 1 + 300 * 5) / 400 = 4. Plato: W_t = 2, W_k = 3, 7:
+    # 2 + ((3 - 2) + (7 - 2)) / 2 = 5, wherever they started.
+    for reading, start, ends, expected in (
+        ("federatedscope", 0, (1, 5), 4),
+        ("plato", 2, (3, 7), 5),
+    ):
+        strategy = strategies.fedbuff(reading=reading)
+        begin = {"w": f32([9])}
+        pushed = [
+            strategy.push({"w": f32([end + (9 if reading != "plato" else 0)])}, begin)
+            for end in ends
+        ]
+        updates = stack([update(sent) for sent in pushed])
+        updates = updates._replace(num_examples=f32([100, 300]))
+        state = strategy.init({"w": f32([start])}, 2)
+        state, _ = strategy.aggregate(state, updates, np.array([True, True]))
+        assert float(state.model.params["w"][0]) == pytest.approx(expected)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-Discount = Literal["constant", "polynomial", "hinge"]
+Discount = Literal["constant", "polynomial", "hinge", "one_plus_power"]
 
 
 def versions_behind(version: jax.Array, since: jax.Array) -> jax.Array:
@@ -34,8 +34,10 @@ def discount(
         constant:    1
         polynomial:  (1 + tau)^-p
         hinge:       1 where tau <= b, 1 / (q (tau - b) + 1) beyond
+        one_plus_power:  1 / (1 + (1 + tau)^p)
 
-    (Xie et al., arXiv 1903.03934, section 5.2, with p, q, b for their a, a, b.)
+    The first three are those of Xie et al., arXiv 1903.03934, section 5.2, with p, q, b
+    for their a, a, b. The last is what NVFlare has in place of the second.
 
     Args:
       kind: which of them.
@@ -71,6 +73,8 @@ def discount(
             return jnp.ones_like(tau)
         if kind == "polynomial":
             return (1.0 + tau) ** -power
+        if kind == "one_plus_power":
+            return 1.0 / (1.0 + (1.0 + tau) ** power)
         return 1.0 / (hinge_slope * jnp.maximum(tau - hinge_after, 0.0) + 1.0)
 
     return weigh

@@ -48,7 +48,9 @@ def asafl(*, rate: float = 1.0) -> Strategy:
         weights = 0.5 * jnp.tanh(2.0 * jnp.where(mask, updates.signal, 0.0))
         change = mean_change(updates.params, weights, mask)
         params = moved(state.model.params, change, rate * count_of(mask))
-        return advanced(state, params, updates, mask, shares_of(jnp.abs(weights), mask))
+        # Two that move nothing count the same.
+        sizes = jnp.maximum(jnp.abs(weights), jnp.finfo(jnp.float32).eps)
+        return advanced(state, params, updates, mask, shares_of(sizes, mask))
 
     return Strategy(
         name="asafl",

@@ -1,6 +1,6 @@
 """FADAS: an adaptive step along the buffered mean difference (Wang et al., 2024)."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,15 @@ from asyn2f.staleness import versions_behind
 from asyn2f.strategies.base import (
     Strategy,
     advanced,
+    check_choice,
     check_range,
     initial_state,
     shares_of,
 )
 from asyn2f.strategies.fedbuff import BUFFERED
 from asyn2f.types import Params, ServerState, WorkerUpdate
+
+LateRate = Literal["minimum", "divided"]
 
 
 class Moments(NamedTuple):
@@ -33,6 +36,7 @@ def fadas(
     beta2: float = 0.99,
     epsilon: float = 1e-8,
     delay: float = 1.0,
+    late: LateRate = "minimum",
 ) -> Strategy:
     """The FADAS strategy, with its delay-adaptive rate (Wang et al., 2024).
 
@@ -40,14 +44,16 @@ def fadas(
         m <- beta1 m + (1 - beta1) D,    v <- beta2 v + (1 - beta2) D^2
         v_max <- max(v_max, v),          W <- W + eta m / (sqrt(v_max) + epsilon)
 
-    eta is `server_rate`, divided by the largest staleness of the buffer where that is
-    above `delay`. This is AMSGrad without bias correction, as in the paper;
+    eta is `server_rate`, and no more than the inverse of the buffer's largest staleness
+    where that is above `delay` (Algorithm 1 of arXiv 2407.18365). This is AMSGrad without bias correction, as in the paper;
     `optax.amsgrad` has it, and so is another method. M = `timing.min_updates`.
 
     Args:
       server_rate: > 0.
       beta1: in [0, 1].    beta2: in [0, 1].    epsilon: > 0.
       delay: tau_c >= 0.
+      late: what eta is above `delay`: the "minimum" of `server_rate` and the inverse of
+        the largest staleness, or `server_rate` "divided" by that.
 
     Raises:
       ValueError: a number out of range.
@@ -60,6 +66,7 @@ def fadas(
     check_range("beta2", beta2, 0.0, 1.0)
     check_range("epsilon", epsilon, 0.0, open_low=True)
     check_range("delay", delay, 0.0)
+    check_choice("late", late, LateRate)
 
     def init(params: Params, workers: int) -> ServerState:
         def zeros():
@@ -85,7 +92,12 @@ def fadas(
         )
         tau = versions_behind(state.model.version, updates.start_version)
         slowest = jnp.max(jnp.where(mask, tau, 0)).astype(jnp.float32)
-        rate = server_rate / jnp.where(slowest > delay, slowest, 1.0)
+        least = jnp.maximum(slowest, 1.0)
+        if late == "divided":
+            late_rate = server_rate / least
+        else:
+            late_rate = jnp.minimum(server_rate, 1.0 / least)
+        rate = jnp.where(slowest > delay, late_rate, server_rate)
         params = moved(state.model.params, with_trained(change, step), rate)
         memory = memory._replace(largest=largest)
         return advanced(state, params, updates, mask, shares_of(ones, mask), memory)

@@ -1,5 +1,7 @@
 """FedBuff: a buffer of differences (Nguyen et al., arXiv 2106.06639)."""
 
+from typing import Any, Literal
+
 import jax
 
 from asyn2f.deltas import difference, mean_change, moved
@@ -7,12 +9,40 @@ from asyn2f.staleness import Discount, discount, versions_behind
 from asyn2f.strategies.base import (
     Strategy,
     advanced,
+    check_choice,
     check_range,
+    count_of,
     initial_state,
+    params_themselves,
     shares_of,
 )
 from asyn2f.timing import Timing
 from asyn2f.types import ServerState, WorkerUpdate
+
+Divisor = Literal["count", "weights", "one"]
+Origin = Literal["start", "current"]
+Reading = Literal[
+    "paper", "flsim", "appfl", "nvflare", "federatedscope", "fedscale", "plato"
+]
+
+READINGS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "flsim": {"divisor": "one"},
+    "appfl": {"divisor": "one"},
+    "nvflare": {"staleness": "one_plus_power"},
+    "federatedscope": {"power": 1.0, "by_examples": True},
+    "fedscale": {"divisor": "weights"},
+    "plato": {"staleness": "constant", "origin": "current"},
+}
+"""What public libraries call FedBuff, by what differs from the paper: see `fedbuff`."""
+
+BUFFERED = Timing(
+    while_training="ignore",
+    after_push="adopt",
+    quorum="some",
+    pending="all",
+    min_updates=10,
+)
 
 
 def fedbuff(
@@ -22,6 +52,10 @@ def fedbuff(
     power: float = 0.5,
     hinge_slope: float = 10.0,
     hinge_after: float = 4.0,
+    divisor: Divisor = "count",
+    origin: Origin = "start",
+    by_examples: bool = False,
+    reading: Reading = "paper",
 ) -> Strategy:
     """The FedBuff strategy.
 
@@ -32,46 +66,78 @@ def fedbuff(
     a worker may stand in the buffer twice. Having pushed, it starts anew from the
     newest version at hand. Statistics are averaged, see `deltas`.
 
+    Under one name, public libraries compute different things. Three updates of size 1,
+    stale by 0, 1 and 4, equal examples, eta_g = 1 move the server by
+
+        reading          as that library has it                         moves by
+        paper            (1 / K) sum s Delta                            0.718
+        flsim, appfl     sum s Delta, undivided                         2.154
+        nvflare          (1 / K) sum Delta / (1 + sqrt(1 + tau))        0.408
+        federatedscope   sum (n_k / sum n) Delta / (1 + tau)            0.567
+        fedscale         sum s Delta / sum s                            1.0
+        plato            (1 / K) sum (W_k - W_t), no s                  1.0
+
+    read in FLSim 7311f2d, APPFL 100d7f2, NVFlare f3b7c1b (2.9.0dev0; until 2.8 it
+    averaged within each staleness and summed those), FederatedScope 480b67d, FedScale
+    of mid-2022 and Plato 60d6779, with their weighting of staleness switched on and its
+    usual exponent. Their server rates differ: FLSim 0.001, APPFL 0.9, NVFlare 0.01 or
+    1; set `server_rate` for those.
+
     Args:
       server_rate: eta_g > 0.
       staleness: s, see `staleness.discount`.
-      power: of "polynomial".
-      hinge_slope: of "hinge".
-      hinge_after: of "hinge".
+      power: of its "polynomial".
+      hinge_slope: of its "hinge".
+      hinge_after: of its "hinge".
+      divisor: what the sum is divided by: the "count" K, the sum of the "weights", or
+        "one".
+      origin: what Delta_k is taken from: the version the worker "start"ed from, or the
+        server's "current" one; workers then push W_k.
+      by_examples: whether s is multiplied by n_k / mean(n).
+      reading: any but "paper" sets those of the arguments above that it needs.
 
     Raises:
-      ValueError: a number out of range, an unknown discount.
+      ValueError: a number out of range, an unknown choice.
 
     >>> fedbuff().timing.min_updates
     10
     """
+    check_choice("reading", reading, Reading)
+    chosen = READINGS[reading]
+    divisor = chosen.get("divisor", divisor)
+    origin = chosen.get("origin", origin)
+    by_examples = chosen.get("by_examples", by_examples)
     check_range("server_rate", server_rate, 0.0, open_low=True)
+    check_choice("divisor", divisor, Divisor)
+    check_choice("origin", origin, Origin)
     weigh = discount(
-        staleness,
-        power=power,
+        chosen.get("staleness", staleness),
+        power=chosen.get("power", power),
         hinge_slope=hinge_slope,
         hinge_after=hinge_after,
     )
 
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
-        weights = weigh(versions_behind(state.model.version, updates.start_version))
-        change = mean_change(updates.params, weights, mask)
-        params = moved(state.model.params, change, server_rate)
-        return advanced(state, params, updates, mask, shares_of(weights, mask))
+        model, count = state.model, count_of(mask)
+        weights = weigh(versions_behind(model.version, updates.start_version))
+        if by_examples:
+            weights = weights * shares_of(updates.num_examples, mask) * count
+        shares = shares_of(weights, mask)
+        if divisor == "weights":
+            weights = shares * count
+        elif divisor == "one":
+            weights = weights * count
+        pushed = updates.params
+        if origin == "current":
+            pushed = jax.vmap(difference, in_axes=(0, None))(pushed, model.params)
+        change = mean_change(pushed, weights, mask)
+        params = moved(model.params, change, server_rate)
+        return advanced(state, params, updates, mask, shares)
 
     return Strategy(
         name="fedbuff",
         init=initial_state,
         aggregate=aggregate,
         timing=BUFFERED,
-        push=difference,
+        push=difference if origin == "start" else params_themselves,
     )
-
-
-BUFFERED = Timing(
-    while_training="ignore",
-    after_push="adopt",
-    quorum="some",
-    pending="all",
-    min_updates=10,
-)
