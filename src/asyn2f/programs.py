@@ -95,9 +95,8 @@ def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
     seen = yield Wait(known=-1)
     base, trained, pushed, cycles, mean = -1, False, False, 0, 0.0
     while not seen.stop:
-        if base < 0 or (
-            timing.after_push != "continue" and (pushed or seen.newest != base)
-        ):
+        is_newer = seen.newest != base and not (cycles and timing.keep_unsent)
+        if base < 0 or (timing.after_push != "continue" and (pushed or is_newer)):
             base = seen.newest
             seen = yield Adopt(base)
             trained = False

@@ -35,6 +35,8 @@ class Timing:
       push_below_mean: a cycle ends with a push only if its update's `signal` is at most
         the mean of this worker's signals so far, this one included. Makes timing depend
         on values.
+      keep_unsent: whether a worker whose cycle has ended without a push trains on from
+        its own model, although there is a newer version that it would adopt.
       min_updates: m of the paper; the buffer's size. Only for the quorum `some`.
       epochs_per_push: n of the paper: local epochs in a cycle.
       push_after_metric: hold pushes back until the training metric of the epoch has
@@ -52,6 +54,7 @@ class Timing:
     max_staleness: int | None = None
     merge_slot: float = 0.5
     push_below_mean: bool = False
+    keep_unsent: bool = False
     min_updates: int = 1
     epochs_per_push: int = 1
     push_after_metric: float = 0.0

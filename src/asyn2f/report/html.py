@@ -5,32 +5,16 @@ import os
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-import plotly.io
-import plotly.offline
 
-import asyn2f
 from asyn2f import trace
-from asyn2f.report import figures, page, table, tally, theme, units
+from asyn2f.report import figures, table, tally, units
 from asyn2f.report.run import Run, load_run
-from asyn2f.report.script import SCRIPT
+from asyn2f.report.sections import Section, to_page
 from asyn2f.report.timeline import Timeline, timeline
 from asyn2f.workdir import REPORT
-
-
-class Section(NamedTuple):
-    """A figure with a heading and one sentence on how to read it."""
-
-    name: str
-    title: str
-    how_to_read: str
-    figure: go.Figure | None
-    without: str  # what to say where there is no figure
-    above: str = ""  # HTML between sentence and figure
-    half: bool = False  # half as wide as the page
 
 
 def write_report(workdir: Path) -> Path:
@@ -56,18 +40,11 @@ def write_report(workdir: Path) -> Path:
 
 def to_html(run: Run) -> str:
     """The report of a run as one page of HTML."""
-    sections = list(_sections(run))
-    body = [_head(run), _cards(run), '<div class="sections">']
-    body += [_section(section) for section in sections]
-    body += [_workers(run), _settings(run), "</div>", _foot()]
-    drawn = {s.name: s.figure for s in sections if s.figure is not None}
-    return page.FRAME.substitute(
-        title=escape(f"{_title(run)} · {_name(run)}"),
-        style=page.STYLE,
-        body="\n".join(body),
-        plotly=plotly.offline.get_plotlyjs(),
-        figures=_as_json(drawn),
-        script=SCRIPT,
+    return to_page(
+        f"{_title(run)} · {_name(run)}",
+        head=_head(run) + _cards(run),
+        sections=list(_sections(run)),
+        tail=_workers(run) + _settings(run),
     )
 
 
@@ -223,18 +200,6 @@ def _cards(run: Run) -> str:
     return f'<div class="cards">{cards}</div>'
 
 
-def _section(section: Section) -> str:
-    inner = f'<div id="{section.name}"></div>'
-    save = f'<button class="save" data-of="{section.name}">save</button>'
-    if section.figure is None:
-        inner, save = f'<p class="empty">{escape(section.without)}</p>', ""
-    return (
-        f'<section class="{"half" if section.half else "whole"}">'
-        f"{save}<h2>{escape(section.title)}</h2><p>{escape(section.how_to_read)}</p>"
-        f"{section.above}{inner}</section>"
-    )
-
-
 def _workers(run: Run) -> str:
     rows = table.to_html(tally.tally(run))
     return (
@@ -264,25 +229,3 @@ def _settings(run: Run) -> str:
         for title, record in blocks
     )
     return f"<section>{parts}</section>"
-
-
-def _foot() -> str:
-    return f"<footer>Written by asyn2f {escape(asyn2f.__version__)}.</footer>"
-
-
-def _as_json(drawn: dict[str, go.Figure]) -> str:
-    """Figures and themes as JSON that cannot end the script element it stands in."""
-    for figure in drawn.values():
-        figure.layout.template = None
-    parts = ", ".join(
-        f"{json.dumps(name)}: {plotly.io.to_json(figure, validate=False)}"
-        for name, figure in drawn.items()
-    )
-    themes = json.dumps(
-        {
-            name: theme.template(dark=name == "dark").to_plotly_json()
-            for name in ("light", "dark")
-        }
-    )
-    text = f'{{"figures": {{{parts}}}, "themes": {themes}}}'
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028")

@@ -1,5 +1,7 @@
 """ASAFL: workers push when they have drifted; the server takes a step by likeness."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +9,7 @@ from asyn2f.deltas import difference, mean_change, moved, trained
 from asyn2f.strategies.base import (
     Strategy,
     advanced,
+    check_choice,
     check_range,
     count_of,
     initial_state,
@@ -15,29 +18,34 @@ from asyn2f.strategies.base import (
 from asyn2f.timing import Timing
 from asyn2f.types import Params, ServerState, WorkerUpdate
 
+Unsent = Literal["drop", "keep"]
 
-def asafl(*, rate: float = 1.0) -> Strategy:
+
+def asafl(*, rate: float = 1.0, unsent: Unsent = "drop") -> Strategy:
     """The ASAFL strategy, one of those that Asyn2F's authors compared with.
 
         c = mean over layers of cos(W_k, W_o)
         W <- W - (1/2) tanh(2 c) lr g_k,    g_k = -Delta_k / lr_local
 
     A worker pushes at the end of a cycle only if c is at most the mean of its c so far,
-    this one included, so its first cycle always ends with a push; else it trains on
-    from its own model, or adopts a newer version if there is one. W_o is the version
-    that its cycle started from, the last it has of the server's; a layer is an array of
-    what is trained. Timing depends on values: it is simulated step by step.
+    this one included, so its first cycle always ends with a push. W_o is the version
+    that it last adopted; a layer is an array of what is trained. Timing depends on
+    values: it is simulated step by step.
 
     Args:
       rate: lr / lr_local > 0.
+      unsent: what becomes of a cycle without a push once there is a newer version:
+        "drop" it and adopt that version, or "keep" training from it. Not said by those
+        who describe the method.
 
     Raises:
-      ValueError: rate is not above 0.
+      ValueError: rate is not above 0, an unknown choice.
 
     >>> asafl().timing.push_below_mean
     True
     """
     check_range("rate", rate, 0.0, open_low=True)
+    check_choice("unsent", unsent, Unsent)
 
     def signal(params: Params, start: Params) -> jax.Array:
         cosines = jax.tree.map(_cosine, trained(params), trained(start))
@@ -61,6 +69,7 @@ def asafl(*, rate: float = 1.0) -> Strategy:
             after_push="wait",
             quorum="each",
             push_below_mean=True,
+            keep_unsent=unsent == "keep",
         ),
         push=difference,
         signal=signal,

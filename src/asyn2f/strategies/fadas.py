@@ -45,8 +45,9 @@ def fadas(
         v_max <- max(v_max, v),          W <- W + eta m / (sqrt(v_max) + epsilon)
 
     eta is `server_rate`, and no more than the inverse of the buffer's largest staleness
-    where that is above `delay` (Algorithm 1 of arXiv 2407.18365). This is AMSGrad without bias correction, as in the paper;
-    `optax.amsgrad` has it, and so is another method. M = `timing.min_updates`.
+    where that is above `delay` (Algorithm 1 of arXiv 2407.18365). This is AMSGrad
+    without bias correction, as in the paper; `optax.amsgrad` has it, and so is another
+    method. M = `timing.min_updates`.
 
     Args:
       server_rate: > 0.

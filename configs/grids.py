@@ -1,0 +1,50 @@
+"""What `launch.compare --trials` tries for each method, beside the config as it is.
+
+By method: dotted keys and their values, of which combinations are drawn, the same
+number for every method. Every method may choose the workers' learning rate.
+"""
+
+from typing import Any
+
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "asafl": {"training.learning_rate": RATES, "strategy.asafl.rate": (0.5, 1.0, 2.0)},
+    "asyn2f": {
+        "training.learning_rate": RATES,
+        "strategy.asyn2f.beta": (0.2, 0.4, 0.6, 0.8),
+        "strategy.asyn2f.max_share": (0.25, 0.5, 1.0),
+    },
+    "ca2fl": {
+        "training.learning_rate": RATES,
+        "strategy.ca2fl.server_rate": (0.3, 1.0),
+    },
+    "fadas": {
+        "training.learning_rate": RATES,
+        "strategy.fadas.server_rate": (0.001, 0.003, 0.01, 0.03),
+    },
+    "fedasmu": {
+        "training.learning_rate": RATES,
+        "strategy.fedasmu.mu": (0.5, 1.0, 2.0, 5.0),
+        "strategy.fedasmu.sigma": (0.25, 0.5, 1.0),
+    },
+    "fedasync": {
+        "training.learning_rate": RATES,
+        "strategy.fedasync.mixing": (0.2, 0.4, 0.6, 0.9),
+        "strategy.fedasync.power": (0.0, 0.5, 1.0),
+    },
+    "fedavg": {"training.learning_rate": RATES},
+    "fedbuff": {
+        "training.learning_rate": RATES,
+        "strategy.fedbuff.server_rate": (0.3, 1.0, 2.0),
+    },
+    "fedprox": {
+        "training.learning_rate": RATES,
+        "strategy.fedprox.mu": (0.001, 0.01, 0.1, 1.0),
+    },
+    "kafl": {
+        "training.learning_rate": RATES,
+        "strategy.kafl.mixing": (0.4, 0.6, 0.8),
+        "strategy.kafl.weighting": ("full", "plain"),
+    },
+}

@@ -1,0 +1,243 @@
+"""Compares methods fairly: the same data, split, workers and time for each.
+
+    python -m launch.compare --config=configs/digits.py --workdir=runs/compared \
+        --strategies=asyn2f,fedavg,fedbuff --seeds=5 --config.stop.max_time_s=30
+
+The same command goes on where it was interrupted. What it leaves: results.jsonl (a line
+per trial), table.md, report.html.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from asyn2f import build, workdir
+from asyn2f.report import comparison, comparison_page
+from asyn2f.report.comparison import Trial
+from asyn2f.strategies import BUILDERS
+from configs.grids import GRIDS
+from launch import program
+from launch.trials import Book, Job, carry_out, prepare_process
+
+RESULTS, TABLE = "results.jsonl", "table.md"
+_CHOICE_SEEDS = 1000  # added to the seeds that settings are chosen by
+
+_STRATEGIES = flags.DEFINE_list("strategies", None, "The methods, or: all.")
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each method.", lower_bound=1)
+_TRIALS = flags.DEFINE_integer(
+    "trials",
+    1,
+    "Settings tried for each method, from configs/grids.py; 1 = the config as it is. "
+    "They are chosen on other seeds and one half of the test set, and the results are "
+    "of the other half.",
+    lower_bound=1,
+)
+_CHOICES = flags.DEFINE_integer(
+    "choice_seeds", 2, "Runs by which each setting is judged.", lower_bound=1
+)
+_TARGET = flags.DEFINE_float(
+    "target",
+    0.0,
+    "Accuracy that times and bytes are measured to; 0 = 0.98 of the best mean at the "
+    "end.",
+)
+_JOBS = flags.DEFINE_integer(
+    "jobs", 0, "Processes at a time; 0 = one per core, or one on an accelerator."
+)
+
+
+def main() -> int:
+    folder = Path(program.required(program.WORKDIR))
+    config = program.plain(program.CONFIG.value)
+    strategies = _strategies()
+    if not config["stop"]["max_time_s"]:
+        raise build.ConfigError(
+            "config.stop.max_time_s: found 0, but methods are compared at equal time; "
+            "set it, for example --config.stop.max_time_s=30"
+        )
+    half = None if _TRIALS.value == 1 else 1
+    choices = {name: _settings(name, config) for name in strategies}
+    choosing = [
+        _job(config, name, settings, seed + _CHOICE_SEEDS, "choice", 0)
+        for name, tried in choices.items()
+        if len(tried) > 1
+        for settings in tried
+        for seed in range(_CHOICES.value)
+    ]
+    # Whatever is wrong with a method or its settings is said before anything starts.
+    for job in choosing or [_job(config, n, {}, 0, "result", half) for n in strategies]:
+        build.check(job.config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        book = Book(folder / RESULTS)
+    except OSError as error:
+        raise workdir.WorkdirError(f"cannot use {folder}: {error.strerror}") from error
+    program.prepare_jax()
+    with _pool() as pool:
+        _make(pool, book, choosing, "choosing settings")
+        chosen = {
+            name: _best(name, tried, book, choosing) for name, tried in choices.items()
+        }
+        final = [
+            _job(config, name, settings, config["seed"] + seed, "result", half)
+            for name, settings in chosen.items()
+            for seed in range(_SEEDS.value)
+        ]
+        _make(pool, book, final, "comparing")
+    trials = [book.trials[job.key] for job in final]
+    _say(folder, config, trials)
+    return 0
+
+
+def _strategies() -> list[str]:
+    names = _STRATEGIES.value
+    if not names:
+        program.fail("--strategies must be given, for example asyn2f,fedavg, or: all")
+    if names == ["all"]:
+        return sorted(BUILDERS)
+    for name in names:
+        if name not in BUILDERS:
+            raise build.ConfigError(
+                f"--strategies: found {name!r}, allowed: {', '.join(sorted(BUILDERS))}"
+            )
+    return list(dict.fromkeys(names))
+
+
+def _settings(name: str, config: build.Config) -> list[dict[str, Any]]:
+    """The settings to be tried: the config's own, and others drawn from the grid."""
+    count = _TRIALS.value
+    if count == 1:
+        return [{}]
+    grid = GRIDS.get(name, {})
+    combinations = [
+        dict(zip(grid, values, strict=True))
+        for values in itertools.product(*grid.values())
+    ]
+    flat = build.flatten(config)
+    others = [c for c in combinations if any(flat[key] != c[key] for key in c)]
+    if len(others) < count - 1:
+        raise build.ConfigError(
+            f"--trials: found {count}, but configs/grids.py has {len(others)} settings "
+            f"of {name} beside the config's own; allowed: at most {len(others) + 1}"
+        )
+    drawn = np.random.default_rng(0).permutation(len(others))[: count - 1]
+    return [{}, *(others[index] for index in drawn.tolist())]
+
+
+def _job(
+    config: build.Config,
+    name: str,
+    settings: dict[str, Any],
+    seed: int,
+    phase: str,
+    half: int | None,
+) -> Job:
+    own = _with(config, {**settings, "strategy.name": name, "seed": seed})
+    # Who is compared at equal time does not stop earlier.
+    own = _with(own, {"stop.max_versions": 0, "stop.target_accuracy": 0.0})
+    return Job(own, settings, phase, half)
+
+
+def _with(config: build.Config, changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the config with dotted keys changed."""
+    copy: dict[str, Any] = {
+        key: _with(value, {}) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        section = copy
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    return copy
+
+
+def _pool() -> Executor:
+    """One process per core, each with one thread and one device: together they do more
+    than one process that lays its lanes over all cores."""
+    jobs = _JOBS.value
+    if not jobs:
+        is_cpu = jax.default_backend() == "cpu"
+        jobs = len(program.usable_cores()) if is_cpu else 1
+    os.environ["PJRT_NPROC"] = "1"  # read when a child imports JAX
+    return ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), initializer=_begin
+    )
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    prepare_process()
+
+
+def _make(pool: Executor, book: Book, jobs: Sequence[Job], title: str) -> None:
+    """Makes the trials that are not in the book yet."""
+    missing = {job.key: job for job in jobs if job.key not in book.trials}
+    if not jobs:
+        return
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        bar = progress.add_task(title, total=len(jobs))
+        progress.advance(bar, len(jobs) - len(missing))
+        futures = [pool.submit(carry_out, job) for job in missing.values()]
+        try:
+            for future in as_completed(futures):
+                book.add(future.result())
+                progress.advance(bar)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            progress.stop()
+            done = len([job for job in jobs if job.key in book.trials])
+            print(f"{done} of {len(jobs)} trials are kept; the same command goes on")
+            raise
+
+
+def _best(
+    name: str, tried: list[dict[str, Any]], book: Book, jobs: Sequence[Job]
+) -> dict[str, Any]:
+    """The settings with the highest mean accuracy at the end."""
+    if len(tried) == 1:
+        return tried[0]
+
+    def accuracy(settings: dict[str, Any]) -> float:
+        found = [
+            book.trials[job.key].accuracy[-1]
+            for job in jobs
+            if job.config["strategy"]["name"] == name and job.settings == settings
+        ]
+        return float(np.mean(found))
+
+    return max(tried, key=accuracy)
+
+
+def _say(folder: Path, config: build.Config, trials: list[Trial]) -> None:
+    ends = [
+        comparison.estimate([trial.accuracy[-1] for trial in own]).mean
+        for own in comparison.by_strategy(trials).values()
+    ]
+    target = _TARGET.value or round(0.98 * max(ends), 3)
+    rows = comparison.rows_of(trials, target)
+    found = comparison.differences(trials)
+    table = comparison.to_markdown(rows, found, target)
+    (folder / TABLE).write_text(table, encoding="utf-8")
+    page = comparison_page.to_html(trials, rows, found, target, dict(config))
+    (folder / workdir.REPORT).write_text(page, encoding="utf-8")
+    print(table)
+    print(f"results in {folder}: {RESULTS}, {TABLE}, {workdir.REPORT}", flush=True)
+
+
+if __name__ == "__main__":
+    program.run(main)

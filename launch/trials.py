@@ -1,0 +1,151 @@
+"""The trials of a comparison: one simulated run each, executed and looked at."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from asyn2f import build, workdir
+from asyn2f.evaluate import make_evaluate
+from asyn2f.experiment import initial_server_state
+from asyn2f.report.comparison import Trial
+from asyn2f.sim import order as o
+from asyn2f.sim.execute import execution_of
+from asyn2f.tasks.base import Task
+from asyn2f.trees import params_sha256
+from launch import program
+from launch.simulate import order_of_config
+
+TIMES = 60  # looks at each run
+
+
+class Job(NamedTuple):
+    """A trial to be made."""
+
+    config: dict[str, Any]  # whole
+    settings: dict[str, Any]  # what in it is this trial's own
+    phase: str
+    half: int | None  # rows of the test set: even (0), odd (1), or all
+
+    @property
+    def key(self) -> str:
+        """Names all that its numbers depend on."""
+        kept = {k: v for k, v in self.config.items() if k != "runtime"}
+        said = json.dumps([kept, self.half, TIMES], sort_keys=True, default=list)
+        return hashlib.sha256(said.encode()).hexdigest()[:24]
+
+
+def prepare_process() -> None:
+    """A process of its own per core: one thread, one device."""
+    os.environ["PJRT_NPROC"] = "1"
+    program.prepare_jax()
+
+
+def carry_out(job: Job) -> Trial:
+    """Makes a trial."""
+    begun_s = time.monotonic()
+    config = job.config
+    experiment = build.build_experiment(config)
+    order = order_of_config(config, experiment)
+    ends_s = np.linspace(0.0, config["stop"]["max_time_s"], TIMES + 1)
+    nodes = _newest_at(order, order.start_s + ends_s)
+    execution = execution_of(
+        experiment, order, "vectorised", watched=set(nodes.tolist()) - {0}
+    )
+    evaluate = make_evaluate(_part_of(experiment.task, job.half))
+    first = initial_server_state(experiment)
+    accuracy = {0: evaluate(first.model.params).accuracy}
+
+    def watch(node, time_s, state):
+        accuracy[node] = evaluate(state.model.params).accuracy
+        return False
+
+    result = execution.run(watch)
+    jax.block_until_ready(result.state)
+    num_bytes = experiment.template.num_bytes
+    updates = np.searchsorted(
+        order.time_s[order.kind == o.PUSH], order.start_s + ends_s, side="right"
+    )
+    given = np.cumsum(order.receivers, dtype=np.int64)[nodes]
+    return Trial(
+        strategy=config["strategy"]["name"],
+        settings=job.settings,
+        seed=config["seed"],
+        phase=job.phase,
+        key=job.key,
+        time_s=ends_s.tolist(),
+        accuracy=[accuracy[node] for node in nodes.tolist()],
+        updates=updates.tolist(),
+        num_bytes=((updates + given) * num_bytes).tolist(),
+        staleness=np.bincount(result.numbers.staleness).tolist(),
+        versions=int(result.state.model.version),
+        local_steps=order.num_steps,
+        wall_s=time.monotonic() - begun_s,
+        params_sha256=params_sha256(result.state.model.params),
+    )
+
+
+def _newest_at(order: o.Order, times_s: np.ndarray) -> np.ndarray:
+    """The newest node at each of these times."""
+    made_s = order.time_s[order.kind == o.AGGREGATE]
+    return np.searchsorted(made_s, times_s, side="right")
+
+
+def _part_of(task: Task, half: int | None) -> Task:
+    if half is None:
+        return task
+    return task._replace(test={name: rows[half::2] for name, rows in task.test.items()})
+
+
+class Book:
+    """The trials that have been made, a line each in a file that survives whatever
+    happens to those who write into it."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what is there; a last line that was cut off is left out."""
+        self._path = path
+        self.trials: dict[str, Trial] = {}
+        for line in _lines(path):
+            trial = Trial(**line)
+            self.trials[trial.key] = trial
+        text = "".join(_as_line(trial) for trial in self.trials.values())
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+
+    def add(self, trial: Trial) -> None:
+        """Writes a trial down."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(_as_line(trial))
+            file.flush()
+            os.fsync(file.fileno())
+        self.trials[trial.key] = trial
+
+
+def _as_line(trial: Trial) -> str:
+    return json.dumps(trial._asdict()) + "\n"
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            found = json.loads(line)
+            if set(found) != set(Trial._fields):
+                raise ValueError
+        except ValueError:
+            if number == len(text.splitlines()):
+                return
+            raise workdir.WorkdirError(
+                f"{path}, line {number}: no trial of this version; take another "
+                "--workdir, or delete the file"
+            ) from None
+        yield found

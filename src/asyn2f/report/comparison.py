@@ -1,0 +1,221 @@
+"""What a comparison of methods says: curves, intervals, and which differences hold."""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+class Trial(NamedTuple):
+    """One simulated run of one method: where it stood at G equally spaced times."""
+
+    strategy: str
+    settings: dict[str, Any]  # of it, by dotted key, where they are not the config's
+    seed: int
+    phase: str  # "choice": to choose settings by; "result"
+    key: str  # names all that its numbers depend on
+    time_s: list[float]  # [G], virtual, from the start of training
+    accuracy: list[float]  # [G], of the newest version there was
+    updates: list[int]  # [G]: pushed until then
+    num_bytes: list[int]  # [G]: up and down until then
+    staleness: list[int]  # [0] fresh updates, [1] updates one version behind, ...
+    versions: int
+    local_steps: int
+    wall_s: float
+    params_sha256: str
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, and half the width of its 95 % interval (t distribution)."""
+
+    mean: float
+    half: float  # NaN for a single seed
+
+    def __str__(self) -> str:
+        if math.isnan(self.half):
+            return f"{100 * self.mean:.2f}"
+        return f"{100 * self.mean:.2f} ± {100 * self.half:.2f}"
+
+
+class Row(NamedTuple):
+    """One method in the table."""
+
+    strategy: str
+    settings: dict[str, Any]
+    seeds: int
+    at_time: Estimate
+    at_updates: Estimate
+    at_bytes: Estimate
+    area: Estimate  # mean accuracy over the time of the run
+    reached: int  # seeds that reached the target
+    time_to_target_s: float  # median of those
+    bytes_to_target: float
+    versions: float  # mean
+    staleness: float  # mean of all updates
+
+
+class Difference(NamedTuple):
+    """Whether two methods differ in accuracy at equal time, seed by seed."""
+
+    first: str
+    second: str
+    mean: float  # first - second
+    p: float  # paired t-test, two-sided, corrected by Holm for all pairs
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % interval.
+
+    >>> found = estimate([0.9, 0.92, 0.94])
+    >>> Estimate(round(found.mean, 4), round(found.half, 4))
+    Estimate(mean=0.92, half=0.0497)
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Estimate(mean, math.nan)
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Estimate(
+        mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    )
+
+
+def accuracy_at(trial: Trial, axis: str, limit: float) -> float:
+    """The accuracy of a trial when `axis` ("time_s", "updates", "num_bytes") was last
+    no more than `limit`."""
+    found = np.searchsorted(getattr(trial, axis), limit, side="right") - 1
+    return trial.accuracy[max(int(found), 0)]
+
+
+def first_at(trial: Trial, target: float) -> int | None:
+    """The first of its G times at which it had reached the target."""
+    reached = np.flatnonzero(np.asarray(trial.accuracy) >= target)
+    return int(reached[0]) if len(reached) else None
+
+
+def rows_of(trials: Sequence[Trial], target: float) -> list[Row]:
+    """The table, best at equal time first.
+
+    Equal updates and bytes are as many as the trial with the fewest has at its end.
+    """
+    updates = min(trial.updates[-1] for trial in trials)
+    num_bytes = min(trial.num_bytes[-1] for trial in trials)
+    rows = []
+    for strategy, own in by_strategy(trials).items():
+        firsts = [(trial, first_at(trial, target)) for trial in own]
+        reached = [(trial, first) for trial, first in firsts if first is not None]
+        behind = np.zeros(max(len(trial.staleness) for trial in own))
+        for trial in own:
+            behind[: len(trial.staleness)] += trial.staleness
+        rows.append(
+            Row(
+                strategy=strategy,
+                settings=own[0].settings,
+                seeds=len(own),
+                at_time=estimate([trial.accuracy[-1] for trial in own]),
+                at_updates=estimate(
+                    [accuracy_at(trial, "updates", updates) for trial in own]
+                ),
+                at_bytes=estimate(
+                    [accuracy_at(trial, "num_bytes", num_bytes) for trial in own]
+                ),
+                area=estimate([_area(trial) for trial in own]),
+                reached=len(reached),
+                time_to_target_s=_median([t.time_s[i] for t, i in reached]),
+                bytes_to_target=_median([t.num_bytes[i] for t, i in reached]),
+                versions=float(np.mean([trial.versions for trial in own])),
+                staleness=float(behind @ np.arange(len(behind)) / max(behind.sum(), 1)),
+            )
+        )
+    return sorted(rows, key=lambda row: -row.at_time.mean)
+
+
+def differences(trials: Sequence[Trial]) -> list[Difference]:
+    """All pairs of methods; none where there are fewer than two common seeds.
+
+    Trials of one seed share data, split and workers, so they are compared in pairs.
+    """
+    found = []
+    for (first, own), (second, other) in combinations(by_strategy(trials).items(), 2):
+        ours, theirs = ({t.seed: t.accuracy[-1] for t in part} for part in (own, other))
+        seeds = sorted(ours.keys() & theirs.keys())
+        if len(seeds) < 2:
+            continue
+        gaps = np.array([ours[seed] - theirs[seed] for seed in seeds])
+        if np.ptp(gaps) == 0:  # the test would divide by zero
+            p = 1.0 if gaps[0] == 0 else 0.0
+        else:
+            p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
+        found.append(Difference(first, second, float(gaps.mean()), p))
+    # Holm: the smallest of m times m, the next times m - 1, and never less than before.
+    order = np.argsort([difference.p for difference in found])
+    least = 0.0
+    for place, index in enumerate(order.tolist()):
+        least = max(least, min(1.0, found[index].p * (len(found) - place)))
+        found[index] = found[index]._replace(p=least)
+    return found
+
+
+def by_strategy(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Trials by method, in order of seeds; methods in order of appearance."""
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(trial.strategy, []).append(trial)
+    return {name: sorted(own, key=lambda t: t.seed) for name, own in found.items()}
+
+
+def to_markdown(rows: Sequence[Row], found: Sequence[Difference], target: float) -> str:
+    """The table and the differences, as Markdown."""
+    lines = [
+        "| method | at equal time, % | equal updates, % | equal bytes, % | area, % "
+        f"| {target:.0%} reached | after s | after MB | versions | mean staleness |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [
+            row.strategy,
+            *map(str, (row.at_time, row.at_updates, row.at_bytes, row.area)),
+            f"{row.reached} of {row.seeds}",
+            _or_dash(row.time_to_target_s, "{:.1f}"),
+            _or_dash(row.bytes_to_target / 1e6, "{:.2f}"),
+            f"{row.versions:.0f}",
+            f"{row.staleness:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    chosen = [row for row in rows if row.settings]
+    if chosen:
+        lines += ["", "Settings chosen:", ""]
+        for row in chosen:
+            said = ", ".join(f"{key} = {value}" for key, value in row.settings.items())
+            lines.append(f"* {row.strategy}: {said}")
+    if found:
+        lines += [
+            "",
+            "Differences at equal time (points of accuracy; paired t-test over seeds, "
+            "p corrected by Holm):",
+            "",
+            "| | | difference | p |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {d.first} | {d.second} | {100 * d.mean:+.2f} | {d.p:.3f} |"
+            for d in sorted(found, key=lambda d: d.p)
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _area(trial: Trial) -> float:
+    time_s = np.asarray(trial.time_s)
+    return float(np.trapezoid(trial.accuracy, time_s) / (time_s[-1] - time_s[0]))
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values)) if values else math.nan
+
+
+def _or_dash(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else form.format(value)

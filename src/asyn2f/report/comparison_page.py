@@ -1,0 +1,295 @@
+"""The report of a comparison: one page that needs nothing else."""
+
+import math
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from asyn2f.report import theme, units
+from asyn2f.report.comparison import (
+    Difference,
+    Row,
+    Trial,
+    by_strategy,
+    estimate,
+)
+from asyn2f.report.sections import Section, to_page
+
+_MOST_STALE = 12  # versions; what is staler shares the last bar
+
+
+def to_html(
+    trials: Sequence[Trial],
+    rows: Sequence[Row],
+    found: Sequence[Difference],
+    target: float,
+    config: dict[str, Any],
+) -> str:
+    """The comparison as one page of HTML."""
+    # Methods keep the colour of their place in the alphabet, in every figure.
+    names = sorted({trial.strategy for trial in trials})
+    colours = {name: theme.worker_colour(place) for place, name in enumerate(names)}
+    return to_page(
+        f"{len(rows)} methods on {config['task']['dataset']}",
+        head=_head(rows, config, trials),
+        sections=list(_sections(trials, rows, found, target, colours)),
+        tail=_table(rows, target, colours),
+    )
+
+
+def _head(rows: Sequence[Row], config: dict[str, Any], trials: Sequence[Trial]) -> str:
+    task, best = config["task"], rows[0]
+    split = task["partition"]
+    if split == "dirichlet":
+        split += f"({task['alpha']:g})"
+    seeds = f"{best.seeds} seed{'s'[: best.seeds != 1]}"
+    lede = (
+        f"{config['workers']} workers, {split} split, {seeds}, "
+        f"{units.as_duration(trials[0].time_s[-1])} of virtual time each. "
+        f"Best at equal time: {best.strategy}, {best.at_time} %."
+    )
+    return (
+        f'<header><div class="kicker">comparison</div><h1>{len(rows)} methods on '
+        f'{escape(task["dataset"])}</h1><p class="lede">{escape(lede)}</p></header>'
+        '<div style="height:28px"></div>'
+    )
+
+
+def _sections(
+    trials: Sequence[Trial],
+    rows: Sequence[Row],
+    found: Sequence[Difference],
+    target: float,
+    colours: dict[str, str],
+) -> Iterator[Section]:
+    yield Section(
+        "accuracy",
+        "Test accuracy",
+        "Lines are means over the seeds, bands their 95 % intervals: against the same "
+        "virtual time, against updates pushed, and against bytes moved.",
+        _curves(trials, rows, target, colours),
+        "Nothing has been tried.",
+    )
+    yield Section(
+        "ends",
+        "At equal time",
+        "Accuracy of the newest version when the time is over: each seed, the mean, "
+        "and its 95 % interval.",
+        _ends(trials, rows, colours),
+        "Nothing has been tried.",
+        half=True,
+    )
+    yield Section(
+        "differences",
+        "Which differences hold",
+        "Row minus column in points of accuracy, seed by seed; grey where a paired "
+        "t-test, corrected by Holm, does not tell them apart at 5 %.",
+        _differences(rows, found),
+        "One seed, or one method, has nothing to be compared with.",
+        half=True,
+    )
+    yield Section(
+        "staleness",
+        "Staleness of the updates",
+        "How many versions came out between the one an update builds on and the one it "
+        "went into; 0 is fresh.",
+        _staleness(trials, rows),
+        "No version was made.",
+    )
+
+
+def _curves(
+    trials: Sequence[Trial],
+    rows: Sequence[Row],
+    target: float,
+    colours: dict[str, str],
+) -> go.Figure:
+    own = by_strategy(trials)
+    most = max(trial.num_bytes[-1] for trial in trials)
+    scale, unit = units.scaled(most, most)
+    axes = [
+        ("seconds of virtual time", "time_s", 1.0),
+        ("updates pushed", "updates", 1.0),
+        (f"{unit} moved, up and down", "num_bytes", scale / max(most, 1)),
+    ]
+    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.03)
+    for row in rows:
+        part, colour = own[row.strategy], colours[row.strategy]
+        values = np.array([trial.accuracy for trial in part])
+        points = [estimate(column) for column in values.T.tolist()]
+        mean = np.array([point.mean for point in points])
+        half = np.nan_to_num([point.half for point in points])
+        for column, (_, axis, factor) in enumerate(axes, start=1):
+            x = np.mean([getattr(trial, axis) for trial in part], axis=0) * factor
+            figure.add_scatter(
+                x=np.concatenate([x, x[::-1]]),
+                y=np.concatenate([mean + half, (mean - half)[::-1]]).clip(0, 1),
+                fill="toself",
+                fillcolor=colour,
+                opacity=0.14,
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=row.strategy,
+                row=1,
+                col=column,
+            )
+            figure.add_scatter(
+                x=x,
+                y=mean,
+                mode="lines",
+                line={"color": colour, "width": 2},
+                name=row.strategy,
+                legendgroup=row.strategy,
+                showlegend=column == 1,
+                hovertemplate=f"{row.strategy}: %{{y:.2%}}<extra></extra>",
+                row=1,
+                col=column,
+            )
+    for column, (title, *_) in enumerate(axes, start=1):
+        figure.update_xaxes(title_text=title, rangemode="tozero", row=1, col=column)
+    dashes = {"color": theme.GREY, "dash": "dash", "width": 1.2}
+    figure.add_hline(y=target, line=dashes)
+    # What lies far below the methods' level is their common climb.
+    ends = [trial.accuracy[-1] for trial in trials]
+    low = max(0.0, min(min(ends), target) - 0.25)
+    figure.update_yaxes(tickformat=".0%", range=[low, min(1.0, max(ends) + 0.03)])
+    figure.update_yaxes(title_text="test accuracy", row=1, col=1)
+    return figure.update_layout(height=460)
+
+
+def _ends(
+    trials: Sequence[Trial], rows: Sequence[Row], colours: dict[str, str]
+) -> go.Figure:
+    own, figure = by_strategy(trials), go.Figure()
+    for row in rows[::-1]:
+        colour, end = colours[row.strategy], row.at_time
+        figure.add_scatter(
+            x=[trial.accuracy[-1] for trial in own[row.strategy]],
+            y=[row.strategy] * row.seeds,
+            mode="markers",
+            marker={"color": colour, "size": 7, "opacity": 0.45},
+            hovertemplate="%{x:.2%}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=[end.mean],
+            y=[row.strategy],
+            error_x={"array": [np.nan_to_num(end.half)], "thickness": 2, "width": 5},
+            mode="markers",
+            marker={"color": colour, "size": 11, "symbol": "diamond"},
+            hovertemplate=f"{end} %<extra></extra>",
+        )
+    figure.update_xaxes(tickformat=".0%", title_text="test accuracy")
+    return figure.update_layout(height=120 + 34 * len(rows), showlegend=False)
+
+
+def _differences(rows: Sequence[Row], found: Sequence[Difference]) -> go.Figure | None:
+    if not found:
+        return None
+    names = [row.strategy for row in rows]
+    place = {name: index for index, name in enumerate(names)}
+    gaps = np.full((len(names), len(names)), math.nan)
+    text = np.full(gaps.shape, "", dtype=object)
+    for first, second, mean, p in found:
+        for one, other, gap in ((first, second, mean), (second, first, -mean)):
+            at = place[one], place[other]
+            gaps[at] = 100 * gap if p < 0.05 else 0.0
+            text[at] = f"{100 * gap:+.1f}"
+    most = max(1.0, float(np.nanmax(np.abs(gaps))))
+    figure = go.Figure(
+        go.Heatmap(
+            z=gaps,
+            x=names,
+            y=names,
+            text=text,
+            texttemplate="%{text}",
+            zmin=-most,
+            zmax=most,
+            colorscale=[[0, "#D9583B"], [0.5, "#CBD5E1"], [1, "#2C7FB8"]],
+            showscale=False,
+            hoverongaps=False,
+            xgap=2,
+            ygap=2,
+            textfont={"size": 11, "color": "#1e293b"},
+        )
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(showgrid=False)
+    return figure.update_layout(height=120 + 34 * len(rows))
+
+
+def _staleness(trials: Sequence[Trial], rows: Sequence[Row]) -> go.Figure | None:
+    """One line of boxes per method, their darkness the share of updates."""
+    own = by_strategy(trials)
+    shares = np.zeros((len(rows), _MOST_STALE + 1))
+    for line, row in enumerate(rows):
+        for trial in own[row.strategy]:
+            for behind, count in enumerate(trial.staleness):
+                shares[line, min(behind, _MOST_STALE)] += count
+    if not shares.sum():
+        return None
+    shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
+    labels = [*map(str, range(_MOST_STALE)), f"{_MOST_STALE} or more"]
+    text = [[f"{100 * x:.0f}" if x >= 0.005 else "" for x in line] for line in shares]
+    figure = go.Figure(
+        go.Heatmap(
+            z=shares,
+            x=labels,
+            y=[row.strategy for row in rows],
+            text=text,
+            texttemplate="%{text}",
+            colorscale=[[0, "rgba(33,135,201,0.04)"], [1, "rgba(33,135,201,0.95)"]],
+            zmin=0,
+            zmax=1,
+            showscale=False,
+            xgap=2,
+            ygap=2,
+            hovertemplate="%{y}, %{x} behind: %{z:.1%}<extra></extra>",
+        )
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(
+        title_text="versions behind (numbers: % of the method's updates)",
+        type="category",
+        showgrid=False,
+    )
+    return figure.update_layout(height=130 + 30 * len(rows))
+
+
+def _table(rows: Sequence[Row], target: float, colours: dict[str, str]) -> str:
+    heads = ["equal time", "equal updates", "equal bytes", "area", "reached"]
+    heads += ["after", "after bytes", "versions", "mean staleness"]
+    lines = []
+    for row in rows:
+        dot = f'<span class="dot" style="background:{colours[row.strategy]}"></span>'
+        cells = [
+            *map(str, (row.at_time, row.at_updates, row.at_bytes, row.area)),
+            f"{row.reached} of {row.seeds}",
+            units.as_duration(row.time_to_target_s),
+            units.as_bytes(row.bytes_to_target),
+            units.as_number(row.versions),
+            units.as_number(row.staleness, digits=2),
+        ]
+        inner = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        lines.append(f"<tr><td>{dot}{escape(row.strategy)}</td>{inner}</tr>")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    chosen = "".join(
+        f"<li>{escape(row.strategy)}: "
+        + escape(", ".join(f"{key} = {value}" for key, value in row.settings.items()))
+        + "</li>"
+        for row in rows
+        if row.settings
+    )
+    return (
+        "<section><h2>In numbers</h2><p>Accuracy in percent, mean and 95 % interval "
+        "over the seeds; area is the mean accuracy over the time; “reached” counts the "
+        f"seeds that came to {target:.1%}, with their median time and bytes.</p>"
+        f'<div class="scroll"><table><thead><tr><th>method</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        + (f"<p>Settings chosen:</p><ul>{chosen}</ul>" if chosen else "")
+        + "</section>"
+    )

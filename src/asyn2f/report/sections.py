@@ -1,0 +1,83 @@
+"""A page that needs nothing else: figures with headings, and what is around them."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+import plotly.io
+import plotly.offline
+
+import asyn2f
+from asyn2f.report import page, theme
+from asyn2f.report.script import SCRIPT
+
+
+class Section(NamedTuple):
+    """A figure with a heading and one sentence on how to read it."""
+
+    name: str
+    title: str
+    how_to_read: str
+    figure: go.Figure | None
+    without: str  # what to say where there is no figure
+    above: str = ""  # HTML between sentence and figure
+    half: bool = False  # half as wide as the page
+
+
+def to_page(
+    title: str, *, head: str, sections: Sequence[Section], tail: str = ""
+) -> str:
+    """The page as HTML.
+
+    Args:
+      title: plain text.
+      head: HTML above the sections.
+      sections: one below the other.
+      tail: HTML of sections below them.
+    """
+    drawn = {s.name: s.figure for s in sections if s.figure is not None}
+    body = "\n".join([*map(_section, sections), tail])
+    return page.FRAME.substitute(
+        title=escape(title),
+        style=page.STYLE,
+        body=f'{head}<div class="sections">{body}</div>{_foot()}',
+        plotly=plotly.offline.get_plotlyjs(),
+        figures=_as_json(drawn),
+        script=SCRIPT,
+    )
+
+
+def _section(section: Section) -> str:
+    inner = f'<div id="{section.name}"></div>'
+    save = f'<button class="save" data-of="{section.name}">save</button>'
+    if section.figure is None:
+        inner, save = f'<p class="empty">{escape(section.without)}</p>', ""
+    return (
+        f'<section class="{"half" if section.half else "whole"}">'
+        f"{save}<h2>{escape(section.title)}</h2><p>{escape(section.how_to_read)}</p>"
+        f"{section.above}{inner}</section>"
+    )
+
+
+def _foot() -> str:
+    return f"<footer>Written by asyn2f {escape(asyn2f.__version__)}.</footer>"
+
+
+def _as_json(drawn: dict[str, go.Figure]) -> str:
+    """Figures and themes as JSON that cannot end the script element it stands in."""
+    for figure in drawn.values():
+        figure.layout.template = None
+    parts = ", ".join(
+        f"{json.dumps(name)}: {plotly.io.to_json(figure, validate=False)}"
+        for name, figure in drawn.items()
+    )
+    themes = json.dumps(
+        {
+            name: theme.template(dark=name == "dark").to_plotly_json()
+            for name in ("light", "dark")
+        }
+    )
+    text = f'{{"figures": {{{parts}}}, "themes": {themes}}}'
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028")
