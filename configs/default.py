@@ -18,7 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.worker_speeds = (0.0,)  # steps/s at most, repeated over them; 0 = no limit
 
     config.task = task = ml_collections.ConfigDict()
-    task.dataset = "digits"  # digits
+    task.dataset = "digits"  # digits | mnist | fashion_mnist | cifar10 | cifar100
+    task.data_dir = ""  # of all but digits; "" = where tensorflow-datasets puts them
     task.model = "mlp"  # mlp | cnn | small_cnn
     task.hidden = (32,)  # mlp, small_cnn: widths of the dense layers between
     task.channels = (16, 32)  # cnn, small_cnn: of its convolutions

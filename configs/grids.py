@@ -9,7 +9,7 @@ from typing import Any
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "asafl": {"training.learning_rate": RATES, "strategy.asafl.rate": (0.5, 1.0, 2.0)},
+    "asafl": {"training.learning_rate": RATES, "strategy.asafl.rate": (0.05, 0.1, 0.3)},
     "asyn2f": {
         "training.learning_rate": RATES,
         "strategy.asyn2f.beta": (0.2, 0.4, 0.6, 0.8),

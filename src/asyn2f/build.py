@@ -26,6 +26,7 @@ from asyn2f.tasks import models, partition
 from asyn2f.tasks.base import Task
 from asyn2f.tasks.classification import classification
 from asyn2f.tasks.data import DATASETS
+from asyn2f.tasks.prepared import DataError
 from asyn2f.timing import Stop
 from asyn2f.trainer import Schedule, Training
 
@@ -103,6 +104,7 @@ _RULES: dict[str, _Rule] = {
     "workers": _COUNT,
     "min_workers": _NATURAL,
     "task.dataset": _one_of(DATASETS),
+    "task.data_dir": _Rule(str, "a folder, or empty", lambda x: True),
     "task.model": _one_of(["mlp", "cnn", "small_cnn"]),
     "task.hidden": _each(_COUNT),
     "task.channels": _each(_COUNT),
@@ -247,10 +249,13 @@ def build_task(config: Config) -> Task:
     """The task: data read and cut, no array on any device yet.
 
     Raises:
-      ConfigError: the data cannot be cut as asked.
+      ConfigError: the data are not there, or cannot be cut as asked.
     """
     task, workers = config["task"], config["workers"]
-    dataset = DATASETS[task["dataset"]]()
+    try:
+        dataset = DATASETS[task["dataset"]](task["data_dir"])
+    except DataError as error:
+        raise ConfigError(f"config.task.dataset: {error}") from None
     labels = dataset.train["label"]
     rng = np.random.default_rng(config["seed"])
     try:
@@ -363,7 +368,7 @@ _MAY_DIFFER = (*_CARRYING_OUT, "stop")
 def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     """What a config says otherwise than a stored one: by key, the value there and the
     value here. How a run is carried out is left out."""
-    others = _other_strategies(config)
+    others = _of_no_number(config)
     before, now = (json.loads(json.dumps(flatten(c))) for c in (stored, config))
     return {
         key: (before.get(key), value)
@@ -374,10 +379,11 @@ def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _other_strategies(config: Config) -> tuple[str, ...]:
+def _of_no_number(config: Config) -> tuple[str, ...]:
     """Beginnings of the keys that no number depends on."""
     chosen = config["strategy"]["name"]
-    return tuple(f"strategy.{name}." for name in BUILDERS if name != chosen)
+    others = [f"strategy.{name}." for name in BUILDERS if name != chosen]
+    return ("task.data_dir", *others)
 
 
 def check_same_experiment(stored: Config, config: Config) -> None:
@@ -399,7 +405,7 @@ def experiment_digest(config: Config) -> str:
 
     How a run is carried out, and when it stops, may differ.
     """
-    others = _other_strategies(config)
+    others = _of_no_number(config)
     parts = {
         key: value
         for key, value in flatten(config).items()

@@ -1,8 +1,12 @@
 """Data sets by name, as arrays."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+
+from asyn2f.tasks.prepared import read_prepared
 
 
 class Dataset(NamedTuple):
@@ -33,5 +37,28 @@ def digits() -> Dataset:
     )
 
 
-DATASETS = {"digits": digits}
-"""Every data set by the name a config gives it."""
+def prepared(name: str, data_dir: str) -> Dataset:
+    """A data set that tensorflow-datasets has prepared, scaled to [0, 1].
+
+    Raises:
+      DataError: see `prepared.read_prepared`.
+    """
+    arrays, num_classes = read_prepared(name, data_dir)
+    train, test = (
+        {
+            "image": np.asarray(arrays[split]["image"], np.float32) / np.float32(255),
+            "label": np.asarray(arrays[split]["label"]),
+        }
+        for split in ("train", "test")
+    )
+    return Dataset(train, test, num_classes)
+
+
+DATASETS: dict[str, Callable[[str], Dataset]] = {
+    "digits": lambda data_dir: digits(),
+    **{
+        name: partial(prepared, name)
+        for name in ("mnist", "fashion_mnist", "cifar10", "cifar100")
+    },
+}
+"""Every data set by the name a config gives it, as a function of `task.data_dir`."""
