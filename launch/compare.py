@@ -26,8 +26,8 @@ from asyn2f import build, workdir
 from asyn2f.report import comparison, comparison_page
 from asyn2f.report.comparison import Trial
 from asyn2f.strategies import BUILDERS
-from configs.grids import GRIDS
 from launch import program
+from launch.grids import GRIDS
 from launch.trials import Book, Job, carry_out, prepare_process
 
 RESULTS, TABLE = "results.jsonl", "table.md"
@@ -38,7 +38,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each method.", lower_bound=1)
 _TRIALS = flags.DEFINE_integer(
     "trials",
     1,
-    "Settings tried for each method, from configs/grids.py; 1 = the config as it is. "
+    "Settings tried for each method, from launch/grids.py; 1 = the config as it is. "
     "They are chosen on other seeds and one half of the test set, and the results are "
     "of the other half.",
     lower_bound=1,
@@ -76,8 +76,10 @@ def main() -> int:
         for seed in range(_CHOICES.value)
     ]
     # Whatever is wrong with a method or its settings is said before anything starts.
-    for job in choosing or [_job(config, n, {}, 0, "result", half) for n in strategies]:
+    first = [_job(config, name, {}, 0, "result", half) for name in strategies]
+    for job in (*choosing, *first):
         build.check(job.config)
+    build.build_task(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         book = Book(folder / RESULTS)
@@ -128,7 +130,7 @@ def _settings(name: str, config: build.Config) -> list[dict[str, Any]]:
     others = [c for c in combinations if any(flat[key] != c[key] for key in c)]
     if len(others) < count - 1:
         raise build.ConfigError(
-            f"--trials: found {count}, but configs/grids.py has {len(others)} settings "
+            f"--trials: found {count}, but launch/grids.py has {len(others)} settings "
             f"of {name} beside the config's own; allowed: at most {len(others) + 1}"
         )
     drawn = np.random.default_rng(0).permutation(len(others))[: count - 1]

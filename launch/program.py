@@ -154,11 +154,14 @@ def threads() -> int:
     return int(found) if found.isdigit() else len(usable_cores())
 
 
-def source_digest() -> str:
-    """Names the state of the package's sources: a version number stands for many."""
+def source_digest(leave_out: tuple[str, ...] = ()) -> str:
+    """Names the state of the package's sources, but for some of its folders: a version
+    number stands for many."""
     folder = Path(asyn2f.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
+        if path.relative_to(folder).parts[0] in leave_out:
+            continue
         digest.update(path.relative_to(folder).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

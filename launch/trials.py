@@ -35,10 +35,13 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Names all that its numbers depend on."""
-        kept = {k: v for k, v in self.config.items() if k != "runtime"}
-        said = json.dumps([kept, self.half, TIMES], sort_keys=True, default=list)
-        return hashlib.sha256(said.encode()).hexdigest()[:24]
+        """Names all that its numbers depend on, the sources that compute them too."""
+        parts = ("min_workers", "sim", "stop", "worker_speeds")
+        said = [self.config[part] for part in parts]
+        said += [build.experiment_digest(self.config), self.half, TIMES]
+        said.append(program.source_digest(leave_out=("report", "runtime")))
+        text = json.dumps(said, sort_keys=True, default=list)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def prepare_process() -> None:
