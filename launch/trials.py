@@ -59,7 +59,12 @@ def carry_out(job: Job) -> Trial:
     ends_s = np.linspace(0.0, config["stop"]["max_time_s"], TIMES + 1)
     nodes = _newest_at(order, order.start_s + ends_s)
     execution = execution_of(
-        experiment, order, "vectorised", watched=set(nodes.tolist()) - {0}
+        experiment,
+        order,
+        config["sim"]["executor"],
+        config["sim"]["lanes"],
+        set(nodes.tolist()) - {0},
+        program.TRIALS,
     )
     evaluate = make_evaluate(_part_of(experiment.task, job.half))
     first = initial_server_state(experiment)

@@ -30,7 +30,7 @@ from tests.executions import (
 ROOT = Path(__file__).parent.parent
 DEVICES = 3  # of the process that `executed_in_shards` starts
 UNEQUAL = (
-    {"step_s": 0.3, "jitter": 0.3, "upload_s": 2.0},
+    {"step_s": 0.2, "jitter": 0.3, "upload_s": 2.0},
     {"step_s": 0.9, "download_s": 1.3, "upload_s": 0.1},
     {"step_s": 1.7, "outages": [[3.0, 9.0]]},
     {"step_s": 0.4, "join_s": 2.0},
@@ -89,11 +89,36 @@ def machine_of(name: str, lanes: int) -> Machine:
 # ------------------------------------------------------------- what happens in it
 
 
-def features_of(order: Order, cycles: list[int]) -> set[str]:
-    """What happened, of that which a timing allows or forbids; by each worker's events
-    and by what versions were made of."""
-    found = _of_versions(order)
-    for worker, cycle in enumerate(cycles):
+def features_for(timing: Timing) -> set[str]:
+    """What a run of many unequal workers has in it, and what it has not."""
+    found = {"pushes what it has merged nothing into"}
+    if timing.while_training != "ignore":
+        found.add("merges in mid-cycle")
+    if timing.while_training == "merge":
+        found.add("merges twice in a cycle")
+    if timing.after_push != "continue":
+        found.add("adopts a newer one")
+        found.add("adopts again" if timing.after_push == "adopt" else "waits")
+    if timing.push_below_mean:
+        found.add("trains on from what it has not sent")
+        if not timing.keep_unsent:
+            found.add("drops what it has not sent")
+    if timing.quorum == "each":
+        return found | {"versions of one size"}
+    found |= {"versions of several sizes", "updates overtake each other"}
+    if timing.quorum == "all":
+        return found | {"an update is refused"}
+    if timing.pending == "all":
+        return found | {"a worker stands in a version twice"}
+    return found | {"an update is replaced"}
+
+
+def features_of(experiment: Experiment, order: Order) -> set[str]:
+    """What happened, of all that; by each worker's events, and by what versions were
+    made of."""
+    found, epochs = _of_versions(order), experiment.strategy.timing.epochs_per_push
+    for worker, steps in enumerate(epochs_of(experiment)):
+        cycle = steps * epochs
         rows = (order.worker == worker) & ~np.isin(order.kind, _OF_SERVER)
         acts = zip(order.kind[rows].tolist(), order.value[rows].tolist(), strict=True)
         found |= _of_worker(acts, cycle)
@@ -131,7 +156,6 @@ def _of_worker(acts: Iterator[tuple[int, int]], cycle: int) -> set[str]:
                 cycles += 1
         elif kind == o.PUSH:
             assert done == cycle, "pushes are at the end of cycles"
-            found.add("pushes")
             if not merges:
                 found.add("pushes what it has merged nothing into")
         elif kind == o.WAITED:
@@ -149,7 +173,7 @@ def _of_versions(order: Order) -> set[str]:
     found: set[str] = set()
     owner = order.worker[order.kind == o.PUSH]
     sizes = np.diff(order.member_starts)[1:]
-    found.add("versions of one size" if len(set(sizes)) == 1 else "of several sizes")
+    found.add(f"versions of {'one size' if np.ptp(sizes) == 0 else 'several sizes'}")
     for node in range(1, len(order.version)):
         members = order.members_of(node)
         if len(set(owner[members])) < len(members):
@@ -158,3 +182,201 @@ def _of_versions(order: Order) -> set[str]:
             found.add("updates overtake each other")
     names = {o.SUPERSEDE: "an update is replaced", o.REJECT: "an update is refused"}
     return found | {name for kind, name in names.items() if kind in order.kind}
+
+
+@every_strategy
+def test_everything_happens_that_the_timing_leads_to_and_nothing_else(name):
+    experiment, order, result, _ = run_of(name)
+    timing = experiment.strategy.timing
+    assert features_of(experiment, order) == features_for(timing)
+    assert {o.LEAVE, o.RETURN} < set(order.kind.tolist())  # who is away comes back
+    assert (result.numbers.staleness.max() > 0) == (timing.quorum != "all")
+    assert sorted(order.worker[order.kind == o.BEGIN]) == [*range(len(UNEQUAL))]
+    assert len(order.version) == 11
+
+
+@pytest.mark.parametrize("unsent", ["drop", "keep"])
+def test_pushes_depend_on_the_values_that_are_executed(unsent):
+    """A cycle ends with a push where its signal is no higher than on average."""
+    experiment = experiment_with_all("asafl", unsent=unsent)
+    follower, heard = Follower(experiment), []
+
+    def signal_of(log, worker):
+        heard.append((len(log.kind), worker, follower.signal(log, worker)))
+        return heard[-1][2]
+
+    order = order_for(experiment, UNEQUAL, versions=10, signal_of=signal_of)
+    assert features_of(experiment, order) == features_for(experiment.strategy.timing)
+    signals: dict[int, list[float]] = {}
+    for event, worker, signal in heard:
+        if order.kind[event - 1] == o.TRAIN:  # a cycle has ended: no stretch is cut
+            signals.setdefault(worker, []).append(signal)
+            is_pushed = order.kind[event] == o.PUSH and order.worker[event] == worker
+            assert is_pushed == (signal <= np.mean(signals[worker]))
+    assert Counter(order.kind)[o.TRAIN] == sum(map(len, signals.values()))
+
+
+# ------------------------------------------------------------- the same numbers
+
+
+@every_strategy
+def test_many_lanes(name):
+    experiment, order, serial, _ = run_of(name)
+    machine = machine_of(name, 3)
+    assert machine.plan.fill > 0.4
+    assert (machine.plan.row >= 0).sum(axis=(1, 2)).max() == 3
+    assert_close(serial, execute_in_lanes(machine, order))
+
+
+@pytest.fixture(scope="module")
+def executed_in_shards():
+    """In a process of its own, as JAX's devices are counted once."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.test_every_strategy"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def execute_in_shards() -> None:
+    """By strategy, the devices it took, and in how far that was not the same."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    found = {}
+    for name in strategies.BUILDERS:
+        experiment, order, serial, _ = run_of(name)
+        machine = machine_for(experiment, order, 2, LIMITS, devices=DEVICES)
+        busy = (machine.plan.row >= 0).any(axis=(0, 2)).sum()
+        problem = ""
+        try:
+            assert_close(serial, execute_in_lanes(machine, order))
+        except AssertionError as error:
+            problem = str(error)
+        found[name] = int(busy), problem
+    print(json.dumps(found))
+
+
+@every_strategy
+def test_lanes_on_several_devices(name, executed_in_shards):
+    assert executed_in_shards[name] == [DEVICES, ""]
+
+
+@every_strategy
+def test_one_lane_has_the_bits_of_every_worker_up_to_a_version_of_other_bits(name):
+    """XLA may compile a sum of several updates to another order inside of a loop, and
+    a worker has other bits from where it takes that in."""
+    experiment, order, serial, expected = run_of(name)
+    seen, watched = Seen(), range(1, len(order.version))
+    machine = given(machine_of(name, 1), order, watched=watched)
+    result = execute_in_lanes(machine, order, seen)
+    assert_close(serial, result)
+    assert seen.nodes == expected.nodes == [*watched]
+    pairs = zip(seen.sha256s, expected.sha256s, strict=True)
+    same = {0} | {node for node, (a, b) in enumerate(pairs, start=1) if a == b}
+    events = events_of_same_bits(order, same)
+    names = ("loss", "metric", "share")
+    for key in names:
+        one, other = (getattr(r.numbers, key)[events] for r in (serial, result))
+        np.testing.assert_array_equal(one, other, err_msg=key)
+    compared = Counter(order.kind[events].tolist())
+    assert compared[o.PUSH] >= len(UNEQUAL)
+    if experiment.strategy.timing.while_training != "ignore":
+        assert compared[o.MERGE] >= 2
+
+
+def events_of_same_bits(order: Order, same: set[int]) -> list[int]:
+    """Those of workers that have taken in versions of the same bits alone."""
+    found, is_other = [], {}
+    columns = (order.kind.tolist(), order.worker.tolist(), order.value.tolist())
+    for event, (kind, worker, value) in enumerate(zip(*columns, strict=True)):
+        if kind == o.ADOPT:
+            is_other[worker] = value not in same
+        elif kind == o.MERGE:
+            is_other[worker] |= value not in same
+        if kind in (o.TRAIN, o.PUSH, o.MERGE) and not is_other[worker]:
+            found.append(event)
+    return found
+
+
+# ------------------------------------------------------------- however it is cut
+
+
+@every_strategy
+def test_how_a_run_is_cut_into_calls_and_waves_changes_no_bit(name):
+    experiment, order, serial, _ = run_of(name)
+    usual = machine_of(name, 1)
+    whole = execute_in_lanes(usual, order)
+    limits = Limits(waves=5, ticks=3, versions=2)
+    small = machine_for(experiment, order, 1, limits, max_steps=3)
+    calls = [
+        len(list(calls_of(machine.plan, machine.limits, frozenset())))
+        for machine in (usual, small)
+    ]
+    assert calls[1] > 3 * calls[0]
+    assert_same_bits(whole, execute_in_lanes(small, order))
+    shorter = given(usual, order, max_steps=1)
+    assert len(shorter.plan.steps) > len(usual.plan.steps)
+    assert_same_bits(whole, execute_in_lanes(shorter, order))
+    many = given(machine_of(name, 3), order, max_steps=1)
+    assert_close(serial, execute_in_lanes(many, order))
+
+
+@every_strategy
+def test_a_second_execution_and_that_of_another_order_compile_nothing(name):
+    experiment, order, *_ = run_of(name)
+    other = order_with_all(experiment, seed=1)
+    assert not np.array_equal(other.time_s, order.time_s)
+    machine = machine_of(name, 3)
+    first = execute_in_lanes(machine, order)
+    another = given(machine, other)
+    with nothing_compiles():
+        again = execute_in_lanes(machine, order)
+        execute_in_lanes(another, other)
+    assert_same_bits(first, again)
+
+
+# ------------------------------------------------------------- as a trace
+
+
+@every_strategy
+def test_its_trace_can_have_happened_and_is_executed_to_the_same_bits(name, tmp_path):
+    experiment, order, result, _ = run_of(name)
+    events = events_for(experiment, order, result)
+    lines = "".join(trace.to_line(event) + "\n" for event in events)
+    (tmp_path / "simulation.jsonl").write_text(lines)
+    found = trace.read(tmp_path)
+    assert found == events
+    causality.check(found)
+    again = order_of(found)
+    assert features_of(experiment, again) == features_of(experiment, order)
+    replayed = execute_serially(experiment, again)
+    digests = [params_sha256(r.state.model.params) for r in (result, replayed)]
+    assert digests[0] == digests[1]
+
+
+@every_strategy
+def test_a_real_run_replays_bit_for_bit(name, tmp_path):
+    """Server and workers over ZeroMQ, as threads, each at its own speed."""
+    experiment = small(strategy__name=name, stop__max_versions=5)
+    run = LocalRun(tmp_path, experiment, "zmq")
+    for number in range(3):
+        run.start_worker(number)
+    summary = run.finish()
+    assert (summary["status"], summary["versions"]) == ("finished", 5)
+    assert {end.status for end in run.ended.values() if end is not summary} == {
+        "finished"
+    }
+    events = trace.read(tmp_path / "trace")
+    causality.check(events)
+    replayed = execute_serially(experiment, order_of(events))
+    assert params_sha256(replayed.state.model.params) == summary["params_sha256"]
+
+
+if __name__ == "__main__":
+    execute_in_shards()
