@@ -17,7 +17,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 import asyn2f
-from asyn2f import build, trace, workdir
+from asyn2f import build, rules, trace, workdir
 from asyn2f.causality import CausalityError
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.store import StoreError
@@ -57,7 +57,7 @@ def run(main: Callable[[], int | None]) -> None:
         for argument in argv[1:]:
             key = argument.lstrip("-").partition("=")[0]
             if key.startswith("config."):
-                build.check_key(key.removeprefix("config."))
+                rules.check_key(key.removeprefix("config."))
         rest: list[str] = flags.FLAGS(argv)
         if len(rest) > 1:
             raise flags.Error(f"unknown argument {rest[1]!r}; flags begin with --")

@@ -17,7 +17,7 @@ LAYERS = [
         *("lineage", "causality", "provenance"),
     },
     {"sim", "runtime", "report"},
-    {"build"},
+    {"build", "rules"},
 ]
 NEVER = [
     ("strategies", "tasks"),

@@ -3,23 +3,19 @@
 Below this module a misspelt key or a value out of range cannot exist.
 """
 
-import difflib
 import hashlib
 import inspect
 import json
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any
 
 import numpy as np
 
-from asyn2f import strategies
 from asyn2f.experiment import Experiment, make_experiment
-from asyn2f.runtime.settings import Announce, RuntimeSettings
+from asyn2f.rules import Config, ConfigError, check_values, flatten
+from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.zmq_transport import AddressError, parse_address
-from asyn2f.sim.execute import Executor
 from asyn2f.sim.profiles import Profiles, draw_profiles, read_profiles
 from asyn2f.strategies import BUILDERS, Strategy
 from asyn2f.tasks import models, partition
@@ -28,176 +24,7 @@ from asyn2f.tasks.classification import classification
 from asyn2f.tasks.data import DATASETS
 from asyn2f.tasks.prepared import DataError
 from asyn2f.timing import Stop
-from asyn2f.trainer import Schedule, Training
-
-
-class ConfigError(ValueError):
-    """A config that is not allowed: says the key, what was found, what is allowed."""
-
-
-Config = Mapping[str, Any]
-"""A config as plain nested dicts, whole: every key of `configs/default.py`."""
-
-
-class _Rule(NamedTuple):
-    kind: type
-    allowed: str
-    holds: Callable[[Any], bool]
-
-
-def _number(kind: type, low: float, high: float = math.inf, open_low=False) -> _Rule:
-    bounds = f"{'above' if open_low else 'at least'} {low:g}"
-    if high < math.inf:
-        bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-    return _Rule(
-        kind,
-        bounds,
-        lambda x: (
-            (x > low if open_low else x >= low) and x <= high and math.isfinite(x)
-        ),
-    )
-
-
-def _one_of(options) -> _Rule:
-    options = list(options)
-    return _Rule(str, "one of " + ", ".join(options), lambda x: x in options)
-
-
-def _each(rule: _Rule) -> _Rule:
-    """A list, not empty, whose items obey the rule."""
-
-    def holds(items):
-        return len(items) > 0 and all(
-            _fits(rule.kind, x) and rule.holds(x) for x in items
-        )
-
-    return _Rule(tuple, f"a list, each {rule.allowed}", holds)
-
-
-def _is_profiles(name: str) -> bool:
-    return name == "drawn" or name.endswith((".csv", ".jsonl"))
-
-
-_ANY_BOOL = _Rule(bool, "True or False", lambda x: True)
-_COUNT = _number(int, 1)
-_NATURAL = _number(int, 0)
-_SECONDS = _number(float, 0)
-_PARTITIONS = ("iid", "sizes", "dirichlet", "shards")
-
-
-def _strategy_rules() -> dict[str, _Rule]:
-    """Of what the builders take: its kind. Its range is the builder's business."""
-    rules = {}
-    for name in BUILDERS:
-        for key, found in strategies.parameters(name).items():
-            kind = found.annotation
-            if get_origin(kind) is Literal:
-                rule = _one_of(get_args(kind))
-            else:
-                rule = _Rule(kind, f"any {kind.__name__}", lambda x: True)
-            rules[f"strategy.{name}.{key}"] = rule
-    return rules
-
-
-_RULES: dict[str, _Rule] = {
-    "seed": _NATURAL,
-    "workers": _COUNT,
-    "min_workers": _NATURAL,
-    "task.dataset": _one_of(DATASETS),
-    "task.data_dir": _Rule(str, "a folder, or empty", lambda x: True),
-    "task.model": _one_of(["mlp", "cnn", "small_cnn"]),
-    "task.hidden": _each(_COUNT),
-    "task.channels": _each(_COUNT),
-    "task.batch_norm": _ANY_BOOL,
-    "task.conv_impl": _one_of(get_args(models.ConvImpl)),
-    "task.partition": _one_of(_PARTITIONS),
-    "task.sizes": _each(_NATURAL),
-    "task.alpha": _number(float, 0, open_low=True),
-    "task.shards_per_worker": _COUNT,
-    "task.quality": _each(_number(float, 0, 1, open_low=True)),
-    "training.batch_size": _COUNT,
-    "training.learning_rate": _number(float, 0, open_low=True),
-    "training.momentum": _Rule(float, "[0, 1)", lambda x: 0 <= x < 1),
-    "training.weight_decay": _SECONDS,
-    "training.schedule": _one_of(get_args(Schedule)),
-    "training.learning_rate_min": _SECONDS,
-    "training.schedule_length": _COUNT,
-    "training.momentum_at_merge": _one_of(["keep", "reset"]),
-    "strategy.name": _one_of(BUILDERS),
-    **_strategy_rules(),
-    "timing.min_updates": _NATURAL,
-    "timing.epochs_per_push": _COUNT,
-    "timing.push_after_metric": _number(float, 0, 1),
-    "timing.push_after_epochs": _NATURAL,
-    "timing.deadline_s": _SECONDS,
-    "stop.max_versions": _NATURAL,
-    "stop.max_time_s": _SECONDS,
-    "stop.target_accuracy": _number(float, 0, 1),
-    "runtime.address": _Rule(str, "tcp://host:port", lambda x: True),
-    "runtime.announce": _one_of(get_args(Announce)),
-    "runtime.keep_last": _COUNT,
-    "runtime.keep_younger_than_s": _SECONDS,
-    "runtime.beat_s": _number(float, 0, open_low=True),
-    "runtime.dead_after_s": _number(float, 0, open_low=True),
-    "runtime.lease_s": _number(float, 0, open_low=True),
-    "runtime.join_timeout_s": _number(float, 0, open_low=True),
-    "worker_speeds": _each(_number(float, 0)),
-    "runtime.pin": _ANY_BOOL,
-    "sim.profiles": _Rule(str, "drawn, or a file .csv or .jsonl", _is_profiles),
-    "sim.step_s": _each(_SECONDS),
-    "sim.step_spread": _number(float, 1),
-    "sim.jitter": _SECONDS,
-    "sim.upload_s": _SECONDS,
-    "sim.download_s": _SECONDS,
-    "sim.upload_mbps": _SECONDS,
-    "sim.download_mbps": _SECONDS,
-    "sim.link_spread": _number(float, 1),
-    "sim.join_s": _SECONDS,
-    "sim.stay_s": _SECONDS,
-    "sim.outage_every_s": _SECONDS,
-    "sim.outage_s": _SECONDS,
-    "sim.aggregate_s": _SECONDS,
-    "sim.evaluate_every": _NATURAL,
-    "sim.executor": _one_of(get_args(Executor)),
-    "sim.lanes": _NATURAL,
-}
-
-
-def _fits(kind: type, value: Any) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, (list, tuple) if kind is tuple else kind)
-
-
-def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to values.
-
-    >>> flatten({"a": 1, "b": {"c": 2}})
-    {'a': 1, 'b.c': 2}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def check_key(key: str) -> None:
-    """Nothing, if there is such a dotted key.
-
-    Raises:
-      ConfigError: there is none; names the nearest that there is.
-    """
-    if key not in _RULES:
-        near = difflib.get_close_matches(key, _RULES, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(
-            f"unknown key config.{key}{hint} (configs/default.py has them all)"
-        )
+from asyn2f.trainer import Training
 
 
 def check(config: Config) -> None:
@@ -206,17 +33,8 @@ def check(config: Config) -> None:
     Raises:
       ConfigError: otherwise.
     """
+    check_values(config)
     flat = flatten(config)
-    for key in flat:
-        check_key(key)
-    for key, rule in _RULES.items():
-        if key not in flat:
-            if key.startswith("strategy.") and key != "strategy.name":
-                continue  # of a strategy that this config is older than
-            raise ConfigError(f"config.{key} is missing: begin with configs/default.py")
-        value = flat[key]
-        if not _fits(rule.kind, value) or not rule.holds(value):
-            raise ConfigError(f"config.{key}: found {value!r}, allowed: {rule.allowed}")
     build_strategy(config)
     workers = flat["workers"]
     if flat["min_workers"] > workers:
