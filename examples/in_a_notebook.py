@@ -7,8 +7,14 @@
 # %%
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import asyn2f
+
+
+def show(name, *arrays):
+    print(name, *(np.asarray(array).round(3) for array in arrays))
+
 
 # %% [markdown]
 # ## Local to global
@@ -37,8 +43,8 @@ model = asyn2f.weighted_sum(stack(anna, bert), shares)
 # Bert has three times the examples, but is one version behind, which halves what he
 # counts for: 100 / 0.5 = 200 against 300 / (0.5 * 2) = 300, so 0.4 and 0.6.
 # w = 0.4 (1, 2) + 0.6 (3, 6) = (2.2, 4.4), b = 0.4 * 5 = 2.
-print("coefficients", shares.round(3))
-print("model", model["w"].round(3), model["b"].round(3))
+show("coefficients", shares)
+show("model", model["w"], model["b"])
 
 # %% [markdown]
 # ## Global to local
@@ -59,7 +65,7 @@ share = asyn2f.local_share(
 
 # Of the data it has 100 / (100 + 300) = 0.25; of the losses 0.6 / (0.2 + 0.6) = 0.75,
 # as it is the better of the two. 0.4 * 0.25 + 0.6 * 0.75 = 0.55.
-print("share", share.round(3))
+show("share", share)
 
 # %%
 before = {"w": jnp.array([0.0, 2.0, 1.0])}  # before its last step
@@ -70,7 +76,7 @@ merged = asyn2f.directional_merge(before, now, fresh, share)
 # The first went up, and the global value is higher still: it is taken whole, 3.
 # The second went down, away from it: 0.45 * 3 + 0.55 * 1 = 1.9.
 # The third has not moved: 0.45 * 2 + 0.55 * 1 = 1.45.
-print("merged", merged["w"].round(3))
+show("merged", merged["w"])
 
 # %% [markdown]
 # ## Three methods, the same three updates
@@ -129,7 +135,7 @@ for strategy in (asyn2f.fedavg(), asyn2f.fedbuff(), asyn2f.asyn2f()):
 # The stale ones push from where the server is now, and do not pull it back to (0, 0).
 #
 # asyn2f weighs by examples / (loss * (1 + staleness)): 100 / 1, 200 / (0.5 * 4) and
-# 100 / (0.125 * 4), which is 100 : 100 : 200. The stalest update counts most, because a
+# 100 / (0.125 * 4), which is 100 : 100 : 200. A stale update counts most, because a
 # coefficient grows as 1 / loss; asyn2f.asyn2f(max_share=0.4) would cap it.
 #   w = 0.25 (2, 1) + 0.25 (2, 2) + 0.5 (0, 2) = (1, 1.75).
 #
