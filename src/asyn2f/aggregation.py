@@ -134,7 +134,7 @@ def weighted_sum(params: Params, coefficients: jax.Array) -> Params:
                 f"{name}: found {leaf.shape}, expected a leading axis of {count}: "
                 "one row per coefficient"
             )
-        return _cast(_sum_rows(leaf, coefficients), leaf.dtype)
+        return cast(_sum_rows(leaf, coefficients), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(reduce, params)
 
@@ -157,7 +157,8 @@ def _sum_rows(leaf: jax.Array, coefficients: jax.Array) -> jax.Array:
     return total
 
 
-def _cast(value: jax.Array, dtype) -> jax.Array:
+def cast(value: jax.Array, dtype) -> jax.Array:
+    """The value as another dtype; rounded, if that holds whole numbers."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         value = jnp.round(value)
     return value.astype(dtype)

@@ -8,7 +8,7 @@ averaged.
 import jax
 import jax.numpy as jnp
 
-from asyn2f.aggregation import weighted_sum
+from asyn2f.aggregation import cast, weighted_sum
 from asyn2f.types import Params
 
 
@@ -37,7 +37,7 @@ def difference(params: Params, start: Params) -> Params:
 
     def subtract(after, before):
         change = after.astype(jnp.float32) - before.astype(jnp.float32)
-        return change.astype(after.dtype)
+        return cast(change, after.dtype)
 
     change = jax.tree.map(subtract, trained(params), trained(start))
     return with_trained(params, change)
@@ -45,21 +45,22 @@ def difference(params: Params, start: Params) -> Params:
 
 def moved(params: Params, change: Params, rate: jax.Array | float) -> Params:
     """`params + rate * change` of what is trained, statistics as they are in `change`;
-    in float32, kept in each leaf's dtype."""
+    in float32, kept in each leaf's dtype (integers rounded)."""
 
     def add(before, step):
         after = before.astype(jnp.float32) + rate * step.astype(jnp.float32)
-        return after.astype(before.dtype)
+        return cast(after, before.dtype)
 
     return with_trained(change, jax.tree.map(add, trained(params), trained(change)))
 
 
 def mean_change(pushed: Params, weights: jax.Array, mask: jax.Array) -> Params:
-    """`(1 / M) sum_k weights[k] Delta_k` of M real differences; statistics: their mean.
+    """`(1 / M) sum_k weights[k] Delta_k` of M real differences; statistics: their plain
+    mean, whatever the weights.
 
     Args:
       pushed: what `difference` made, stacked to leaves [K, ...].
-      weights: f32 [K].
+      weights: f32 [K]; of rows that are not real, anything.
       mask: bool [K], True = real.
 
     Returns:
@@ -69,4 +70,5 @@ def mean_change(pushed: Params, weights: jax.Array, mask: jax.Array) -> Params:
     share = share / jnp.maximum(jnp.sum(share), 1.0)
     f32 = jax.tree.map(lambda x: x.astype(jnp.float32), trained(pushed))
     statistics = weighted_sum(with_trained(pushed, ()), share)
-    return with_trained(statistics, weighted_sum(f32, share * weights))
+    shares = share * jnp.where(mask, weights, 0.0)
+    return with_trained(statistics, weighted_sum(f32, shares))

@@ -106,6 +106,7 @@ def _make_aggregate(advance_server: AdvanceServer, most: int) -> AggregateUpdate
         # Padded to one shape, so that one program serves every number of updates.
         rows = (*updates, *[updates[0]] * (most - count))
         state, metrics = run(state, rows, jnp.arange(most) < count)
-        return state, jax.tree.map(lambda rows: rows[:count], metrics)
+        # Of a metric that is one number there is nothing to cut off.
+        return state, jax.tree.map(lambda x: x[:count] if x.ndim else x, metrics)
 
     return aggregate

@@ -68,20 +68,6 @@ _SECONDS = _number(float, 0)
 _PARTITIONS = ("iid", "sizes", "dirichlet", "shards")
 
 
-def _strategy_rules() -> dict[str, _Rule]:
-    """Of what the builders take: its kind. Its range is the builder's business."""
-    rules = {}
-    for name in BUILDERS:
-        for key, found in strategies.parameters(name).items():
-            kind = found.annotation
-            if get_origin(kind) is Literal:
-                rule = _one_of(get_args(kind))
-            else:
-                rule = _Rule(kind, f"any {kind.__name__}", lambda x: True)
-            rules[f"strategy.{name}.{key}"] = rule
-    return rules
-
-
 _RULES: dict[str, _Rule] = {
     "seed": _NATURAL,
     "workers": _COUNT,
@@ -106,8 +92,6 @@ _RULES: dict[str, _Rule] = {
     "training.learning_rate_min": _SECONDS,
     "training.schedule_length": _COUNT,
     "training.momentum_at_merge": _one_of(["keep", "reset"]),
-    "strategy.name": _one_of(BUILDERS),
-    **_strategy_rules(),
     "timing.min_updates": _NATURAL,
     "timing.epochs_per_push": _COUNT,
     "timing.push_after_metric": _number(float, 0, 1),
@@ -146,6 +130,21 @@ _RULES: dict[str, _Rule] = {
 }
 
 
+def _rules() -> dict[str, _Rule]:
+    """All rules, with those of what the builders take: its kind, as its range is the
+    builder's business. Made anew each time, as there may be a new builder."""
+    rules = dict(_RULES)
+    for name in BUILDERS:
+        for key, (kind, _) in strategies.parameters(name).items():
+            if get_origin(kind) is Literal:
+                rule = _one_of(get_args(kind))
+            else:
+                rule = _Rule(kind, f"any {kind.__name__}", lambda x: True)
+            rules[f"strategy.{name}.{key}"] = rule
+    rules["strategy.name"] = _one_of(BUILDERS)
+    return rules
+
+
 def _fits(kind: type, value: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -175,8 +174,12 @@ def check_key(key: str) -> None:
     Raises:
       ConfigError: there is none; names the nearest that there is.
     """
-    if key not in _RULES:
-        near = difflib.get_close_matches(key, _RULES, n=1, cutoff=0.5)
+    _find(key, _rules())
+
+
+def _find(key: str, rules: Mapping[str, _Rule]) -> None:
+    if key not in rules:
+        near = difflib.get_close_matches(key, rules, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(
             f"unknown key config.{key}{hint} (configs/default.py has them all)"
@@ -189,10 +192,10 @@ def check_values(config: Config) -> None:
     Raises:
       ConfigError: otherwise.
     """
-    flat = flatten(config)
+    flat, rules = flatten(config), _rules()
     for key in flat:
-        check_key(key)
-    for key, rule in _RULES.items():
+        _find(key, rules)
+    for key, rule in rules.items():
         if key not in flat:
             if key.startswith("strategy.") and key != "strategy.name":
                 continue  # of a strategy that this config is older than

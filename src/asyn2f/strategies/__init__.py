@@ -1,7 +1,7 @@
 """The methods: one file each, one builder each, all of them records of functions."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal, get_origin
 
 from asyn2f.strategies.asafl import asafl
 from asyn2f.strategies.asyn2f import asyn2f
@@ -33,19 +33,37 @@ BUILDERS = {
 """Every strategy by the name a config gives it."""
 
 
-def parameters(name: str) -> dict[str, inspect.Parameter]:
-    """What a strategy's builder takes: types and defaults.
+def parameters(name: str) -> dict[str, tuple[Any, Any]]:
+    """What a strategy's builder takes: by name, type and default.
 
-    >>> parameters("fedprox")["mu"].default
-    0.01
+    Raises:
+      TypeError: a parameter is not float, int, bool, str or a `Literal` of strings, or
+        has no default.
+
+    >>> parameters("fedprox")
+    {'mu': (<class 'float'>, 0.01)}
     """
-    return dict(inspect.signature(BUILDERS[name]).parameters)
+    found = {}
+    for key, said in inspect.signature(
+        BUILDERS[name], eval_str=True
+    ).parameters.items():
+        kind, default = said.annotation, said.default
+        if default is said.empty or not (
+            kind in (float, int, bool, str) or get_origin(kind) is Literal
+        ):
+            raise TypeError(
+                f"strategy {name}, parameter {key}: found annotation {kind!r} and "
+                f"default {default!r}; both are needed, and allowed are float, int, "
+                "bool, str and Literal[...] of strings"
+            )
+        found[key] = kind, float(default) if kind is float else default
+    return found
 
 
 def defaults() -> dict[str, dict[str, Any]]:
     """By strategy, the default of each of its parameters."""
     return {
-        name: {key: found.default for key, found in parameters(name).items()}
+        name: {key: default for key, (_, default) in parameters(name).items()}
         for name in BUILDERS
     }
 

@@ -31,8 +31,9 @@ class Aggregate(Protocol):
 
         Returns:
           The state with version v + 1, and metrics with at least `coefficients`
-          f32 [K] (>= 0, sum 1 over the real rows: what each counts among them) and
-          `staleness` i32 [K] (v - base version).
+          f32 [K] (>= 0, sum 1 over the real rows: what each counts among them; equal,
+          where the method has none) and `staleness` i32 [K] (v - base version). What
+          else there is has a row per update or is one number.
         """
 
 
@@ -43,7 +44,8 @@ class Merge(Protocol):
         """Global to local, in mid-training.
 
         Args:
-          local: what the worker would push just now.
+          local: what the worker would push just now, with its model in `params`
+            whatever `Strategy.push` would make of it.
           previous: its parameters before its last local step.
           model: the arrived version.
 
