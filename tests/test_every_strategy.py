@@ -7,10 +7,12 @@ in it whatever the strategy's timing can lead to.
 import functools
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +20,10 @@ import jax
 import numpy as np
 import pytest
 
-from asyn2f import causality, strategies, trace
+from asyn2f import causality, programs, strategies, trace
 from asyn2f.experiment import Experiment
+from asyn2f.programs import Adopt, Merge, Push, Train, worker_program
+from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.sim import order as o
 from asyn2f.sim.lanes import Limits
 from asyn2f.sim.machine import Machine
@@ -28,7 +32,7 @@ from asyn2f.sim.order import Order
 from asyn2f.sim.recorded import order_of
 from asyn2f.sim.serial import Follower, execute_serially
 from asyn2f.sim.vectorised import calls_of, execute_in_lanes
-from asyn2f.timing import Timing
+from asyn2f.timing import Stop, Timing
 from asyn2f.trees import params_sha256
 from tests.compilation import nothing_compiles
 from tests.executions import (
@@ -42,7 +46,8 @@ from tests.executions import (
     machine_for,
     order_for,
 )
-from tests.test_runtime import LocalRun, small
+from tests.test_protocol import Desk, verdicts
+from tests.test_runtime import LocalRun
 
 ROOT = Path(__file__).parent.parent
 DEVICES = 3  # of the process that `executed_in_shards` starts
@@ -55,6 +60,12 @@ UNEQUAL = (
 )
 DEADLINES_S = {"each": 0.0, "some": 0.8, "all": 19.0}
 VERSIONS = 10
+SETTINGS = RuntimeSettings(  # of real runs
+    beat_s=0.2,
+    dead_after_s=5.0,
+    join_timeout_s=20.0,
+    worker_speeds=(300.0, 80.0, 50.0, 150.0, 40.0),
+)
 LIMITS = Limits(waves=16, ticks=32, versions=8)
 
 every_strategy = pytest.mark.parametrize("name", sorted(strategies.BUILDERS))
@@ -80,7 +91,9 @@ def experiment_with_all(name: str, **changes: str) -> Experiment:
 def order_with_all(experiment: Experiment, seed: int = 0) -> Order:
     depends = experiment.strategy.timing.depends_on_values
     signal_of = Follower(experiment).signal if depends else None
-    return order_for(experiment, UNEQUAL, seed=seed, versions=VERSIONS, signal_of=signal_of)
+    return order_for(
+        experiment, UNEQUAL, seed=seed, versions=VERSIONS, signal_of=signal_of
+    )
 
 
 class Run(NamedTuple):
@@ -202,6 +215,7 @@ def _of_versions(order: Order) -> set[str]:
     return found | {name for kind, name in names.items() if kind in order.kind}
 
 
+@pytest.mark.usefixtures("shards")  # which take their time, beside what follows
 @every_strategy
 def test_everything_happens_that_the_timing_leads_to_and_nothing_else(name):
     experiment, order, result, _ = run_of(name)
@@ -232,6 +246,15 @@ def test_pushes_depend_on_the_values_that_are_executed(unsent):
             is_pushed = order.kind[event] == o.PUSH and order.worker[event] == worker
             assert is_pushed == (signal <= np.mean(signals[worker]))
     assert Counter(order.kind)[o.TRAIN] == sum(map(len, signals.values()))
+    sent = []  # as it is executed, in order of arrival
+
+    def aggregate(state, updates):
+        sent.extend(float(update.signal) for update in updates)
+        return experiment.aggregate(state, updates)
+
+    execute_serially(experiment._replace(aggregate=aggregate), order)
+    pushes = {int(order.value[e]): s for e, _, s in heard if order.kind[e] == o.PUSH}
+    assert sent == [pushes[update] for update in order.members.tolist()]
 
 
 # ------------------------------------------------------------- the same numbers
@@ -246,41 +269,59 @@ def test_many_lanes(name):
     assert_close(serial, execute_in_lanes(machine, order))
 
 
+class Shards:
+    """The same in a process of its own, as JAX's devices are counted once; it runs
+    beside the other tests. Values are pickled to it, and are read back as JSON."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "serial.pickle"
+        runs = {name: run_of(name) for name in sorted(strategies.BUILDERS)}
+        serial = {k: (r.order, jax.device_get(r.result)) for k, r in runs.items()}
+        path.write_bytes(pickle.dumps(serial))
+        self._found: dict[str, list] = {}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.test_every_strategy", path],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __getitem__(self, name: str) -> list:
+        """How many devices had something to do, and what was wrong."""
+        if not self._found:
+            out, err = self._process.communicate(timeout=250)
+            assert self._process.returncode == 0, out + err
+            self._found = json.loads(out)
+        return self._found[name]
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
 @pytest.fixture(scope="module")
-def executed_in_shards():
-    """In a process of its own, as JAX's devices are counted once."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.test_every_strategy"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
+def shards(tmp_path_factory):
+    started = Shards(tmp_path_factory.mktemp("shards"))
+    yield started
+    started.end()
 
 
-def execute_in_shards() -> None:
-    """By strategy, the devices it took, and in how far that was not the same."""
+def execute_in_shards(path: str) -> None:
     jax.config.update("jax_num_cpu_devices", DEVICES)
     found = {}
-    for name in strategies.BUILDERS:
-        experiment, order, serial, _ = run_of(name)
+    for name, (order, serial) in pickle.loads(Path(path).read_bytes()).items():
+        experiment = experiment_with_all(name)
         machine = machine_for(experiment, order, 2, LIMITS, devices=DEVICES)
-        busy = (machine.plan.row >= 0).any(axis=(0, 2)).sum()
+        busy = int((machine.plan.row >= 0).any(axis=(0, 2)).sum())
         problem = ""
         try:
             assert_close(serial, execute_in_lanes(machine, order))
         except AssertionError as error:
             problem = str(error)
-        found[name] = int(busy), problem
+        found[name] = busy, problem
     print(json.dumps(found))
-
-
-@every_strategy
-def test_lanes_on_several_devices(name, executed_in_shards):
-    assert executed_in_shards[name] == [DEVICES, ""]
 
 
 @every_strategy
@@ -370,7 +411,10 @@ def test_its_trace_can_have_happened_and_is_executed_to_the_same_bits(name, tmp_
     assert found == events
     causality.check(found)
     again = order_of(found)
-    assert features_of(experiment, again) == features_of(experiment, order)
+    # Who has waited is in a trace; but in an order only where it is scheduled.
+    assert features_of(experiment, again) | {"waits"} == features_of(
+        experiment, order
+    ) | {"waits"}
     replayed = execute_serially(experiment, again)
     digests = [params_sha256(r.state.model.params) for r in (result, replayed)]
     assert digests[0] == digests[1]
@@ -379,20 +423,88 @@ def test_its_trace_can_have_happened_and_is_executed_to_the_same_bits(name, tmp_
 @every_strategy
 def test_a_real_run_replays_bit_for_bit(name, tmp_path):
     """Server and workers over ZeroMQ, as threads, each at its own speed."""
-    experiment = small(strategy__name=name, stop__max_versions=5)
-    run = LocalRun(tmp_path, experiment, "zmq")
-    for number in range(3):
+    experiment = experiment_with_all(name)._replace(stop=Stop(max_versions=6))
+    run = LocalRun(tmp_path, experiment, "zmq", SETTINGS)
+    for number in range(len(UNEQUAL)):
         run.start_worker(number)
     summary = run.finish()
-    assert (summary["status"], summary["versions"]) == ("finished", 5)
-    assert {end.status for end in run.ended.values() if end is not summary} == {
-        "finished"
-    }
+    assert (summary["status"], summary["versions"]) == ("finished", 6)
+    ends = [end for actor, end in run.ended.items() if actor != "server"]
+    assert {end.status for end in ends} == {"finished"}
     events = trace.read(tmp_path / "trace")
     causality.check(events)
-    replayed = execute_serially(experiment, order_of(events))
+    order, timing = order_of(events), experiment.strategy.timing
+    replayed = execute_serially(experiment, order)
     assert params_sha256(replayed.state.model.params) == summary["params_sha256"]
+    found = features_of(experiment, order)
+    assert ("merges in mid-cycle" in found) == (timing.while_training != "ignore")
+    assert ("adopts a newer one" in found) == (timing.after_push != "continue")
+    waited = any(isinstance(event, trace.Waited) for event in events)
+    assert waited == (timing.after_push == "wait")
+    sizes = set(np.diff(order.member_starts)[1:].tolist())
+    # Nobody is away, and no deadline passes.
+    expected = {"each": 1, "some": timing.min_updates, "all": len(UNEQUAL)}
+    assert min(sizes) == expected[timing.quorum]
+
+
+# ------------------------------------------------------------- where acts take time
+
+
+@every_strategy
+def test_a_version_may_come_while_a_worker_is_busy_with_another(name):
+    """Under a virtual clock, that takes no time; in a process it does."""
+    timing = strategies.BUILDERS[name]().timing
+    program, newest, merges, taken = worker_program(timing, 8), 0, [0], []
+    command = next(program)
+    for _ in range(100):
+        steps = min(command.steps, 2) if isinstance(command, Train) else 0
+        newest += steps > 0
+        if isinstance(command, Merge | Adopt):
+            taken.append(command.version)
+            newest += command.version % 3 < 2  # not always, so that it can go on
+        merges[-1] += isinstance(command, Merge)
+        if isinstance(command, Push):
+            merges.append(0)
+            newest += timing.after_push == "wait"
+        command = program.send(programs.Seen(steps=steps, newest=newest))
+    assert len(merges) > 5
+    assert taken == sorted(set(taken))
+    if timing.while_training == "merge_once":
+        assert set(merges[:-1]) == {1}
+    else:
+        assert (max(merges) > 1) == (timing.while_training == "merge")
+
+
+@pytest.mark.parametrize("when", ["in turn", "being made", "overtaken"])
+@every_strategy
+def test_only_where_updates_are_replaced_a_newer_one_replaces_an_older(name, when):
+    """Whether the server listens, makes a version, or is sent an update again."""
+    makers = ("1", "0") if when == "being made" else ()
+    timing = strategies.BUILDERS[name]().timing
+    timing = replace(timing, min_updates=len(makers) or 3, min_workers=2)
+    replaces = timing.quorum == "all" or (timing.quorum, timing.pending) == (
+        "some",
+        "newest",
+    )
+    desk = Desk(timing)
+    desk.join("0", "1")
+    for session in makers[:1] if timing.quorum == "each" else makers:
+        desk.push(session, 9)  # of which a version is made: now it does not listen
+    numbers = [11, 10] if when == "overtaken" else [10, 11]
+    found = []
+    for number in numbers:
+        found += verdicts(desk.push("0", number))
+    expected = [("0", 10, "superseded")] if replaces else []
+    assert found == expected
+
+
+# ------------------------------------------------------------- on several devices
+
+
+@every_strategy
+def test_lanes_on_several_devices(name, shards):
+    assert shards[name] == [DEVICES, ""]
 
 
 if __name__ == "__main__":
-    execute_in_shards()
+    execute_in_shards(sys.argv[1])

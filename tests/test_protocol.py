@@ -71,7 +71,8 @@ class Desk:
 
     def __init__(self, timing=ASYN2F, announce="durable", **changes):
         runtime = RuntimeSettings(announce=announce, **RUNTIME)
-        changes = {"min_workers": timing.min_workers, "runtime": runtime} | changes
+        own = {"min_workers": timing.min_workers, "replaces": timing.replaces}
+        changes = own | {"runtime": runtime} | changes
         program = programs.server_program(timing)
         self.now = 0.0
         self.machine = ServerProtocol(server_settings(**changes), program, made(0), 0.0)

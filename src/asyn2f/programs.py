@@ -100,10 +100,11 @@ def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
             base = seen.newest
             seen = yield Adopt(base)
             trained = False
-        done = 0
+        done, merged = 0, False
         while done < cycle and not seen.stop:
-            if (merges or done == slot) and seen.newest != base:
-                base = seen.newest
+            is_slot = done == slot and not merged
+            if (merges or is_slot) and seen.newest != base:
+                base, merged = seen.newest, True
                 # Nothing local to keep before the first step: then it is an adoption.
                 seen = yield Merge(base) if trained else Adopt(base)
                 continue
@@ -228,8 +229,7 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
     live: set[int] = set()
     # By worker where a newer update replaces an older one, else by update.
     pending: dict[int | UpdateKey, Arrived] = {}
-    is_buffer = timing.quorum == "some" and timing.pending == "all"
-    replaces = timing.quorum != "each" and not is_buffer
+    replaces = timing.replaces
     most = None if replaces else timing.most_updates(workers=0)
     expected: set[int] = set()  # live when the newest version was published
     missing: set[int] = set()  # of those, live and without a pending update

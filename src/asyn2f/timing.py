@@ -67,12 +67,17 @@ class Timing:
         """Whether it depends on a worker's signal when it pushes."""
         return self.push_below_mean or self.push_after_metric > 0
 
+    @property
+    def replaces(self) -> bool:
+        """Whether a newer update of a worker replaces its pending one."""
+        is_buffer = self.quorum == "some" and self.pending == "all"
+        return self.quorum != "each" and not is_buffer
+
     def most_updates(self, workers: int) -> int:
         """How many updates one aggregation may have, at most."""
         if self.quorum == "each":
             return 1
-        is_buffer = self.quorum == "some" and self.pending == "all"
-        return self.min_updates if is_buffer else workers
+        return workers if self.replaces else self.min_updates
 
     def may_push(self, signal: float, mean: float, epochs: int) -> bool:
         """Whether a worker pushes after `epochs` whose signal is this, and on average

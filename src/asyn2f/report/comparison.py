@@ -131,7 +131,9 @@ def rows_of(trials: Sequence[Trial], target: float) -> list[Row]:
                 staleness=float(behind @ np.arange(len(behind)) / max(behind.sum(), 1)),
             )
         )
-    return sorted(rows, key=lambda row: -row.at_time.mean)
+    return sorted(
+        rows, key=lambda row: (math.isnan(row.at_time.mean), -row.at_time.mean)
+    )
 
 
 def differences(trials: Sequence[Trial]) -> list[Difference]:
@@ -146,8 +148,8 @@ def differences(trials: Sequence[Trial]) -> list[Difference]:
         if len(seeds) < 2:
             continue
         gaps = np.array([ours[seed] - theirs[seed] for seed in seeds])
-        if np.ptp(gaps) == 0:  # the test would divide by zero
-            p = 1.0 if gaps[0] == 0 else 0.0
+        if np.ptp(gaps) < 1e-9:  # the test would divide by zero
+            p = 1.0 if abs(gaps[0]) < 1e-9 else 0.0
         else:
             p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
         found.append(Difference(first, second, float(gaps.mean()), p))

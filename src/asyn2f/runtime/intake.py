@@ -17,12 +17,14 @@ class Intake:
         self,
         run: str,
         incarnation: int,
+        replaces: bool,
         ledger: Ledger,
         roster: Roster,
         outlet: p.Outlet,
     ) -> None:
         self._run = run
         self._incarnation = incarnation
+        self._replaces = replaces
         self._ledger = ledger
         self._roster = roster
         self._outlet = outlet
@@ -46,7 +48,9 @@ class Intake:
         if self._ledger.is_known(header.session, header.seq):
             self.answer(session, header.seq)
             return ""
-        overtaken = self._ledger.is_overtaken(header.session, header.seq)
+        overtaken = self._replaces and self._ledger.is_overtaken(
+            header.session, header.seq
+        )
         problem = closed or self._problem(session, header, version)
         self._ledger.take_in(key)
         if problem:

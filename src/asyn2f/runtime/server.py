@@ -123,6 +123,7 @@ class Server:
             num_bytes=experiment.template.num_bytes,
             workers=experiment.workers,
             min_workers=experiment.strategy.timing.min_workers,
+            replaces=experiment.strategy.timing.replaces,
             stop=experiment.stop,
             runtime=settings,
             model_port=ports[1],

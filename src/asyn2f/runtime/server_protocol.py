@@ -43,6 +43,7 @@ class ServerSettings:
     num_bytes: int
     workers: int
     min_workers: int
+    replaces: bool  # whether a worker's newer update replaces its pending one
     stop: Stop
     runtime: RuntimeSettings
     model_port: int
@@ -79,7 +80,12 @@ class ServerProtocol:
         )
         self._ledger = Ledger.restore(settings.books.get("ledger", {}))
         self._intake = Intake(
-            settings.run, settings.incarnation, self._ledger, self._roster, self._outlet
+            settings.run,
+            settings.incarnation,
+            settings.replaces,
+            self._ledger,
+            self._roster,
+            self._outlet,
         )
         self._figures = Figures(settings.books.get("totals", {}), settings.best)
         # the end
@@ -93,6 +99,7 @@ class ServerProtocol:
             program,
             first,
             settings.runtime.announce,
+            settings.replaces,
             self._outlet,
             self._save,
             self._intake.settle,

@@ -25,6 +25,7 @@ class Versions:
         program: Program,
         first: p.Made,
         announce: Announce,
+        replaces: bool,
         outlet: p.Outlet,
         save: Callable[[int, tuple[UpdateKey, ...]], None],
         settle: Callable[[UpdateKey, Verdict], None],
@@ -35,6 +36,7 @@ class Versions:
           program: not yet started; its first version is the one that `first` holds.
           first: the version to begin with, already in the store.
           announce: when a version is given out.
+          replaces: whether a worker's newer update replaces its pending one.
           outlet: takes the effects.
           save: has a version, made of these updates, put into the store.
           settle: writes the last word on an update.
@@ -45,6 +47,7 @@ class Versions:
         self.saving: dict[int, tuple[UpdateKey, ...]] = {}  # on the way to the store
         self._program = program
         self._announce = announce
+        self._replaces = replaces
         self._outlet = outlet
         self._save = save
         self._settle = settle
@@ -59,8 +62,8 @@ class Versions:
 
     def feed(self, event: programs.ServerEvent) -> None:
         """Tells the program, now or as soon as it listens. Of a worker's updates only
-        the newest waits for that."""
-        if isinstance(event, programs.Arrived):
+        the newest waits for that, where it replaces the others."""
+        if self._replaces and isinstance(event, programs.Arrived):
             for older in [x for x in self._inbox if isinstance(x, programs.Arrived)]:
                 if older.key.worker == event.key.worker:
                     self._inbox.remove(older)
