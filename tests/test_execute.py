@@ -37,7 +37,7 @@ class Trials:
         monkeypatch.setattr(execute, "_rate", self.rate)
         self._rates = {1: one, 4: many}
 
-    def serial_step_s(self, experiment) -> float:
+    def serial_step_s(self, experiment, order) -> float:
         self.count += 1
         return 1.0
 

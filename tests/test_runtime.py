@@ -383,15 +383,14 @@ def test_a_diverged_update_is_rejected_and_changes_nothing(tmp_path):
 
     def spoil(row):
         if row["kind"] == "version" and row["version"] == 2:
-            report = worker._trainer.report
+            push = worker._trainer.push
 
-            def report_nan(state):
-                update = report(state)
-                return update._replace(
-                    params=jax.tree.map(lambda leaf: leaf * np.nan, update.params)
-                )
+            def push_nan(state):
+                update, state = push(state)
+                params = jax.tree.map(lambda leaf: leaf * np.nan, update.params)
+                return update._replace(params=params), state
 
-            worker._trainer = worker._trainer._replace(report=report_nan)
+            worker._trainer = worker._trainer._replace(push=push_nan)
             diverged.set()
 
     run.server._observer = run.server._observer._replace(row=spoil)

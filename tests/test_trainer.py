@@ -16,7 +16,6 @@ from asyn2f.timing import Stop
 from asyn2f.trainer import (
     Training,
     annealed,
-    begin_cycle,
     shard_of,
     steps_per_epoch,
 )
@@ -193,7 +192,7 @@ def test_after_a_push_the_cycle_starts_from_the_base_version():
     state, shard = started(made)
     state, _ = made.trainer.advance(state, shard)
     state, _ = made.trainer.merge(state, model)
-    state = begin_cycle(state)
+    _, state = made.trainer.push(state)
     assert int(made.trainer.report(state).start_version) == 3
     state, _ = made.trainer.advance(state, shard)  # no buffer is shared
 
@@ -224,7 +223,7 @@ def test_the_second_call_of_everything_compiles_nothing():
         for _ in range(3):
             state, _ = made.trainer.advance(state, shard)
         state, _ = made.trainer.merge(state, first.model)
-        state = made.trainer.adopt(begin_cycle(state), first.model)
+        state = made.trainer.adopt(made.trainer.push(state)[1], first.model)
         made.aggregate(first, [made.trainer.report(state)] * (worker + 1))
 
     everything(0)

@@ -132,10 +132,16 @@ class Report(Protocol):
         """What the worker would push now."""
 
 
+class Push(Protocol):
+    def __call__(self, state: WorkerState) -> tuple[WorkerUpdate, WorkerState]:
+        """What the worker pushes, and its state after: what it holds now is what its
+        next cycle starts from."""
+
+
 class Trainer(NamedTuple):
     """A worker's computation. All are jitted; the second call compiles nothing.
 
-    A cycle ends with a push: `report`, then `begin_cycle`.
+    A cycle ends with a push.
     """
 
     start: Start
@@ -145,15 +151,7 @@ class Trainer(NamedTuple):
     merge: TakeIn
     adopt: Adopt
     report: Report
-
-
-def begin_cycle(state: WorkerState) -> WorkerState:
-    """The state after a push: what it holds now is what its next cycle starts from."""
-    # Copied: two fields that share one buffer could not both be given up to `advance`.
-    return state._replace(
-        start_version=jnp.copy(state.base_version),
-        start=() if state.start == () else jax.tree.map(jnp.copy, state.params),
-    )
+    push: Push
 
 
 def shard_of(task: Task, worker: int) -> Shard:
@@ -325,6 +323,15 @@ def make_trainer(
             signal=metric if signal is None else signal(state.params, state.start),
         )
 
+    def push(state):
+        # Copied: no two may share a buffer, of which `advance` is given all.
+        update = jax.tree.map(jnp.copy, report(state))
+        begun = state._replace(
+            start_version=jnp.copy(state.base_version),
+            start=jax.tree.map(jnp.copy, state.params) if needs_start else (),
+        )
+        return update, begun
+
     def merge(state, model):
         previous = state.previous if merges else state.params
         local = report(state)._replace(params=state.params)
@@ -348,6 +355,7 @@ def make_trainer(
         merge=jax.jit(merge, donate_argnums=0),
         adopt=jax.jit(adopt, donate_argnums=0),
         report=jax.jit(report),
+        push=jax.jit(push),
     )
 
 

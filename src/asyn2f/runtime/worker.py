@@ -22,7 +22,7 @@ from asyn2f.runtime.peer import (
 )
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import Transport
-from asyn2f.trainer import begin_cycle, shard_of, steps_per_epoch
+from asyn2f.trainer import shard_of, steps_per_epoch
 from asyn2f.types import GlobalModel, WorkerState, WorkerUpdate
 
 
@@ -221,12 +221,11 @@ class Worker:
 
     def _push(self) -> None:
         assert self._state is not None
-        update = self._trainer.report(self._state)
+        update, self._state = self._trainer.push(self._state)
         payload = payloads.encode_params(update.params)
         step = int(self._state.step)
         header = update_header(update, step, payload, self._experiment)
         self._link.post(p.Produced(header, payload, time.monotonic()))
-        self._state = begin_cycle(self._state)
 
     def _report_progress(self, state: str, update: WorkerUpdate | None = None) -> None:
         if self._state is None:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 
 from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f.sim import order as o
 from asyn2f.sim.machine import Machine
 from asyn2f.sim.numbers import Result
 from asyn2f.sim.order import Order
@@ -100,7 +101,7 @@ def execution_of(
     many = lanes or default_lanes(experiment.workers, everywhere)
     trials = _recall(memory, experiment, many, everywhere)
     remembered = "" if trials is None else ", as remembered"
-    trials = trials or {"serial": 1.0 / _serial_step_s(experiment)}
+    trials = trials or {"serial": 1.0 / _serial_step_s(experiment, order)}
     expected_s = order.num_steps / trials["serial"]
     if expected_s < _WORTHWHILE_S:
         _remember(memory, experiment, many, everywhere, trials)
@@ -201,19 +202,23 @@ def _in_words(lanes: int, devices: int) -> str:
     return f"{riders} on {where}"
 
 
-def _serial_step_s(experiment: Experiment) -> float:
-    """Seconds per local step of the serial executor, on the first worker's data."""
+def _serial_step_s(experiment: Experiment, order: Order) -> float:
+    """Seconds per local step of the serial executor, on the first worker's data, with
+    its part of the pushes."""
     trainer, shard = experiment.trainer, shard_of(experiment.task, 0)
     model = initial_server_state(experiment).model
     state = trainer.start(model, 0, int(shard.num_examples), 1.0)
-    for _ in range(2):
-        state, metrics = trainer.advance(state, shard)
-        jax.block_until_ready(metrics)
-    steps, begin_s = 0, time.perf_counter()
+    pushes = int((order.kind == o.PUSH).sum())
+    cycle = -(-order.num_steps // max(pushes, 1))
+    steps, begin_s = -2, 0.0  # two to compile
     while steps < 3 or (time.perf_counter() - begin_s < 0.05 and steps < 100):
+        if steps == 0:
+            begin_s = time.perf_counter()
         state, metrics = trainer.advance(state, shard)
-        jax.block_until_ready(metrics)
         steps += 1
+        if steps % cycle == 0:
+            _, state = trainer.push(state)
+        jax.block_until_ready((state, metrics))
     return (time.perf_counter() - begin_s) / steps
 
 

@@ -28,7 +28,6 @@ from asyn2f.sim.packing import (
 )
 from asyn2f.sim.plan import Plan
 from asyn2f.sim.stretches import ADOPT, KEEP, MERGE, START
-from asyn2f.trainer import begin_cycle
 from asyn2f.types import ServerState
 
 AXIS = "devices"
@@ -177,7 +176,7 @@ def make_run(
         )
 
     def report(state, pushes):
-        update, begun = trainer.report(state), begin_cycle(state)
+        update, begun = trainer.push(state)
         start_version, start = jax.tree.map(
             lambda after, before: jnp.where(pushes, after, before),
             (begun.start_version, begun.start),

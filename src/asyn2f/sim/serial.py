@@ -6,14 +6,13 @@ The oracle: on the same machine it computes, bit for bit, what the processes did
 from collections.abc import Callable, Collection
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from asyn2f.experiment import Experiment, initial_server_state
 from asyn2f.sim import order as o
 from asyn2f.sim.numbers import Numbers, Result, empty_numbers, uses_of
 from asyn2f.sim.order import Log, Order
-from asyn2f.trainer import begin_cycle, shard_of
+from asyn2f.trainer import shard_of
 from asyn2f.types import GlobalModel, ServerState, Shard, WorkerState, WorkerUpdate
 
 Watch = Callable[[int, float, ServerState], bool]
@@ -152,9 +151,8 @@ class Workers:
 
     def push(self, worker: int) -> WorkerUpdate:
         """What the worker pushes; its next cycle begins."""
-        # Copied: what the worker holds is given up to its next step.
-        update = jax.tree.map(jnp.copy, self.report(worker))
-        self._states[worker] = begin_cycle(self._states[worker])
+        update, state = self._experiment.trainer.push(self._states[worker])
+        self._states[worker] = state
         return update
 
     def _shard(self, worker: int) -> Shard:
