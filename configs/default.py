@@ -18,17 +18,27 @@ def get_config() -> ml_collections.ConfigDict:
     config.worker_speeds = (0.0,)  # steps/s at most, repeated over them; 0 = no limit
 
     config.task = task = ml_collections.ConfigDict()
-    task.dataset = "digits"  # digits | mnist | fashion_mnist | cifar10 | cifar100
-    task.data_dir = ""  # of all but digits; "" = where tensorflow-datasets puts them
-    task.model = "mlp"  # mlp | cnn | small_cnn
+    # digits | mnist | fashion_mnist | cifar10 | cifar100 | ember, or the folder of any
+    # image classification set that tensorflow-datasets has prepared
+    task.dataset = "digits"
+    task.data_dir = ""  # where it is; "" = where tensorflow-datasets puts it
+    task.model = "mlp"  # mlp | cnn | small_cnn | resnet18 | resnet20 | resnet34 | ember
     task.hidden = (32,)  # mlp, small_cnn: widths of the dense layers between
     task.channels = (16, 32)  # cnn, small_cnn: of its convolutions
     task.batch_norm = False  # cnn
     task.conv_impl = "auto"  # convolutions: auto | lax | im2col (same parameters)
-    task.partition = "iid"  # iid | sizes | dirichlet | shards
-    task.sizes = (0,)  # sizes: examples of each worker
+    task.dtype = "float32"  # the network computes in: float32 | bfloat16
+    task.normalise = False  # each channel to mean 0, deviation 1 of the training set
+    task.augment = "none"  # none | crop_flip: images shifted and mirrored in training
+    task.class_weights = "none"  # of the loss: none | balanced
+    # iid | sizes | normal | overlapping | class_shares | dirichlet | shards | file
+    task.partition = "iid"
+    task.sizes = (0,)  # sizes, overlapping, class_shares: examples of each worker
+    task.size_spread = 0.25  # normal: deviation of a size over the mean size
+    task.class_shares = (0.0,)  # class_shares: of each class, worker after worker
     task.alpha = 0.5  # dirichlet: label skew, > 0, small = strong
     task.shards_per_worker = 2  # shards: pieces of the label-sorted data
+    task.indices = ""  # file: JSON, a list of rows for each worker
     task.quality = (1.0,)  # Q_k in (0, 1], repeated over the workers
 
     config.training = training = ml_collections.ConfigDict()

@@ -95,7 +95,10 @@ def fail(message: str) -> NoReturn:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What happened; of a config that could not be run, also why."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    why = lines[-1] if any(line.startswith("Traceback") for line in lines) else ""
+    return f"{lines[0]} {why}".strip()
 
 
 def plain(config: ConfigDict | None) -> build.Config:

@@ -19,6 +19,7 @@ from asyn2f.runtime.zmq_transport import (
     parse_address,
 )
 from asyn2f.status import RunStatus
+from asyn2f.tasks.base import class_counts
 from launch import program
 
 EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
@@ -63,6 +64,9 @@ def serve(
     experiment, settings = build.build_experiment(config), build.build_runtime(config)
     transport, address = _bind(folder, settings.address, experiment)
     run_id = workdir.read_json(folder / workdir.RUN)["run"]
+    workdir.write_json(
+        folder / workdir.SPLIT, {"counts": class_counts(experiment.task)}
+    )
     store = OrbaxStore(
         folder / workdir.MODELS, settings.keep_last, settings.keep_younger_than_s
     )

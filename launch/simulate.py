@@ -26,6 +26,7 @@ from asyn2f.sim.order import Order
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.serial import Follower
 from asyn2f.sim.written import events_of
+from asyn2f.tasks.base import class_counts
 from asyn2f.trainer import steps_per_epoch
 from asyn2f.trees import params_sha256
 from asyn2f.types import ServerState
@@ -188,6 +189,7 @@ def _summary(
         "best_version": version,
         "best_accuracy": accuracy,
         "final_accuracy": final.accuracy if final else None,
+        "final_f1": final.f1 if final else None,
         "wall_s": order.end_s - order.start_s,  # virtual
         "updates": {"committed": len(order.members), **kinds},
         "bytes_up": order.num_updates * num_bytes,
@@ -252,7 +254,7 @@ def _write(
                         workers = {"workers": event.receivers}
                         metrics.write({"kind": "version", **now, **workers, **row})
                 case trace.Evaluated():
-                    score = {"accuracy": event.accuracy, "loss": event.loss}
+                    score = scores[event.version]._asdict()
                     metrics.write({"kind": "score", **now, **score})
     metrics.close()
 
@@ -276,6 +278,9 @@ def main() -> int:
     workdir.claim(folder, resume=False, overwrite=_OVERWRITE.value)
     workdir.write_json(folder / workdir.CONFIG, dict(config))
     workdir.write_json(folder / workdir.RUN, {"run": secrets.token_hex(6)})
+    workdir.write_json(
+        folder / workdir.SPLIT, {"counts": class_counts(experiment.task)}
+    )
     return say_how_it_ended(simulate(config, experiment, order, folder), folder)
 
 

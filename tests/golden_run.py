@@ -20,6 +20,8 @@ import numpy as np
 from asyn2f import build
 from asyn2f.experiment import initial_server_state
 from asyn2f.runtime.store import OrbaxStore
+from configs.of_run import get_config as of_run
+from launch import program
 
 FOLDER = Path(__file__).parent / "golden"
 SETTINGS = {
@@ -41,7 +43,7 @@ SETTINGS = {
 
 def config() -> build.Config:
     """That of the stored run."""
-    return json.loads((FOLDER / "config.json").read_text())
+    return program.plain(of_run(FOLDER))
 
 
 def params() -> dict[str, Any]:

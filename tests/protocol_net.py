@@ -276,7 +276,7 @@ class Net:
                 self._after(self.world.save_s, *saving, line=store)
             case p.Deliver(header):
                 node.newest = header.version
-                grade = p.Graded(header.version, header.version / 100, 0.5)
+                grade = p.Graded(header.version, header.version / 100, 0.5, 0.5)
                 if node.program is None:
                     self._after((0.05, 0.2), self.tell, node, grade)
                 self._wake(node)

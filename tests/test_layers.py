@@ -30,13 +30,15 @@ NEVER = [
 ONLY_IN = {
     "zmq": {"runtime/zmq_transport.py"},
     "orbax": {"runtime/store.py"},
-    "flax": {"tasks/models.py", "tasks/classification.py"},
+    "flax": {"tasks/models.py", "tasks/convolution.py", "tasks/classification.py"},
     "ml_collections": set(),  # configs and launch alone
     "absl": set(),  # launch alone
     "plotly": {"report/"},
     "rich": {"report/"},
     "tensorboardX": {"report/"},
-    "sklearn": {"tasks/data.py"},
+    "sklearn": {"tasks/data.py", "tasks/quality.py"},
+    "imblearn": {"tasks/quality.py"},
+    "cleanlab": {"tasks/quality.py"},
 }
 # What does no I/O knows no clock, thread, socket or file.
 PURE = {

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asyn2f.tasks import models
+from asyn2f.tasks import convolution, models
+from asyn2f.tasks.convolution import Conv
 from asyn2f.tasks.data import digits
 
 
@@ -33,9 +34,9 @@ def test_a_cnn_without_batch_norm_has_only_parameters():
 def test_both_convolutions_agree_in_value_and_gradient(
     size, stride, cache, padding, monkeypatch
 ):
-    monkeypatch.setattr(models, "CACHE_BYTES", cache)  # 0: image by image
-    lax = models.Conv(5, size, stride, padding, "lax")
-    im2col = models.Conv(5, size, stride, padding, "im2col")
+    monkeypatch.setattr(convolution, "CACHE_BYTES", cache)  # 0: image by image
+    lax = Conv(5, size, stride, padding, "lax")
+    im2col = Conv(5, size, stride, padding, "im2col")
     x = jax.random.normal(jax.random.key(1), (2, 7, 9, 3))
     params = lax.init(jax.random.key(0), x)
 
@@ -51,16 +52,16 @@ def test_both_convolutions_agree_in_value_and_gradient(
 
 def test_auto_is_im2col_on_a_cpu():
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    params = models.Conv(4).init(jax.random.key(0), x)
-    expected = models.Conv(4, impl="im2col").apply(params, x)
-    assert jnp.array_equal(models.Conv(4).apply(params, x), expected)
+    params = Conv(4).init(jax.random.key(0), x)
+    expected = Conv(4, impl="im2col").apply(params, x)
+    assert jnp.array_equal(Conv(4).apply(params, x), expected)
 
 
 def test_digits_are_split_without_overlap_and_scaled():
     data = digits()
     assert len(data.train["label"]) == 1437
     assert len(data.test["label"]) == 360
-    images = np.concatenate([data.train["image"], data.test["image"]])
+    images = np.concatenate([data.train["input"], data.test["input"]])
     assert images.shape == (1797, 8, 8, 1)
     assert images.min() == 0.0
     assert images.max() == 1.0

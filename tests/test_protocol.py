@@ -665,7 +665,7 @@ def test_a_rejected_update_does_not_hold_up_its_round():
 
 
 def scored(version, accuracy, loss=0.5):
-    return wire.Scored("e", version, accuracy, loss)
+    return wire.Scored("e", version, accuracy, loss, f1=0.5)
 
 
 def test_a_score_is_noted_and_gets_a_receipt():
@@ -699,14 +699,14 @@ def test_a_score_of_a_version_that_does_not_exist_is_left_out(version):
 def test_a_worker_gives_no_scores_and_a_nan_is_none():
     desk = Desk()
     desk.join("0", "e")
-    assert not those(desk.hear("0", wire.Scored("0", 0, 0.7, 0.5)), p.Judged)
+    assert not those(desk.hear("0", wire.Scored("0", 0, 0.7, 0.5, 0.6)), p.Judged)
     assert not those(desk.hear("e", scored(0, math.nan)), p.Judged)
 
 
 def test_an_evaluator_repeats_its_score_until_it_has_a_receipt():
     seat = Seat(worker=-1)
     seat.enter()
-    assert messages(seat.on(p.Graded(0, 0.7, 0.5)), wire.Scored)
+    assert messages(seat.on(p.Graded(0, 0.7, 0.5, 0.6)), wire.Scored)
     assert messages(seat.wait(0.6), wire.Scored)
     seat.hear(wire.ScoreReceipt(0))
     assert not messages(seat.wait(0.6), wire.Scored)

@@ -25,7 +25,7 @@ from tests.compilation import nothing_compiles
 def data(count=50, classes=3, seed=0) -> Dataset:
     rng = np.random.default_rng(seed)
     arrays = {
-        "image": rng.normal(size=(count, 4, 4, 1)).astype(np.float32),
+        "input": rng.normal(size=(count, 4, 4, 1)).astype(np.float32),
         "label": rng.integers(0, classes, count).astype(np.int32),
     }
     return Dataset(train=arrays, test=arrays, num_classes=classes)
@@ -68,7 +68,7 @@ def test_a_step_is_torchs_sgd_with_l2_and_the_loss_is_without_it():
 
         def loss(params, rows):
             logits = MLP((5,), 3).apply(
-                {"params": params}, shard.arrays["image"][rows], train=True
+                {"params": params}, shard.arrays["input"][rows], train=True
             )
             labels = shard.arrays["label"][rows]
             entropy = optax.softmax_cross_entropy_with_integer_labels

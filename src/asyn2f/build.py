@@ -6,10 +6,12 @@ Below this module a misspelt key or a value out of range cannot exist.
 import hashlib
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from asyn2f.experiment import Experiment, make_experiment
@@ -21,7 +23,7 @@ from asyn2f.strategies import BUILDERS, Strategy
 from asyn2f.tasks import models, partition
 from asyn2f.tasks.base import Task
 from asyn2f.tasks.classification import classification
-from asyn2f.tasks.data import DATASETS
+from asyn2f.tasks.data import read_dataset
 from asyn2f.tasks.prepared import DataError
 from asyn2f.timing import Stop
 from asyn2f.trainer import Training
@@ -42,7 +44,8 @@ def check(config: Config) -> None:
             f"config.min_workers: found {flat['min_workers']}, allowed: at most "
             f"config.workers, which is {workers}"
         )
-    if flat["task.partition"] == "sizes" and len(flat["task.sizes"]) != workers:
+    by_sizes = flat["task.partition"] in ("sizes", "overlapping", "class_shares")
+    if by_sizes and len(flat["task.sizes"]) != workers:
         raise ConfigError(
             f"config.task.sizes: found {len(flat['task.sizes'])} sizes, allowed: one "
             f"for each of the {workers} workers"
@@ -69,45 +72,74 @@ def build_task(config: Config) -> Task:
     Raises:
       ConfigError: the data are not there, or cannot be cut as asked.
     """
-    task, workers = config["task"], config["workers"]
+    task = config["task"]
     try:
-        dataset = DATASETS[task["dataset"]](task["data_dir"])
+        dataset = read_dataset(task["dataset"], task["data_dir"])
     except DataError as error:
         raise ConfigError(f"config.task.dataset: {error}") from None
-    labels = dataset.train["label"]
+    shards = _shards(config, dataset.train["label"])
+    qualities = [
+        task["quality"][k % len(task["quality"])] for k in range(config["workers"])
+    ]
+    name = f"{task['dataset']}-{task['model']}"
+    return classification(
+        name,
+        _model(task, dataset.num_classes),
+        dataset,
+        shards,
+        qualities,
+        normalise=task["normalise"],
+        augment=task["augment"],
+        class_weights=task["class_weights"],
+    )
+
+
+def _shards(config: Config, labels: np.ndarray) -> partition.Shards:
+    task, workers = config["task"], config["workers"]
     rng = np.random.default_rng(config["seed"])
+    sizes, alpha = task["sizes"], task["alpha"]
+    ways: dict[str, Callable[[], partition.Shards]] = {
+        "iid": lambda: partition.iid(labels, workers, rng),
+        "sizes": lambda: partition.by_sizes(labels, sizes, rng),
+        "normal": lambda: partition.normal_sizes(
+            labels, workers, task["size_spread"], rng
+        ),
+        "overlapping": lambda: partition.overlapping(labels, sizes, rng),
+        "class_shares": lambda: partition.by_class_shares(
+            labels, sizes, task["class_shares"], rng
+        ),
+        "dirichlet": lambda: partition.dirichlet(labels, workers, alpha, rng),
+        "shards": lambda: partition.by_label_shards(
+            labels, workers, task["shards_per_worker"], rng
+        ),
+        "file": lambda: partition.from_file(labels, workers, Path(task["indices"])),
+    }
     try:
-        shards = {
-            "iid": lambda: partition.iid(labels, workers, rng),
-            "sizes": lambda: partition.by_sizes(labels, task["sizes"], rng),
-            "dirichlet": lambda: partition.dirichlet(
-                labels, workers, task["alpha"], rng
-            ),
-            "shards": lambda: partition.by_label_shards(
-                labels, workers, task["shards_per_worker"], rng
-            ),
-        }[task["partition"]]()
+        return ways[task["partition"]]()
     except ValueError as error:
         raise ConfigError(f"config.task: {error}") from None
-    if task["model"] == "mlp":
-        model: Any = models.MLP(tuple(task["hidden"]), dataset.num_classes)
-    elif task["model"] == "small_cnn":
-        model = models.SmallCNN(
-            tuple(task["channels"]),
-            tuple(task["hidden"]),
-            dataset.num_classes,
-            task["conv_impl"],
-        )
-    else:
-        model = models.CNN(
-            tuple(task["channels"]),
-            dataset.num_classes,
-            task["batch_norm"],
-            task["conv_impl"],
-        )
-    qualities = [task["quality"][k % len(task["quality"])] for k in range(workers)]
-    name = f"{task['dataset']}-{task['model']}"
-    return classification(name, model, dataset, shards, qualities)
+
+
+def _model(task: Config, num_classes: int) -> Any:
+    hidden, channels = tuple(task["hidden"]), tuple(task["channels"])
+    impl, dtype = task["conv_impl"], jnp.dtype(task["dtype"])
+    residual = {
+        "resnet18": models.resnet18,
+        "resnet20": models.resnet20,
+        "resnet34": models.resnet34,
+    }
+    match task["model"]:
+        case "mlp":
+            return models.MLP(hidden, num_classes, dtype)
+        case "cnn":
+            norm = task["batch_norm"]
+            return models.CNN(channels, num_classes, norm, impl, dtype)
+        case "small_cnn":
+            return models.SmallCNN(channels, hidden, num_classes, impl, dtype)
+        case "ember":
+            return models.EmberNet(num_classes, dtype)
+        case name:
+            return residual[name](num_classes, conv_impl=impl, dtype=dtype)
 
 
 def build_strategy(config: Config) -> Strategy:

@@ -12,8 +12,9 @@ from asyn2f.types import Params
 
 
 class Score(NamedTuple):
-    accuracy: float  # mean metric over the test set
+    accuracy: float  # share of the test set that is told right
     loss: float  # mean loss
+    f1: float  # of class 1 where there are two, else the mean over the classes
 
 
 def make_evaluate(task: Task, batch_size: int = 500) -> Callable[[Params], Score]:
@@ -29,17 +30,34 @@ def make_evaluate(task: Task, batch_size: int = 500) -> Callable[[Params], Score
     rows = np.minimum(padded, count - 1).reshape(num_batches, batch_size)
     masks = (padded < count).reshape(num_batches, batch_size)
 
+    classes = task.num_classes
+
     @jax.jit
     def sums(params, batch, mask):
-        losses, metrics = task.score(params, batch)
-        return jnp.sum(losses, where=mask), jnp.sum(metrics, where=mask)
+        losses, predicted = task.score(params, batch)
+        label, ones = batch["label"], mask.astype(jnp.int32)
+        is_right = (predicted == label).astype(jnp.int32)
+        right = jnp.bincount(label, ones * is_right, length=classes)
+        both = sum(jnp.bincount(x, ones, length=classes) for x in (predicted, label))
+        return jnp.sum(losses, where=mask), right, both
 
     def evaluate(params: Params) -> Score:
         parts = [
             sums(params, {k: v[row] for k, v in task.test.items()}, mask)
             for row, mask in zip(rows, masks, strict=True)
         ]
-        loss, metric = np.asarray(parts, np.float64).sum(axis=0) / count
-        return Score(accuracy=float(metric), loss=float(loss))
+        loss, right, both = (
+            np.sum([np.asarray(part[k], np.float64) for part in parts], axis=0)
+            for k in range(3)
+        )
+        f1 = _f1(right, both)
+        return Score(float(right.sum() / count), float(loss / count), f1)
 
     return evaluate
+
+
+def _f1(right: np.ndarray, both: np.ndarray) -> float:
+    """From the examples of each class that are told right, and those that are of it
+    plus those that are held for it: 2 TP / (2 TP + FP + FN)."""
+    each = 2 * right / np.maximum(both, 1)
+    return float(each[1] if len(each) == 2 else each[both > 0].mean())

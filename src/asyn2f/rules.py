@@ -9,8 +9,10 @@ from asyn2f import strategies
 from asyn2f.runtime.settings import Announce
 from asyn2f.sim.execute import Executor
 from asyn2f.strategies import BUILDERS
-from asyn2f.tasks import models
+from asyn2f.tasks.classification import Augment, ClassWeights
+from asyn2f.tasks.convolution import ConvImpl
 from asyn2f.tasks.data import DATASETS
+from asyn2f.tasks.prepared import is_folder
 from asyn2f.trainer import Schedule
 
 
@@ -65,24 +67,46 @@ _ANY_BOOL = _Rule(bool, "True or False", lambda x: True)
 _COUNT = _number(int, 1)
 _NATURAL = _number(int, 0)
 _SECONDS = _number(float, 0)
-_PARTITIONS = ("iid", "sizes", "dirichlet", "shards")
+_PARTITIONS = (
+    "iid",
+    "sizes",
+    "normal",
+    "overlapping",
+    "class_shares",
+    "dirichlet",
+    "shards",
+    "file",
+)
+_MODELS = ("mlp", "cnn", "small_cnn", "resnet18", "resnet20", "resnet34", "ember")
 
 
 _RULES: dict[str, _Rule] = {
     "seed": _NATURAL,
     "workers": _COUNT,
     "min_workers": _NATURAL,
-    "task.dataset": _one_of(DATASETS),
+    "task.dataset": _Rule(
+        str,
+        f"one of {', '.join(DATASETS)}; or the folder of a data set that "
+        "tensorflow-datasets has prepared, with a / in it",
+        lambda x: x in DATASETS or is_folder(x),
+    ),
     "task.data_dir": _Rule(str, "a folder, or empty", lambda x: True),
-    "task.model": _one_of(["mlp", "cnn", "small_cnn"]),
+    "task.model": _one_of(_MODELS),
     "task.hidden": _each(_COUNT),
     "task.channels": _each(_COUNT),
     "task.batch_norm": _ANY_BOOL,
-    "task.conv_impl": _one_of(get_args(models.ConvImpl)),
+    "task.conv_impl": _one_of(get_args(ConvImpl)),
     "task.partition": _one_of(_PARTITIONS),
     "task.sizes": _each(_NATURAL),
     "task.alpha": _number(float, 0, open_low=True),
     "task.shards_per_worker": _COUNT,
+    "task.size_spread": _SECONDS,
+    "task.class_shares": _each(_number(float, 0)),
+    "task.indices": _Rule(str, "a file .json, or empty", lambda x: True),
+    "task.normalise": _ANY_BOOL,
+    "task.augment": _one_of(get_args(Augment)),
+    "task.class_weights": _one_of(get_args(ClassWeights)),
+    "task.dtype": _one_of(["float32", "bfloat16"]),
     "task.quality": _each(_number(float, 0, 1, open_low=True)),
     "training.batch_size": _COUNT,
     "training.learning_rate": _number(float, 0, open_low=True),

@@ -9,6 +9,7 @@ from typing import Any
 
 CONFIG = "config.json"
 RUN = "run.json"  # the run's name
+SPLIT = "split.json"  # examples of each class with each worker
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
@@ -18,7 +19,7 @@ TRACE = "trace"
 LOGS = "logs"
 TENSORBOARD = "tensorboard"
 
-_FILES = (CONFIG, RUN, SUMMARY, METRICS, REPORT, SERVER)
+_FILES = (CONFIG, RUN, SPLIT, SUMMARY, METRICS, REPORT, SERVER)
 _FOLDERS = (MODELS, TRACE, LOGS, TENSORBOARD)
 
 

@@ -173,7 +173,7 @@ def cnn_round() -> dict[str, Any]:
     """20 workers, 5 steps each, batch 10, 32x32x3; FedAvg."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(1000, 32, 32, 3)).astype(np.float32)
-    data = {"image": images, "label": rng.integers(0, 10, 1000).astype(np.int32)}
+    data = {"input": images, "label": rng.integers(0, 10, 1000).astype(np.int32)}
     shards = partition.iid(data["label"], 20, rng)
     dataset = Dataset(train=data, test=data, num_classes=10)
     network = models.SmallCNN((32, 64), (128,), 10)

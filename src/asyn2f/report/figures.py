@@ -19,7 +19,10 @@ MIN_COLUMNS, MAX_COLUMNS = 24, 80
 MAX_POINTS = 500
 """Points of one worker's loss: more would only thicken the line."""
 
-_LEGEND_UP_TO = 16  # workers; above that a legend would push the figure away
+MAX_CLASSES = 24
+"""Classes that get a colour of their own in the picture of the split."""
+
+_LEGEND_UP_TO = 16  # entries; above that a legend would push the figure away
 
 
 def accuracy(run: Run) -> go.Figure | None:
@@ -172,6 +175,34 @@ def coefficients(run: Run) -> tuple[go.Figure, int] | None:
     return _with_legend(figure, len(shares)).update_layout(height=400), group
 
 
+def split(run: Run) -> go.Figure | None:
+    """How many examples of each class each worker has; None where it is not known.
+
+    Of more classes than colours, each worker's are shown as shares of all colours, the
+    largest class at the bottom.
+    """
+    if run.split is None:
+        return None
+    workers, classes = run.split.shape
+    figure = go.Figure()
+    is_named = classes <= MAX_CLASSES
+    counts = run.split if is_named else -np.sort(-run.split, axis=1)
+    for place in np.flatnonzero(counts.any(axis=0)):
+        kind = f"class {place}" if is_named else f"its class of rank {place + 1}"
+        figure.add_bar(
+            x=np.arange(workers),
+            y=counts[:, place],
+            marker={"color": theme.worker_colour(int(place)), "line": {"width": 0}},
+            hovertemplate=f"worker %{{x}}, {kind}: %{{y:,}}<extra></extra>",
+            name=kind,
+        )
+    figure.update_xaxes(title_text="worker", dtick=1 if workers <= 30 else None)
+    figure.update_yaxes(title_text="examples")
+    figure.update_layout(barmode="stack", bargap=0.15 if workers <= 60 else 0.0)
+    named = int(np.count_nonzero(counts.any(axis=0))) if is_named else math.inf
+    return _with_legend(figure, named).update_layout(height=340)
+
+
 def _versions_per_column(made: list[trace.Aggregated]) -> int:
     """So many versions that most workers have an update or two in a column."""
     num_updates = sum(len(event.updates) for event in made)
@@ -265,9 +296,9 @@ def merges(run: Run) -> go.Figure | None:
     return figure
 
 
-def _with_legend(figure: go.Figure, num_workers: int) -> go.Figure:
+def _with_legend(figure: go.Figure, entries: float) -> go.Figure:
     return figure.update_layout(
-        showlegend=num_workers <= _LEGEND_UP_TO, legend_traceorder="normal"
+        showlegend=entries <= _LEGEND_UP_TO, legend_traceorder="normal"
     )
 
 

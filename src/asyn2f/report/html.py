@@ -87,6 +87,13 @@ def _sections(run: Run) -> Iterator[Section]:
         "No worker has reported a loss.",
     )
     yield Section(
+        "split",
+        "Who has which data",
+        "The training examples of each worker; a colour is a class.",
+        figures.split(run),
+        "This run has not recorded its split.",
+    )
+    yield Section(
         "staleness",
         "Staleness of the updates",
         "How many versions came out between the one an update builds on and the one it "

@@ -1,10 +1,13 @@
 """A run as it lies in its folder: read whole where it is whole, and never refused."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from asyn2f import trace
 from asyn2f import workdir as folders
@@ -21,6 +24,7 @@ class Run(NamedTuple):
     summary: dict[str, Any] | None
     config: dict[str, Any] | None
     notes: tuple[str, ...]  # what is missing, in sentences
+    split: np.ndarray | None = None  # i64 [workers, classes], how many examples
     start_s: float = 0.0  # what the clock of the events says at zero of all time axes
 
 
@@ -58,7 +62,8 @@ def load_run(workdir: Path) -> Run:
     events = _read_events(workdir / folders.TRACE, notes)
     notes.extend(_absent(events))
     metrics, start_s = _carried_on(rows), _start_s(events, rows)
-    return Run(events, metrics, summary, config, tuple(notes), start_s)
+    split = _read_split(workdir / folders.SPLIT)
+    return Run(events, metrics, summary, config, tuple(notes), split, start_s)
 
 
 def worker_of(event: trace.Event) -> int | None:
@@ -96,6 +101,15 @@ def _read_record(path: Path, without: str, notes: list[str]) -> dict[str, Any] |
         notes.append(f"{path.name} is cut short: {without}.")
         return None
     return record
+
+
+def _read_split(path: Path) -> np.ndarray | None:
+    """None of an older run, that has none, as of a file that is cut short."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        counts = np.array(json.loads(path.read_text(encoding="utf-8"))["counts"])
+        if counts.ndim == 2 and counts.size and counts.dtype.kind == "i":
+            return counts
+    return None
 
 
 def _read_events(folder: Path, notes: list[str]) -> list[trace.Event]:

@@ -65,4 +65,4 @@ class Evaluator:
         score = self._evaluate(model.params)
         now = time.monotonic()
         self._journal.write(trace.Evaluated(now, version, score.accuracy, score.loss))
-        self._link.post(p.Graded(version, score.accuracy, score.loss))
+        self._link.post(p.Graded(version, *score))

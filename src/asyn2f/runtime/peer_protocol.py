@@ -84,9 +84,9 @@ class PeerProtocol:
                 self._is_heard = self._is_heard or topic == UPDATES
             case p.Produced(header, payload, time_s):
                 self._keep(header, payload, time_s)
-            case p.Graded(version, accuracy, loss):
-                score = wire.Scored(self._hello.session, version, accuracy, loss)
-                self._scores[version] = score
+            case p.Graded():
+                score = wire.Scored(self._hello.session, *event)
+                self._scores[event.version] = score
                 self._send(score)
             case p.NotSent(header):
                 if header.seq in self._outbox:  # tried again at the next event

@@ -89,6 +89,7 @@ class Graded(NamedTuple):
     version: int
     accuracy: float
     loss: float
+    f1: float
 
 
 class Progress(NamedTuple):
@@ -202,6 +203,7 @@ class Judged(NamedTuple):
     version: int
     accuracy: float
     loss: float
+    f1: float
     time_s: float  # on the run's clock
     bytes_up: int
     bytes_down: int

@@ -97,7 +97,7 @@ class Server:
         self._incarnation = incarnation
         self._start = start_of(experiment, store)
         self._state = self._start.state
-        self._final_accuracy: float | None = None
+        self._final: p.Judged | None = None  # score of the newest version
         self._updates: dict[UpdateKey, WorkerUpdate] = {}
         self._headers: dict[UpdateKey, wire.UpdateHeader] = {}
         self._unsaved: dict[int, tuple[ServerState, Record]] = {}
@@ -274,7 +274,7 @@ class Server:
         if judged.is_best:
             self._store.set_best(judged.version, judged.accuracy)
         if judged.version == int(self._state.model.version):
-            self._final_accuracy = judged.accuracy
+            self._final = judged
         row = judged._asdict()
         del row["is_best"]
         self._observer.row({"kind": "score", **row})
@@ -308,7 +308,8 @@ class Server:
             "versions": int(self._state.model.version),
             "best_version": best_version,
             "best_accuracy": best_accuracy,
-            "final_accuracy": self._final_accuracy,
+            "final_accuracy": self._final.accuracy if self._final else None,
+            "final_f1": self._final.f1 if self._final else None,
             "wall_s": status.elapsed_s,
             "updates": {name: getattr(status, name) for name in COUNTED},
             "bytes_up": status.bytes_up,

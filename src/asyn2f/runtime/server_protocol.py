@@ -237,11 +237,11 @@ class ServerProtocol:
             case wire.Get(_, version):
                 if session.welcomed and version < self._newest.header.version:
                     self._broadcast(p.topic_of(session.name), int(session.is_worker))
-            case wire.Scored(_, version, accuracy, loss):
+            case wire.Scored(_, version):
                 self._do(p.Send(peer, wire.ScoreReceipt(version)))
                 exists = 0 <= version <= self._newest.header.version
                 if exists and not session.is_worker:
-                    self._on_score(version, accuracy, loss)
+                    self._on_score(message)
             case wire.Bye(_, reason):
                 self._leave(session, reason)
 
@@ -297,11 +297,12 @@ class ServerProtocol:
         if self._roster.part(session):
             self._on_presence(session, programs.Left, reason)
 
-    def _on_score(self, version: int, accuracy: float, loss: float) -> None:
+    def _on_score(self, scored: wire.Scored) -> None:
+        _, version, accuracy, loss, f1 = scored
         is_best = self._figures.judge(version, accuracy, loss)
         if is_best is None:
             return
-        self._do(p.Judged(version, accuracy, loss, *self._counted(), is_best))
+        self._do(p.Judged(version, accuracy, loss, f1, *self._counted(), is_best))
         target = self._settings.stop.target_accuracy
         if target and accuracy >= target:
             self._end("finished", f"accuracy {accuracy:.4f} reached at {version}")

@@ -157,6 +157,7 @@ class Scored(NamedTuple):
     version: int
     accuracy: float
     loss: float
+    f1: float
 
 
 class ScoreReceipt(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from asyn2f.types import Params
 
 Batch = dict[str, jax.Array]
-"""A minibatch by name: `image` f32 [B, ...], `label` i32 [B]."""
+"""A minibatch by name: `input` [B, ...], `label` i32 [B]."""
 
 
 class Init(Protocol):
@@ -26,7 +26,7 @@ class Loss(Protocol):
 
 class Score(Protocol):
     def __call__(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Per example, in evaluation mode: loss f32 [B] and metric f32 [B]."""
+        """Per example, in evaluation mode: loss f32 [B] and predicted class i32 [B]."""
 
 
 class Task(NamedTuple):
@@ -38,5 +38,12 @@ class Task(NamedTuple):
     score: Score
     train: dict[str, np.ndarray]  # [N, ...]
     test: dict[str, np.ndarray]  # [N_test, ...]
+    num_classes: int
     shards: tuple[np.ndarray, ...]  # one array of row numbers per worker
     qualities: tuple[float, ...]  # Q_k per worker, in (0, 1]
+
+
+def class_counts(task: Task) -> list[list[int]]:
+    """How many examples of each class each worker has, [workers][classes]."""
+    labels, classes = task.train["label"], task.num_classes
+    return [np.bincount(labels[s], minlength=classes).tolist() for s in task.shards]

@@ -6,15 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyn2f.tasks.prepared import read_prepared
+from asyn2f.tasks.ember import read_ember
+from asyn2f.tasks.prepared import is_folder, read_prepared
 
 
 class Dataset(NamedTuple):
-    """Images in [0, 1] and labels, split for training and test."""
+    """Inputs and labels, split for training and test."""
 
-    train: dict[str, np.ndarray]  # image f32 [N, H, W, C], label i32 [N]
+    train: dict[str, np.ndarray]  # input [N, ...], label i32 [N]
     test: dict[str, np.ndarray]
     num_classes: int
+    scale: float | None = 1.0  # an input times this is in [0, 1]; None = no quantities
 
 
 def digits() -> Dataset:
@@ -31,27 +33,34 @@ def digits() -> Dataset:
     label = bunch.target.astype(np.int32)
     test = np.arange(len(label)) % 5 == 0
     return Dataset(
-        train={"image": image[~test], "label": label[~test]},
-        test={"image": image[test], "label": label[test]},
+        train={"input": image[~test], "label": label[~test]},
+        test={"input": image[test], "label": label[test]},
         num_classes=10,
     )
 
 
 def prepared(name: str, data_dir: str) -> Dataset:
-    """A data set that tensorflow-datasets has prepared, scaled to [0, 1].
+    """A data set that tensorflow-datasets has prepared.
 
     Raises:
       DataError: see `prepared.read_prepared`.
     """
     arrays, num_classes = read_prepared(name, data_dir)
     train, test = (
-        {
-            "image": np.asarray(arrays[split]["image"], np.float32) / np.float32(255),
-            "label": np.asarray(arrays[split]["label"]),
-        }
+        {"input": arrays[split]["image"], "label": arrays[split]["label"]}
         for split in ("train", "test")
     )
-    return Dataset(train, test, num_classes)
+    return Dataset(train, test, num_classes, scale=1 / 255)
+
+
+def ember(data_dir: str) -> Dataset:
+    """EMBER's features in bins: integers, of which a network has an embedding.
+
+    Raises:
+      DataError: see `ember.read_ember`.
+    """
+    arrays = read_ember(data_dir)
+    return Dataset(arrays["train"], arrays["test"], num_classes=2, scale=None)
 
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {
@@ -60,5 +69,16 @@ DATASETS: dict[str, Callable[[str], Dataset]] = {
         name: partial(prepared, name)
         for name in ("mnist", "fashion_mnist", "cifar10", "cifar100")
     },
+    "ember": ember,
 }
 """Every data set by the name a config gives it, as a function of `task.data_dir`."""
+
+
+def read_dataset(name: str, data_dir: str) -> Dataset:
+    """The data set of that name, or that lies prepared in that folder.
+
+    Raises:
+      DataError: it is not there, or not what it should be.
+    """
+    read = partial(prepared, name) if is_folder(name) else DATASETS[name]
+    return read(data_dir)

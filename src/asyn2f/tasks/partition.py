@@ -5,7 +5,9 @@ a split must not. Each function returns one array of row numbers per worker, non
 and draws only from the generator it is given.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -40,8 +42,7 @@ def by_sizes(
     Raises:
       ValueError: a size below 1, or more asked for than there is.
     """
-    if min(sizes, default=0) < 1:
-        raise ValueError(f"sizes: found {list(sizes)}, every size must be at least 1")
+    _check_sizes(sizes)
     if sum(sizes) > len(labels):
         raise ValueError(
             f"sizes: they ask for {sum(sizes)} examples, the data set has "
@@ -49,6 +50,130 @@ def by_sizes(
         )
     order = rng.permutation(len(labels))
     return _finish(np.split(order, np.cumsum(sizes))[: len(sizes)])
+
+
+def overlapping(
+    labels: np.ndarray, sizes: Sequence[int], rng: np.random.Generator
+) -> Shards:
+    """Random shards of exactly these sizes, each drawn from the whole without looking
+    at the others: an example may be with several workers, but once with each.
+
+    Raises:
+      ValueError: a size below 1 or above the number of examples.
+    """
+    _check_sizes(sizes)
+    if max(sizes) > len(labels):
+        raise ValueError(
+            f"sizes: found {max(sizes)}, but one worker can have at most the "
+            f"{len(labels)} examples there are"
+        )
+    return _finish([rng.permutation(len(labels))[:size] for size in sizes])
+
+
+def normal_sizes(
+    labels: np.ndarray, workers: int, spread: float, rng: np.random.Generator
+) -> Shards:
+    """Disjoint random shards whose sizes are as if drawn from Normal(1, spread^2) times
+    N / workers. Every example is used; each worker has one at least.
+
+    Args:
+      labels: i32 [N].
+      workers: how many shards, <= N.
+      spread: standard deviation of a size over the mean size, >= 0; 0 = all alike.
+      rng: numpy generator.
+
+    Raises:
+      ValueError: a negative spread, or more workers than examples.
+    """
+    if not spread >= 0:
+        raise ValueError(f"size_spread: found {spread}, must be at least 0")
+    _check_workers(len(labels), workers)
+    drawn = np.maximum(rng.normal(1.0, spread, size=workers), 0.0)
+    if drawn.sum() == 0:  # all below zero
+        drawn += 1.0
+    # One for each, the rest by rounded sums, which add up to the whole.
+    rest = len(labels) - workers
+    cuts = np.round(np.cumsum(drawn / drawn.sum()) * rest).astype(int)
+    sizes = np.diff(cuts, prepend=0) + 1
+    return by_sizes(labels, sizes.tolist(), rng)
+
+
+def by_class_shares(
+    labels: np.ndarray,
+    sizes: Sequence[int],
+    shares: Sequence[float],
+    rng: np.random.Generator,
+) -> Shards:
+    """Disjoint random shards of exactly these sizes and mixtures of classes.
+
+    Args:
+      labels: i32 [N].
+      sizes: of each worker.
+      shares: what share each class has, worker after worker, so that there are
+        `len(sizes)` times the number of classes; each worker's are divided by their
+        sum. Counts are rounded so that the size is exact.
+      rng: numpy generator.
+
+    Raises:
+      ValueError: another number of shares, a negative one, none of a worker above 0, or
+        more of a class asked for than there is.
+    """
+    _check_sizes(sizes)
+    classes = int(labels.max()) + 1
+    if len(shares) != len(sizes) * classes or min(shares) < 0:
+        raise ValueError(
+            f"class_shares: found {len(shares)} numbers, the smallest {min(shares):g}; "
+            f"needed: {len(sizes)} workers x {classes} classes = "
+            f"{len(sizes) * classes}, none below 0"
+        )
+    mixtures = np.reshape(np.asarray(shares, float), (len(sizes), classes))
+    if not mixtures.sum(axis=1).all():
+        raise ValueError("class_shares: the shares of each worker must not all be 0")
+    mixtures /= mixtures.sum(axis=1, keepdims=True)
+    cuts = np.round(np.cumsum(mixtures, axis=1) * np.reshape(sizes, (-1, 1)))
+    counts = np.diff(cuts.astype(int), axis=1, prepend=0)
+    parts: list[list[np.ndarray]] = [[] for _ in sizes]
+    for label in range(classes):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        wanted = counts[:, label]
+        if wanted.sum() > len(rows):
+            raise ValueError(
+                f"class_shares: they ask for {wanted.sum()} examples of class {label}, "
+                f"the data set has {len(rows)}; make the sizes or its shares smaller"
+            )
+        for part, piece in zip(
+            parts, np.split(rows, np.cumsum(wanted))[: len(sizes)], strict=True
+        ):
+            part.append(piece)
+    return _finish([np.concatenate(part) for part in parts])
+
+
+def from_file(labels: np.ndarray, workers: int, path: Path) -> Shards:
+    """The shards that a JSON file lists: a list of row numbers for each worker.
+
+    Rows may be with several workers; none twice with one.
+
+    Raises:
+      ValueError: no such file, no such lists, another number of them, an empty one, or
+        a row that there is not.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"indices: cannot read {path}: {error}") from None
+    if not isinstance(found, list) or len(found) != workers:
+        count = len(found) if isinstance(found, list) else "no"
+        raise ValueError(f"indices: {path} has {count} lists, needed: {workers}")
+    for worker, rows in enumerate(found):
+        is_sound = isinstance(rows, list) and all(
+            type(row) is int and 0 <= row < len(labels) for row in rows
+        )
+        if not is_sound or not rows or len(set(rows)) < len(rows):
+            raise ValueError(
+                f"indices: the list of worker {worker} in {path} must hold rows from 0 "
+                f"to {len(labels) - 1}, at least one, none twice"
+            )
+    return _finish([np.array(rows) for rows in found])
 
 
 def dirichlet(
@@ -106,6 +231,11 @@ def by_label_shards(
     by_label = np.array_split(np.argsort(labels, kind="stable"), pieces)
     dealt = rng.permutation(pieces).reshape(workers, shards_per_worker)
     return _finish([np.concatenate([by_label[p] for p in row]) for row in dealt])
+
+
+def _check_sizes(sizes: Sequence[int]) -> None:
+    if min(sizes, default=0) < 1:
+        raise ValueError(f"sizes: found {list(sizes)}, every size must be at least 1")
 
 
 def _check_workers(available: int, wanted: int) -> None:

@@ -1,0 +1,1 @@
+"""The experiments of the Asyn2F paper, one file each."""

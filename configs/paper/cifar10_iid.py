@@ -1,0 +1,17 @@
+"""CIFAR-10, ten workers with disjoint random shards; the paper runs 700 versions.
+
+    python -m launch.simulate --config=configs/paper/cifar10_iid.py:asyn2f \
+        --workdir=runs/cifar10_iid --config.task.data_dir=DIR
+
+410,000 local steps of ResNet-18 (9e16 FLOP): an accelerator's work, hours on most.
+Expected: no number is published for this split.
+"""
+
+from configs.paper.common import cifar
+
+
+def get_config(words=""):
+    sizes = (6800, 6630, 5990, 5380, 5340, 4420, 4350, 3900, 3820, 3370)
+    config = cifar(words, sizes, versions=700)
+    config.task.partition = "sizes"
+    return config

@@ -1,0 +1,23 @@
+"""The overlapping CIFAR-10 experiment, reduced until two cores can run it.
+
+    python -m launch.simulate --config=configs/paper/cifar10_small.py:asyn2f \
+        --workdir=runs/cifar10_small --config.task.data_dir=DIR
+
+A tenth of each shard, a network of two convolutions with batch normalisation, batch 64,
+one epoch per push, 150 versions.
+"""
+
+from configs.paper.common import cifar
+
+
+def get_config(words=""):
+    sizes = (1538, 1745, 1399, 1057, 1822, 1719, 1953, 1938, 1362, 1008)
+    config = cifar(words, sizes, versions=150)
+    config.task.partition = "overlapping"
+    config.task.model = "cnn"
+    config.task.channels = (16, 32, 32)
+    config.task.batch_norm = True
+    config.training.batch_size = 64
+    config.timing.epochs_per_push = 1
+    config.sim.evaluate_every = 10
+    return config

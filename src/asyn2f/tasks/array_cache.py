@@ -1,0 +1,92 @@
+"""Arrays that are expensive to make, made once and shared by all processes."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+CACHE = Path.home() / ".cache" / "asyn2f" / "data"
+
+_RECORD = "checksums.json"
+_BLOCK = 2**24
+
+Arrays = dict[str, np.ndarray]
+
+
+def cached_arrays(
+    name: str,
+    sources: Sequence[Path],
+    settings: Mapping[str, Any],
+    make: Callable[[Path], None],
+    cache: Path = CACHE,
+) -> Arrays:
+    """The arrays that `make` makes of some files, memory-mapped.
+
+    Made at the first call, and again when a source has changed, or when what is there
+    does not have the checksums it was written with.
+
+    Args:
+      name: what they are called, for people who look into the cache.
+      sources: the files they are made of, known by place, size and time of change.
+      settings: what else they depend on.
+      make: puts them into a folder, as .npy files.
+      cache: where they are kept.
+
+    Returns:
+      By name of the file, without ending.
+
+    Raises:
+      OSError: a source or the cache cannot be read or written.
+    """
+    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sources]
+    text = json.dumps([facts, settings], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = cache / f"{name}-{digest}"
+    if not _is_sound(folder):
+        _put(folder, make)
+    return {
+        file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))
+    }
+
+
+def _put(folder: Path, make: Callable[[Path], None]) -> None:
+    """Makes the files beside their place, and then puts all of them there at once."""
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        make(beside)
+        record = {file.name: _checksum(file) for file in beside.glob("*.npy")}
+        (beside / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+        if folder.exists() and not _is_sound(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            beside.rename(folder)
+        except OSError:  # another process was faster
+            if not _is_sound(folder):
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether every file is there as it was written."""
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        return all(_checksum(folder / name) == said for name, said in record.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _checksum(path: Path) -> str:
+    found = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()
