@@ -6,7 +6,7 @@
 410,000 local steps of ResNet-20 (6e15 FLOP). Expected: no number is published.
 """
 
-from configs.paper.common import cifar
+from configs.paper._common import cifar
 
 
 def get_config(words=""):

@@ -7,7 +7,7 @@
 Expected (the paper): 0.853 after about three hours of its workers' time.
 """
 
-from configs.paper.common import cifar
+from configs.paper._common import cifar
 
 
 def get_config(words=""):

@@ -7,7 +7,7 @@
 Expected: no number is published for this split.
 """
 
-from configs.paper.common import cifar
+from configs.paper._common import cifar
 
 
 def get_config(words=""):

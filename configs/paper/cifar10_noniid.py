@@ -8,7 +8,7 @@ The paper's class shares of 9 to 11 % are those of random shards of these sizes,
 use every example, and so they are drawn here. Expected: no number is published.
 """
 
-from configs.paper.common import cifar
+from configs.paper._common import cifar
 
 
 def get_config(words=""):

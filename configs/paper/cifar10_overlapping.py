@@ -8,7 +8,7 @@ Expected (the paper, read off a figure, +- 0.003): asyn2f 0.955, fedavg 0.950, k
 0.946; `:fixed` 0.924, 0.916, 0.913; `:cosine` 0.950, -, 0.944.
 """
 
-from configs.paper.common import cifar
+from configs.paper._common import cifar
 
 
 def get_config(words=""):

@@ -7,7 +7,7 @@ A tenth of each shard, a network of two convolutions with batch normalisation, b
 one epoch per push, 150 versions.
 """
 
-from configs.paper.common import cifar
+from configs.paper._common import cifar
 
 
 def get_config(words=""):

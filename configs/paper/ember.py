@@ -8,7 +8,7 @@ gated convolution with 49,705 parameters. Expected (the paper): one shard alone 
 0.932; the balanced weights answer the mixtures.
 """
 
-from configs.paper.common import experiment
+from configs.paper._common import experiment
 
 
 def get_config(words=""):

@@ -1,9 +1,10 @@
 """Arrays that are expensive to make, made once and shared by all processes."""
 
+import contextlib
 import hashlib
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,19 @@ def cached_arrays(
 
 def _put(folder: Path, make: Callable[[Path], None]) -> None:
     """Makes the files beside their place, and then puts all of them there at once."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    made = beside / "made"
     try:
-        make(beside)
-        record = {file.name: _checksum(file) for file in beside.glob("*.npy")}
-        (beside / _RECORD).write_text(json.dumps(record), encoding="utf-8")
-        if folder.exists() and not _is_sound(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        made.mkdir()
+        make(made)
+        record = {file.name: _checksum(file) for file in made.glob("*.npy")}
+        (made / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            if not _is_sound(folder):
+                folder.rename(beside / "unsound")
         try:
-            beside.rename(folder)
+            made.rename(folder)
         except OSError:  # another process was faster
             if not _is_sound(folder):
                 raise

@@ -1,7 +1,6 @@
 """Image data sets that tensorflow-datasets has prepared, read without TensorFlow."""
 
 import logging
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from asyn2f.tasks.array_cache import CACHE, cached_arrays
+
+_RECORDS = 1000  # read at a time
 
 
 class DataError(ValueError):
@@ -53,13 +54,15 @@ def read_prepared(
             builder: Any = tfds.builder_from_directory(where)
         else:
             builder = tfds.builder(name, data_dir=str(where))
-        splits = builder.info.splits
+        splits, home = builder.info.splits, Path(builder.data_dir)
         files = [Path(p) for split in splits.values() for p in split.filepaths]
     except Exception as error:
-        raise _missing(name, where, error) from None
-    absent = [str(file) for file in files if not file.exists()]
-    if not files or absent:
-        raise _missing(name, where, f"{absent[0]} is not there" if absent else None)
+        raise _missing(name, data_dir, where, error) from None
+    if not files:
+        raise _missing(name, data_dir, where, None)
+    absent = [file for file in files if not file.exists()]
+    if absent:
+        raise DataError(f"{name}: {absent[0]} is not there; {_anew(home)}")
     if ".parquet" in files[0].name:
         raise DataError(
             f"{name} under {where} is prepared as parquet, which loses examples; "
@@ -74,16 +77,21 @@ def read_prepared(
     image, label = _keys(name, builder.info.features)
 
     def make(folder: Path) -> None:
+        before = logging.root.manager.disable
         logging.disable(logging.WARNING)  # of another decoder that might be faster
         try:
             _decode(builder, image, label, folder)
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)
 
+    records = [home / "dataset_info.json", home / "features.json"]
     try:
-        arrays = cached_arrays(builder.name, files, {}, make, cache)
+        arrays = cached_arrays(builder.name, [*records, *files], {}, make, cache)
     except OSError as error:
-        raise DataError(f"{name}: cannot keep what is decoded: {error}") from None
+        raise DataError(
+            f"{name}: cannot keep what is decoded in {cache} ({error}); make room "
+            "there, and make it writable"
+        ) from None
     return {
         split: {key: arrays[f"{split}-{key}"] for key in ("image", "label")}
         for split in ("train", "test")
@@ -112,71 +120,108 @@ def _keys(name: str, features: Any) -> tuple[str, str]:
     return images[0], "label" if "label" in labels else labels[0]
 
 
-def _missing(name: str, where: Path, reason: object) -> DataError:
-    said = f" ({str(reason).splitlines()[0][:200]})" if reason and str(reason) else ""
+def _missing(name: str, data_dir: str, where: Path, reason: object) -> DataError:
+    said = f" ({_first_line(reason)})" if reason and str(reason) else ""
     if is_folder(name):
         return DataError(
             f"no prepared data set in {where}{said}; name the folder in which its "
             "dataset_info.json is"
         )
+    place = f"data_dir='{data_dir}', " if data_dir else ""
     return DataError(
         f"no prepared {name} under {where}{said}; set task.data_dir, or prepare it "
         'where there is internet: python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
+        f"tfds.builder('{name}', {place}file_format='array_record')"
+        '.download_and_prepare()"'
     )
+
+
+def _anew(home: Path) -> str:
+    # tensorflow-datasets takes what is there for whole.
+    return f"delete {home} and prepare it anew"
+
+
+def _first_line(reason: object) -> str:
+    return (str(reason).strip().splitlines() or [type(reason).__name__])[0][:200]
 
 
 def _decode(builder: Any, image: str, label: str, folder: Path) -> None:
     """Puts the arrays of both splits into a folder."""
-    classes = builder.info.features[label].num_classes
+    classes, shapes = builder.info.features[label].num_classes, set()
+    anew = _anew(Path(builder.data_dir))
     for split in ("train", "test"):
-        info = builder.info.splits[split]
+        info, name = builder.info.splits[split], f"{builder.name}, split {split}"
         try:
             examples = list(_examples(builder, split))
+        except ImportError as error:
+            raise DataError(
+                f"{name}: a library is missing ({_first_line(error)}); "
+                'pip install "asyn2f[data]"'
+            ) from None
         except Exception as error:  # of many libraries, and all mean the same
             raise DataError(
-                f"{builder.name}, split {split}: cannot be read ({error}); prepare it "
-                "anew"
+                f"{name}: cannot be read ({_first_line(error)}); {anew}"
             ) from None
-        if len(examples) != info.num_examples:
+        if len(examples) != info.num_examples or not examples:
             raise DataError(
-                f"{builder.name}, split {split}: found {len(examples)} examples, its "
-                f"record says {info.num_examples}; prepare it anew"
+                f"{name}: found {len(examples)} examples, its record says "
+                f"{info.num_examples}, needed: one at least; {anew}"
             )
-        shapes = {example[image].shape for example in examples}
-        if len(shapes) != 1:
+        images = [example[image] for example in examples]
+        shapes |= {(array.dtype.name, *array.shape) for array in images}
+        if len(shapes) != 1 or images[0].dtype != np.uint8:
             raise DataError(
-                f"{builder.name}, split {split}: found images of {len(shapes)} sizes, "
-                f"for example {sorted(shapes)[0]} and {sorted(shapes)[-1]}; needed: one"
+                f"{name}: found images of {len(shapes)} kinds, for example "
+                f"{min(shapes)} and {max(shapes)}; needed: uint8, all of one size"
             )
         labels = np.array([example[label] for example in examples], np.int32)
         if labels.min() < 0 or labels.max() >= classes:
             raise DataError(
-                f"{builder.name}, split {split}: found labels from {labels.min()} to "
-                f"{labels.max()}, allowed: 0 to {classes - 1}"
+                f"{name}: found labels from {labels.min()} to {labels.max()}, allowed: "
+                f"0 to {classes - 1}"
             )
-        np.save(folder / f"{split}-image.npy", np.stack([e[image] for e in examples]))
+        np.save(folder / f"{split}-image.npy", np.stack(images))
         np.save(folder / f"{split}-label.npy", labels)
 
 
 def _examples(builder: Any, split: str) -> Iterator[Any]:
-    info = builder.info.splits[split]
-    if ".tfrecord" not in Path(info.filepaths[0]).name:
-        yield from builder.as_data_source(split)
-        return
-    for path in info.filepaths:
-        for record in _tfrecords(Path(path)):
+    """The examples of a split in the order of its files, however many its record says
+    there are."""
+    for file in builder.info.splits[split].filepaths:
+        path = Path(file)
+        read = _tfrecords if ".tfrecord" in path.name else _array_records
+        for record in read(path):
             yield builder.info.features.deserialize_example_np(record)
+
+
+def _array_records(path: Path) -> Iterator[bytes]:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path))
+    count = reader.num_records()
+    for begin in range(0, count, _RECORDS):
+        yield from reader.read(begin, min(begin + _RECORDS, count))
+    reader.close()
 
 
 def _tfrecords(path: Path) -> Iterator[bytes]:
     """The records of a file: each after its length and a checksum of that, before a
-    checksum of its own. Those of cut-off files are found by their length; other damage
-    by the decoder."""
+    checksum of its own."""
     with open(path, "rb") as file:
         while head := file.read(12):
-            (length,) = struct.unpack("<Q", head[:8])
-            record = file.read(length)
-            if len(record) + len(file.read(4)) < length + 4:
-                raise ValueError(f"{path.name} is cut off")
+            length = int.from_bytes(head[:8], "little")
+            if len(head) < 12 or _masked_crc(head[:8]) != head[8:]:
+                raise ValueError(f"{path.name} is damaged")
+            record, said = file.read(length), file.read(4)
+            if len(record) < length or _masked_crc(record) != said:
+                raise ValueError(f"{path.name} is damaged, or cut off")
             yield record
+
+
+def _masked_crc(data: bytes) -> bytes:
+    """TFRecord's: a CRC-32C, turned by 15 bits, plus a constant."""
+    import google_crc32c
+
+    crc = google_crc32c.value(data)
+    turned = (crc >> 15 | crc << 17) + 0xA282EAD8
+    return (turned & 0xFFFFFFFF).to_bytes(4, "little")
