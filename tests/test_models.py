@@ -27,6 +27,66 @@ def test_a_cnn_without_batch_norm_has_only_parameters():
 
 
 @pytest.mark.parametrize(
+    ("model", "inputs", "parameters", "statistics"),
+    [
+        (models.resnet18(10), (32, 32, 3), 11_173_962, 9_600),
+        (models.resnet20(100), (32, 32, 3), 279_012, 1_568),
+        (models.resnet34(10), (32, 32, 3), 21_282_122, 17_024),
+        (models.EmberNet(), (2381,), 49_705, 0),
+        (models.SmallCNN((32, 64), (128,), 10), (32, 32, 3), 1_626_442, 0),
+    ],
+    ids=["resnet18", "resnet20", "resnet34", "ember", "small_cnn"],
+)
+def test_networks_have_the_sizes_that_are_published(
+    model, inputs, parameters, statistics
+):
+    dtype = jnp.int32 if len(inputs) == 1 else jnp.float32
+    x = jnp.zeros((2, *inputs), dtype)
+
+    def made():
+        params = model.init(jax.random.key(0), x, train=False)
+        return params, model.apply(params, x, train=False)
+
+    params, logits = jax.eval_shape(made)
+    assert count(params) == parameters
+    assert sum(x.size for x in jax.tree.leaves(params)) == parameters + statistics
+    assert logits.shape == (2, model.num_classes)
+    assert logits.dtype == jnp.float32
+
+
+def test_a_residual_network_learns_and_keeps_its_statistics():
+    model = models.ResNet((1, 1), (4, 8), 3)
+    x = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
+    params = model.init(jax.random.key(0), x, train=False)
+
+    def loss(trained):
+        logits, changed = model.apply(
+            {**params, "params": trained}, x, train=True, mutable=["batch_stats"]
+        )
+        return (logits**2).mean(), changed
+
+    grads, changed = jax.grad(loss, has_aux=True)(params["params"])
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
+    assert jax.tree.structure(changed["batch_stats"]) == jax.tree.structure(
+        params["batch_stats"]
+    )
+
+
+def test_the_ember_network_has_the_softmax_of_one_logit():
+    model = models.EmberNet()
+    x = jax.random.randint(jax.random.key(1), (4, 2381), 0, 260)
+    params = model.init(jax.random.key(0), x, train=False)
+    logits = model.apply(params, x, train=False)
+    assert not logits[:, 0].any()
+    assert logits[:, 1].any()
+    # The last features, which fill no stride, count too.
+    other = model.apply(params, x.at[:, -1].set(7), train=False)
+    grads = jax.grad(lambda p: model.apply(p, x, train=True).sum())(params)
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
+    assert other.shape == logits.shape
+
+
+@pytest.mark.parametrize(
     ("size", "stride", "cache"),
     [(3, 1, 1e6), (3, 2, 1e6), (4, 3, 1e6), (1, 2, 1e6), (3, 1, 0), (4, 3, 0)],
 )

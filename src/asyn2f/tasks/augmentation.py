@@ -24,8 +24,8 @@ def crop_and_flip(images: jax.Array, key: jax.Array) -> jax.Array:
     flips = jax.random.bernoulli(flip_key, shape=(count,))
     padded = jnp.pad(images, ((0, 0), (_PAD, _PAD), (_PAD, _PAD), (0, 0)))
     # Indices rather than slices: a column is read from its mirror image at once.
-    rows = places[:, :1] + jnp.arange(height)
-    columns = jnp.arange(width)
-    columns = jnp.where(flips[:, None], columns[::-1], columns) + places[:, 1:]
+    rows = places[:, :1] + jnp.arange(height)[None]
+    columns = jnp.arange(width)[None]
+    columns = jnp.where(flips[:, None], columns[:, ::-1], columns) + places[:, 1:]
     one = jnp.arange(count)[:, None, None]
     return padded[one, rows[:, :, None], columns[:, None, :]]

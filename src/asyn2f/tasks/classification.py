@@ -102,8 +102,9 @@ def _score(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
     return losses, jnp.argmax(logits, axis=-1)
 
 
-def _of_channels(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel of the training set, f32 [C]."""
+def _of_channels(dataset: Dataset) -> tuple[np.ndarray, ...]:
+    """Mean and standard deviation of each channel of the training set, f32 [1, .., C],
+    of as many dimensions as a batch."""
     inputs, scale = dataset.train["input"], dataset.scale or 1.0
     sums = np.zeros((2, *inputs.shape[1:]))
     for part in np.array_split(inputs, max(len(inputs) // 1000, 1)):
@@ -112,4 +113,6 @@ def _of_channels(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     sums = sums.reshape(2, -1, inputs.shape[-1]).sum(axis=1)
     mean, square = sums / (inputs.size / inputs.shape[-1])
     deviation = np.sqrt(np.maximum(square - mean**2, 1e-12))
-    return (mean * scale).astype(np.float32), (deviation * scale).astype(np.float32)
+    shape = (1,) * (inputs.ndim - 1) + (-1,)
+    found = mean * scale, deviation * scale
+    return tuple(x.astype(np.float32).reshape(shape) for x in found)
