@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from asyn2f.experiment import Experiment, initial_server_state
 from asyn2f.sim import order as o
-from asyn2f.sim.machine import Machine
+from asyn2f.sim.machine import Call, Machine
 from asyn2f.sim.numbers import Result
 from asyn2f.sim.order import Order
 from asyn2f.sim.plan import PlanError
@@ -25,6 +26,7 @@ Executor = Literal["auto", "serial", "vectorised", "sharded"]
 
 # An execution shorter than this is not worth compiling anything for.
 _WORTHWHILE_S = 5.0
+_TRIAL_S = 2.0  # of serial work, at most, in a trial of lanes
 _LANES_ON_CPU, _LANES_ELSEWHERE = 16, 128
 
 
@@ -120,7 +122,7 @@ def execution_of(
             trials.pop(name, None)
             continue
         if name not in trials:
-            trials[name] = _rate(machines[name])
+            trials[name] = _rate(machines[name], _TRIAL_S * trials["serial"])
     _remember(memory, experiment, many, everywhere, trials)
     best = max(trials, key=lambda name: trials[name])
     others = ", ".join(
@@ -222,13 +224,17 @@ def _serial_step_s(experiment: Experiment, order: Order) -> float:
     return (time.perf_counter() - begin_s) / steps
 
 
-def _rate(machine: Machine) -> float:
-    """Local steps per second of a machine's first call, once it is compiled."""
+def _rate(machine: Machine, enough: float) -> float:
+    """Local steps per second of a machine's first call, once it is compiled: of the
+    whole call, or of so many waves that they have `enough` local steps."""
     planned = machine.plan
     call = next(calls_of(planned, machine.limits, frozenset()))
-    for _ in range(2):  # the first one compiles
+    riders = (planned.row[: call.end] >= 0).sum(axis=(1, 2))
+    done = np.cumsum(riders * planned.steps[: call.end])
+    end = min(int(np.searchsorted(done, enough)) + 1, call.end)
+    for waves in (1, end):  # the first one compiles
         begin_s = time.perf_counter()
-        jax.block_until_ready([notes for _, notes in machine.execute([call])])
+        trial = [Call(0, waves)]
+        jax.block_until_ready([notes for _, notes in machine.execute(trial)])
         wall_s = time.perf_counter() - begin_s
-    riders = (planned.row[call.begin : call.end] >= 0).sum(axis=(1, 2))
-    return float(riders @ planned.steps[call.begin : call.end]) / wall_s
+    return float(done[end - 1]) / wall_s
