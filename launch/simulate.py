@@ -6,12 +6,16 @@
 Leaves in its folder what a run of processes leaves; all times are virtual seconds.
 """
 
+import hashlib
 import secrets
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 
 from asyn2f import build, trace, workdir
@@ -23,6 +27,7 @@ from asyn2f.sim import order as o
 from asyn2f.sim.execute import Execution, execution_of
 from asyn2f.sim.numbers import Result
 from asyn2f.sim.order import Order
+from asyn2f.sim.progress import Progress, read_progress, write_progress
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.serial import Follower
 from asyn2f.sim.written import events_of
@@ -34,6 +39,16 @@ from launch import program
 from launch.serving import say_how_it_ended
 
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
+
+_RESUME = flags.DEFINE_bool(
+    "resume", False, "Go on with the simulation in --workdir, where it was cut off."
+)
+_KEEP_EVERY = flags.DEFINE_float(
+    "keep_every_s",
+    60.0,
+    "Seconds after which it is written down how far an execution in lanes is.",
+    lower_bound=0.0,
+)
 
 _EVALUATIONS = 200  # in a run, unless the config says how often
 
@@ -90,6 +105,44 @@ class Watcher:
             self._store.save(node, state, {"incarnation": 1, "version": node})
 
 
+class Keeper:
+    """Writes down how far an execution is, and finds what was written."""
+
+    def __init__(self, folder: Path, key: str, watcher: Watcher) -> None:
+        self._path, self._key = folder / workdir.PROGRESS, key
+        self._watcher = watcher
+        self._kept_s = time.monotonic()
+
+    def found(self, execution: Execution) -> Progress | None:
+        """Where to go on: nowhere but in an execution of the same by the same means."""
+        if execution.machine is None:
+            return None
+        read = read_progress(self._path, self._key, execution.machine.carry)
+        if read is None:
+            return None
+        progress, scores = read
+        self._watcher.scores |= {node: Score(*score) for node, score in scores.items()}
+        waves = len(execution.machine.plan.steps)
+        print(f"going on after {progress.wave:,} of {waves:,} waves", flush=True)
+        return progress
+
+    def __call__(self, progress: Callable[[], Progress]) -> None:
+        if time.monotonic() - self._kept_s < _KEEP_EVERY.value:
+            return
+        write_progress(self._path, self._key, progress(), self._watcher.scores)
+        self._kept_s = time.monotonic()
+
+
+def _key(config: build.Config, execution: Execution) -> str:
+    """Names all that the numbers and the cutting into calls depend on."""
+    digest = hashlib.sha256(program.source_digest(("report", "runtime")).encode())
+    digest.update(build.experiment_digest(config).encode())
+    digest.update(repr((execution.means, sorted(execution.watched))).encode())
+    for column in execution.order:
+        digest.update(np.asarray(column).tobytes())
+    return digest.hexdigest()
+
+
 def simulate(
     config: build.Config, experiment: Experiment, order: Order, folder: Path
 ) -> dict[str, Any]:
@@ -112,7 +165,8 @@ def simulate(
     watcher = Watcher(experiment, folder, order.start_s)
     program.stop_on_signals(watcher.stop)
     executing_s = time.monotonic()
-    result = execution.run(watcher)
+    keeper = Keeper(folder, _key(config, execution), watcher)
+    result = execution.run(watcher, keeper.found(execution), keeper)
     jax.block_until_ready(result.state)
     wall_s = time.monotonic() - executing_s
     if watcher.reason is not None:
@@ -125,6 +179,8 @@ def simulate(
     print(f"executed {order.num_steps:,} local steps in {wall_s:.1f} s: {rate:,.0f}/s")
     _write(execution, order, result, watcher.scores, folder)
     workdir.write_json(folder / workdir.SUMMARY, summary)
+    if watcher.status == "finished":
+        (folder / workdir.PROGRESS).unlink(missing_ok=True)
     return summary
 
 
@@ -266,6 +322,9 @@ def main() -> int:
         program.use_cores_as_devices()
     program.prepare_jax()
     # Before anything is overwritten: a run is not lost for a setting that is wrong.
+    if _RESUME.value and _is_finished(folder, config):
+        print(f"nothing to do: the simulation in {folder} is finished")
+        return 0
     begun_s = time.monotonic()
     experiment = build.build_experiment(config)
     order = order_of_config(config, experiment)
@@ -275,13 +334,37 @@ def main() -> int:
         f"and {order.end_s - order.start_s:,.1f} virtual s in {scheduled_s:.1f} s",
         flush=True,
     )
-    workdir.claim(folder, resume=False, overwrite=_OVERWRITE.value)
+    workdir.claim(folder, resume=_RESUME.value, overwrite=_OVERWRITE.value)
+    if _RESUME.value:  # an interrupted one has written them; they are written anew
+        (folder / workdir.METRICS).unlink(missing_ok=True)
+        for name in (workdir.TRACE, workdir.TENSORBOARD):
+            shutil.rmtree(folder / name, ignore_errors=True)
     workdir.write_json(folder / workdir.CONFIG, dict(config))
-    workdir.write_json(folder / workdir.RUN, {"run": secrets.token_hex(6)})
+    if not (folder / workdir.RUN).exists():
+        workdir.write_json(folder / workdir.RUN, {"run": secrets.token_hex(6)})
     workdir.write_json(
         folder / workdir.SPLIT, {"counts": class_counts(experiment.task)}
     )
     return say_how_it_ended(simulate(config, experiment, order, folder), folder)
+
+
+def _is_finished(folder: Path, config: build.Config) -> bool:
+    """Whether there is nothing to go on with in a folder.
+
+    Raises:
+      ConfigError: the run was begun with another config.
+      WorkdirError: it is a run of processes.
+    """
+    if not (folder / workdir.CONFIG).exists():
+        return False  # which claiming the folder refuses
+    if (folder / workdir.SERVER).exists():
+        raise workdir.WorkdirError(
+            f"--resume: {folder} holds a run of processes; go on with launch.server or "
+            "launch.local, or give another --workdir"
+        )
+    build.check_same_experiment(workdir.read_json(folder / workdir.CONFIG), config)
+    summary = folder / workdir.SUMMARY
+    return summary.exists() and workdir.read_json(summary)["status"] == "finished"
 
 
 if __name__ == "__main__":

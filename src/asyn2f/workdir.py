@@ -13,13 +13,14 @@ SPLIT = "split.json"  # examples of each class with each worker
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
+PROGRESS = "progress.npz"  # of a simulation, to go on from
 SERVER = "server.json"  # where the server of this run listens
 MODELS = "models"
 TRACE = "trace"
 LOGS = "logs"
 TENSORBOARD = "tensorboard"
 
-_FILES = (CONFIG, RUN, SPLIT, SUMMARY, METRICS, REPORT, SERVER)
+_FILES = (CONFIG, RUN, SPLIT, SUMMARY, METRICS, REPORT, SERVER, PROGRESS)
 _FOLDERS = (MODELS, TRACE, LOGS, TENSORBOARD)
 
 

@@ -18,8 +18,9 @@ from asyn2f.sim.machine import Call, Machine
 from asyn2f.sim.numbers import Result
 from asyn2f.sim.order import Order
 from asyn2f.sim.plan import PlanError
+from asyn2f.sim.progress import Progress
 from asyn2f.sim.serial import Watch, execute_serially
-from asyn2f.sim.vectorised import TooLarge, calls_of, execute_in_lanes, prepare
+from asyn2f.sim.vectorised import Keep, TooLarge, calls_of, execute_in_lanes, prepare
 from asyn2f.trainer import shard_of
 
 Executor = Literal["auto", "serial", "vectorised", "sharded"]
@@ -55,11 +56,18 @@ class Execution(NamedTuple):
         _, devices, lanes = self.machine.plan.row.shape
         return Means("sharded" if devices > 1 else "vectorised", lanes, devices)
 
-    def run(self, watch: Watch | None = None) -> Result:
-        """Executes it; `watch` is called with the nodes that are watched."""
+    def run(
+        self,
+        watch: Watch | None = None,
+        begin: Progress | None = None,
+        keep: Keep | None = None,
+    ) -> Result:
+        """Executes it; `watch` is called with the nodes that are watched. In lanes it
+        may `begin` in the middle, and `keep` how far it is; serially it does neither.
+        """
         if self.machine is None:
             return execute_serially(self.experiment, self.order, self.watched, watch)
-        return execute_in_lanes(self.machine, self.order, watch)
+        return execute_in_lanes(self.machine, self.order, watch, begin, keep)
 
 
 def execution_of(

@@ -45,6 +45,12 @@ class Machine:
         """Back to the beginning of the run."""
         self.carry: Carry = self._start()
 
+    def restore(self, carry: Carry) -> None:
+        """On from where a machine for the same plan was, by its carry on the host."""
+        self.carry = jax.tree.map(
+            lambda host, here: jax.device_put(host, here.sharding), carry, self.carry
+        )
+
     def execute(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Notes]]:
         """Executes one call after the other; their notes, padded to the limits.
 

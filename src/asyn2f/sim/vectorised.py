@@ -1,6 +1,6 @@
 """Executing an order with many workers at a time."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import jax
@@ -15,8 +15,12 @@ from asyn2f.sim.machine import Call, Machine
 from asyn2f.sim.numbers import Numbers, Result, empty_numbers
 from asyn2f.sim.order import AGGREGATE, Order
 from asyn2f.sim.plan import Plan, plan
+from asyn2f.sim.progress import Progress
 from asyn2f.sim.serial import Watch
 from asyn2f.types import ServerState
+
+Keep = Callable[[Callable[[], Progress]], None]
+"""Called with a function that fetches how far an execution is."""
 
 
 class TooLarge(ValueError):
@@ -57,7 +61,11 @@ def prepare(
 
 
 def execute_in_lanes(
-    machine: Machine, order: Order, watch: Watch | None = None
+    machine: Machine,
+    order: Order,
+    watch: Watch | None = None,
+    begin: Progress | None = None,
+    keep: Keep | None = None,
 ) -> Result:
     """The numbers of an order, many workers at a time.
 
@@ -68,10 +76,15 @@ def execute_in_lanes(
       order: in which order.
       watch: called with each of the nodes that the machine was prepared to have
         watched; see `Watch`.
+      begin: where to go on; None = at the beginning.
+      keep: called now and then with a function that says how far the execution is.
     """
     machine.reset()
     planned = machine.plan
-    numbers = empty_numbers(order)
+    numbers, done = empty_numbers(order), 0
+    if begin is not None:
+        machine.restore(begin.carry)
+        numbers, done = begin.numbers, begin.wave
     watched = planned.watched if watch is not None else frozenset()
     made_at = {
         int(order.value[event]): int(event)
@@ -80,7 +93,14 @@ def execute_in_lanes(
     kept: list[tuple[Call, Notes]] = []
     state: ServerState | None = None  # at the end, if `watch` has ended it
     num_events, last_wave = len(order.kind), len(planned.steps)
-    for call, notes in machine.execute(calls_of(planned, machine.limits, watched)):
+
+    def progress() -> Progress:
+        _fetch(kept, planned, order, numbers)
+        return Progress(call.end, jax.device_get(machine.carry), numbers)
+
+    calls = calls_of(planned, machine.limits, watched)
+    rest = (call for call in calls if call.begin >= done)
+    for call, notes in machine.execute(rest):
         kept.append((call, notes))
         first, last = planned.made_starts[call.begin], planned.made_starts[call.end]
         node = int(planned.made_node[last - 1]) if last > first else 0
@@ -97,6 +117,8 @@ def execute_in_lanes(
             _fetch(kept, planned, order, numbers)
         if state is not None and call.end >= last_wave:
             break
+        if keep is not None and state is None:
+            keep(progress)
     _fetch(kept, planned, order, numbers)
     return Result(state or machine.carry.server, numbers, num_events)
 
