@@ -274,7 +274,7 @@ def test_of_each_class_all_there_is_can_be_asked_for_and_no_more():
         labels, [5, 5], [3, 2, 3, 2], np.random.default_rng(0)
     )
     assert rows(shards) == list(range(10))
-    with pytest.raises(ValueError, match="ask for 5 examples of class 1, .* has 4"):
+    with pytest.raises(ValueError, match=r"ask for 5 examples of class 1, .* has 4"):
         partition.by_class_shares(
             labels, [5, 5], [3, 2, 2, 3], np.random.default_rng(0)
         )
