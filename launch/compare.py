@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ from launch.grids import GRIDS
 from launch.trials import Book, Job, carry_out, prepare_process
 
 RESULTS, TABLE = "results.jsonl", "table.md"
-_CHOICE_SEEDS = 1000  # added to the seeds that settings are chosen by
+_CHOICE_SEEDS = 1_000_000  # between the seeds of results and those of choices
 
 _STRATEGIES = flags.DEFINE_list("strategies", None, "The methods, or: all.")
-_SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each method.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", 5, "Runs of each method.", lower_bound=1, upper_bound=_CHOICE_SEEDS
+)
 _TRIALS = flags.DEFINE_integer(
     "trials",
     1,
@@ -51,9 +54,14 @@ _TARGET = flags.DEFINE_float(
     0.0,
     "Accuracy that times and bytes are measured to; 0 = 0.98 of the best mean at the "
     "end.",
+    lower_bound=0.0,
+    upper_bound=1.0,
 )
 _JOBS = flags.DEFINE_integer(
-    "jobs", 0, "Processes at a time; 0 = one per core, or one on an accelerator."
+    "jobs",
+    0,
+    "Processes at a time; 0 = one per core, or one on an accelerator.",
+    lower_bound=0,
 )
 
 
@@ -68,8 +76,9 @@ def main() -> int:
         )
     half = None if _TRIALS.value == 1 else 1
     choices = {name: _settings(name, config) for name in strategies}
+    first_seed = config["seed"] + _CHOICE_SEEDS
     choosing = [
-        _job(config, name, settings, seed + _CHOICE_SEEDS, "choice", 0)
+        _job(config, name, settings, first_seed + seed, "choice", 0)
         for name, tried in choices.items()
         if len(tried) > 1
         for settings in tried
@@ -79,6 +88,7 @@ def main() -> int:
     first = [_job(config, name, {}, 0, "result", half) for name in strategies]
     for job in (*choosing, *first):
         build.check(job.config)
+        build.build_profiles(job.config)
     build.build_task(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,13 +185,8 @@ def _pool() -> Executor:
         jobs = len(program.usable_cores()) if is_cpu else 1
     os.environ["PJRT_NPROC"] = "1"  # read when a child imports JAX
     return ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), initializer=_begin
+        jobs, multiprocessing.get_context("spawn"), initializer=prepare_process
     )
-
-
-def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    prepare_process()
 
 
 def _make(pool: Executor, book: Book, jobs: Sequence[Job], title: str) -> None:
@@ -194,16 +199,26 @@ def _make(pool: Executor, book: Book, jobs: Sequence[Job], title: str) -> None:
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task(title, total=len(jobs))
         progress.advance(bar, len(jobs) - len(missing))
+        # Whom the first of them starts shall not hear Ctrl-C, from the very beginning.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         futures = [pool.submit(carry_out, job) for job in missing.values()]
+        signal.signal(signal.SIGINT, before)
         try:
             for future in as_completed(futures):
                 book.add(future.result())
                 progress.advance(bar)
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()  # it would go on with its trial for minutes
             progress.stop()
             done = len([job for job in jobs if job.key in book.trials])
             print(f"{done} of {len(jobs)} trials are kept; the same command goes on")
+            if isinstance(error, BrokenProcessPool):
+                program.fail(
+                    "a trial's process has died, perhaps for want of memory: "
+                    "--jobs=1 needs less"
+                )
             raise
 
 

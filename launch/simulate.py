@@ -190,12 +190,12 @@ def order_of_config(config: build.Config, experiment: Experiment) -> Order:
     Raises:
       ConfigError: nothing but a target accuracy ends it, or its profiles are wrong.
     """
-    timing = experiment.strategy.timing
+    timing, profiles = experiment.strategy.timing, build.build_profiles(config)
     follower = Follower(experiment) if timing.depends_on_values else None
     try:
         return schedule(
             timing,
-            build.build_profiles(config),
+            profiles,
             experiment.stop,
             experiment.seed,
             steps_per_epoch=_epochs(experiment),

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,16 +40,29 @@ class Job(NamedTuple):
         """Names all that its numbers depend on, the sources that compute them too."""
         parts = ("min_workers", "sim", "stop", "worker_speeds")
         said = [self.config[part] for part in parts]
-        said += [build.experiment_digest(self.config), self.half, TIMES]
+        said += [self.config["runtime"]["dead_after_s"], self.half, TIMES]
+        profiles = Path(self.config["sim"]["profiles"])
+        if profiles.is_file():
+            said.append(profiles.read_text(encoding="utf-8"))
+        said += [build.experiment_digest(self.config), jax.__version__]
         said.append(program.source_digest(leave_out=("report", "runtime")))
         text = json.dumps(said, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def prepare_process() -> None:
-    """A process of its own per core: one thread, one device."""
+    """A process of its own per core: one thread, one device; it ends with its parent,
+    however that ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["PJRT_NPROC"] = "1"
     program.prepare_jax()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def carry_out(job: Job) -> Trial:
@@ -147,13 +162,13 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             found = json.loads(line)
-            if set(found) != set(Trial._fields):
+            if not isinstance(found, dict) or set(found) != set(Trial._fields):
                 raise ValueError
         except ValueError:
             if number == len(text.splitlines()):
                 return
             raise workdir.WorkdirError(
-                f"{path}, line {number}: no trial of this version; take another "
-                "--workdir, or delete the file"
+                f"{path}, line {number}: damaged, or written by another version of "
+                "this program; remove that line, or give another --workdir"
             ) from None
         yield found

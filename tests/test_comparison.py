@@ -347,13 +347,14 @@ def test_one_seed_has_a_table_without_intervals_and_without_differences():
     assert "Differences" not in text
 
 
-def test_settings_that_were_chosen_are_said_of_those_that_chose():
+def test_settings_that_were_chosen_are_said():
     settings = {"training.learning_rate": 0.05, "strategy.kafl.weighting": "plain"}
     one, other = ends_of(kafl=[0.5], fedavg=[0.6])
     rows = comparison.rows_of([one._replace(settings=settings), other], 0.5)
     lines = comparison.to_markdown(rows, [], 0.5).splitlines()
     assert [line for line in lines if line.startswith("*")] == [
-        "* kafl: training.learning_rate = 0.05, strategy.kafl.weighting = plain"
+        "* fedavg: as in the config",
+        "* kafl: training.learning_rate = 0.05, strategy.kafl.weighting = plain",
     ]
 
 

@@ -1,0 +1,619 @@
+"""Comparisons of methods as a user starts them: what is left, kept, and refused.
+
+All programs are started at once, two at a time, by `started`.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from asyn2f import build
+from asyn2f.evaluate import make_evaluate
+from asyn2f.experiment import initial_server_state
+from asyn2f.report import comparison
+from asyn2f.report.comparison import Trial
+from asyn2f.rules import flatten
+from asyn2f.strategies import BUILDERS
+from asyn2f.workdir import WorkdirError
+from configs.digits import get_config as digits
+from launch.grids import GRIDS
+from launch.trials import Book, Job
+from tests.experiments import config_with
+from tests.replays import Outcome
+from tests.test_launch import ROOT, children_of, has_ended
+from tests.test_replay import assert_ends_with, assert_refused
+from tests.test_report import Page
+
+pytestmark = pytest.mark.processes
+PATIENCE_S = 200.0
+SOON_S = 8.0
+METHODS = ["asyn2f", "fedavg", "fedbuff"]
+SEEDS = [0, 1]
+TARGET = 0.7
+SMALL = [
+    "--config=configs/digits.py",
+    "--config.workers=3",
+    "--config.task.hidden=8,",
+    "--config.worker_speeds=(400.0,200.0,100.0)",
+    "--config.timing.epochs_per_push=1",
+    "--config.timing.min_updates=2",
+    "--config.sim.executor=serial",
+    "--config.stop.max_time_s=1",
+    "--config.stop.max_versions=2",
+    "--config.stop.target_accuracy=0.2",
+]
+COMPARED = [
+    *SMALL,
+    f"--strategies={','.join(METHODS)}",
+    f"--seeds={len(SEEDS)}",
+    f"--target={TARGET}",
+]
+TRIALS, CHOICE_SEEDS = 2, 2
+CHOSEN = [
+    *SMALL,
+    "--strategies=fedavg,fedbuff",
+    f"--trials={TRIALS}",
+    f"--choice_seeds={CHOICE_SEEDS}",
+    "--seeds=1",
+    "--config.seed=1000000",
+    "--jobs=1",
+]
+# One trial after the other, each of which takes minutes.
+LONG = [*SMALL, "--strategies=fedavg", "--jobs=1", "--config.stop.max_time_s=3000"]
+
+Flags = list[str]
+Words = list[str]
+BAD_INPUT: dict[str, tuple[Flags, Words]] = {
+    "no strategies": ([], ["--strategies must be given"]),
+    "unknown": (["--strategies=fedavg,fedsgd"], ["'fedsgd'", *sorted(BUILDERS)]),
+    "no time": (
+        ["--strategies=fedavg", "--config.stop.max_time_s=0"],
+        ["config.stop.max_time_s: found 0", "--config.stop.max_time_s=30"],
+    ),
+    "trials": (
+        ["--strategies=fedavg", "--trials=7"],
+        ["--trials: found 7", "launch/grids.py", "fedavg", "at most 6"],
+    ),
+    "range": (
+        ["--strategies=fedavg,fedasync", "--config.strategy.fedasync.mixing=1.5"],
+        ["config.strategy.fedasync.mixing: found 1.5"],
+    ),
+    "parameter": (
+        ["--strategies=fedbuff", "--config.strategy.fedbuff.sever_rate=1.0"],
+        ["sever_rate", "did you mean strategy.fedbuff.server_rate"],
+    ),
+    "timing": (
+        ["--strategies=fedavg,asafl", "--config.timing.push_after_metric=0.5"],
+        ["config.timing.push_after_metric: found 0.5", "asafl", "leave it at 0"],
+    ),
+}
+# What must be found before the folder is looked at.
+SAID_EARLY: dict[str, tuple[Flags, Words]] = {
+    "jobs": (
+        ["--strategies=fedavg", "--jobs=-1"],
+        ["jobs"],
+    ),
+    "target": (
+        ["--strategies=fedavg", "--target=97"],
+        ["target"],
+    ),
+    "profiles": (
+        ["--strategies=fedavg", "--config.sim.profiles=none.csv"],
+        ["config.sim.profiles", "none.csv"],
+    ),
+}
+TORN = '{"strategy": "fedavg", "settings": {'
+
+
+# ------------------------------------------------------------- starting it
+
+
+@contextlib.contextmanager
+def running(folder: Path, *flags: str, **env: str) -> Iterator[subprocess.Popen]:
+    """The program in a process group of its own, of which nothing is left."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "launch.compare", *flags, f"--workdir={folder}"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | env,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def finish(process: subprocess.Popen) -> Outcome:
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err
+
+
+def compare(folder: Path, *flags: str, **env: str) -> Outcome:
+    with running(folder, *flags, **env) as process:
+        return finish(process)
+
+
+def wait_until(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
+    """Looks again and again while the program runs."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline_s
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+            raise AssertionError(f"ended too early: {finish(process)}")
+
+
+def has_loaded(process: subprocess.Popen, library: str) -> bool:
+    """Whether a child that makes trials has loaded a library (Linux)."""
+    for pid in children_of(process.pid):
+        of = Path("/proc") / str(pid)
+        with contextlib.suppress(OSError):
+            is_maker = "spawn_main" in (of / "cmdline").read_text()
+            if is_maker and library in (of / "maps").read_text():
+                return True
+    return False
+
+
+def results_of(folder: Path) -> str:
+    """Its lines, as far as they are whole."""
+    with contextlib.suppress(FileNotFoundError):
+        found = (folder / "results.jsonl").read_text()
+        return found[: found.rfind("\n") + 1]
+    return ""
+
+
+def count_of(folder: Path) -> int:
+    return results_of(folder).count("\n")
+
+
+def trials_of(folder: Path) -> list[Trial]:
+    """In order of methods and seeds."""
+    found = [Trial(**json.loads(x)) for x in results_of(folder).splitlines()]
+    return sorted(found, key=lambda trial: (trial.strategy, trial.seed))
+
+
+def corrupted(text: str, line: str) -> str:
+    first, rest = text.split("\n", 1)
+    return "\n".join([first, line, rest])
+
+
+# ------------------------------------------------------------- what is started
+
+
+class Disturbed(NamedTuple):
+    """A comparison that was interrupted, then killed, then left alone."""
+
+    interrupted: Outcome
+    kept: str  # results when it was interrupted
+    killed: Outcome
+    more: str  # and when it was killed
+    cut: str  # what its last line was cut to
+    last: Outcome
+
+
+def disturb(folder: Path) -> Disturbed:
+    flags = [*COMPARED, "--jobs=1"]
+    with running(folder, *flags) as process:
+        wait_until(process, lambda: count_of(folder) > 1)
+        os.killpg(process.pid, signal.SIGINT)
+        interrupted = finish(process)
+    kept = results_of(folder)
+    with running(folder, *flags) as process:
+        wait_until(process, lambda: count_of(folder) > kept.count("\n"))
+        os.killpg(process.pid, signal.SIGKILL)
+        killed = finish(process)
+    more = results_of(folder)
+    path = folder / "results.jsonl"
+    cut = more.splitlines()[-1][:-100]
+    path.write_text(more[: -len(more.splitlines()[-1]) - 1] + cut)
+    return Disturbed(interrupted, kept, killed, more, cut, compare(folder, *flags))
+
+
+def interrupt(folder: Path, library: str) -> tuple[Outcome, float]:
+    """What comes of an interruption when a trial's process has loaded a library, and
+    how long it takes at most `SOON_S`."""
+    with running(folder, *LONG) as process:
+        wait_until(process, lambda: has_loaded(process, library))
+        os.killpg(process.pid, signal.SIGINT)
+        since_s = time.monotonic()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SOON_S)
+        took_s = time.monotonic() - since_s
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        return finish(process), took_s
+
+
+def terminate(folder: Path) -> list[int]:
+    """Which of its processes live on when it has been terminated."""
+    with running(folder, *SMALL, "--strategies=fedavg", "--jobs=1") as process:
+        wait_until(process, lambda: has_loaded(process, "sklearn"))
+        family = [process.pid, *children_of(process.pid)]
+        process.terminate()
+        by_s = time.monotonic() + SOON_S
+        return [pid for pid in family if not has_ended(pid, by_s)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("compared")
+
+
+@pytest.fixture(scope="module")
+def started(folder):
+    """By name, what came of each program."""
+    file = folder / "file"
+    file.write_text("precious")
+    whole = folder / "whole"
+
+    def again(name: str, **env: str) -> Outcome:
+        """On what the first one has left, once it has ended."""
+        assert_ends_with(found["whole"].result(), 0)
+        copy = shutil.copytree(whole, folder / name)
+        if name == "corrupt":
+            text = corrupted(results_of(copy), TORN)
+            (copy / "results.jsonl").write_text(text)
+        return compare(copy, *COMPARED, "--jobs=1", **env)
+
+    jobs: dict[str, Callable[[], Any]] = {
+        "whole": partial(compare, whole, *COMPARED),
+        "disturbed": partial(disturb, folder / "disturbed"),
+        "chosen": partial(compare, folder / "chosen", *CHOSEN),
+        "early": partial(interrupt, folder / "early", "_multiarray_umath"),
+        "late": partial(interrupt, folder / "late", "sklearn"),
+        "terminated": partial(terminate, folder / "terminated"),
+        "in the way": partial(compare, file, *COMPARED),
+        # Nothing can be computed where there is no device.
+        "again": partial(again, "again", JAX_PLATFORMS="nowhere"),
+        "corrupt": partial(again, "corrupt"),
+    }
+    for name, (flags, _) in BAD_INPUT.items():
+        jobs[f"bad {name}"] = partial(compare, folder / f"bad {name}", *SMALL, *flags)
+    for name, (flags, *_) in SAID_EARLY.items():
+        jobs[f"bad {name}"] = partial(compare, file / "below", *SMALL, *flags)
+    with ThreadPoolExecutor(2) as pool:
+        found = {name: pool.submit(job) for name, job in jobs.items()}
+        yield found
+
+
+@pytest.fixture(scope="module")
+def whole(started, folder):
+    """A comparison that nothing has disturbed."""
+    assert_ends_with(started["whole"].result(), 0)
+    return folder / "whole"
+
+
+@pytest.fixture(scope="module")
+def disturbed(started):
+    return started["disturbed"].result()
+
+
+@pytest.fixture(scope="module")
+def chosen(started, folder):
+    assert_ends_with(started["chosen"].result(), 0)
+    return trials_of(folder / "chosen")
+
+
+# ------------------------------------------------------------- what it leaves
+
+
+def test_it_leaves_results_a_table_and_a_page(started, whole):
+    assert {path.name for path in whole.iterdir()} == {
+        "results.jsonl",
+        "table.md",
+        "report.html",
+    }
+    assert_ends_with(started["whole"].result(), 0, f"results in {whole}")
+
+
+def test_every_method_has_a_line_for_every_seed(whole):
+    found = trials_of(whole)
+    assert [(x.strategy, x.seed) for x in found] == [
+        (name, seed) for name in METHODS for seed in SEEDS
+    ]
+    assert {(x.phase, *x.settings) for x in found} == {("result",)}
+    assert len({x.key for x in found}) == len(found)
+
+
+def test_the_fields_of_a_line_are_sound(whole):
+    for trial in trials_of(whole):
+        curves = (trial.time_s, trial.accuracy, trial.updates, trial.num_bytes)
+        assert len({len(curve) for curve in curves}) == 1
+        assert (trial.time_s[0], trial.time_s[-1]) == (0.0, 1.0)
+        assert np.all(np.diff(trial.time_s) > 0)
+        assert all(0 <= x <= 1 for x in trial.accuracy)
+        assert trial.accuracy[-1] > trial.accuracy[0] + 0.2  # it has learned
+        assert np.all(np.diff(trial.updates) >= 0)
+        assert np.all(np.diff(trial.num_bytes) >= 0)
+        assert trial.updates[0] == 0 < trial.versions
+        assert trial.versions <= sum(trial.staleness) <= trial.updates[-1]
+        assert trial.local_steps >= trial.updates[-1]
+        assert trial.wall_s > 0
+        assert len(trial.params_sha256) == 64
+
+
+def test_nobody_stops_before_the_time_is_over(whole):
+    """Whatever `stop` says of versions and of a target."""
+    for trial in trials_of(whole):
+        assert trial.versions > 2
+        assert trial.updates[-1] > trial.updates[len(trial.updates) // 2]
+
+
+def test_methods_begin_alike_and_end_otherwise(whole):
+    """Of one seed they have the same data, split and initial model."""
+    for seed in SEEDS:
+        own = [trial for trial in trials_of(whole) if trial.seed == seed]
+        assert len({(x.accuracy[0], x.num_bytes[0]) for x in own}) == 1
+        assert len({x.params_sha256 for x in own}) == len(own)
+
+
+def test_the_table_is_that_of_the_lines_and_is_printed(started, whole):
+    trials, table = trials_of(whole), (whole / "table.md").read_text()
+    rows, found = comparison.rows_of(trials, TARGET), comparison.differences(trials)
+    assert table == comparison.to_markdown(rows, found, TARGET)
+    assert table in started["whole"].result()[1]
+
+
+def test_the_page_names_every_method(whole):
+    text = Page(whole / "report.html").text
+    for name in [*METHODS, f"{len(SEEDS)} seeds", f"{TARGET:.1%}"]:
+        assert name in text
+
+
+# ------------------------------------------------------------- going on
+
+
+def test_the_same_command_again_makes_nothing_anew(started, folder, whole):
+    assert_ends_with(started["again"].result(), 0)
+    for name in ("results.jsonl", "table.md", "report.html"):
+        assert (folder / "again" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_interrupted_it_says_how_many_trials_are_kept(disturbed):
+    kept = disturbed.kept.count("\n")
+    assert 1 < kept < 6
+    assert_ends_with(disturbed.interrupted, 130)
+    last = disturbed.interrupted[1].strip().splitlines()[-1]
+    said = re.fullmatch(r"(\d+) of 6 trials are kept; the same command goes on", last)
+    # One that has just been written may not have been counted.
+    assert said
+    assert int(said[1]) in (kept - 1, kept)
+
+
+def test_started_again_it_keeps_what_was_there(disturbed, folder):
+    assert disturbed.killed[0] == -signal.SIGKILL
+    assert disturbed.kept
+    assert disturbed.more.startswith(disturbed.kept)
+    assert disturbed.kept.count("\n") < disturbed.more.count("\n") < 6
+    *before, _ = disturbed.more.splitlines()
+    assert_ends_with(disturbed.last, 0)
+    assert results_of(folder / "disturbed").splitlines()[: len(before)] == before
+
+
+def test_disturbed_it_ends_as_undisturbed(disturbed, folder, whole):
+    assert_ends_with(disturbed.last, 0)
+    ends = [
+        [(x.strategy, x.seed, x.key, x.params_sha256, x.accuracy) for x in trials]
+        for trials in (trials_of(folder / "disturbed"), trials_of(whole))
+    ]
+    assert ends[0] == ends[1]
+
+
+def test_a_last_line_that_was_cut_off_is_made_again(disturbed, folder):
+    assert_ends_with(disturbed.last, 0)
+    lost = json.loads(disturbed.more.splitlines()[-1])
+    text = (folder / "disturbed" / "results.jsonl").read_text()
+    assert disturbed.cut
+    assert disturbed.cut not in text
+    assert [json.loads(x)["key"] for x in text.splitlines()].count(lost["key"]) == 1
+
+
+def test_a_corrupt_line_is_named_and_nothing_is_touched(started, folder, whole):
+    path = folder / "corrupt" / "results.jsonl"
+    assert_refused(started["corrupt"].result(), f"{path}, line 2:")
+    assert path.read_text() == corrupted(results_of(whole), TORN)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        TORN,
+        "{}",
+        "3",
+    ],
+)
+def test_any_corrupt_line_is_named(tmp_path, whole, line):
+    path = tmp_path / "results.jsonl"
+    path.write_text(corrupted(results_of(whole), line))
+    with pytest.raises(WorkdirError, match=f"{re.escape(str(path))}, line 2:"):
+        Book(path)
+
+
+def test_interrupted_at_the_start_it_ends_without_a_traceback(started):
+    outcome, _ = started["early"].result()
+    assert_ends_with(outcome, 130, "0 of 5 trials are kept")
+
+
+def test_interrupted_in_a_long_trial_it_ends_soon(started):
+    outcome, took_s = started["late"].result()
+    assert took_s < SOON_S
+    assert_ends_with(outcome, 130, "0 of 5 trials are kept")
+
+
+def test_terminated_it_leaves_no_process_behind(started):
+    assert started["terminated"].result() == []
+
+
+# ------------------------------------------------------------- choosing settings
+
+
+def test_every_method_chooses_from_as_many_trials(chosen):
+    counts = Counter((trial.strategy, trial.phase) for trial in chosen)
+    of_each = {"choice": TRIALS * CHOICE_SEEDS, "result": 1}
+    assert counts == {
+        (name, phase): count
+        for name in ("fedavg", "fedbuff")
+        for phase, count in of_each.items()
+    }
+
+
+def test_settings_are_tried_beside_the_config_and_come_from_the_grid(chosen):
+    for name in ("fedavg", "fedbuff"):
+        tried: dict[str, set[int]] = {}
+        for trial in chosen:
+            if (trial.strategy, trial.phase) == (name, "choice"):
+                tried.setdefault(json.dumps(trial.settings), set()).add(trial.seed)
+        own, other = sorted(tried, key=len)
+        assert json.loads(own) == {}
+        assert tried[own] == tried[other]
+        settings = json.loads(other)
+        assert settings.keys() == GRIDS[name].keys()
+        assert all(value in GRIDS[name][key] for key, value in settings.items())
+
+
+def test_results_have_the_settings_that_were_best_on_average(chosen):
+    for name in ("fedavg", "fedbuff"):
+        own = [trial for trial in chosen if trial.strategy == name]
+        ends: dict[str, list[float]] = {}
+        for trial in own:
+            if trial.phase == "choice":
+                ends.setdefault(json.dumps(trial.settings), []).append(
+                    trial.accuracy[-1]
+                )
+        best = max(np.mean(accuracies) for accuracies in ends.values())
+        results = {json.dumps(t.settings) for t in own if t.phase == "result"}
+        assert len(results) == 1
+        assert np.mean(ends[results.pop()]) == best
+
+
+def test_settings_are_chosen_on_other_seeds(chosen):
+    by_phase: dict[str, set[int]] = {"choice": set(), "result": set()}
+    for trial in chosen:
+        by_phase[trial.phase].add(trial.seed)
+    assert not by_phase["choice"] & by_phase["result"]
+
+
+def test_choices_are_judged_by_the_even_rows_and_results_by_the_odd_ones(chosen):
+    first = {(trial.phase, trial.seed): trial.accuracy[0] for trial in chosen}
+    halves = {"choice": 0, "result": 1}
+    assert first == {
+        (phase, seed): initial_accuracy(seed, halves[phase]) for phase, seed in first
+    }
+
+
+def initial_accuracy(seed: int, half: int) -> float:
+    config = digits()
+    config.update({"seed": seed, "workers": 3})
+    config.task.hidden = (8,)
+    experiment = build.build_experiment(config.to_dict())
+    test = {name: rows[half::2] for name, rows in experiment.task.test.items()}
+    evaluate = make_evaluate(experiment.task._replace(test=test))
+    return evaluate(initial_server_state(experiment).model.params).accuracy
+
+
+def test_a_target_is_nearly_the_best_if_none_is_given(started, folder, chosen):
+    results = [trial for trial in chosen if trial.phase == "result"]
+    best, *_ = comparison.rows_of(results, 1.0)
+    target = round(0.98 * best.at_time.mean, 3)
+    rows, found = comparison.rows_of(results, target), comparison.differences(results)
+    table = (folder / "chosen" / "table.md").read_text()
+    assert table == comparison.to_markdown(rows, found, target)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_config_takes_whatever_is_in_a_grid(name):
+    assert name in BUILDERS
+    for key, values in GRIDS[name].items():
+        assert key in flatten(config_with())
+        for value in values:
+            changes = {"strategy__name": name, key.replace(".", "__"): value}
+            build.check(config_with(**changes))
+
+
+# ------------------------------------------------------------- what a trial's key names
+
+
+def key_of(half: int | None = None, **changes: Any) -> str:
+    return Job(config_with(**changes), {}, "result", half).key
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"half": 0},
+        {"seed": 1},
+        {"task__alpha": 0.1},
+        {"training__learning_rate": 0.2},
+        {"strategy__name": "fedavg"},
+        {"strategy__asyn2f__beta": 0.3},
+        {"timing__min_updates": 2},
+        {"stop__max_time_s": 2.0},
+        {"worker_speeds": (50.0,)},
+        {"sim__jitter": 0.1},
+        {"runtime__dead_after_s": 0.5},
+    ],
+    ids=str,
+)
+def test_what_a_number_depends_on_makes_another_trial(changes):
+    assert key_of(**changes) != key_of()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"strategy__fedbuff__server_rate": 0.5}, {"runtime__lease_s": 90.0}],
+    ids=str,
+)
+def test_what_no_number_depends_on_does_not(changes):
+    assert key_of(**changes) == key_of()
+
+
+def test_other_profiles_in_a_file_of_the_same_name_make_another_trial(tmp_path):
+    path = tmp_path / "profiles.csv"
+    keys = set()
+    for step_s in (0.01, 0.02):
+        path.write_text(f"step_s\n{step_s}\n")
+        keys.add(key_of(sim__profiles=str(path)))
+    assert len(keys) == 2
+
+
+# ------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_one_short_line_and_nothing_is_left(started, folder, name):
+    outcome = started[f"bad {name}"].result()
+    assert_refused(outcome, *BAD_INPUT[name][1])
+    assert outcome[1] == ""
+    assert len(outcome[2]) < 250
+    assert not (folder / f"bad {name}").exists()
+
+
+def test_a_file_where_the_folder_should_be_is_left_alone(started, folder):
+    assert_refused(started["in the way"].result(), f"cannot use {folder / 'file'}")
+    assert (folder / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", SAID_EARLY)
+def test_bad_input_is_said_before_the_folder_is_touched(started, name):
+    """There a file is in the way, which would be said otherwise."""
+    assert_refused(started[f"bad {name}"].result(), *SAID_EARLY[name][1])
