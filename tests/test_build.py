@@ -45,6 +45,16 @@ def test_every_strategy_builds_from_the_defaults(name):
         ({"strategy__name": "fedsgd"}, "strategy.name.*'fedsgd'.*asyn2f.*fedavg"),
         ({"task__dataset": "mnits"}, "task.dataset.*'mnits'.*digits"),
         ({"task__partition": "random"}, "dirichlet, shards, file"),
+        ({"task__model": "ember"}, "task.model: found 'ember'.*digits.*any but ember"),
+        ({"task__dataset": "ember"}, "task.model: found 'mlp'.*allowed: ember"),
+        (
+            {
+                "task__dataset": "ember",
+                "task__model": "ember",
+                "task__augment": "crop_flip",
+            },
+            "augment and normalise are for images",
+        ),
         ({"task__alpha": 0.0}, r"task.alpha: found 0.0, allowed: above 0"),
         ({"task__alpha": float("nan")}, "task.alpha: found nan"),
         ({"training__momentum": 1.0}, r"momentum: found 1.0, allowed: \[0, 1\)"),

@@ -50,6 +50,7 @@ def check(config: Config) -> None:
             f"config.task.sizes: found {len(flat['task.sizes'])} sizes, allowed: one "
             f"for each of the {workers} workers"
         )
+    _check_kind(config["task"])
     if not any(config["stop"].values()):
         raise ConfigError(
             "config.stop: found nothing that ends the run; set max_versions, "
@@ -64,6 +65,22 @@ def check(config: Config) -> None:
         parse_address(flat["runtime.address"])
     except AddressError as error:
         raise ConfigError(f"config.runtime.{error}") from None
+
+
+def _check_kind(task: Config) -> None:
+    """Nothing, if the network and what is done to its inputs suit the data."""
+    is_ember = task["dataset"] == "ember"
+    if (task["model"] == "ember") != is_ember:
+        allowed = "ember" if is_ember else "any but ember"
+        raise ConfigError(
+            f"config.task.model: found {task['model']!r}, but the data set is "
+            f"{task['dataset']}; allowed: {allowed}"
+        )
+    if is_ember and (task["augment"] != "none" or task["normalise"]):
+        raise ConfigError(
+            "config.task: augment and normalise are for images; EMBER's features are "
+            "in bins: leave them out"
+        )
 
 
 def build_task(config: Config) -> Task:
