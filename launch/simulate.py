@@ -16,6 +16,7 @@ import jax
 from absl import flags
 
 from asyn2f import build, trace, workdir
+from asyn2f.epochs import steps_per_epoch
 from asyn2f.evaluate import Score
 from asyn2f.experiment import Experiment
 from asyn2f.report.metrics import MetricsWriter
@@ -27,7 +28,6 @@ from asyn2f.sim.schedule import schedule
 from asyn2f.sim.serial import Follower
 from asyn2f.sim.written import events_of
 from asyn2f.tasks.base import class_counts
-from asyn2f.trainer import steps_per_epoch
 from asyn2f.trees import params_sha256
 from launch import program
 from launch.serving import say_how_it_ended

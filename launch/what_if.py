@@ -9,13 +9,13 @@ from typing import Any
 import jax
 
 from asyn2f import build, trace
+from asyn2f.epochs import steps_per_epoch
 from asyn2f.evaluate import make_evaluate
 from asyn2f.experiment import Experiment
 from asyn2f.sim.execute import Execution
 from asyn2f.sim.order import Order
 from asyn2f.sim.serial import Watch
 from asyn2f.timing import Timing
-from asyn2f.trainer import steps_per_epoch
 from asyn2f.trees import params_sha256
 from asyn2f.types import ServerState
 from launch import program

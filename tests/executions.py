@@ -11,6 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from asyn2f import trace
+from asyn2f.epochs import steps_per_epoch
 from asyn2f.evaluate import Score
 from asyn2f.experiment import Experiment
 from asyn2f.sim.lanes import Limits
@@ -24,7 +25,6 @@ from asyn2f.sim.serial import execute_serially
 from asyn2f.sim.vectorised import execute_in_lanes, mesh_of
 from asyn2f.sim.written import events_of
 from asyn2f.timing import Stop
-from asyn2f.trainer import steps_per_epoch
 from asyn2f.trees import params_sha256
 from asyn2f.types import ServerState
 from tests.experiments import experiment_with

@@ -13,8 +13,8 @@ LAYERS = [
     {"trees", "staleness", "aggregation", "deltas", "merging"},
     {"strategies", "tasks"},
     {
-        *("trainer", "programs", "trace", "evaluate", "experiment", "workdir"),
-        *("lineage", "causality", "provenance"),
+        *("trainer", "epochs", "programs", "trace", "evaluate", "experiment"),
+        *("workdir", "lineage", "causality", "provenance"),
     },
     {"sim", "runtime", "report"},
     {"build", "rules"},
@@ -50,6 +50,7 @@ PURE = {
     "staleness.py",
     "programs.py",
     "trainer.py",
+    "epochs.py",
     "experiment.py",
     "lineage.py",
     "causality.py",

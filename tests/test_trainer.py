@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from asyn2f.epochs import steps_per_epoch
 from asyn2f.experiment import initial_server_state, make_experiment
 from asyn2f.strategies import asyn2f
 from asyn2f.tasks.classification import classification
@@ -17,7 +18,6 @@ from asyn2f.trainer import (
     Training,
     annealed,
     shard_of,
-    steps_per_epoch,
 )
 from tests.compilation import nothing_compiles
 

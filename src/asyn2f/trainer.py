@@ -5,20 +5,24 @@ epoch or step. No key evolves in a state, so cutting the steps into other chunks
 running them in another process, gives the same numbers.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from asyn2f.epochs import (
+    Orders,
+    batch_places,
+    epoch_order,
+    make_orders,
+    steps_per_epoch,
+)
 from asyn2f.strategies import Strategy
 from asyn2f.tasks.base import Batch, Task
 from asyn2f.types import GlobalModel, Metrics, Shard, WorkerState, WorkerUpdate
-
-_ORDERS_PER_CALL = 512
 
 Schedule = Literal["fixed", "cosine", "synchronous"]
 
@@ -77,15 +81,6 @@ def global_learning_rate(training: Training, version: jax.Array) -> jax.Array:
     return jnp.float32(training.learning_rate)
 
 
-def steps_per_epoch(num_examples: Any, batch_size: int) -> Any:
-    """Batches in one pass over a shard; the last one is filled up from its beginning.
-
-    >>> steps_per_epoch(100, 32)
-    4
-    """
-    return -(-num_examples // batch_size)
-
-
 class Start(Protocol):
     def __call__(
         self, model: GlobalModel, worker: int, num_examples: int, quality: float
@@ -103,15 +98,6 @@ class Step(Protocol):
     def __call__(self, state: WorkerState, batch: Batch) -> tuple[WorkerState, Metrics]:
         """`advance` on a batch that has been taken from the shard: see `epoch_order`
         and `batch_places` for which rows it has to hold. `state` is kept."""
-
-
-class Orders(Protocol):
-    def __call__(
-        self, workers: np.ndarray, epochs: np.ndarray, num_examples: np.ndarray
-    ) -> Callable[[], np.ndarray]:
-        """`epoch_order` of many: three i32 [N] give i32 [N, n_max], by a function that
-        waits for it. NumPy's sort: the same order, and on a CPU many times faster than
-        XLA's."""
 
 
 class TakeIn(Protocol):
@@ -287,26 +273,6 @@ def make_trainer(
         )
         return state, {"loss": loss, "metric": metric}
 
-    @jax.jit
-    @jax.vmap
-    def all_bits(worker, epoch, num_examples):
-        length = max(len(shard) for shard in task.shards)
-        return _epoch_bits(key, worker, epoch, num_examples, length)
-
-    def orders(workers, epochs, num_examples):
-        parts = []
-        for begin in range(0, len(workers), _ORDERS_PER_CALL):
-            # Always as many: the last ones are repeated.
-            part = np.arange(begin, begin + _ORDERS_PER_CALL)
-            part = np.minimum(part, len(workers) - 1)
-            parts.append(all_bits(workers[part], epochs[part], num_examples[part]))
-
-        def sort():
-            bits = np.concatenate([np.asarray(part) for part in parts])[: len(workers)]
-            return np.argsort(bits, axis=1, kind="stable").astype(np.int32)
-
-        return sort
-
     def report(state):
         steps = jnp.maximum(state.epoch_steps, 1).astype(jnp.float32)
         metric = state.metric_sum / steps
@@ -351,51 +317,9 @@ def make_trainer(
         start=jax.jit(start),
         advance=jax.jit(advance, donate_argnums=0),
         step=jax.jit(step),
-        orders=orders,
+        orders=make_orders(key, max(len(shard) for shard in task.shards)),
         merge=jax.jit(merge, donate_argnums=0),
         adopt=jax.jit(adopt, donate_argnums=0),
         report=jax.jit(report),
         push=jax.jit(push),
     )
-
-
-def epoch_order(
-    key: jax.Array,
-    worker: jax.Array,
-    epoch: jax.Array,
-    num_examples: jax.Array,
-    length: int,
-) -> jax.Array:
-    """The order in which a worker goes through its shard in one epoch.
-
-    A sort of random bits: the same program for every size of shard.
-
-    Args:
-      key: the trainer's.
-      worker: i32 [].
-      epoch: i32 [], counted from 0.
-      num_examples: i32 [], of its shard.
-      length: n_max, of the largest shard.
-
-    Returns:
-      i32 [n_max], places in the shard; those beyond its size come last.
-    """
-    return jnp.argsort(_epoch_bits(key, worker, epoch, num_examples, length))
-
-
-def _epoch_bits(key, worker, epoch, num_examples, length):
-    epoch_key = jax.random.fold_in(jax.random.fold_in(key, worker), epoch)
-    bits = jax.random.bits(epoch_key, (length,)) >> 1
-    padding = jnp.uint32(0xFFFFFFFF)
-    return jnp.where(jnp.arange(length) < num_examples, bits, padding)
-
-
-def batch_places(step: Any, num_examples: Any, batch_size: int) -> Any:
-    """Which places of the epoch's order local step `step` trains on.
-
-    The last batch of an epoch is filled up from its beginning. Arrays of steps and
-    shard sizes, i32 [...], give i32 [..., B]; NumPy's and JAX's alike.
-    """
-    position = step % steps_per_epoch(num_examples, batch_size)
-    first = position * batch_size
-    return (first[..., None] + np.arange(batch_size)) % num_examples[..., None]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from asyn2f import programs, trace
+from asyn2f.epochs import steps_per_epoch
 from asyn2f.experiment import Experiment
 from asyn2f.programs import Seen
 from asyn2f.runtime import payloads, wire
@@ -22,7 +23,7 @@ from asyn2f.runtime.peer import (
 )
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import Transport
-from asyn2f.trainer import shard_of, steps_per_epoch
+from asyn2f.trainer import shard_of
 from asyn2f.types import GlobalModel, WorkerState, WorkerUpdate
 
 

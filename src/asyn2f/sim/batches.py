@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from asyn2f.epochs import batch_places, steps_per_epoch
 from asyn2f.experiment import Experiment
-from asyn2f.trainer import batch_places, steps_per_epoch
 
 
 class Drawn(NamedTuple):
