@@ -33,7 +33,7 @@ def main() -> int:
         table.add_row(str(worker), str(len(rows)), *scores)
     Console(width=120).print(table)
     values = ",".join(f"{each.score:.4f}" for each in found)
-    print(f"--config.task.quality=({values})")
+    print(f"--config.task.quality={values}")
     return 0
 
 

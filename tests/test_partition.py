@@ -249,9 +249,6 @@ def test_sizes_are_exact_and_counts_of_classes_within_rounding(mixture, seed):
     assert not counts[shares == 0].any()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sums are rounded half to even: 0.5, 1.5, 2.5, 4 to 0, 2, 2, 4"
-)
 def test_a_share_that_is_a_whole_number_of_examples_gives_that_number():
     """Of 4 examples shares of 1/8, 1/4, 1/4, 3/8 are 0.5, 1, 1 and 1.5 examples."""
     labels, rng = np.repeat(np.arange(4), 9), np.random.default_rng(0)
@@ -286,10 +283,6 @@ def test_which_examples_of_a_class_a_worker_gets_is_drawn():
     assert 200 < (shard < 500).sum() < 300
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the rounded percentages of the paper ask for 300,398 benign files",
-)
 def test_the_papers_shards_can_be_cut_from_ember():
     """It has 300,000 benign files and as many of malware (Anderson and Roth, 2018)."""
     task = ember.get_config().task
@@ -464,7 +457,6 @@ def test_labels_are_left_as_they_are(split):
         pytest.param(
             lambda y, g: partition.by_class_shares(y, [2], [], g),
             "class_shares: found 0 numbers",
-            marks=pytest.mark.xfail(strict=True, reason="min() of no shares"),
         ),
         (
             lambda y, g: partition.by_class_shares(y, [2], [1, -0.5, 1], g),

@@ -12,7 +12,12 @@ from configs.paper._common import experiment
 
 
 def get_config(words=""):
-    sizes = (104360, 99720, 93430, 87450, 79130, 77890, 58020)
+    # Two thousandths less than the paper's: rounded as they are, these and the shares
+    # ask for 398 benign files more than there are.
+    sizes = tuple(
+        round(0.998 * size)
+        for size in (104360, 99720, 93430, 87450, 79130, 77890, 58020)
+    )
     config = experiment(words, sizes, versions=45)
     config.task.dataset = config.task.model = "ember"
     config.task.partition = "class_shares"

@@ -45,7 +45,9 @@ def cached_arrays(
     Raises:
       OSError: a source or the cache cannot be read or written.
     """
-    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sources]
+    facts = [
+        (str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in sources
+    ]
     text = json.dumps([facts, settings], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache / f"{name}-{digest}"

@@ -96,13 +96,14 @@ def _open(files: dict[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     arrays: Arrays = {}
     for name, path in files.items():
         try:
-            if path.suffix == ".dat":
-                arrays[name] = np.memmap(path, np.float32, "r")
-            else:
-                loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-                arrays[name] = loaded[name] if path.suffix == ".npz" else loaded
-        except (ValueError, KeyError) as error:
-            raise DataError(f"{path}: cannot read {name}: {error}") from None
+            arrays[name] = _load(name, path)
+        except Exception as error:  # of many kinds, and all mean the same
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"{path}: cannot read {name}: {reason}") from None
+        if arrays[name].dtype.kind not in "iuf":
+            raise DataError(
+                f"{path}: {name} has the type {arrays[name].dtype}, needed: numbers"
+            )
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for split in ("train", "test"):
         features, label = arrays[f"X_{split}"], arrays[f"y_{split}"]
@@ -120,6 +121,17 @@ def _open(files: dict[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             )
         found[split] = features, label
     return found
+
+
+def _load(name: str, path: Path) -> np.ndarray:
+    if path.suffix == ".dat":
+        return np.memmap(path, np.float32, "r")
+    with open(path, "rb") as file:
+        if path.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as whole:
+                return whole[name]
+        np.lib.format.read_magic(file)  # says what is wrong with it
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _labelled(split: str, label: np.ndarray) -> np.ndarray:

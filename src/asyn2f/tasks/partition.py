@@ -120,9 +120,10 @@ def by_class_shares(
     """
     _check_sizes(sizes)
     classes = int(labels.max()) + 1
-    if len(shares) != len(sizes) * classes or min(shares) < 0:
+    least = min(shares, default=0.0)
+    if len(shares) != len(sizes) * classes or least < 0:
         raise ValueError(
-            f"class_shares: found {len(shares)} numbers, the smallest {min(shares):g}; "
+            f"class_shares: found {len(shares)} numbers, the smallest {least:g}; "
             f"needed: {len(sizes)} workers x {classes} classes = "
             f"{len(sizes) * classes}, none below 0"
         )
@@ -130,7 +131,8 @@ def by_class_shares(
     if not mixtures.sum(axis=1).all():
         raise ValueError("class_shares: the shares of each worker must not all be 0")
     mixtures /= mixtures.sum(axis=1, keepdims=True)
-    cuts = np.round(np.cumsum(mixtures, axis=1) * np.reshape(sizes, (-1, 1)))
+    # Halves upwards, not to the nearest even.
+    cuts = np.cumsum(mixtures, axis=1) * np.reshape(sizes, (-1, 1)) + 0.5
     counts = np.diff(cuts.astype(int), axis=1, prepend=0)
     parts: list[list[np.ndarray]] = [[] for _ in sizes]
     for label in range(classes):

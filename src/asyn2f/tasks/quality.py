@@ -70,7 +70,7 @@ def quality_of(
     doubtful = linked & _doubtful(forest, filled, labels, seed)
     importances = forest.fit(filled, labels).feature_importances_
     return Quality(
-        class_overlap=left / len(labels),
+        class_overlap=float(left / len(labels)),
         class_parity=class_parity(_counts(labels, num_classes)),
         label_purity=float(1 - doubtful.mean()),
         feature_correlation=feature_correlation(filled),
@@ -136,20 +136,27 @@ def _counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.pad(counts, (0, max(num_classes - len(counts), 0)))
 
 
-def _tomek(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
+def _tomek(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
     """Who is in a Tomek link (two of different classes, each the other's nearest), and
-    how many are left when the linked of all classes but the smallest are taken out."""
-    from imblearn.under_sampling import TomekLinks
+    how many are left when the linked of all classes but the smallest are taken out.
 
-    linked = np.ones(len(labels), bool)
-    if len(np.unique(labels)) == 1:
-        return ~linked, len(labels)
-    every = TomekLinks(sampling_strategy="all")
-    every.fit_resample(features, labels)
-    linked[every.sample_indices_] = False
-    larger = TomekLinks(sampling_strategy="not minority")
-    left, _ = larger.fit_resample(features, labels)
-    return linked, len(left)
+    Where several classes are the smallest, that is the mean over which one is spared.
+    """
+    from imblearn.under_sampling import TomekLinks
+    from sklearn.neighbors import NearestNeighbors
+
+    classes, numbered, counts = np.unique(
+        labels, return_inverse=True, return_counts=True
+    )
+    if len(classes) == 1:
+        return np.zeros(len(labels), bool), len(labels)
+    # Without itself, also where two are alike.
+    nearest = NearestNeighbors(n_neighbors=1).fit(features)
+    neighbour = nearest.kneighbors(return_distance=False)[:, 0]
+    linked = TomekLinks.is_tomek(labels, neighbour, classes)
+    by_class = np.bincount(numbered[linked], minlength=len(classes))
+    spared = by_class[counts == counts.min()].mean()
+    return linked, len(labels) - linked.sum() + spared
 
 
 def _doubtful(
