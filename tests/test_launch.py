@@ -183,7 +183,7 @@ def test_a_run_is_not_resumed_as_another_experiment(finished):
         (["--config.training.momentm=0.5"], ["did you mean training.momentum"]),
         (["--config.training.momentum=2.0"], ["training.momentum", "2.0", "[0, 1)"]),
         (["--config.workers=many"], ["config.workers=many"]),
-        (["--config.strategy.name=fedsgd"], ["fedsgd", "asyn2f, fedavg"]),
+        (["--config.strategy.name=fedsgd"], ["fedsgd", "asyn2f, ca2fl"]),
         (["--config.task.dataset=mnits"], ["mnits", "digits"]),
         (["--config=configs/nothing.py"], ["nothing.py"]),
         (["--confg.seed=1"], ["confg"]),
