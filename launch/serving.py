@@ -9,6 +9,7 @@ from asyn2f import build, workdir
 from asyn2f.experiment import Experiment
 from asyn2f.report.html import write_report
 from asyn2f.report.metrics import MetricsWriter
+from asyn2f.runtime import crashes
 from asyn2f.runtime.ledger import COUNTED
 from asyn2f.runtime.server import Observer, Server
 from asyn2f.runtime.store import OrbaxStore
@@ -88,6 +89,7 @@ def serve(
     workdir.write_json(folder / workdir.SERVER, listening)
     on_ready(address, server)
     summary = server.run()
+    crashes.reach("ending")
     workdir.write_json(folder / workdir.SUMMARY, summary)
     metrics.close()
     journal.close()

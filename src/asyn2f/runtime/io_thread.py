@@ -14,8 +14,8 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from asyn2f import trace
+from asyn2f.runtime import crashes, wire
 from asyn2f.runtime import protocol as p
-from asyn2f.runtime import wire
 from asyn2f.runtime.transport import Frames, Malformed, Subscribed, Transport
 
 _LINGER_S = 0.5  # for the last messages, a goodbye among them
@@ -103,13 +103,13 @@ class IoThread:
         match item:
             case Subscribed():
                 self._tell(item)
-            case Frames(channel, sender, header, payload):
+            case Frames(channel, sender, header, payload, identity):
                 try:
                     message = wire.decode(header)
                 except wire.WireError as error:
                     self.dropped[str(error)] += 1
                 else:
-                    self._tell(p.FromWire(channel, sender, message, payload))
+                    self._tell(p.FromWire(channel, sender, message, payload, identity))
             case Malformed(channel, reason):
                 self.dropped[f"{channel.value}: {reason}"] += 1
 
@@ -119,8 +119,10 @@ class IoThread:
         for effect in self._machine.on(event, time.monotonic()):
             match effect:
                 case p.Send(peer, message):
+                    _reach(message)
                     self._transport.send(peer, wire.encode(message))
                 case p.Broadcast(topic, header, payload):
+                    _reach(header)
                     sent = self._transport.publish(topic, wire.encode(header), payload)
                     if not sent and isinstance(header, wire.UpdateHeader):
                         self._tell(p.NotSent(header))
@@ -128,6 +130,19 @@ class IoThread:
                     self._transport.connect(topics, model_port, update_port)
                 case p.Record(noted):
                     self._journal.write(noted)
+                    if isinstance(noted, trace.Published):
+                        crashes.reach("announced")
                 case _:
                     self._finished = self._finished or isinstance(effect, p.Finish)
                     self._carry_out(effect)
+
+
+def _reach(message: wire.Message) -> None:
+    """The places of `crashes` that are known by what is sent there."""
+    match message:
+        case wire.Receipt():
+            crashes.reach("received")
+        case wire.ModelHeader():
+            crashes.reach("announcing")
+        case wire.Verdict() if message.verdict == "committed":
+            crashes.reach("answering")

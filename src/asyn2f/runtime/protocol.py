@@ -17,12 +17,14 @@ from asyn2f.status import RunStatus
 
 
 class FromWire(NamedTuple):
-    """A message that decoded well; payload only with a model or an update."""
+    """A message that decoded well; payload only with a model or an update. `identity`
+    as in `transport.Frames`."""
 
     channel: Channel
     sender: bytes
     message: Message
     payload: Buffer
+    identity: str = ""
 
 
 class Tick(NamedTuple):

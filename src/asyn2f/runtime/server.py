@@ -14,7 +14,7 @@ import numpy as np
 from asyn2f import programs, trace
 from asyn2f.experiment import Experiment, initial_server_state
 from asyn2f.programs import UpdateKey
-from asyn2f.runtime import payloads, wire
+from asyn2f.runtime import crashes, payloads, wire
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime.io_thread import IoThread, Journal
 from asyn2f.runtime.ledger import COUNTED
@@ -160,7 +160,9 @@ class Server:
                 self._updates.pop(key, None)
                 self._headers.pop(key, None)
             case p.Make(version, keys):
-                self._io.post(self._make(version, keys))
+                made = self._make(version, keys)
+                crashes.reach("made")
+                self._io.post(made)
             case p.Save(version, books):
                 self._saver.submit(self._save, version, books)
             case p.Announced():
@@ -198,6 +200,7 @@ class Server:
             metric=jnp.float32(header.metric),
             signal=jnp.float32(header.signal),
         )
+        crashes.reach("checked")
         return ""
 
     def _make(self, version: int, keys: tuple[UpdateKey, ...]) -> p.Made:
@@ -262,7 +265,9 @@ class Server:
         """On the store's thread."""
         state, record = self._unsaved[version]
         try:
+            crashes.reach("saving")
             self._store.save(version, state, record | {"books": books})
+            crashes.reach("saved")
         except Exception as error:  # nobody else would ever hear of it
             logging.exception("a version could not be saved; it will be tried again")
             self._io.post(p.SaveFailed(version, str(error)))
@@ -272,6 +277,7 @@ class Server:
 
     def _judge(self, judged: p.Judged) -> None:
         if judged.is_best:
+            crashes.reach("best")
             self._store.set_best(judged.version, judged.accuracy)
         if judged.version == int(self._state.model.version):
             self._final = judged

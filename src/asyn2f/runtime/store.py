@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from asyn2f.runtime import crashes
 from asyn2f.trees import params_sha256
 from asyn2f.types import ServerState
 
@@ -188,6 +189,7 @@ class OrbaxStore:
                     record=ocp.args.JsonSave(record),
                 ),
             )
+            crashes.reach("written")
             _sync_folder(self._folder)
         except Exception as error:  # Orbax raises whatever its layers raise
             raise StoreError(f"cannot save {path}: {_in_short(error)}") from error
@@ -261,6 +263,7 @@ class OrbaxStore:
             except FileExistsError:
                 continue
             _sync_folder(folder)
+            crashes.reach("begun")
             return number
 
     def _clean(self) -> None:
@@ -270,6 +273,7 @@ class OrbaxStore:
             gone = self._folder / f".deleted-{version}"
             with contextlib.suppress(OSError):  # it stays, then
                 (self._folder / str(version)).rename(gone)
+            crashes.reach("cleaning")
             shutil.rmtree(gone, ignore_errors=True)
             del self._saved_s[version]
 

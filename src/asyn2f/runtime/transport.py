@@ -22,12 +22,15 @@ class Channel(enum.Enum):
 
 class Frames(NamedTuple):
     """Something has arrived. `sender` is the peer's address on the server's CONTROL,
-    the topic on MODEL and UPDATE, and empty on a peer's CONTROL."""
+    the topic on MODEL and UPDATE, and empty on a peer's CONTROL. `identity` is whom the
+    transport knows the peer to be ("worker-3", "evaluator"), or "" where it has no
+    keys to know it by."""
 
     channel: Channel
     sender: bytes
     header: Buffer
     payload: Buffer  # empty on CONTROL
+    identity: str = ""
 
 
 class Subscribed(NamedTuple):
