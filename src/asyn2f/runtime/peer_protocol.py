@@ -39,8 +39,7 @@ class PeerProtocol:
         self, hello: wire.Hello, settings: RuntimeSettings, now: float
     ) -> None:
         self._hello = hello
-        is_worker = hello.role == "worker"
-        self._actor = f"worker-{hello.worker}" if is_worker else hello.role
+        self._actor = hello.actor
         self._settings = settings
         self._random = random.Random(hello.session)  # spreads out the hellos of many
         self._waiting_s = self._heard_s = self._now = now
@@ -57,6 +56,7 @@ class PeerProtocol:
         self._seq = 0
         self._outbox: dict[int, _Kept] = {}
         self._is_heard = False  # the server hears what is published here
+        self._hold_until_s = -math.inf  # the server is busy until then
         self._scores: dict[int, wire.Scored] = {}
         # beats
         self._beat_at_s = now
@@ -67,7 +67,10 @@ class PeerProtocol:
     @property
     def due_s(self) -> float:
         """When the next `Tick` is due, monotonic."""
-        return self._beat_at_s if self._is_welcome else self._hello_at_s
+        if not self._is_welcome:
+            return self._hello_at_s
+        is_held = self._is_heard and self._now < self._hold_until_s
+        return min(self._beat_at_s, self._hold_until_s if is_held else math.inf)
 
     def on(self, event: p.Event, now: float) -> list[p.Effect]:
         """What to do about an event, in this order."""
@@ -145,6 +148,7 @@ class PeerProtocol:
             if welcome.version < self._newest:  # it was announced early and is lost
                 self._newest = self._missed = welcome.version - 1
             self._is_heard = False  # until the server's subscription comes again
+            self._hold_until_s = -math.inf
             for kept in self._outbox.values():
                 kept.sent_s, kept.has_receipt = math.nan, False
             noted = trace.Welcomed(
@@ -182,6 +186,10 @@ class PeerProtocol:
             case wire.Resend(session, seq):
                 if session == self._hello.session and seq in self._outbox:
                     self._outbox[seq].sent_s = math.nan
+            case wire.Busy(session, seq, retry_s):
+                if session == self._hello.session and seq in self._outbox:
+                    self._outbox[seq].sent_s = math.nan
+                    self._hold_until_s = self._now + retry_s
             case wire.Verdict(incarnation, session, seq):
                 # An older server's verdict may have died with it, unless it committed.
                 current = self._welcome and incarnation == self._welcome.incarnation
@@ -257,7 +265,7 @@ class PeerProtocol:
 
     def _publish_outbox(self) -> None:
         welcome = self._welcome
-        if welcome is None:
+        if welcome is None or self._now < self._hold_until_s:
             return
         for kept in self._outbox.values():
             if math.isnan(kept.sent_s):
