@@ -149,6 +149,26 @@ class Aggregated(NamedTuple):
     learning_rate: float
 
 
+class Saved(NamedTuple):
+    """A version is in the store, whole and for good."""
+
+    time_s: float
+    version: int
+    incarnation: int
+
+
+class Concluded(NamedTuple):
+    """A worker has heard the last word on an update, and keeps it no longer."""
+
+    time_s: float
+    worker: int
+    session: str
+    seq: int
+    verdict: str
+    version: int
+    incarnation: int  # of the server that said so
+
+
 class Resumed(NamedTuple):
     """A server goes on from a version in the store, which that incarnation made."""
 
@@ -191,6 +211,8 @@ Event = (
     | Pushed
     | Settled
     | Aggregated
+    | Saved
+    | Concluded
     | Resumed
     | Published
     | Evaluated

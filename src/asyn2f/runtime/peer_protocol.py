@@ -190,15 +190,21 @@ class PeerProtocol:
                 if session == self._hello.session and seq in self._outbox:
                     self._outbox[seq].sent_s = math.nan
                     self._hold_until_s = self._now + retry_s
-            case wire.Verdict(incarnation, session, seq):
-                # An older server's verdict may have died with it, unless it committed.
-                current = self._welcome and incarnation == self._welcome.incarnation
-                if session == self._hello.session and (
-                    current or message.verdict == "committed"
-                ):
-                    self._outbox.pop(seq, None)
+            case wire.Verdict():
+                self._on_verdict(message)
             case wire.ScoreReceipt(version):
                 self._scores.pop(version, None)
+
+    def _on_verdict(self, verdict: wire.Verdict) -> None:
+        """An older server's verdict may have died with it, unless it committed."""
+        incarnation, session, seq, word, version, _ = verdict
+        is_current = self._welcome and incarnation == self._welcome.incarnation
+        is_true = is_current or word == "committed"
+        if session == self._hello.session and is_true and seq in self._outbox:
+            del self._outbox[seq]
+            key = self._hello.worker, session, seq
+            heard = trace.Concluded(self._now, *key, word, version, incarnation)
+            self._do(p.Record(heard))
 
     def _on_pulse(self, incarnation: int, version: int) -> None:
         if self._welcome is None or incarnation != self._welcome.incarnation:

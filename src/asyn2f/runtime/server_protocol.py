@@ -155,6 +155,8 @@ class ServerProtocol:
                 self._versions.on_made(event)
             case p.Saved(version):
                 self._save_again_s = math.inf
+                saved = trace.Saved(now, version, self._settings.incarnation)
+                self._do(p.Record(saved))
                 self._versions.on_saved(version)
             case p.SaveFailed(_, reason):
                 self._save_again_s = now + _SAVE_AGAIN_S
