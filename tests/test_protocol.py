@@ -141,6 +141,17 @@ def test_a_stranger_is_asked_who_it_is():
     assert messages(Desk().beat("0"), wire.Who, to="0") == [wire.Who(1)]
 
 
+def test_a_peer_that_was_stopped_does_not_take_it_for_the_servers_silence():
+    seat = Seat()
+    seat.enter()
+    seat.wait(1.0)
+    seat.now += 2 * RUNTIME["lease_s"]
+    effects = seat.on(p.Tick())
+    assert messages(effects, wire.Beat)
+    assert not those(effects, p.Finish)
+    assert those(seat.wait(2 * RUNTIME["lease_s"]), p.Finish), "now it listens"
+
+
 def test_a_peer_that_is_asked_greets_again():
     seat = Seat()
     seat.enter()
@@ -935,7 +946,8 @@ def test_a_beat_can_be_read_however_many_updates_wait():
     assert wire.decode(wire.encode(beat)) == beat
 
 
-def test_a_peer_that_ends_withdraws_what_nobody_has_received():
+def test_a_peer_that_ends_withdraws_what_has_no_verdict():
+    """Receipts too: the server that gave one may have died with the update."""
     seat = Seat()
     seat.enter()
     seat.push()
@@ -943,7 +955,7 @@ def test_a_peer_that_ends_withdraws_what_nobody_has_received():
     seat.hear(wire.Receipt("0", 0))
     noted = [r.event for r in those(seat.on(p.StopRequested("enough")), p.Record)]
     settled = [(e.seq, e.verdict) for e in noted if isinstance(e, trace.Settled)]
-    assert settled == [(1, "withdrawn")]
+    assert settled == [(0, "withdrawn"), (1, "withdrawn")]
 
 
 # ---------------------------------------------------------------- incarnations
@@ -978,6 +990,27 @@ def test_a_peer_that_is_welcomed_again_by_the_same_server_stays_connected():
     seat.enter()
     seat.hear(wire.Who(1))
     assert not those(seat.hear(WELCOME._replace(version=3)), p.Connect)
+
+
+def test_an_older_server_is_not_followed():
+    """Its words are late, or it does not know that it has a successor."""
+    seat = Seat()
+    seat.enter(WELCOME._replace(incarnation=2))
+    assert seat.hear(WELCOME) == []
+    assert seat.hear(wire.Pulse(1, 7)) == []
+    assert not messages(seat.wait(0.01), wire.Hello)
+    assert those(seat.receive(1, incarnation=2), p.Deliver)
+
+
+def test_who_waits_for_the_version_after_one_that_is_lost_gets_an_older_one_again():
+    """Its update was in it, so that nothing else would ever wake it."""
+    seat = Seat()
+    seat.enter()
+    seat.receive(0)
+    seat.push()
+    seat.judge(0, "committed")
+    seat.hear(WELCOME._replace(incarnation=2, version=0))
+    assert those(seat.receive(0, incarnation=2), p.Deliver)
 
 
 def test_an_older_servers_rejection_is_not_believed():

@@ -123,7 +123,7 @@ class Pushed(NamedTuple):
 class Settled(NamedTuple):
     """The last word on an update: committed in a version, superseded, or rejected.
 
-    A worker writes "withdrawn" when it gives up one of which it has heard nothing;
+    A worker writes "withdrawn" when it gives up one whose verdict it has not heard;
     where the server has written something of the same update, that stands.
     """
 

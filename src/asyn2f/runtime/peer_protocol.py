@@ -52,6 +52,7 @@ class PeerProtocol:
         # models
         self._newest = -1
         self._missed = -1  # a version heard of that has not come
+        self._committed = -1  # the newest that an update of this process went into
         # updates and scores
         self._seq = 0
         self._outbox: dict[int, _Kept] = {}
@@ -115,6 +116,9 @@ class PeerProtocol:
 
     def _on_tick(self) -> None:
         now = self._now
+        due_s = self._beat_at_s if self._is_welcome else self._hello_at_s
+        if now - due_s > self._settings.dead_after_s:  # this process itself stood still
+            self._heard_s = self._waiting_s = now
         if self._is_welcome:
             if now - self._heard_s > self._settings.lease_s:
                 silence = f"the server has been silent for {self._settings.lease_s:g} s"
@@ -139,14 +143,19 @@ class PeerProtocol:
         self._hello_pause_s = _HELLO_S[0]
 
     def _on_welcome(self, welcome: wire.Welcome) -> None:
+        if self._is_of_the_past(welcome.run, welcome.incarnation):
+            return
         known, self._welcome = self._welcome, welcome
         if not self._is_welcome:
             self._is_welcome = True
             self._beat_at_s = self._now
         if known is None or known != welcome._replace(version=known.version):
             topics = [p.ALL, p.topic_of(self._hello.session)]
-            if welcome.version < self._newest:  # it was announced early and is lost
+            # What was announced early, or turned out damaged, is lost; who waits for
+            # the next version has to begin with an older one once more.
+            if welcome.version < max(self._newest, self._committed):
                 self._newest = self._missed = welcome.version - 1
+                self._committed = -1
             self._is_heard = False  # until the server's subscription comes again
             self._hold_until_s = -math.inf
             for kept in self._outbox.values():
@@ -205,8 +214,17 @@ class PeerProtocol:
             key = self._hello.worker, session, seq
             heard = trace.Concluded(self._now, *key, word, version, incarnation)
             self._do(p.Record(heard))
+            self._committed = max(self._committed, version)
+
+    def _is_of_the_past(self, run: str, incarnation: int) -> bool:
+        """Whether an older server than the present one says so: late, or because it
+        does not know that it has a successor."""
+        now = self._welcome
+        return now is not None and run == now.run and incarnation < now.incarnation
 
     def _on_pulse(self, incarnation: int, version: int) -> None:
+        if self._welcome and self._is_of_the_past(self._welcome.run, incarnation):
+            return
         if self._welcome is None or incarnation != self._welcome.incarnation:
             self._greet_again()
         elif version > self._newest:
@@ -312,7 +330,7 @@ class PeerProtocol:
             self._send(score)
 
     def _leave(self, reason: str, status: str = "finished") -> None:
-        for seq in [s for s, kept in self._outbox.items() if not kept.has_receipt]:
+        for seq in list(self._outbox):  # who gave a receipt may be dead by now
             self._withdraw(seq, "its worker has ended")
         self._finished = True
         self._do(
