@@ -47,6 +47,8 @@ class ServerSettings:
     fingerprint: str
     num_bytes: int
     workers: int
+    # By worker, the examples and the quality it must register with; () = any.
+    shards: tuple[tuple[int, float], ...] = ()
     min_workers: int
     replaces: bool  # whether a worker's newer update replaces its pending one
     waits: bool  # whether a worker that has pushed waits for the next version
@@ -83,6 +85,7 @@ class ServerProtocol:
             settings.experiment,
             settings.fingerprint,
             settings.workers,
+            settings.shards,
             settings.runtime.dead_after_s,
         )
         self._ledger = Ledger.restore(settings.books.get("ledger", {}))
@@ -153,6 +156,9 @@ class ServerProtocol:
                     self._on_failed(key.worker, problem)
             case p.Made():
                 self._versions.on_made(event)
+            case p.NotMade(version, reason):
+                for key in self._versions.on_not_made(version, reason):
+                    self._on_failed(key.worker, reason)
             case p.Saved(version):
                 self._save_again_s = math.inf
                 saved = trace.Saved(now, version, self._settings.incarnation)
