@@ -214,6 +214,8 @@ class OrbaxStore:
             raise StoreError(f"cannot read {path}: {_in_short(error)}") from error
         state = ServerState(**restored.state)
         _check_shapes(version, state, like)
+        if not isinstance(restored.record, dict):
+            raise StoreError(f"{path} is damaged: its record is none")
         if params_sha256(state) != restored.record.get("sha256"):
             raise StoreError(f"{path} is damaged: its digest is another")
         return Stored(state, restored.record)
@@ -228,7 +230,7 @@ class OrbaxStore:
             )
         except Exception:  # Orbax raises whatever its layers raise
             return {}
-        return dict(restored.record)
+        return dict(restored.record) if isinstance(restored.record, dict) else {}
 
     def versions(self) -> list[int]:
         return sorted(_numbers(self._folder))
