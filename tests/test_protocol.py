@@ -1044,6 +1044,33 @@ def test_an_update_that_did_not_arrive_is_sent_again():
     assert pushed(seat.hear(wire.Resend("0", 0))) == [0]
 
 
+def test_what_was_sent_often_is_asked_about_seldom():
+    """What is still on its way is not to be sent again for that."""
+    seat = Seat()
+    seat.enter()
+    seat.push()
+    asked_s = []
+    for _ in range(4):
+        start_s = seat.now
+        while not any(beat.unsettled for beat in messages(seat.wait(0.1), wire.Beat)):
+            pass
+        asked_s.append(seat.now - start_s)
+        assert pushed(seat.hear(wire.Resend("0", 0))) == [0]
+    beat_s = RUNTIME["beat_s"]
+    for found_s, beats in zip(asked_s, (1, 2, 4, 4), strict=True):
+        assert beats * beat_s <= found_s + 0.01 <= (beats + 1) * beat_s + 0.2
+
+
+def test_what_is_sent_again_is_sent_one_after_the_other():
+    """A link that is cut loses all that is on its way."""
+    seat = Seat()
+    seat.enter()
+    seat.push()
+    seat.push()
+    assert pushed(seat.hear(wire.Resend("0", 0))) == []  # 1 may still arrive
+    assert pushed(seat.hear(wire.Receipt("0", 1))) == [0]
+
+
 def test_what_is_said_to_another_session_means_nothing():
     seat = Seat()
     seat.enter()

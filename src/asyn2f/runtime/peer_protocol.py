@@ -19,6 +19,7 @@ from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
 _HELLO_S = (0.1, 1.0)  # first and longest pause between two hellos
 _WINDOW = 4  # updates without a verdict; one more replaces the oldest nobody has seen
 _ASKED = 16  # updates that one beat asks about
+_PATIENCE = 4  # beats, at most, until one is asked about of which nothing was heard
 _IDLE = p.Progress("registered", 0, 0.0, 0.0, 0.0, -1, 0, -1.0)
 
 
@@ -29,7 +30,14 @@ class _Kept:
     header: wire.UpdateHeader
     payload: wire.Buffer
     sent_s: float = math.nan  # nan = not yet
+    sends: int = 0
     has_receipt: bool = False
+
+    @property
+    def patience(self) -> int:
+        """Beats after which to ask. What is on its way on a bad link would be asked for
+        again and again, so each time it is sent it is given twice as long."""
+        return 1 if self.has_receipt else min(2 ** max(self.sends - 1, 0), _PATIENCE)
 
 
 class PeerProtocol:
@@ -91,6 +99,7 @@ class PeerProtocol:
             case p.NotSent(header):
                 if header.seq in self._outbox:  # tried again at the next event
                     self._outbox[header.seq].sent_s = math.nan
+                    self._outbox[header.seq].sends -= 1
                 return []
             case p.Progress():
                 self._progress = event
@@ -146,7 +155,7 @@ class PeerProtocol:
                 self._newest = self._missed = welcome.version - 1
             self._is_heard = False  # until the server's subscription comes again
             for kept in self._outbox.values():
-                kept.sent_s, kept.has_receipt = math.nan, False
+                kept.sent_s, kept.sends, kept.has_receipt = math.nan, 0, False
             noted = trace.Welcomed(
                 self._now, self._actor, welcome.run, welcome.incarnation
             )
@@ -256,16 +265,26 @@ class PeerProtocol:
         )
 
     def _publish_outbox(self) -> None:
+        """What is sent again goes one after the other: a link that is cut loses all that
+        is on its way."""
         welcome = self._welcome
         if welcome is None:
             return
         for kept in self._outbox.values():
-            if math.isnan(kept.sent_s):
+            busy = kept.sends and any(map(self._is_on_its_way, self._outbox.values()))
+            if math.isnan(kept.sent_s) and not busy:
                 kept.sent_s = self._now
+                kept.sends += 1
                 header = kept.header._replace(
                     run=welcome.run, incarnation=welcome.incarnation
                 )
                 self._do(p.Broadcast(UPDATES, header, kept.payload))
+
+    def _is_on_its_way(self, kept: _Kept) -> bool:
+        """Whether an answer may still come to what was sent."""
+        assert self._welcome is not None
+        waits_s = self._now - kept.sent_s  # nan = not sent: no
+        return not kept.has_receipt and waits_s <= kept.patience * self._welcome.beat_s
 
     def _beat(self) -> None:
         assert self._welcome is not None
@@ -275,7 +294,7 @@ class PeerProtocol:
         long_sent = [
             seq
             for seq, kept in self._outbox.items()
-            if self._now - kept.sent_s > beat_s
+            if self._now - kept.sent_s > kept.patience * beat_s
         ]
         self._send(
             wire.Beat(
