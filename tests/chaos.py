@@ -42,7 +42,7 @@ class Link:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        listener: socket.socket,
+        host: str,
         upstream: tuple[str, int],
         seed: str,
     ) -> None:
@@ -50,7 +50,8 @@ class Link:
         self.up_bytes = self.down_bytes = self.connections = self.cuts = 0
         self.limit_reached = threading.Event()
         self._loop = loop
-        self._listener = listener
+        self._here = (host, upstream[1])
+        self._listener = _listen(*self._here)
         self._upstream = upstream
         self._random = random.Random(seed)
         self._open: dict[asyncio.Task[None], tuple[socket.socket, socket.socket]] = {}
@@ -73,7 +74,13 @@ class Link:
         """Ends all connections at the server's side, and tells the peer nothing."""
         self._call(self._half_open)
 
-    def misbehave(self, cut_s: tuple[float, float], stall_s: tuple[float, float]) -> None:
+    def refuse(self, refuses: bool) -> None:
+        """As if the server were gone: connections end, and none can be made."""
+        self._call(lambda: self._refuse(refuses))
+
+    def misbehave(
+        self, cut_s: tuple[float, float], stall_s: tuple[float, float]
+    ) -> None:
         """Every so often a cut, or, one time in five, a stall of such a length."""
         self._call(lambda: self._start_trouble(cut_s, stall_s))
 
@@ -103,6 +110,15 @@ class Link:
                 _reset_on_close(end)
             task.cancel()
 
+    def _refuse(self, refuses: bool) -> None:
+        self._serving.cancel()
+        if refuses:
+            self._cut()
+            self._listener.close()
+        else:
+            self._listener = _listen(*self._here)
+            self._serving = self._loop.create_task(self._serve())
+
     def _half_open(self) -> None:
         for task, (below, _) in self._open.items():
             self._left_open.append(below.dup())
@@ -130,8 +146,11 @@ class Link:
 
     # ------------------------------------------------------------- carrying
 
-    async def serve(self) -> None:
-        """Lets connections in, for ever."""
+    def start(self) -> None:
+        """Lets connections in; on the loop's thread."""
+        self._serving = self._loop.create_task(self._serve())
+
+    async def _serve(self) -> None:
         while True:
             below, _ = await self._loop.sock_accept(self._listener)
             self.connections += 1
@@ -185,9 +204,7 @@ class Link:
             yield data[:size]
             data = data[size:]
 
-    async def _let_pass(
-        self, sink: socket.socket, piece: bytes, upwards: bool
-    ) -> None:
+    async def _let_pass(self, sink: socket.socket, piece: bytes, upwards: bool) -> None:
         toxics = self.toxics
         if upwards and 0 <= toxics.limit_bytes <= len(piece):
             await self._loop.sock_sendall(sink, piece[: toxics.limit_bytes])
@@ -214,7 +231,7 @@ class Link:
     async def close(self) -> None:
         """Ends everything."""
         self._calm()
-        tasks = list(self._open)
+        tasks = [self._serving, *self._open]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -241,12 +258,12 @@ class ChaosProxy:
         """
         self.address = f"tcp://{host}:{ports[0]}"
         self._loop = asyncio.new_event_loop()
-        listeners = [_listen(host, port) for port in ports]
         self.links = {
-            channel: Link(self._loop, listener, (upstream, port), f"{seed} {channel}")
-            for channel, listener, port in zip(Channel, listeners, ports, strict=True)
+            channel: Link(self._loop, host, (upstream, port), f"{seed} {channel}")
+            for channel, port in zip(Channel, ports, strict=True)
         }
         self.control, self.model, self.update = self.links.values()
+        self._closing = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="chaos", daemon=True)
         self._thread.start()
 
@@ -266,22 +283,19 @@ class ChaosProxy:
 
     def close(self) -> None:
         """Ends everything."""
-        self._loop.call_soon_threadsafe(self._serving.cancel)
+        self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join(10.0)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._serving = self._loop.create_task(self._serve())
-        with contextlib.suppress(asyncio.CancelledError):
-            self._loop.run_until_complete(self._serving)
+        for link in self.each():
+            link.start()
+        self._loop.run_until_complete(self._until_closed())
         self._loop.close()
 
-    async def _serve(self) -> None:
-        try:
-            await asyncio.gather(*(link.serve() for link in self.each()))
-        finally:
-            for link in self.each():
-                await link.close()
+    async def _until_closed(self) -> None:
+        await self._closing.wait()
+        for link in self.each():
+            await link.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -246,7 +246,7 @@ class BareServer:
         self.ports = transport.ports()
         self.finish: p.Finish | None = None
         self.versions: dict[int, tuple[UpdateKey, ...]] = {}  # the store
-        self.status: Any = None
+        self.arrived_s: dict[UpdateKey, float] = {}
         self._making: dict[int, tuple[UpdateKey, ...]] = {}
         self._todo: SimpleQueue[p.Effect | Callable[[], object]] = SimpleQueue()
         self._held: dict[UpdateKey, int] = {}  # base versions of updates in memory
@@ -309,6 +309,7 @@ class BareServer:
             case p.Check(key, header, payload):
                 whole = body_of(key.session, key.seq, self.size)
                 problem = "" if bytes(payload) == whole else "not what was sent"
+                self.arrived_s[key] = time.monotonic()
                 if not problem:
                     self._held[key] = header.base_version
                 self.io.post(p.Checked(key, problem))
@@ -335,8 +336,10 @@ class BareServer:
                 assert version not in self.versions, f"{version} was saved twice"
                 self.versions[version] = self._making.pop(version)
                 self.io.post(p.Saved(version))
-            case p.Show(status):
-                self.status = status
+
+    def live(self) -> list[int]:
+        """Workers that it takes to be there."""
+        return [s.hello.worker for s in self.machine._roster.live_workers()]
 
     @property
     def committed(self) -> int:
