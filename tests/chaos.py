@@ -278,13 +278,15 @@ class ChaosProxy:
 
     def calm(self) -> None:
         """No fault on any link any more."""
-        for link in self.each():
-            link.calm()
+        if self._thread.is_alive():
+            for link in self.each():
+                link.calm()
 
     def close(self) -> None:
-        """Ends everything."""
-        self._loop.call_soon_threadsafe(self._closing.set)
-        self._thread.join(10.0)
+        """Ends everything; once more does nothing."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._closing.set)
+            self._thread.join(10.0)
 
     def _run(self) -> None:
         for link in self.each():

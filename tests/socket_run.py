@@ -3,7 +3,7 @@
 What carries it out is the runtime's own: both protocols, the I/O thread, the transport
 and the journals. Only the computing is pretended, so a second holds hundreds of
 updates. Workers can be threads here or processes of their own (`spawn`), each behind a
-`ChaosProxy`. All is judged by the traces, and by what the server has put into its store.
+`ChaosProxy`. All is judged by the traces, and by what the server has in its store.
 """
 
 import itertools
@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
@@ -112,7 +113,8 @@ class Producer:
         self.delivered: list[tuple[float, int]] = []  # when which version came
         self.heard: Counter[str] = Counter()  # messages on CONTROL, by kind
         self.heard_s = self.pulsed_s = -math.inf  # when it last heard anything; a pulse
-        self.incarnations: list[int] = []
+        self.reasons: set[str] = set()  # of verdicts
+        self.other_run = ""
         self._next_s = 0.0
 
     @property
@@ -155,6 +157,8 @@ class Producer:
                 self.heard_s = now
                 if isinstance(message, wire.Pulse):
                     self.pulsed_s = now
+                if isinstance(message, wire.Verdict) and message.reason:
+                    self.reasons.add(message.reason)
             case p.NotSent():
                 self.sends -= 1
         effects = self._inner.on(event, now)
@@ -165,9 +169,14 @@ class Producer:
                 case p.Deliver(header):
                     self.base = header.version
                     self.delivered.append((now, header.version))
-                case p.Admitted(_, incarnation):
-                    self.incarnations.append(incarnation)
+        if self.other_run:
+            effects = [self._misled(effect) for effect in effects]
         return effects
+
+    def _misled(self, effect: Any) -> Any:
+        if not isinstance(effect, p.Broadcast):
+            return effect
+        return effect._replace(message=effect.message._replace(run=self.other_run))
 
 
 class BareWorker:
@@ -184,9 +193,12 @@ class BareWorker:
         every_s: float = 0.0,
         runtime: RuntimeSettings = RUNTIME,
         changes: Changes | None = None,
+        wrap: Callable[[Transport], Transport] = lambda transport: transport,
+        other_run: str = "",
         **hello: Any,
     ) -> None:
-        """`hello`: what of it is other than it should be."""
+        """`wrap` puts something between the sockets and the protocol; `other_run` is
+        the run it takes itself to be in; `hello`: what of it is not as it should be."""
         self.session = f"w{number}-{secrets.token_hex(4)}"
         self.number = number
         self.finish: p.Finish | None = None
@@ -197,7 +209,10 @@ class BareWorker:
             inner, number, self.session, size, total, every_s, self.changes
         )
         self._journal = open_journal(folder, self.session, f"worker-{number}")
-        self._io = IoThread(self.machine, transport, self._journal, self._carry_out)
+        self.machine.other_run = other_run
+        self._io = IoThread(
+            self.machine, wrap(transport), self._journal, self._carry_out
+        )
         self._io.start()
 
     def _carry_out(self, effect: p.Effect) -> None:
@@ -247,9 +262,10 @@ class BareServer:
         self.finish: p.Finish | None = None
         self.versions: dict[int, tuple[UpdateKey, ...]] = {}  # the store
         self.arrived_s: dict[UpdateKey, float] = {}
+        self.bases: dict[UpdateKey, int] = {}
         self._making: dict[int, tuple[UpdateKey, ...]] = {}
         self._todo: SimpleQueue[p.Effect | Callable[[], object]] = SimpleQueue()
-        self._held: dict[UpdateKey, int] = {}  # base versions of updates in memory
+        self._held: set[UpdateKey] = set()  # updates in memory
         self.journal = open_journal(folder, "server", "server")
         machine = ServerProtocol(
             server_settings(
@@ -307,16 +323,18 @@ class BareServer:
     def _carry_out(self, effect: Any) -> None:
         match effect:
             case p.Check(key, header, payload):
-                whole = body_of(key.session, key.seq, self.size)
+                whole = body_of(key.session, key.seq, header.num_bytes)
                 problem = "" if bytes(payload) == whole else "not what was sent"
                 self.arrived_s[key] = time.monotonic()
+                self.bases[key] = header.base_version
                 if not problem:
-                    self._held[key] = header.base_version
+                    self._held.add(key)
                 self.io.post(p.Checked(key, problem))
             case p.Forget(key):
-                self._held.pop(key, None)
+                self._held.discard(key)
             case p.Make(version, keys):
-                bases = [self._held[key] for key in keys]
+                assert self._held >= {*keys}, "an update was forgotten too early"
+                bases = [self.bases[key] for key in keys]
                 self._making[version] = keys
                 self.journal.write(
                     trace.Aggregated(
@@ -341,6 +359,10 @@ class BareServer:
         """Workers that it takes to be there."""
         return [s.hello.worker for s in self.machine._roster.live_workers()]
 
+    def newest(self) -> tuple[UpdateKey, ...]:
+        """What the newest version is made of."""
+        return self.versions[max(self.versions)] if self.versions else ()
+
     @property
     def committed(self) -> int:
         """Updates in versions."""
@@ -351,7 +373,7 @@ class BareServer:
 
 
 class SocketRun:
-    """A server here, workers as threads or processes, each behind a proxy of its own."""
+    """A server here; workers as threads or processes, behind proxies of their own."""
 
     def __init__(self, folder: Path, *, seed: int = 0, **server: Any) -> None:
         """`server`: see `BareServer`."""
@@ -374,7 +396,7 @@ class SocketRun:
         return proxy
 
     def start_worker(self, number: int, address: str = "", **how: Any) -> BareWorker:
-        """A worker as a thread; without an address of a proxy, straight to the server."""
+        """A worker as a thread; without a proxy's address, straight to the server."""
         size = self.server.size
         transport = ZmqTransport.connect_to(address or self.address, size, depth=1)
         worker = BareWorker(
@@ -385,11 +407,9 @@ class SocketRun:
 
     def spawn(self, number: int, address: str = "", **how: Any) -> BaseProcess:
         """A worker as a process, which can be stopped and killed."""
-        process = _processes().Process(
-            target=_work,
-            args=(self.folder, number, address or self.address, self.server.size, how),
+        process = spawn_worker(
+            self.folder, number, address or self.address, self.server.size, **how
         )
-        process.start()
         self._processes.append(process)
         return process
 
@@ -409,7 +429,8 @@ class SocketRun:
         return [event for event in found if isinstance(event, kinds)]
 
     def finish(self) -> Counter[str]:
-        """Heals all links, ends the run and judges it; how many updates had which fate."""
+        """Heals all links, ends the run and judges it; how many updates had which
+        fate."""
         for proxy in self.proxies:
             proxy.calm()
         self.server.stop()
@@ -439,8 +460,37 @@ def _processes() -> Any:
     return context
 
 
+def spawn_server(folder: Path, **how: Any) -> tuple[BaseProcess, tuple[int, int, int]]:
+    """A server as a process of its own, and its ports; SIGTERM ends the run."""
+    here, there = multiprocessing.Pipe()
+    process = _processes().Process(target=_serve, args=(folder, there, how))
+    process.start()
+    there.close()
+    return process, here.recv()
+
+
+def _serve(folder: Path, pipe: Connection, how: dict[str, Any]) -> None:
+    server = BareServer(folder, **how)
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    pipe.send(server.ports)
+    server.changes.until("it is over", lambda: server.finish, timeout_s=1e6)
+    server.join()
+
+
+def spawn_worker(
+    folder: Path, number: int, address: str, size: int, limit: int = 0, **how: Any
+) -> BaseProcess:
+    """A worker as a process of its own, with updates of that size; models are of
+    `limit` bytes if that is another."""
+    process = _processes().Process(
+        target=_work, args=(folder, number, address, size, limit or size, how)
+    )
+    process.start()
+    return process
+
+
 def _work(
-    folder: Path, number: int, address: str, size: int, how: dict[str, Any]
+    folder: Path, number: int, address: str, size: int, limit: int, how: dict[str, Any]
 ) -> None:
-    transport = ZmqTransport.connect_to(address, size, depth=1)
+    transport = ZmqTransport.connect_to(address, limit, depth=1)
     BareWorker(folder, number, transport, size, **how).join(timeout_s=None)

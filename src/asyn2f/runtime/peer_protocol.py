@@ -265,8 +265,8 @@ class PeerProtocol:
         )
 
     def _publish_outbox(self) -> None:
-        """What is sent again goes one after the other: a link that is cut loses all that
-        is on its way."""
+        """What is sent again goes one after the other: a link that is cut loses all
+        that is on its way."""
         welcome = self._welcome
         if welcome is None:
             return
