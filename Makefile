@@ -10,9 +10,10 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python -m launch.local --config=configs/digits.py --workdir=runs/demo --overwrite
 
-# What starts processes of its own comes by itself: it measures times.
+# What measures times comes last, and by itself.
 test: test-fast
-	$(BIN)/python -m pytest -m "not slow and processes"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "processes and not slow and not timed"
+	$(BIN)/python -m pytest -m "timed and not slow"
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not processes"

@@ -78,6 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
     runtime.dead_after_s = 3.0  # silence after which a peer counts as gone
     runtime.lease_s = 60.0  # silence of the server after which a peer ends
     runtime.join_timeout_s = 60.0  # how long a peer tries to register
+    runtime.max_updates_per_s = 0.0  # of one worker; 0 = no limit
     runtime.pin = True  # one core per worker, in launch.local on a CPU
 
     config.sim = sim = ml_collections.ConfigDict()  # launch.simulate alone

@@ -40,6 +40,7 @@ def server_settings(**changes: Any) -> ServerSettings:
     sizes = {"fingerprint": "tree", "num_bytes": 100, "workers": 2, "min_workers": 1}
     ports = {"incarnation": 1, "model_port": 1, "update_port": 2}
     start = {"stop": ENDLESS, "best": (None, None), "books": {}, "replaces": True}
+    start |= {"waits": False, "most_open": 4}
     runtime = {"runtime": RuntimeSettings(**RUNTIME)}
     return ServerSettings(**(names | sizes | ports | start | runtime | changes))
 

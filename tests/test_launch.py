@@ -234,6 +234,7 @@ def test_a_port_in_use_is_said_so_and_nothing_is_overwritten(tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_everything_within_five_seconds(tmp_path, number):
     folder = tmp_path / "run"
@@ -255,6 +256,7 @@ def test_a_signal_ends_everything_within_five_seconds(tmp_path, number):
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.timed
 def test_a_signal_before_the_run_has_begun_ends_it_too(tmp_path):
     folder = tmp_path / "run"
     process = start("local", *ENDLESS, f"--workdir={folder}")
@@ -267,6 +269,7 @@ def test_a_signal_before_the_run_has_begun_ends_it_too(tmp_path):
     assert read(folder / "summary.json")["status"] == "interrupted"
 
 
+@pytest.mark.timed
 def test_a_killed_server_ends_a_local_run_with_a_summary(tmp_path):
     folder = tmp_path / "run"
     process = start("local", *ENDLESS, f"--workdir={folder}")

@@ -651,11 +651,32 @@ def test_the_deadline_counts_from_the_oldest_pending_update():
     assert commands == [Aggregate((key(0), key(1))), Publish(1), Listen(until_s=None)]
 
 
+def test_workers_that_push_often_do_not_put_the_deadline_off():
+    """One is live and never pushes, the others replace what they have pending."""
+    program = running(asynchronous(min_updates=3, deadline_s=5.0), 3)
+    tell(program, push(0, time_s=10.0))
+    tell(program, push(1, time_s=11.0))
+    commands = tell(program, push(0, seq=1, time_s=14.0))
+    assert commands == [Supersede(key(0)), Listen(until_s=15.0)]
+    commands = tell(program, push(0, seq=2, time_s=14.5))
+    assert commands == [Supersede(key(0, 1)), Listen(until_s=15.0)]
+    commands = without_listening(tell(program, Due(15.0)))
+    assert commands == [Aggregate((key(1), key(0, 2))), Publish(1)]
+
+
 def test_a_round_of_fedavg_waits_for_all_live_workers():
     program = running(synchronous(min_workers=3), 3)
     assert without_listening(tell_all(program, [push(2), push(0)])) == []
     commands = without_listening(tell(program, push(1)))
     assert commands == [Aggregate((key(2), key(0), key(1))), Publish(1)]
+
+
+def test_a_round_of_fedavg_does_not_wait_for_an_update_that_came_before_it():
+    """After a restart of the server, from the first worker that is back."""
+    program, _ = start(synchronous(min_workers=2))
+    tell_all(program, [join(0), push(0), join(1)])
+    commands = without_listening(tell(program, push(1)))
+    assert commands == [Aggregate((key(0), key(1))), Publish(1)]
 
 
 def test_a_round_of_fedavg_does_not_wait_for_a_worker_that_leaves():

@@ -122,11 +122,18 @@ def summary_of(folder: Path) -> dict:
     return {k: v for k, v in found.items() if k not in ("run", "execution_s")}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a whole run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert run(folder).returncode == 0
+    return folder
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
-def test_a_simulation_that_is_ended_goes_on(tmp_path, by):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run(whole).returncode == 0
+def test_a_simulation_that_is_ended_goes_on(undisturbed, tmp_path, by):
+    whole, cut = undisturbed, tmp_path / "cut"
     with subprocess.Popen(
         command(cut, "--keep_every_s=0"), cwd=ROOT, stdout=subprocess.DEVNULL
     ) as process:

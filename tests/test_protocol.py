@@ -1,6 +1,5 @@
 """Both protocols, told by hand what happens, and together on a pretended network."""
 
-import dataclasses
 import math
 import random
 import re
@@ -8,15 +7,24 @@ from collections import Counter
 
 import pytest
 
-from asyn2f import programs, trace
-from asyn2f.programs import UpdateKey
+from asyn2f import trace
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
-from asyn2f.runtime.peer_protocol import PeerProtocol
-from asyn2f.runtime.server_protocol import ServerProtocol
-from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
-from asyn2f.timing import Stop, Timing
+from asyn2f.timing import Stop
+from tests.desk import (
+    ASYN2F,
+    FEDAVG,
+    WELCOME,
+    Desk,
+    Seat,
+    key_of,
+    messages,
+    pushed,
+    those,
+    verdicts,
+    with_,
+)
 from tests.protocol_net import (
     RUNTIME,
     Net,
@@ -24,167 +32,10 @@ from tests.protocol_net import (
     hello_of,
     made,
     produced,
-    server_settings,
 )
 
-ASYN2F = Timing(while_training="merge", after_push="continue", quorum="some")
-FEDAVG = Timing(
-    while_training="ignore", after_push="wait", quorum="all", max_staleness=0
-)
 RULES = {"asyn2f": ASYN2F, "fedavg": FEDAVG}
 ANNOUNCE = ("durable", "early")
-
-
-def with_(timing, **changes):
-    return dataclasses.replace(timing, **changes)
-
-
-def those(effects, kind):
-    return [effect for effect in effects if isinstance(effect, kind)]
-
-
-def messages(effects, kind, to=None):
-    """What is sent of this kind on CONTROL, to anybody or to this session."""
-    return [
-        effect.message
-        for effect in those(effects, p.Send)
-        if isinstance(effect.message, kind) and to in (None, effect.peer.decode())
-    ]
-
-
-def tick_until(machine, until_s, now):
-    """Everything that a protocol wants done as time goes by."""
-    effects = []
-    for _ in range(10_000):
-        if machine.due_s > until_s:
-            return effects
-        now = max(now, machine.due_s)
-        effects += machine.on(p.Tick(), now)
-        if those(effects, p.Finish):
-            return effects
-        assert machine.due_s > now, "it wants another tick at once"
-    raise AssertionError("it wants too many ticks")
-
-
-class Desk:
-    """A server's protocol. Worker w has the session "w"; the evaluator, "e"."""
-
-    def __init__(self, timing=ASYN2F, announce="durable", **changes):
-        runtime = RuntimeSettings(announce=announce, **RUNTIME)
-        own = {"min_workers": timing.min_workers, "replaces": timing.replaces}
-        changes = own | {"runtime": runtime} | changes
-        program = programs.server_program(timing)
-        self.now = 0.0
-        self.machine = ServerProtocol(server_settings(**changes), program, made(0), 0.0)
-
-    def on(self, event):
-        return self.machine.on(event, self.now)
-
-    def wait(self, seconds):
-        effects = tick_until(self.machine, self.now + seconds, self.now)
-        self.now += seconds
-        return effects
-
-    def hear(self, session, message):
-        event = p.FromWire(Channel.CONTROL, session.encode(), message, b"")
-        return self.on(event)
-
-    def join(self, *sessions):
-        effects = []
-        for session in sessions:
-            worker = -1 if session == "e" else int(session[0])
-            effects += self.hear(session, hello_of(worker, session))
-            effects += self.on(Subscribed(p.topic_of(session)))
-        return effects
-
-    def beat(self, session, *unsettled):
-        return self.hear(session, beat_of(session, *unsettled))
-
-    def receive(self, session, seq, base=0, **changes):
-        """An update has come in."""
-        header = produced(int(session[0]), b"", base).header
-        changes = {"run": "run-1", "session": session, "seq": seq} | changes
-        header = header._replace(**changes)
-        return self.on(p.FromWire(Channel.UPDATE, UPDATES, header, b""))
-
-    def push(self, session, seq, base=0):
-        """An update has come in and is found good."""
-        effects = self.receive(session, seq, base)
-        return effects + self.on(p.Checked(key_of(session, seq), ""))
-
-    def make(self, version):
-        return self.on(made(version))
-
-    def save(self, version):
-        return self.on(p.Saved(version))
-
-    def end(self, seconds=12.0):
-        """All that happens until the server finishes."""
-        effects = self.wait(seconds)
-        assert those(effects, p.Finish), f"does not finish within {seconds} s"
-        return effects
-
-
-def key_of(session, seq):
-    return UpdateKey(int(session[0]), session, seq)
-
-
-def beat_of(session, *unsettled):
-    numbers = (0, 0.0, 0.0, 0.0, 0, 0, 0, -1.0, 0)
-    return wire.Beat(session, 1, "training", *numbers, unsettled)
-
-
-def verdicts(effects):
-    """Session, number and verdict of what is told."""
-    return [(v.session, v.seq, v.verdict) for v in messages(effects, wire.Verdict)]
-
-
-WELCOME = wire.Welcome("run-1", 1, 0, 1, 2, RUNTIME["beat_s"], RUNTIME["lease_s"])
-
-
-class Seat:
-    """A peer's protocol, worker 0's in session "0"."""
-
-    def __init__(self, worker=0):
-        self.now = 0.0
-        settings = RuntimeSettings(**RUNTIME)
-        self.machine = PeerProtocol(hello_of(worker, "0"), settings, 0.0)
-
-    def on(self, event):
-        return self.machine.on(event, self.now)
-
-    def wait(self, seconds):
-        effects = tick_until(self.machine, self.now + seconds, self.now)
-        self.now += seconds
-        return effects
-
-    def hear(self, message):
-        return self.on(p.FromWire(Channel.CONTROL, b"", message, b""))
-
-    def enter(self, welcome=WELCOME):
-        """Is welcomed, and heard."""
-        return self.hear(welcome) + self.on(Subscribed(UPDATES))
-
-    def push(self, base=0):
-        return self.on(produced(0, b"", base))
-
-    def receive(self, version, incarnation=1):
-        header, payload = made(version, incarnation=incarnation)
-        return self.on(p.FromWire(Channel.MODEL, p.ALL, header, payload))
-
-    def judge(self, seq, verdict, incarnation=1):
-        version = 1 if verdict == "committed" else -1
-        return self.hear(wire.Verdict(incarnation, "0", seq, verdict, version, "so"))
-
-    def unsettled(self):
-        """The updates that the next beat asks about."""
-        beats = messages(self.wait(2 * RUNTIME["beat_s"]), wire.Beat)
-        return beats[-1].unsettled
-
-
-def pushed(effects):
-    """The numbers of the updates that are published."""
-    return [sent.message.seq for sent in those(effects, p.Broadcast)]
 
 
 # ---------------------------------------------------------------- registration
@@ -193,7 +44,7 @@ def pushed(effects):
 @pytest.mark.parametrize(
     ("worker", "changes", "words"),
     [
-        (0, {"protocol": 2}, "protocol 2, the server speaks 1"),
+        (0, {"protocol": 1}, "protocol 1, the server speaks 2"),
         (0, {"role": "spy"}, "role 'spy', allowed: worker, evaluator"),
         (0, {"fingerprint": "bush"}, "its model has other arrays"),
         (-1, {"fingerprint": "bush"}, "its model has other arrays"),
@@ -288,6 +139,17 @@ def test_a_beat_is_answered_by_a_pulse():
 
 def test_a_stranger_is_asked_who_it_is():
     assert messages(Desk().beat("0"), wire.Who, to="0") == [wire.Who(1)]
+
+
+def test_a_peer_that_was_stopped_does_not_take_it_for_the_servers_silence():
+    seat = Seat()
+    seat.enter()
+    seat.wait(1.0)
+    seat.now += 2 * RUNTIME["lease_s"]
+    effects = seat.on(p.Tick())
+    assert messages(effects, wire.Beat)
+    assert not those(effects, p.Finish)
+    assert those(seat.wait(2 * RUNTIME["lease_s"]), p.Finish), "now it listens"
 
 
 def test_a_peer_that_is_asked_greets_again():
@@ -1111,7 +973,8 @@ def test_a_beat_can_be_read_however_many_updates_wait():
     assert wire.decode(wire.encode(beat)) == beat
 
 
-def test_a_peer_that_ends_withdraws_what_nobody_has_received():
+def test_a_peer_that_ends_withdraws_what_has_no_verdict():
+    """Receipts too: the server that gave one may have died with the update."""
     seat = Seat()
     seat.enter()
     seat.push()
@@ -1119,7 +982,7 @@ def test_a_peer_that_ends_withdraws_what_nobody_has_received():
     seat.hear(wire.Receipt("0", 0))
     noted = [r.event for r in those(seat.on(p.StopRequested("enough")), p.Record)]
     settled = [(e.seq, e.verdict) for e in noted if isinstance(e, trace.Settled)]
-    assert settled == [(1, "withdrawn")]
+    assert settled == [(0, "withdrawn"), (1, "withdrawn")]
 
 
 # ---------------------------------------------------------------- incarnations
@@ -1154,6 +1017,27 @@ def test_a_peer_that_is_welcomed_again_by_the_same_server_stays_connected():
     seat.enter()
     seat.hear(wire.Who(1))
     assert not those(seat.hear(WELCOME._replace(version=3)), p.Connect)
+
+
+def test_an_older_server_is_not_followed():
+    """Its words are late, or it does not know that it has a successor."""
+    seat = Seat()
+    seat.enter(WELCOME._replace(incarnation=2))
+    assert seat.hear(WELCOME) == []
+    assert seat.hear(wire.Pulse(1, 7)) == []
+    assert not messages(seat.wait(0.01), wire.Hello)
+    assert those(seat.receive(1, incarnation=2), p.Deliver)
+
+
+def test_who_waits_for_the_version_after_one_that_is_lost_gets_an_older_one_again():
+    """Its update was in it, so that nothing else would ever wake it."""
+    seat = Seat()
+    seat.enter()
+    seat.receive(0)
+    seat.push()
+    seat.judge(0, "committed")
+    seat.hear(WELCOME._replace(incarnation=2, version=0))
+    assert those(seat.receive(0, incarnation=2), p.Deliver)
 
 
 def test_an_older_servers_rejection_is_not_believed():

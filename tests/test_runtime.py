@@ -125,9 +125,9 @@ def small(**changes):
 def finished(request, tmp_path_factory):
     """A whole asynchronous run, looked at by many tests."""
     run = LocalRun(tmp_path_factory.mktemp(request.param), small(), request.param)
+    run.start_evaluator()  # first: the run begins, and may end, with its workers
     for number in range(3):
         run.start_worker(number)
-    run.start_evaluator()
     run.summary = run.finish()
     return run
 

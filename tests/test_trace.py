@@ -194,3 +194,19 @@ def test_a_wall_clock_stamps_every_time_of_an_event_and_nothing_else(kind):
     times = {name: clock.at(1.25) for name in ("time_s", "start_s")}
     expected = {name: times.get(name, value) for name, value in event._asdict().items()}
     assert clock.stamp(event) == kind(**expected)
+
+
+def test_two_processes_of_one_name_do_not_write_into_one_file(tmp_path):
+    """The first is thought dead, and is not."""
+    first = trace.TraceWriter(tmp_path, "worker-3")
+    first.write(trace.Evaluated(1.0, 1, 0.5, 0.5))
+    second = trace.TraceWriter(tmp_path, "worker-3")
+    second.write(trace.Evaluated(2.0, 2, 0.5, 0.5))
+    first.write(trace.Evaluated(3.0, 3, 0.5, 0.5))
+    first.close()
+    second.close()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert [event.version for event in trace.read(tmp_path)] == [1, 2, 3]
+    third = trace.TraceWriter(tmp_path, "worker-3")
+    third.close()
+    assert len(list(tmp_path.iterdir())) == 2, "the place is free again"

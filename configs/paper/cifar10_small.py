@@ -3,8 +3,10 @@
     python -m launch.simulate --config=configs/paper/cifar10_small.py:asyn2f \
         --workdir=runs/cifar10_small --config.task.data_dir=DIR
 
-A tenth of each shard, a network of two convolutions with batch normalisation, batch 64,
-one epoch per push, 150 versions.
+A tenth of each shard, a network of three convolutions with batch normalisation, batch
+64, one epoch per push, 150 versions: seven minutes on two cores. Expected with seed 0:
+asyn2f 0.43 and kafl 0.46, both after 101 virtual seconds; fedavg 0.29 after 80 and 0.59
+after the 1,227 s that its 150 rounds take. The network has not converged by then.
 """
 
 from configs.paper._common import cifar

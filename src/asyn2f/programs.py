@@ -239,7 +239,8 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
     while True:
         if opened_s is None and len(live) >= timing.min_workers:
             opened_s = (yield Publish(version)).time_s
-            expected, missing = set(live), set(live)
+            # After a restart an update may have come before its round was opened.
+            expected, missing = set(live), live - pending.keys()
         while (
             opened_s is not None
             and pending
@@ -267,6 +268,8 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
             older = pending.pop(slot, None)
             if older is not None:
                 yield Supersede(older.key)
+                if timing.deadline_s:  # what replaces it has waited as long
+                    event = event._replace(time_s=older.time_s)
             pending[slot] = event
             missing.discard(worker)
         elif isinstance(event, Joined):

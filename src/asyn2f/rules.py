@@ -132,6 +132,7 @@ _RULES: dict[str, _Rule] = {
     "runtime.dead_after_s": _number(float, 0, open_low=True),
     "runtime.lease_s": _number(float, 0, open_low=True),
     "runtime.join_timeout_s": _number(float, 0, open_low=True),
+    "runtime.max_updates_per_s": _SECONDS,
     "worker_speeds": _each(_number(float, 0)),
     "runtime.pin": _ANY_BOOL,
     "sim.profiles": _Rule(str, "drawn, or a file .csv or .jsonl", _is_profiles),

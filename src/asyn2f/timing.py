@@ -43,7 +43,8 @@ class Timing:
         reached this. Makes timing depend on values; 0 = off.
       push_after_epochs: ... or until that many epochs are done. 0 = never.
       deadline_s: aggregate what is pending after that long: for `some`, counted from
-        the oldest pending update; for `all`, from the start of the round. 0 = never.
+        the oldest pending update, or the oldest that it has replaced; for `all`, from
+        the start of the round. 0 = never.
       min_workers: the run starts once that many have registered.
     """
 

@@ -5,12 +5,13 @@ A trace is a folder of JSON-lines files, one per process, each beginning with a
 enough to draw the run, to check it, and to execute it again.
 """
 
+import fcntl
 import heapq
 import json
 import threading
 import time
 from collections.abc import Callable, Iterable
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -122,7 +123,7 @@ class Pushed(NamedTuple):
 class Settled(NamedTuple):
     """The last word on an update: committed in a version, superseded, or rejected.
 
-    A worker writes "withdrawn" when it gives up one of which it has heard nothing;
+    A worker writes "withdrawn" when it gives up one whose verdict it has not heard;
     where the server has written something of the same update, that stands.
     """
 
@@ -146,6 +147,26 @@ class Aggregated(NamedTuple):
     staleness: list[int]
     coefficients: list[float]
     learning_rate: float
+
+
+class Saved(NamedTuple):
+    """A version is in the store, whole and for good."""
+
+    time_s: float
+    version: int
+    incarnation: int
+
+
+class Concluded(NamedTuple):
+    """A worker has heard the last word on an update, and keeps it no longer."""
+
+    time_s: float
+    worker: int
+    session: str
+    seq: int
+    verdict: str
+    version: int
+    incarnation: int  # of the server that said so
 
 
 class Resumed(NamedTuple):
@@ -190,6 +211,8 @@ Event = (
     | Pushed
     | Settled
     | Aggregated
+    | Saved
+    | Concluded
     | Resumed
     | Published
     | Evaluated
@@ -249,16 +272,15 @@ class TraceWriter:
     """Appends the events of one process to its file; its threads may share it.
 
     Every line is handed to the system as it is written: a kill can cut the last line
-    short, which `read` leaves out, and loses nothing before it.
+    short, which `read` leaves out, and loses nothing before it. A process that was
+    thought dead may still write when its successor begins: then that one's file is
+    `NAME.2.jsonl`, and so on.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}.jsonl"
-        _drop_torn_line(path)
-        self._file: TextIO = open(  # noqa: SIM115 - closed by close()
-            path, "a", encoding="utf-8", buffering=1
-        )
+        names = (f"{name}.{n}.jsonl" if n > 1 else f"{name}.jsonl" for n in count(1))
+        self._file = next(filter(None, (_claim(folder / each) for each in names)))
         self._lock = threading.Lock()
 
     def write(self, event: Event) -> None:
@@ -272,12 +294,19 @@ class TraceWriter:
             self._file.close()
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cuts off what a kill has left of a line, so that nothing is written behind it."""
-    if path.exists():
-        content = path.read_bytes()
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+def _claim(path: Path) -> TextIO | None:
+    """The file, to be appended to; None if another process is writing it."""
+    file = path.open("a", encoding="utf-8", buffering=1)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:  # a file system that knows no locks
+        pass
+    # What a kill has left of a line: nothing may be written behind it.
+    file.truncate(path.read_bytes().rfind(b"\n") + 1)
+    return file
 
 
 def read(folder: Path) -> list[Event]:

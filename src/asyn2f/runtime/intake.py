@@ -6,6 +6,7 @@ from asyn2f import trace
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
+from asyn2f.runtime.admission import Admission
 from asyn2f.runtime.ledger import Ledger, Verdict
 from asyn2f.runtime.roster import Roster, Session
 
@@ -18,6 +19,7 @@ class Intake:
         run: str,
         incarnation: int,
         replaces: bool,
+        admission: Admission,
         ledger: Ledger,
         roster: Roster,
         outlet: p.Outlet,
@@ -25,6 +27,7 @@ class Intake:
         self._run = run
         self._incarnation = incarnation
         self._replaces = replaces
+        self._admission = admission
         self._ledger = ledger
         self._roster = roster
         self._outlet = outlet
@@ -52,9 +55,19 @@ class Intake:
             header.session, header.seq
         )
         problem = closed or self._problem(session, header, version)
+        if not problem:
+            num_open = self._ledger.num_open(header.session)
+            now = self._outlet.now
+            wait_s = self._admission.wait_s(header.session, num_open, now)
+            if wait_s:
+                busy = wire.Busy(header.session, header.seq, wait_s)
+                self._outlet.do(p.Send(session.peer, busy))
+                return ""
         self._ledger.take_in(key)
         if problem:
             self.settle(key, Verdict("rejected", -1, problem))
+            if session.replaced:  # nobody waits for anything of it
+                return ""
         elif overtaken:
             self.settle(key, Verdict("superseded", -1, "a newer one came first"))
         else:
@@ -86,6 +99,15 @@ class Intake:
         """The same for all that are unsettled, but those."""
         for key in sorted(self._ledger.unsettled() - but):
             self.settle(key, verdict)
+
+    def end(self, session: str) -> bool:
+        """Closes the books of a session that will not come back, if all of it is
+        settled; whether they are closed."""
+        if self._ledger.num_open(session):
+            return False
+        self._ledger.end(session)
+        self._admission.forget(session)
+        return True
 
     def answer(self, session: Session, seq: int) -> None:
         """Tells a worker how an update stands; if it is not here, to send it again."""

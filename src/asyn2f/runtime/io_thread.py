@@ -132,6 +132,8 @@ class IoThread:
                     self._journal.write(noted)
                     if isinstance(noted, trace.Published):
                         crashes.reach("announced")
+                case p.Warn(text):
+                    logging.warning("%s", text)
                 case _:
                     self._finished = self._finished or isinstance(effect, p.Finish)
                     self._carry_out(effect)

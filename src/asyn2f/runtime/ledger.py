@@ -9,6 +9,7 @@ Snapshot = dict[str, Any]
 """A ledger as JSON: what a version's record in the store says of all updates."""
 
 COUNTED = ("committed", "superseded", "rejected")
+MOST_ENDED = 4096  # names of ended sessions that are remembered
 
 
 class Verdict(NamedTuple):
@@ -23,7 +24,8 @@ class Ledger:
     """Updates by session and number: not seen, taken in, or settled.
 
     A verdict is kept until its worker says that it knows it (`forget`), so memory is
-    bounded by what workers have under way.
+    bounded by what workers have under way. Of a session that has ended only its name is
+    kept, so that nothing of it is ever counted again.
     """
 
     def __init__(self) -> None:
@@ -33,6 +35,7 @@ class Ledger:
         self._floor: dict[str, int] = {}  # all below is settled, and known to be
         self.counts = dict.fromkeys(COUNTED, 0)
         self.taken_in: dict[str, int] = {}  # new updates per session
+        self._ended: dict[str, None] = {}  # sessions, in the order of their ends
 
     def is_known(self, session: str, seq: int) -> bool:
         """Whether this update has come before."""
@@ -58,6 +61,21 @@ class Ledger:
     def unsettled(self) -> frozenset[UpdateKey]:
         """All that are taken in and not settled."""
         return frozenset(self._unsettled)
+
+    def num_open(self, session: str) -> int:
+        """How many of a session's updates are unsettled."""
+        return sum(key.session == session for key in self._unsettled)
+
+    def end(self, session: str) -> None:
+        """Nothing more of this session will be taken in; all of it is settled."""
+        for kept in (self._sessions, self._last_seq, self._floor, self.taken_in):
+            kept.pop(session, None)
+        self._ended[session] = None
+        if len(self._ended) > MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
+
+    def has_ended(self, session: str) -> bool:
+        return session in self._ended
 
     def settle(self, key: UpdateKey, verdict: Verdict) -> None:
         """Writes the last word on an update; there is only one.
@@ -101,13 +119,14 @@ class Ledger:
             name: {"below": self._floor.get(name, 0), "committed": found}
             for name, found in committed.items()
         }
-        return {"counts": counts, "sessions": sessions}
+        return {"counts": counts, "sessions": sessions, "ended": list(self._ended)}
 
     @classmethod
     def restore(cls, snapshot: Snapshot) -> "Ledger":
         """The ledger of a server that begins with that version; {} = nothing yet."""
         ledger = cls()
         ledger.counts.update(snapshot.get("counts", {}))
+        ledger._ended = dict.fromkeys(snapshot.get("ended", []))
         for name, kept in snapshot.get("sessions", {}).items():
             ledger._floor[name] = kept["below"]
             verdicts = ledger._sessions.setdefault(name, {})

@@ -47,8 +47,7 @@ class PeerProtocol:
         self, hello: wire.Hello, settings: RuntimeSettings, now: float
     ) -> None:
         self._hello = hello
-        is_worker = hello.role == "worker"
-        self._actor = f"worker-{hello.worker}" if is_worker else hello.role
+        self._actor = hello.actor
         self._settings = settings
         self._random = random.Random(hello.session)  # spreads out the hellos of many
         self._waiting_s = self._heard_s = self._now = now
@@ -61,10 +60,12 @@ class PeerProtocol:
         # models
         self._newest = -1
         self._missed = -1  # a version heard of that has not come
+        self._committed = -1  # the newest that an update of this process went into
         # updates and scores
         self._seq = 0
         self._outbox: dict[int, _Kept] = {}
         self._is_heard = False  # the server hears what is published here
+        self._hold_until_s = -math.inf  # the server is busy until then
         self._scores: dict[int, wire.Scored] = {}
         # beats
         self._beat_at_s = now
@@ -75,7 +76,10 @@ class PeerProtocol:
     @property
     def due_s(self) -> float:
         """When the next `Tick` is due, monotonic."""
-        return self._beat_at_s if self._is_welcome else self._hello_at_s
+        if not self._is_welcome:
+            return self._hello_at_s
+        is_held = self._is_heard and self._now < self._hold_until_s
+        return min(self._beat_at_s, self._hold_until_s if is_held else math.inf)
 
     def on(self, event: p.Event, now: float) -> list[p.Effect]:
         """What to do about an event, in this order."""
@@ -121,6 +125,9 @@ class PeerProtocol:
 
     def _on_tick(self) -> None:
         now = self._now
+        due_s = self._beat_at_s if self._is_welcome else self._hello_at_s
+        if now - due_s > self._settings.dead_after_s:  # this process itself stood still
+            self._heard_s = self._waiting_s = now
         if self._is_welcome:
             if now - self._heard_s > self._settings.lease_s:
                 silence = f"the server has been silent for {self._settings.lease_s:g} s"
@@ -145,15 +152,21 @@ class PeerProtocol:
         self._hello_pause_s = _HELLO_S[0]
 
     def _on_welcome(self, welcome: wire.Welcome) -> None:
+        if self._is_of_the_past(welcome.run, welcome.incarnation):
+            return
         known, self._welcome = self._welcome, welcome
         if not self._is_welcome:
             self._is_welcome = True
             self._beat_at_s = self._now
         if known is None or known != welcome._replace(version=known.version):
             topics = [p.ALL, p.topic_of(self._hello.session)]
-            if welcome.version < self._newest:  # it was announced early and is lost
+            # What was announced early, or turned out damaged, is lost; who waits for
+            # the next version has to begin with an older one once more.
+            if welcome.version < max(self._newest, self._committed):
                 self._newest = self._missed = welcome.version - 1
+                self._committed = -1
             self._is_heard = False  # until the server's subscription comes again
+            self._hold_until_s = -math.inf
             for kept in self._outbox.values():
                 kept.sent_s, kept.sends, kept.has_receipt = math.nan, 0, False
             noted = trace.Welcomed(
@@ -191,17 +204,36 @@ class PeerProtocol:
             case wire.Resend(session, seq):
                 if session == self._hello.session and seq in self._outbox:
                     self._outbox[seq].sent_s = math.nan
-            case wire.Verdict(incarnation, session, seq):
-                # An older server's verdict may have died with it, unless it committed.
-                current = self._welcome and incarnation == self._welcome.incarnation
-                if session == self._hello.session and (
-                    current or message.verdict == "committed"
-                ):
-                    self._outbox.pop(seq, None)
+            case wire.Busy(session, seq, retry_s):
+                if session == self._hello.session and seq in self._outbox:
+                    self._outbox[seq].sent_s = math.nan
+                    self._hold_until_s = self._now + retry_s
+            case wire.Verdict():
+                self._on_verdict(message)
             case wire.ScoreReceipt(version):
                 self._scores.pop(version, None)
 
+    def _on_verdict(self, verdict: wire.Verdict) -> None:
+        """An older server's verdict may have died with it, unless it committed."""
+        incarnation, session, seq, word, version, _ = verdict
+        is_current = self._welcome and incarnation == self._welcome.incarnation
+        is_true = is_current or word == "committed"
+        if session == self._hello.session and is_true and seq in self._outbox:
+            del self._outbox[seq]
+            key = self._hello.worker, session, seq
+            heard = trace.Concluded(self._now, *key, word, version, incarnation)
+            self._do(p.Record(heard))
+            self._committed = max(self._committed, version)
+
+    def _is_of_the_past(self, run: str, incarnation: int) -> bool:
+        """Whether an older server than the present one says so: late, or because it
+        does not know that it has a successor."""
+        now = self._welcome
+        return now is not None and run == now.run and incarnation < now.incarnation
+
     def _on_pulse(self, incarnation: int, version: int) -> None:
+        if self._welcome and self._is_of_the_past(self._welcome.run, incarnation):
+            return
         if self._welcome is None or incarnation != self._welcome.incarnation:
             self._greet_again()
         elif version > self._newest:
@@ -265,10 +297,10 @@ class PeerProtocol:
         )
 
     def _publish_outbox(self) -> None:
-        """What is sent again goes one after the other: a link that is cut loses all
-        that is on its way."""
+        """What is sent again goes one by one: a link that is cut loses all that is on
+        its way."""
         welcome = self._welcome
-        if welcome is None:
+        if welcome is None or self._now < self._hold_until_s:
             return
         for kept in self._outbox.values():
             busy = kept.sends and any(map(self._is_on_its_way, self._outbox.values()))
@@ -317,7 +349,7 @@ class PeerProtocol:
             self._send(score)
 
     def _leave(self, reason: str, status: str = "finished") -> None:
-        for seq in [s for s, kept in self._outbox.items() if not kept.has_receipt]:
+        for seq in list(self._outbox):  # who gave a receipt may be dead by now
             self._withdraw(seq, "its worker has ended")
         self._finished = True
         self._do(

@@ -154,6 +154,12 @@ class Record(NamedTuple):
     event: trace.Event
 
 
+class Warn(NamedTuple):
+    """Something happened that a person should know of."""
+
+    text: str
+
+
 # at a server
 
 
@@ -253,6 +259,7 @@ Effect = (
     | Broadcast
     | Connect
     | Record
+    | Warn
     | Check
     | Forget
     | Make

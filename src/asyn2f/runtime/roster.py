@@ -29,6 +29,11 @@ class Session:
     def is_worker(self) -> bool:
         return self.hello.role == "worker"
 
+    @property
+    def actor(self) -> str:
+        """Who its process is: "worker-3", "evaluator"."""
+        return self.hello.actor
+
 
 class Roster:
     """Sessions by name; admits, remembers when each was heard, notices silence."""
@@ -105,6 +110,15 @@ class Roster:
         for session in silent:
             session.live = False
         return silent
+
+    def obsolete(self) -> list[Session]:
+        """Those that will not come back and that nobody needs to see: replaced ones,
+        and evaluators that have gone or fallen silent."""
+        return [s for s in self if s.replaced or not (s.is_worker or s.live)]
+
+    def drop(self, session: Session) -> None:
+        """Knows it no longer."""
+        del self._sessions[session.name]
 
     def part(self, session: Session) -> bool:
         """Notes that it has said goodbye; whether it was live until now."""

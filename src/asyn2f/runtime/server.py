@@ -114,6 +114,7 @@ class Server:
             journal.write(trace.Resumed(now, incarnation, version, made_in))
         self._warm_up()
         ports = transport.ports()
+        timing = experiment.strategy.timing
         protocol_settings = ServerSettings(
             run=run,
             incarnation=incarnation,
@@ -122,8 +123,10 @@ class Server:
             fingerprint=experiment.template.fingerprint,
             num_bytes=experiment.template.num_bytes,
             workers=experiment.workers,
-            min_workers=experiment.strategy.timing.min_workers,
-            replaces=experiment.strategy.timing.replaces,
+            min_workers=timing.min_workers,
+            replaces=timing.replaces,
+            waits=timing.after_push == "wait",
+            most_open=max(4, timing.most_updates(experiment.workers)),
             stop=experiment.stop,
             runtime=settings,
             model_port=ports[1],
@@ -131,7 +134,7 @@ class Server:
             best=store.best(),
             books=self._start.books,
         )
-        program = programs.server_program(experiment.strategy.timing, version)
+        program = programs.server_program(timing, version)
         machine = ServerProtocol(protocol_settings, program, first, time.monotonic())
         self._io = IoThread(machine, transport, journal, self._todo.put)
 

@@ -14,6 +14,7 @@ from asyn2f import programs, trace
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
+from asyn2f.runtime.admission import Admission
 from asyn2f.runtime.figures import Figures
 from asyn2f.runtime.intake import Intake
 from asyn2f.runtime.ledger import Ledger, Verdict
@@ -28,7 +29,11 @@ _TICK_S = 0.25
 _SAVE_AGAIN_S = 1.0
 _GIVE_UP_S = 2.0  # at the end, on a store that fails
 _FAREWELL_S = 1.5  # how long peers have to say goodbye
-_LAST_SCORE_S = {"finished": 6.0, "interrupted": 1.0}  # wait for the last score
+_LAST_SCORE_S = {
+    "finished": 6.0,
+    "interrupted": 1.0,
+    "failed": 1.0,
+}  # wait for the last score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,8 @@ class ServerSettings:
     workers: int
     min_workers: int
     replaces: bool  # whether a worker's newer update replaces its pending one
+    waits: bool  # whether a worker that has pushed waits for the next version
+    most_open: int  # updates without a verdict that one worker may have here
     stop: Stop
     runtime: RuntimeSettings
     model_port: int
@@ -83,11 +90,17 @@ class ServerProtocol:
             settings.run,
             settings.incarnation,
             settings.replaces,
+            Admission(
+                settings.most_open,
+                settings.runtime.max_updates_per_s,
+                settings.runtime.beat_s,
+            ),
             self._ledger,
             self._roster,
             self._outlet,
         )
         self._figures = Figures(settings.books.get("totals", {}), settings.best)
+        self._failed: set[int] = set()  # whose update for this version was no use
         # the end
         self._ending: tuple[str, str] | None = None  # status, reason
         self._last_score_s = self._farewell_s = self._give_up_s = math.inf
@@ -117,14 +130,19 @@ class ServerProtocol:
         self._outlet.now = now
         match event:
             case p.FromWire(Channel.UPDATE, _, wire.UpdateHeader() as header, payload):
-                closed = "the run is over" if self._ending else ""
-                version = self._newest.header.version
                 self._figures.bytes_up += len(wire.encode(header))
                 self._figures.bytes_up += memoryview(payload).nbytes
-                if self._intake.receive(header, payload, version, closed):
-                    self._versions.feed(programs.Failed(now, header.worker))
+                if self._is_from(event.identity, header.session):
+                    closed = "the run is over" if self._ending else ""
+                    version = self._newest.header.version
+                    problem = self._intake.receive(header, payload, version, closed)
+                    if problem:
+                        self._on_failed(header.worker, problem)
             case p.FromWire(Channel.CONTROL, peer, message):
-                self._on_control(peer, message)
+                session = getattr(message, "session", "")
+                hello = isinstance(message, wire.Hello)
+                if hello or self._is_from(event.identity, session):
+                    self._on_control(peer, message, event.identity)
             case Subscribed(topic):
                 self._on_subscribed(topic)
             case p.Checked(key, problem):
@@ -132,11 +150,13 @@ class ServerProtocol:
                 if base is not None:
                     self._versions.feed(programs.Arrived(now, key, base))
                 elif problem:
-                    self._versions.feed(programs.Failed(now, key.worker))
+                    self._on_failed(key.worker, problem)
             case p.Made():
                 self._versions.on_made(event)
             case p.Saved(version):
                 self._save_again_s = math.inf
+                saved = trace.Saved(now, version, self._settings.incarnation)
+                self._do(p.Record(saved))
                 self._versions.on_saved(version)
             case p.SaveFailed(_, reason):
                 self._save_again_s = now + _SAVE_AGAIN_S
@@ -163,6 +183,7 @@ class ServerProtocol:
     def _publish(self, first: bool) -> None:
         """Gives out the newest version; the first one goes to whoever subscribes."""
         receivers = 0
+        self._failed.clear()
         if first:
             self._figures.start(self._now)
             for session in self._roster:
@@ -209,9 +230,18 @@ class ServerProtocol:
 
     # ------------------------------------------------------------- peers
 
-    def _on_control(self, peer: bytes, message: wire.Message) -> None:
+    def _is_from(self, identity: str, name: str) -> bool:
+        """Whether a message in the name of that session comes from its own process, as
+        far as the transport can tell; it is let lie otherwise."""
+        session = self._roster.get(name)
+        if session is None or identity in ("", session.actor):
+            return True
+        self._do(p.Warn(f"{identity} spoke as {session.actor}; not listened to"))
+        return False
+
+    def _on_control(self, peer: bytes, message: wire.Message, identity: str) -> None:
         if isinstance(message, wire.Hello):
-            self._on_hello(peer, message)
+            self._on_hello(peer, message, identity)
             return
         session = self._roster.get(getattr(message, "session", ""))
         if session is None:
@@ -245,8 +275,14 @@ class ServerProtocol:
             case wire.Bye(_, reason):
                 self._leave(session, reason)
 
-    def _on_hello(self, peer: bytes, hello: wire.Hello) -> None:
+    def _on_hello(self, peer: bytes, hello: wire.Hello, identity: str) -> None:
         refused = self._roster.refusal(hello)
+        if self._ledger.has_ended(hello.session):
+            refused = wire.Refused("another process has taken its place", retry=False)
+        if identity not in ("", hello.actor):
+            why = f"it says it is {hello.actor[:20]}, its key is {identity}'s"
+            refused = wire.Refused(why, retry=False)
+            self._do(p.Warn(f"refused a peer: {why}"))
         if self._ending:
             refused = wire.Refused(f"the run is over: {self._ending[1]}", retry=False)
         if refused is not None:
@@ -291,7 +327,18 @@ class ServerProtocol:
             examples = session.hello.num_examples
             noted = trace.WorkerJoined(now, worker, session.name, examples)
         self._do(p.Record(noted))
+        self._failed.discard(worker)
         self._versions.feed(change(now, worker))
+
+    def _on_failed(self, worker: int, problem: str) -> None:
+        """An update cannot be used. Where a worker that has pushed waits for the next
+        version, a round of nothing else would wait for ever."""
+        self._versions.feed(programs.Failed(self._now, worker))
+        self._failed.add(worker)
+        live = {s.hello.worker for s in self._roster.live_workers()}
+        is_stuck = self._settings.waits and live and live <= self._failed
+        if is_stuck and not self._ledger.unsettled():
+            self._end("failed", f"no update of the round can be used: {problem}")
 
     def _leave(self, session: Session, reason: str) -> None:
         if self._roster.part(session):
@@ -318,6 +365,9 @@ class ServerProtocol:
         self._tick_s = self._now + _TICK_S
         for session in self._roster.fall_silent(self._now):
             self._on_presence(session, programs.Left, "silent")
+        for session in self._roster.obsolete():
+            if not session.is_worker or self._intake.end(session.name):
+                self._roster.drop(session)
         if self._now >= self._save_again_s:
             self._save_again_s = math.inf
             self._versions.save_again()

@@ -21,6 +21,8 @@ class RuntimeSettings:
       beat_s: how often a peer says how it is.
       dead_after_s: a peer that is silent for longer counts as gone until it is heard.
       lease_s: a peer that hears nothing from the server for longer ends itself.
+      max_updates_per_s: a worker that pushes more often, after a burst of two seconds'
+        worth, is told to wait; 0 = no limit.
       join_timeout_s: how long a peer tries to register.
       worker_speeds: steps per second of worker 0, 1, ... at most; 0 = as fast as it
         can. A shorter list is repeated. To show stragglers on one machine.
@@ -35,5 +37,6 @@ class RuntimeSettings:
     dead_after_s: float = 3.0
     lease_s: float = 60.0
     join_timeout_s: float = 60.0
+    max_updates_per_s: float = 0.0
     worker_speeds: tuple[float, ...] = (0.0,)
     pin: bool = True

@@ -239,6 +239,11 @@ class OrbaxStore:
         (self._folder / str(version)).rename(aside)
         self._saved_s.pop(version, None)
 
+    def damaged(self) -> frozenset[int]:
+        """The versions that were set aside."""
+        names = [path.stem for path in self._folder.glob("*.damaged")]
+        return frozenset(int(name) for name in names if name.isdigit())
+
     def set_best(self, version: int, accuracy: float) -> None:
         self._best, self._accuracy = version, accuracy
         text = json.dumps({"version": version, "accuracy": accuracy})

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import msgpack
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_HEADER_BYTES = 4096
 _MAX_TEXT = 512
 _CUT = _MAX_TEXT // 4  # characters of a text that are sent: they fit, whatever they are
@@ -41,6 +41,11 @@ class Hello(NamedTuple):
     fingerprint: str  # of the model's template
     num_examples: int
     quality: float
+
+    @property
+    def actor(self) -> str:
+        """Who says so: "worker-3", "evaluator"."""
+        return f"worker-{self.worker}" if self.role == "worker" else self.role
 
 
 class Registered(NamedTuple):
@@ -138,6 +143,14 @@ class Resend(NamedTuple):
     seq: int
 
 
+class Busy(NamedTuple):
+    """Server to worker: this update has not been taken in; push nothing for so long."""
+
+    session: str
+    seq: int
+    retry_s: float
+
+
 class Verdict(NamedTuple):
     """Server to worker: the last word on an update, true within its incarnation, and
     for ever if it is "committed"."""
@@ -218,6 +231,7 @@ Message = (
     | StopRun
     | Receipt
     | Resend
+    | Busy
     | Verdict
     | Scored
     | ScoreReceipt

@@ -64,6 +64,7 @@ class Worker:
         self._fresh: tuple[GlobalModel, int] | None = None
         self._adopts_again = experiment.strategy.timing.after_push == "adopt"
         self._newest = -1  # newest version seen that could be used
+        self._newest_from = self._base_from = -1  # incarnations: of it, and of the base
         self._merges = 0
         self._merged_s = -1.0
         self._mailbox = Mailbox(self.depth)
@@ -132,6 +133,7 @@ class Worker:
                 model = open_letter(self._experiment, letter)
                 self._fresh = model, letter.header.incarnation
                 self._newest = letter.header.version
+                self._newest_from = letter.header.incarnation
             except wire.WireError as error:
                 print(f"worker {self._worker}: left out a version: {error}", flush=True)
 
@@ -139,12 +141,17 @@ class Worker:
         start_s = time.monotonic()
         self._report_progress("waiting")
         self._look()
-        while self._newest == known and self._mailbox.stopped is None:
+        while self._is_known(known) and self._mailbox.stopped is None:
             self._mailbox.wait()
             self._look()
         if self._state is not None:
             waited = trace.Waited(time.monotonic(), self._worker, start_s, self._newest)
             self._journal.write(waited)
+
+    def _is_known(self, known: int) -> bool:
+        """Whether the newest version is that one; another server's of the same number,
+        after a crash has taken the first, is not."""
+        return self._newest == known and self._newest_from == self._base_from
 
     def _adopt(self) -> None:
         model, incarnation = self._take_fresh()
@@ -163,6 +170,7 @@ class Worker:
     def _take_fresh(self) -> tuple[GlobalModel, int]:
         assert self._fresh is not None
         fresh = self._fresh
+        self._base_from = fresh[1]
         if not self._adopts_again:
             self._fresh = None
         return fresh

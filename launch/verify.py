@@ -1,0 +1,112 @@
+"""Whether a run kept its promises: nothing lost, nothing counted twice, no going back.
+
+    python -m launch.verify --run=runs/demo
+
+Judges the trace and the store of any run, real or simulated, finished, killed or still
+going on. Exit code 0: no promise was broken; 1: one was; 2: the folder cannot be read.
+"""
+
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from asyn2f import build, invariants, trace, workdir
+from asyn2f.experiment import initial_server_state
+from asyn2f.invariants import INVARIANTS, Found, Judgement, commit_of
+from asyn2f.runtime.store import OrbaxStore, StoreError
+from configs import of_run
+from launch import program
+
+_RUN = flags.DEFINE_string("run", None, "The folder of the run.")
+_DEEP = flags.DEFINE_bool("deep", False, "Read every version in the store again.")
+
+_SHOWN = 3  # cases of a broken promise that are printed
+
+
+def main() -> int:
+    folder = Path(program.required(_RUN))
+    if not (folder / workdir.TRACE).is_dir():
+        raise workdir.WorkdirError(f"--run: {folder} holds no trace")
+    try:
+        found = found_in(folder)
+    except (ValueError, KeyError, TypeError) as error:
+        program.fail(f"--run: {folder} cannot be judged: {error}")
+    judgement = invariants.check(found)
+    print(f"{len(found.events):,} events, {len(found.commits)} versions in the store")
+    fates = ", ".join(f"{count:,} {fate}" for fate, count in judgement.fates.items())
+    print(f"{judgement.fates.total():,} updates pushed: {fates or 'none'}")
+    broken = _say(judgement)
+    if _DEEP.value:
+        broken += _read_again(folder)
+    print(f"{broken} broken" if broken else "no promise was broken")
+    return 1 if broken else 0
+
+
+def found_in(folder: Path) -> Found:
+    """What a run left in its folder.
+
+    Raises:
+      ValueError, KeyError, TypeError: a trace or a record that is none.
+    """
+    events = trace.read(folder / workdir.TRACE)
+    config, summary = {}, {}
+    if (folder / workdir.CONFIG).exists():
+        config = workdir.read_json(folder / workdir.CONFIG)
+    if (folder / workdir.SUMMARY).exists():
+        summary = workdir.read_json(folder / workdir.SUMMARY)
+    commits, damaged, best = {}, frozenset[int](), None
+    if (folder / workdir.MODELS).is_dir():
+        store = OrbaxStore(folder / workdir.MODELS)
+        records = {version: store.record(version) for version in store.versions()}
+        commits = {v: commit_of(r) for v, r in records.items() if "version" in r}
+        damaged = store.damaged()
+        accuracy, version = store.best()
+        if accuracy is not None and version is not None:
+            best = version, accuracy
+        store.close()
+    return Found(
+        events=events,
+        commits=commits,
+        damaged=damaged,
+        best=best,
+        early=config.get("runtime", {}).get("announce") == "early",
+        finished=summary.get("status") in ("finished", "interrupted"),
+    )
+
+
+def _say(judgement: Judgement) -> int:
+    """A line for each promise, and cases where it was broken; how many were."""
+    broken = 0
+    for name, promise in INVARIANTS.items():
+        cases = [v.what for v in judgement.violations if v.invariant == name]
+        why = judgement.not_shown.get(name)
+        word = "BROKEN" if cases else "not shown" if why else "held"
+        print(f"{word:>9}  {name:<9}  {promise}{f' ({why})' if why else ''}")
+        for case in cases[:_SHOWN]:
+            print(f"{'':>22} {case}")
+        if len(cases) > _SHOWN:
+            print(f"{'':>22} and {len(cases) - _SHOWN} more")
+        broken += bool(cases)
+    return broken
+
+
+def _read_again(folder: Path) -> int:
+    """Compares every version in the store with its digest; how many are damaged."""
+    experiment = build.build_experiment(program.plain(of_run.get_config(str(folder))))
+    like = jax.eval_shape(lambda: initial_server_state(experiment))
+    store = OrbaxStore(folder / workdir.MODELS)
+    versions, broken = store.versions(), 0
+    for version in versions:
+        try:
+            store.load(version, like)
+        except StoreError as error:
+            print(f"{'BROKEN':>9}  {error}")
+            broken += 1
+    store.close()
+    print(f"{len(versions) - broken} of {len(versions)} versions read back as saved")
+    return broken
+
+
+if __name__ == "__main__":
+    program.run(main)
