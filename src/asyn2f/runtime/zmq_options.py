@@ -18,7 +18,7 @@ _COMMON: dict[int, int | bytes] = {
     zmq.HEARTBEAT_TIMEOUT: 3000,
     zmq.HEARTBEAT_TTL: 3000,
     zmq.RECONNECT_IVL: 200,
-    zmq.RECONNECT_IVL_MAX: 5000,
+    zmq.RECONNECT_IVL_MAX: 1000,
     zmq.HANDSHAKE_IVL: 10_000,
 }
 _ENVELOPE_BYTES = 64  # what encryption adds to a frame is 33
