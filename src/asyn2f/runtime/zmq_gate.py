@@ -24,10 +24,6 @@ _PARTNERS: dict[int, int] = {
     zmq.XPUB: zmq.SUB,
     zmq.SUB: zmq.XPUB,
 }
-    zmq.ROUTER: zmq.DEALER,
-    zmq.XPUB: zmq.SUB,
-    zmq.SUB: zmq.XPUB,
-}
 _IN = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DENIED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
