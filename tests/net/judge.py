@@ -41,7 +41,7 @@ def _store(net: Net) -> Iterator[str]:
 def _fates(net: Net) -> Iterator[str]:
     pushed: set[Key] = set()
     settled: set[Key] = set()
-    for event in net.trace:
+    for _, event in net.trace:
         if isinstance(event, trace.Pushed):
             pushed.add((event.session, event.seq))
         elif isinstance(event, trace.Settled):
@@ -114,7 +114,7 @@ def _versions(net: Net) -> Iterator[str]:
 
 def _bases(net: Net) -> Iterator[str]:
     limit = net.world.timing.max_staleness
-    for event in net.trace:
+    for _, event in net.trace:
         if isinstance(event, trace.Aggregated):
             for key, staleness in zip(event.updates, event.staleness, strict=True):
                 if staleness < 0 or (limit is not None and staleness > limit):
@@ -126,12 +126,17 @@ def _observers(net: Net) -> Iterator[str]:
     but another server may give it out once more."""
     may_lose = net.world.announce == "early" or net.disk.rotted
     newest: dict[str, int] = defaultdict(lambda: -1)
+    server: dict[str, int] = {}
     for _, node, _, effects in net.log:
         if node.worker == -2:
             continue
         for effect in effects:
             if isinstance(effect, p.Connect):
                 newest[node.name] -= 1 if not may_lose else newest[node.name] + 1
+            elif isinstance(effect, p.Admitted):
+                if effect.incarnation <= server.get(node.name, 0):
+                    yield f"I11: {node.name} went back to server {effect.incarnation}"
+                server[node.name] = effect.incarnation
             elif isinstance(effect, p.Deliver):
                 version = effect.header.version
                 if version <= newest[node.name]:

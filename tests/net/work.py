@@ -74,7 +74,8 @@ class Work:
                 raise StoreFault("the disk does not answer")
             net.disk.save(kept)
         except StoreFault as error:
-            net.count["save failed"] += 1
+            fenced = server.incarnation != net.disk.incarnation
+            net.count["fenced" if fenced else "save failed"] += 1
             net.tell(server, p.SaveFailed(version, str(error)))
             return
         net.saved_s[kept.content] = net.now

@@ -66,7 +66,6 @@ class World:
 
     Attributes:
       crash_at: the server dies before it has carried out its n-th effect.
-      clocks: the clocks of any two processes differ by up to 2 h.
       codec: messages are encoded and decoded on their way.
     """
 
@@ -78,7 +77,6 @@ class World:
     calm_s: float = math.inf
     lease_s: float = 8.0
     max_updates_per_s: float = 0.0
-    clocks: bool = True
     codec: bool = False
     latency_s: Span = (0.001, 0.01)
     late_s: float = 1.0
