@@ -97,7 +97,7 @@ class MemoryStore:
         self,
         keep_last: int = 10,
         keep_younger_than_s: float = 120.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kept: dict[int, Stored] = {}
         self._saved_s: dict[int, float] = {}
@@ -152,7 +152,7 @@ class OrbaxStore:
         folder: Path,
         keep_last: int = 10,
         keep_younger_than_s: float = 120.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder.absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -167,8 +167,9 @@ class OrbaxStore:
         self._saved_s: dict[int, float] = {}
         for version in self.versions():
             with contextlib.suppress(FileNotFoundError):  # deleted by its writer
-                path = self._folder / str(version)
-                self._saved_s[version] = path.stat().st_mtime
+                # From now on a wall clock that is set does not make a version old.
+                age_s = time.time() - (self._folder / str(version)).stat().st_mtime
+                self._saved_s[version] = self._clock() - max(0.0, age_s)
         # Compression saves 7 % of trained float32 weights and half again the time.
         self._checkpointer = ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(
