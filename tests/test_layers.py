@@ -28,7 +28,7 @@ NEVER = [
     ("runtime", "report"),
 ]
 ONLY_IN = {
-    "zmq": {"runtime/zmq_transport.py"},
+    "zmq": {"runtime/zmq_", "runtime/keys.py"},
     "orbax": {"runtime/store.py"},
     "flax": {"tasks/models.py", "tasks/convolution.py", "tasks/classification.py"},
     "ml_collections": set(),  # configs and launch alone

@@ -125,6 +125,7 @@ _RULES: dict[str, _Rule] = {
     "stop.max_time_s": _SECONDS,
     "stop.target_accuracy": _number(float, 0, 1),
     "runtime.address": _Rule(str, "tcp://host:port", lambda x: True),
+    "runtime.keys": _Rule(str, "a folder, or empty", lambda x: True),
     "runtime.announce": _one_of(get_args(Announce)),
     "runtime.keep_last": _COUNT,
     "runtime.keep_younger_than_s": _SECONDS,
