@@ -18,8 +18,8 @@ from asyn2f.runtime import crashes, payloads, wire
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime.io_thread import IoThread, Journal
 from asyn2f.runtime.ledger import COUNTED
-from asyn2f.runtime.server_protocol import ServerProtocol, ServerSettings
-from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.runtime.server_protocol import ServerProtocol
+from asyn2f.runtime.settings import RuntimeSettings, ServerSettings
 from asyn2f.runtime.store import ModelStore, Record, StoreError
 from asyn2f.runtime.transport import Transport
 from asyn2f.status import RunStatus

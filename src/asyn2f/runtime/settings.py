@@ -1,7 +1,9 @@
 """Settings of the processes, their protocol and their store."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from asyn2f.timing import Stop
 
 Announce = Literal["durable", "early"]
 
@@ -40,3 +42,26 @@ class RuntimeSettings:
     max_updates_per_s: float = 0.0
     worker_speeds: tuple[float, ...] = (0.0,)
     pin: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What a server's protocol knows of its run."""
+
+    run: str
+    incarnation: int
+    strategy: str
+    experiment: str  # digest of the settings the numbers depend on
+    fingerprint: str
+    num_bytes: int
+    workers: int
+    min_workers: int
+    replaces: bool  # whether a worker's newer update replaces its pending one
+    waits: bool  # whether a worker that has pushed waits for the next version
+    most_open: int  # updates without a verdict that one worker may have here
+    stop: Stop
+    runtime: RuntimeSettings
+    model_port: int
+    update_port: int
+    best: tuple[float | None, int | None]  # accuracy and version so far
+    books: dict[str, Any]  # as they stand in the record of the first version; or {}
