@@ -33,9 +33,13 @@ def _store(net: Net) -> Iterator[str]:
     if makers != sorted(makers):
         yield f"I12: an older server wrote after a newer one: {makers}"
     times = Counter(key for kept in net.disk.kept.values() for key in kept.keys)
-    yield from (f"I2: {key} was committed {n} times" for key, n in times.items() if n > 1)
+    yield from (
+        f"I2: {key} was committed {n} times" for key, n in times.items() if n > 1
+    )
     times = Counter(x for kept in net.disk.kept.values() for x in kept.results)
-    yield from (f"I2: the result {x} counts {n} times" for x, n in times.items() if n > 1)
+    yield from (
+        f"I2: the result {x} counts {n} times" for x, n in times.items() if n > 1
+    )
 
 
 def _fates(net: Net) -> Iterator[str]:
@@ -87,7 +91,9 @@ def _versions(net: Net) -> Iterator[str]:
     """Nobody is told of a version that could be lost; each server gives out one after
     the other."""
     durable = net.world.announce == "durable"
-    saved = sorted((s, int(content.split(".")[-1])) for content, s in net.saved_s.items())
+    saved = sorted(
+        (s, int(content.split(".")[-1])) for content, s in net.saved_s.items()
+    )
     place, newest = 0, 0
     announced: dict[str, int] = {}
     for time_s, node, _, effects in net.log:

@@ -220,7 +220,9 @@ class Planted(NamedTuple):
 
 
 PLANTED = (
-    Planted("announce before the save", _announce_before_the_save, _durable, 10, ("I6",)),
+    Planted(
+        "announce before the save", _announce_before_the_save, _durable, 10, ("I6",)
+    ),
     Planted("ledger not saved", _ledger_not_in_the_checkpoint, _crashing, 100, ("I2",)),
     Planted("receipt is final", _receipt_is_final, _crashing, 50, ("I7",)),
     Planted(
@@ -239,7 +241,11 @@ PLANTED = (
     Planted("who are you", _who_ignored, _crashing, 50, ("I8",)),
     Planted("no deadline", _no_deadline, _hanging, 20, ("I8",)),
     Planted(
-        "incarnation ignored", _incarnation_ignored, _late_words, 300, ("I4", "I8", "I11")
+        "incarnation ignored",
+        _incarnation_ignored,
+        _late_words,
+        300,
+        ("I4", "I8", "I11"),
     ),
     Planted(
         "rejection trusted",
