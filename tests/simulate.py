@@ -168,7 +168,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--digests", action="store_true", help="print each run's digest")
+    parser.add_argument(
+        "--digests", action="store_true", help="print each run's digest"
+    )
     args = parser.parse_args()
     if args.seed is not None:
         _replay(args.seed)

@@ -7,7 +7,7 @@ has ended (`problems_of`). Each problem begins with the number of its invariant.
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from asyn2f import trace
+from asyn2f import invariants, trace
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
 from tests.net.net import Net, outbox_of
@@ -23,6 +23,25 @@ def problems_of(net: Net) -> list[str]:
         return list(net.problems)
     found = [*_store(net), *_fates(net), *_verdicts(net), *_versions(net)]
     return found + [*_bases(net), *_observers(net)]
+
+
+def judgement(net: Net) -> invariants.Judgement:
+    """What those say who know only the trace and the store, as of a real run."""
+    commits = {}
+    for version, _, keys, _, _, incarnation in net.disk.kept.values():
+        bases = tuple(net.bases[key] for key in keys)
+        shares = (1.0 / max(len(keys), 1),) * len(keys)
+        made_of = keys, bases, shares
+        commit = invariants.Commit(version, version - 1, incarnation, *made_of)
+        commits[version] = commit
+    return invariants.check(
+        invariants.Found(
+            events=net.traced(),
+            commits=commits,
+            damaged=frozenset(kept.version for kept in net.disk.rotted),
+            early=net.world.announce == "early",
+        )
+    )
 
 
 def _store(net: Net) -> Iterator[str]:

@@ -157,6 +157,10 @@ class Net:
         node = Node(machine, f"server-{incarnation}", clock_s, incarnation=incarnation)
         self.count["servers"] += 1
         self.servers.append(node)
+        self.note(trace.Recorded(0.0, "server", RUN, incarnation, {}))
+        if newest.version:
+            resumed = incarnation, newest.version, newest.incarnation
+            self.note(trace.Resumed(0.0, *resumed))
         self._arm(node)
 
     def start_peer(self, worker: int) -> None:
@@ -172,6 +176,7 @@ class Net:
             node.program = programs.worker_program(self.world.timing, STEPS_PER_EPOCH)
             node.parked = next(node.program).known
         self.peers.append(node)
+        self.note(trace.Recorded(0.0, hello.actor, RUN, 0, {}))
         self._wires.plug_in(node)
         self._arm(node)
 
@@ -305,7 +310,9 @@ class Net:
         sent home by a server that is no more."""
         if self.server.finish is not None:
             return
-        sent_home = any(server.machine._ending for server in self.servers[:-1])
+        sent_home = any(
+            server.machine._ending.has_begun for server in self.servers[:-1]
+        )
         for worker in range(-int(self.world.evaluator), self.world.workers):
             if worker in self._retired or self.live(worker):
                 continue
@@ -345,6 +352,10 @@ class Net:
     def note(self, event: trace.Event) -> None:
         """Into the trace, with the time of all."""
         self.trace.append((self.now, event))
+
+    def traced(self) -> list[trace.Event]:
+        """The trace as it would be read."""
+        return [event._replace(time_s=time_s) for time_s, event in self.trace]
 
     def _arm(self, node: Node) -> None:
         due_s = node.machine.due_s - node.clock_s

@@ -61,6 +61,8 @@ class Node:
     base_from: int = -1  # the incarnation that gave it out
     newest_from: int = -1
     pushes: int = 0
+    step: int = 0
+    start: int = -1  # the base with which its cycle began
     # a server's
     incarnation: int = 0
     routes: dict[bytes, Line] = field(default_factory=dict)

@@ -254,7 +254,9 @@ PLANTED = (
         1500,
         ("I4",),
     ),
-    Planted("older server followed", _older_server_followed, _late_words, 100, ("I11",)),
+    Planted(
+        "older server followed", _older_server_followed, _late_words, 100, ("I11",)
+    ),
     Planted("receipt not withdrawn", _receipt_not_withdrawn, _crashing, 200, ("I7",)),
     Planted("nobody begins again", _nobody_begins_again, _rounds, 50, ("I8",)),
 )
