@@ -1029,15 +1029,33 @@ def test_an_older_server_is_not_followed():
     assert those(seat.receive(1, incarnation=2), p.Deliver)
 
 
-def test_who_waits_for_the_version_after_one_that_is_lost_gets_an_older_one_again():
-    """Its update was in it, so that nothing else would ever wake it."""
+def waiting(base):
+    return p.Progress("waiting", 1, 1.0, 0.5, 0.5, base, 0, -1.0)
+
+
+@pytest.mark.parametrize("verdict", ["committed", "rejected"])
+def test_who_waits_for_the_version_after_one_that_is_lost_begins_again(verdict):
+    """Its update was in it, or too stale for it; nothing else would ever wake it."""
     seat = Seat()
     seat.enter()
     seat.receive(0)
     seat.push()
-    seat.judge(0, "committed")
+    seat.on(waiting(0))
+    seat.judge(0, verdict)
     seat.hear(WELCOME._replace(incarnation=2, version=0))
     assert those(seat.receive(0, incarnation=2), p.Deliver)
+
+
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_who_trains_or_has_pushed_does_not_begin_again(is_waiting):
+    seat = Seat()
+    seat.enter()
+    seat.receive(0)
+    if is_waiting:
+        seat.push()
+        seat.on(waiting(0))
+    seat.hear(WELCOME._replace(incarnation=2, version=0))
+    assert not those(seat.receive(0, incarnation=2), p.Deliver)
 
 
 def test_an_older_servers_rejection_is_not_believed():

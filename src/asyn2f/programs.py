@@ -209,7 +209,13 @@ class Done(NamedTuple):
     time_s: float
 
 
-ServerEvent = Joined | Left | Arrived | Failed | Due | Done
+class NotMade(NamedTuple):
+    """What came of these updates cannot be used: there is no such version."""
+
+    time_s: float
+
+
+ServerEvent = Joined | Left | Arrived | Failed | Due | Done | NotMade
 
 
 ServerProgram = Generator[ServerCommand, ServerEvent, None]
@@ -224,13 +230,14 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
 
     Yields:
       Commands; expects an event in return for each: after `Listen` anything but `Done`,
-      after every other command `Done`.
+      after every other command `Done`, or `NotMade` after `Aggregate`.
     """
     live: set[int] = set()
     # By worker where a newer update replaces an older one, else by update.
     pending: dict[int | UpdateKey, Arrived] = {}
     replaces = timing.replaces
     most = None if replaces else timing.most_updates(workers=0)
+    limit = timing.max_staleness
     expected: set[int] = set()  # live when the newest version was published
     missing: set[int] = set()  # of those, live and without a pending update
     opened_s: float | None = None  # when that was; None = the run has not begun
@@ -247,19 +254,25 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
             and (is_due or _is_ready(timing, pending, live, missing))
         ):
             slots = tuple(pending)[:most]
-            yield Aggregate(tuple(pending.pop(slot).key for slot in slots))
+            made = yield Aggregate(tuple(pending.pop(slot).key for slot in slots))
             is_due = False
+            if isinstance(made, NotMade):
+                continue
             version += 1
             opened_s = (yield Publish(version)).time_s
             if timing.quorum == "all":
                 expected, missing = set(live), set(live)
+            if limit is not None:  # what is left has become staler
+                for slot, left in tuple(pending.items()):
+                    if version - left.base_version > limit:
+                        del pending[slot]
+                        yield Reject(left.key, "stale")
         if timing.deadline_s:
             event = yield Listen(_deadline(timing, pending, opened_s))
         else:
             event = yield listen
         is_due = isinstance(event, Due)
         if isinstance(event, Arrived):
-            limit = timing.max_staleness
             if limit is not None and version - event.base_version > limit:
                 yield Reject(event.key, "stale")
                 continue

@@ -1,0 +1,225 @@
+"""Classic errors, planted one at a time, that the simulation has to find.
+
+Each is a patch of one place and a world in which it matters; how many seeds it takes
+says how good the simulation is.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+
+from asyn2f import programs
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
+from asyn2f.runtime.intake import Intake
+from asyn2f.runtime.ledger import Ledger
+from asyn2f.runtime.peer_protocol import PeerProtocol
+from asyn2f.runtime.versions import Versions
+from asyn2f.timing import Stop
+from tests.net import net as net_module
+from tests.net.world import TIMINGS, Fault, World, draw_world
+
+Patch = pytest.MonkeyPatch
+
+
+def _announce_before_the_save(patch: Patch) -> None:
+    def init(self: Any, program: Any, first: Any, _: Any, *rest: Any) -> None:
+        original(self, program, first, "early", *rest)
+
+    original = Versions.__init__
+    patch.setattr(Versions, "__init__", init)
+
+
+def _ledger_not_in_the_checkpoint(patch: Patch) -> None:
+    patch.setattr(Ledger, "snapshot", lambda *_: {})
+
+
+def _hears(patch: Patch, hear: Callable[[PeerProtocol, wire.Message], bool]) -> None:
+    """Peers hear what is said to them in another way, and as before if that is False."""
+
+    def on_control(self: PeerProtocol, message: wire.Message) -> None:
+        if not hear(self, message):
+            original(self, message)
+
+    original = PeerProtocol._on_control
+    patch.setattr(PeerProtocol, "_on_control", on_control)
+
+
+def _receipt_is_final(patch: Patch) -> None:
+    def hear(self: PeerProtocol, message: wire.Message) -> bool:
+        if isinstance(message, wire.Receipt):
+            self._outbox.pop(message.seq, None)
+        return False
+
+    _hears(patch, hear)
+
+
+def _second_update_overwrites_the_first(patch: Patch) -> None:
+    def settle(self: Intake, key: programs.UpdateKey, verdict: Any) -> None:
+        if verdict.reason != "replaced by a newer":
+            original(self, key, verdict)
+
+    original = Intake.settle
+    patch.setattr(Intake, "settle", settle)
+
+
+def _session_missing_from_the_key(patch: Patch) -> None:
+    patch.setattr(net_module, "session_of", lambda worker, _: f"{worker}")
+
+
+def _resend_under_a_new_number(patch: Patch) -> None:
+    def hear(self: PeerProtocol, message: wire.Message) -> bool:
+        if isinstance(message, wire.Resend) and message.seq in self._outbox:
+            kept = self._outbox.pop(message.seq)
+            kept.header, kept.sent_s = kept.header._replace(seq=self._seq), math.nan
+            self._outbox[self._seq] = kept
+            self._seq += 1
+        return isinstance(message, wire.Resend)
+
+    _hears(patch, hear)
+
+
+def _base_version_unchecked(patch: Patch) -> None:
+    def problem(self: Intake, *args: Any) -> str:
+        found = original(self, *args)
+        return "" if found.startswith("base version") else found
+
+    original = Intake._problem
+    patch.setattr(Intake, "_problem", problem)
+
+
+def _older_version_accepted(patch: Patch) -> None:
+    def on_model(self: PeerProtocol, header: wire.ModelHeader, payload: Any) -> None:
+        self._newest = min(self._newest, header.version - 1)
+        original(self, header, payload)
+
+    original = PeerProtocol._on_model
+    patch.setattr(PeerProtocol, "_on_model", on_model)
+
+
+def _who_ignored(patch: Patch) -> None:
+    _hears(patch, lambda _, message: isinstance(message, wire.Who))
+
+
+def _no_deadline(patch: Patch) -> None:
+    patch.setattr(programs, "_deadline", lambda *_: None)
+
+
+def _incarnation_ignored(patch: Patch) -> None:
+    """Whatever server speaks is taken for the one that this peer knows."""
+
+    def on(self: PeerProtocol, event: p.Event, now: float) -> list[p.Effect]:
+        if isinstance(event, p.FromWire) and self._welcome is not None:
+            message = event.message
+            if isinstance(message, wire.Pulse | wire.Verdict | wire.ModelHeader):
+                own = self._welcome.incarnation
+                event = event._replace(message=message._replace(incarnation=own))
+        return original(self, event, now)
+
+    original = PeerProtocol.on
+    patch.setattr(PeerProtocol, "on", on)
+
+
+def _rejection_trusted_across_incarnations(patch: Patch) -> None:
+    def hear(self: PeerProtocol, message: wire.Message) -> bool:
+        if isinstance(message, wire.Verdict):
+            self._outbox.pop(message.seq, None)
+        return False
+
+    _hears(patch, hear)
+
+
+# ------------------------------------------------------------- where it matters
+
+
+def _endless(seed: int, **changes: Any) -> World:
+    return replace(draw_world(seed), stop=Stop(), **changes)
+
+
+def _durable(seed: int) -> World:
+    return _endless(seed, announce="durable")
+
+
+def _crashing(seed: int) -> World:
+    return _endless(seed, crash_at=(60 + seed % 200,), lease_s=8.0)
+
+
+def _losing(seed: int) -> World:
+    """Versions are lost that workers have seen."""
+    return replace(_crashing(seed), announce="early", save_s=(0.0, 0.8))
+
+
+def _overtaking(seed: int) -> World:
+    return _endless(seed, late=0.2, late_s=1.5, repeat=0.2, subscribe_s=(0.0, 0.0))
+
+
+def _hanging(seed: int) -> World:
+    """A worker hangs, and the others cannot make a version without it."""
+    world = _endless(seed, workers=2, faults=(Fault(1.0 + seed % 3, "hang", 0),))
+    timing = replace(TIMINGS["fedavg"], deadline_s=0.5)
+    return replace(world, timing=timing, bad_updates=0.0)
+
+
+def _late_words(seed: int) -> World:
+    """A server refuses an update and dies, the next one takes it; who is told what?
+
+    What is too stale for the first may be in time for the next, where versions that
+    were announced early are lost; and whoever was second then may be first now.
+    """
+    world = _crashing(seed)
+    timing = replace(TIMINGS["asyn2f"], min_updates=2, min_workers=1, max_staleness=1)
+    faults = tuple(f for f in world.faults if f.kind not in ("hang", "retire"))
+    fast = {"subscribe_s": (0.0, 0.0), "reconnect_s": (0.01, 0.05)}
+    often = {"late": 0.3, "late_s": 2.0, "repeat": 0.2}
+    return replace(world, timing=timing, workers=2, faults=faults, **fast, **often)
+
+
+class Planted(NamedTuple):
+    """An error; `most_seeds` it may take to find it."""
+
+    name: str
+    plant: Callable[[Patch], None]
+    world: Callable[[int], World]
+    most_seeds: int
+    found_by: tuple[str, ...]  # invariants of which one has to be broken
+
+
+PLANTED = (
+    Planted(
+        "announce before the save", _announce_before_the_save, _durable, 10, ("I6",)
+    ),
+    Planted("ledger not saved", _ledger_not_in_the_checkpoint, _crashing, 100, ("I2",)),
+    Planted("receipt is final", _receipt_is_final, _crashing, 50, ("I7",)),
+    Planted(
+        "a second update overwrites the first",
+        _second_update_overwrites_the_first,
+        _endless,
+        20,
+        ("I7", "I8"),
+    ),
+    Planted(
+        "no session in the key", _session_missing_from_the_key, _endless, 100, ("I3",)
+    ),
+    Planted("a new number", _resend_under_a_new_number, _overtaking, 50, ("I2",)),
+    Planted("base unchecked", _base_version_unchecked, _losing, 100, ("I13",)),
+    Planted("older version", _older_version_accepted, _overtaking, 10, ("I11",)),
+    Planted("who are you", _who_ignored, _crashing, 50, ("I8",)),
+    Planted("no deadline", _no_deadline, _hanging, 20, ("I8",)),
+    Planted(
+        "incarnation ignored",
+        _incarnation_ignored,
+        _late_words,
+        300,
+        ("I4", "I8", "I11"),
+    ),
+    Planted(
+        "rejection trusted",
+        _rejection_trusted_across_incarnations,
+        _late_words,
+        1000,
+        ("I4",),
+    ),
+)
