@@ -65,6 +65,12 @@ class SaveFailed(NamedTuple):
     reason: str
 
 
+class Replaced(NamedTuple):
+    """Another server has taken this run over; this one may not write any more."""
+
+    reason: str
+
+
 # at a peer
 
 
@@ -116,6 +122,7 @@ Event = (
     | Made
     | Saved
     | SaveFailed
+    | Replaced
     | Produced
     | NotSent
     | Graded
