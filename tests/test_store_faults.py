@@ -253,14 +253,15 @@ def test_a_flipped_bit_in_any_file_is_harmless_or_noticed(make, folder):
         wrong[place // 8] ^= 1 << place % 8
         path.write_bytes(wrong)
         found = content(store, 1, like)
-        where = f"bit {place} of {path.relative_to(folder)}"
-        assert found is None or found == clean, where
-        flipped[path.name] += 1
-        noticed[path.name] += found is None
+        name = str(path.relative_to(folder / "1"))
+        assert found is None or found == clean, f"bit {place} of {name}"
+        flipped[name] += 1
+        noticed[name] += found is None
         path.write_bytes(right)
-    matter = {name for name, count in noticed.items() if count}
-    assert all(noticed[name] == flipped[name] for name in matter)
-    assert {"metadata", "_METADATA", "manifest.ocdbt"} < matter, "and the arrays' file"
+    # The rest is not read, or says twice what is said elsewhere.
+    for name in flipped:
+        if name.startswith(("record/meta", "state/d/", "state/manifest")):
+            assert noticed[name] == flipped[name] > 0, name
     assert content(store, 1, like) == clean
 
 
