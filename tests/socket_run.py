@@ -77,7 +77,8 @@ class Changes:
 def open_journal(folder: Path, name: str, actor: str) -> Journal:
     """A life's own file of the trace."""
     journal = Journal(trace.TraceWriter(folder / "trace", name))
-    journal.write(trace.Recorded(time.monotonic(), actor, "run-1", 0, {}))
+    incarnation = int(actor == "server")
+    journal.write(trace.Recorded(time.monotonic(), actor, "run-1", incarnation, {}))
     return journal
 
 
@@ -504,5 +505,18 @@ def spawn_worker(
 def _work(
     folder: Path, number: int, address: str, size: int, limit: int, how: dict[str, Any]
 ) -> None:
+    _set_wall_clock(*how.pop("wall", (0.0, 0.0)))
     transport = ZmqTransport.connect_to(address, limit, depth=1)
     BareWorker(folder, number, transport, size, **how).join(timeout_s=None)
+
+
+def _set_wall_clock(wrong_s: float, jumps_s: float) -> None:
+    """From now on this process's clock on the wall is wrong, and is set right and wrong
+    again every `jumps_s` seconds, if that is not 0."""
+    right, start_s = time.time, time.monotonic()
+
+    def wall() -> float:
+        jumps = (time.monotonic() - start_s) // jumps_s if jumps_s else 0
+        return right() + (0.0 if jumps % 2 else wrong_s)
+
+    time.time = wall

@@ -54,6 +54,13 @@ class Made(NamedTuple):
     payload: Buffer
 
 
+class NotMade(NamedTuple):
+    """What came of a version's updates cannot be used; the one before stays."""
+
+    version: int
+    reason: str
+
+
 class Saved(NamedTuple):
     """A version is in the store, whole and for good."""
 
@@ -62,6 +69,12 @@ class Saved(NamedTuple):
 
 class SaveFailed(NamedTuple):
     version: int
+    reason: str
+
+
+class Replaced(NamedTuple):
+    """Another server has taken this run over; this one may not write any more."""
+
     reason: str
 
 
@@ -114,8 +127,10 @@ Event = (
     | StopRequested
     | Checked
     | Made
+    | NotMade
     | Saved
     | SaveFailed
+    | Replaced
     | Produced
     | NotSent
     | Graded
@@ -178,7 +193,7 @@ class Forget(NamedTuple):
 
 
 class Make(NamedTuple):
-    """Compute this version from these updates; then `Made`."""
+    """Compute this version from these updates; then `Made` or `NotMade`."""
 
     version: int
     keys: tuple[UpdateKey, ...]

@@ -58,6 +58,8 @@ class ServerSettings:
     fingerprint: str
     num_bytes: int
     workers: int
+    # By worker, the examples and the quality it must register with; () = any.
+    shards: tuple[tuple[int, float], ...] = ()
     min_workers: int
     replaces: bool  # whether a worker's newer update replaces its pending one
     waits: bool  # whether a worker that has pushed waits for the next version
