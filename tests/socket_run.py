@@ -268,7 +268,6 @@ class BareServer:
         self.bases: dict[UpdateKey, int] = {}
         self._making: dict[int, tuple[UpdateKey, ...]] = {}
         self._todo: SimpleQueue[p.Effect | Callable[[], object]] = SimpleQueue()
-        self.warnings: list[str] = []
         self._held: set[UpdateKey] = set()  # updates in memory
         self.journal = open_journal(folder, "server", "server")
         machine = ServerProtocol(
@@ -336,8 +335,6 @@ class BareServer:
                 self.io.post(p.Checked(key, problem))
             case p.Forget(key):
                 self._held.discard(key)
-            case p.Warn(message):
-                self.warnings.append(message)
             case p.Make(version, keys):
                 assert self._held >= {*keys}, "an update was forgotten too early"
                 bases = [self.bases[key] for key in keys]

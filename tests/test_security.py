@@ -199,6 +199,7 @@ def test_a_gate_that_fails_ends_the_server_and_says_why(ring, tmp_path, monkeypa
         run.until("the server has ended", lambda: run.server.finish)
         assert run.server.finish.status == "failed"
         assert "the gate has broken" in run.server.finish.reason
+        run.server.join()
         for worker in (first, second):
             worker.stop()
             worker.join()
@@ -255,7 +256,7 @@ def test_a_key_that_is_added_comes_in_while_the_server_runs(ring, server):
 # ------------------------------------------------------------- S-07, S-14
 
 
-def test_one_worker_cannot_speak_as_another(ring, tmp_path):
+def test_one_worker_cannot_speak_as_another(ring, tmp_path, caplog):
     with SocketRun(tmp_path, workers=3, size=SIZE, keys=ring.server) as run:
         worker = run.start_worker(0, keys=ring.peer("worker-0"), every_s=0.02)
         run.until("it works", lambda: worker.machine.made > 3)
@@ -280,10 +281,9 @@ def test_one_worker_cannot_speak_as_another(ring, tmp_path):
             for _ in claims[:2]:
                 assert control.poll(PATIENCE_S * 1000)
                 refused.append(wire.decode(control.recv()))
-            said = run.server.warnings
             run.until(
                 "all is answered",
-                lambda: sum("spoke as worker-0" in x for x in said) >= 3,
+                lambda: caplog.text.count("worker-1 spoke as worker-0") >= 3,
             )
             before = worker.machine.made
             run.until("it works on", lambda: worker.machine.made > before + 5)
@@ -327,7 +327,10 @@ def test_a_worker_neither_scores_nor_stops_the_run_under_its_own_name(ring, tmp_
 
 # ------------------------------------------------------------- options
 
-UNREADABLE = {zmq.XPUB_VERBOSE, zmq.XPUB_NODROP, zmq.ROUTER_MANDATORY}
+UNREADABLE = {
+    *(zmq.XPUB_VERBOSE, zmq.XPUB_NODROP, zmq.ROUTER_MANDATORY),
+    *(zmq.CURVE_PUBLICKEY, zmq.CURVE_SECRETKEY, zmq.CURVE_SERVERKEY),
+}
 
 
 @pytest.mark.parametrize("with_keys", [False, True])
@@ -350,7 +353,7 @@ def test_every_socket_has_the_options_that_are_said(ring, with_keys):
                     seen += 1
     peer.close()
     server.close()
-    assert seen > (80 if with_keys else 60)
+    assert seen > (75 if with_keys else 60)
 
 
 def said(channel, kind, size=10**6, depth=8):
