@@ -2,8 +2,10 @@
 
 import contextlib
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -103,3 +105,49 @@ def speak_raw(port: int, data: bytes) -> bytes:
         s.sendall(data)
         return s.recv(4096)
     return b""
+
+
+class Recorder:
+    """A TCP proxy in front of these ports of a server that keeps all that passes."""
+
+    def __init__(self, ports: tuple[int, ...]) -> None:
+        self.seen = bytearray()
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self.ports = tuple(map(self._listen, ports))
+
+    def _listen(self, port: int) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets.append(listener)
+        self._run(self._accept, listener, port)
+        return listener.getsockname()[1]
+
+    def _run(self, body: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=body, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self, listener: socket.socket, port: int) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", port))
+                self._sockets += [near, far]
+                self._run(self._pass_on, near, far)
+                self._run(self._pass_on, far, near)
+
+    def _pass_on(self, here: socket.socket, there: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := here.recv(65_536):
+                with self._lock:
+                    self.seen += data
+                there.sendall(data)
+
+    def close(self) -> None:
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        for thread in self._threads:
+            thread.join()

@@ -1,6 +1,7 @@
 """Who has no key is not heard, and who has one is heard under its own name only."""
 
 import itertools
+import random
 import time
 
 import pytest
@@ -13,7 +14,7 @@ from asyn2f.runtime.transport import UPDATES, Channel, Frames, Malformed, Subscr
 from asyn2f.runtime.zmq_transport import ZmqTransport
 from tests.protocol_net import hello_of, produced
 from tests.socket_run import SocketRun
-from tests.strangers import KINDS, Keyring, strangers
+from tests.strangers import KINDS, Keyring, Recorder, strangers
 
 PATIENCE_S = 20.0
 SIZE = 4096
@@ -323,6 +324,42 @@ def test_a_worker_neither_scores_nor_stops_the_run_under_its_own_name(ring, tmp_
         worker.machine.total = 0
         run.until("all is settled", lambda: worker.machine.is_done)
         assert set(run.finish()) == {"committed"}
+
+
+# ------------------------------------------------------------- S-16: eavesdroppers
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_with_keys_a_wire_shows_no_weights_and_without_it_does(ring, with_keys):
+    own = (ring.server, ring.peer("worker-0")) if with_keys else (None, None)
+    server = ZmqTransport.bind("tcp://127.0.0.1:0", SIZE, 2, keys=own[0])
+    recorder = Recorder(server.ports())
+    address = f"tcp://127.0.0.1:{recorder.ports[0]}"
+    peer = ZmqTransport.connect_to(address, SIZE, depth=4, keys=own[1])
+    peer.connect([b"all"], *recorder.ports[1:])
+    rng = random.Random(16)
+    model, update = rng.randbytes(SIZE), rng.randbytes(SIZE)
+    secret = {"model": model[64:128], "update": update[-64:], "header": b"h" * 64}
+    attend(lambda came: Subscribed(UPDATES) in came[id(peer)], server, peer)
+    peer.send(b"", secret["header"])
+    peer.publish(UPDATES, b"up", update)
+    up = []
+    for header in (secret["header"], b"up"):
+        if not has_heard(server, header)({id(server): up}):
+            up += attend(has_heard(server, header), server, peer)[0]
+    down = []
+    while not has_heard(peer, b"down")({id(peer): down}):
+        server.publish(b"all", b"down", model)
+        server.poll(0.01)
+        down += peer.poll(0.01)
+    arrived = [bytes(x.payload) for x in (*up, *down) if isinstance(x, Frames)]
+    assert {model, update} <= set(arrived)  # it did pass
+    peer.close()
+    server.close()
+    recorder.close()
+    assert len(recorder.seen) > 2 * SIZE
+    shown = {name for name, part in secret.items() if part in recorder.seen}
+    assert shown == (set() if with_keys else set(secret))
 
 
 # ------------------------------------------------------------- options

@@ -132,10 +132,6 @@ class ZmqTransport:
             raise AddressError(f"address: found {address!r}, a peer needs the port")
         self = cls("peer", host, payload_bytes, depth, keys)
         self._control = self._open(Channel.CONTROL, zmq.DEALER, port)
-        if keys is not None:
-            denied = zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            self._denied = self._control.get_monitor_socket(denied)
-            self._poller.register(self._denied, zmq.POLLIN)
         return self
 
     def _open(self, channel: Channel, kind: int, port: int) -> zmq.Socket:
@@ -148,6 +144,10 @@ class ZmqTransport:
         if self._role == "server":
             opened.bind(f"tcp://{self._host}:{port or '*'}")
         else:
+            if self._curve and channel is Channel.CONTROL:  # before it can be refused
+                refused = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                self._denied = opened.get_monitor_socket(refused)
+                self._poller.register(self._denied, zmq.POLLIN)
             opened.connect(f"tcp://{self._host}:{port}")
         return opened
 
