@@ -69,8 +69,16 @@ def get_config() -> ml_collections.ConfigDict:
     stop.max_time_s = 0.0  # seconds from the start of training; 0 = no limit
     stop.target_accuracy = 0.0  # on the test set; 0 = none
 
+    # Departures from the formulas, against updates that lie; see asyn2f.guards.
+    config.guards = guards = ml_collections.ConfigDict()
+    guards.mode = "off"  # off | observe (changes nothing, writes down) | enforce
+    guards.norm_factor = 10.0  # distance over the median of those accepted; >= 1
+    guards.loss_factor = 2.0  # losses within median / this and median * this; >= 1
+    guards.max_share = 0.5  # largest coefficient; asyn2f, others have none to cap
+
     config.runtime = runtime = ml_collections.ConfigDict()
     runtime.address = "tcp://127.0.0.1:0"  # and the two ports above; 0 = any free
+    runtime.keys_dir = ""  # folder that launch.keys made; "" = none, this machine only
     runtime.announce = "durable"  # durable (once saved) | early
     runtime.keep_last = 10  # versions in the store, beside best and young ones
     runtime.keep_younger_than_s = 120.0

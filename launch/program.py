@@ -19,9 +19,10 @@ from ml_collections import ConfigDict, config_flags
 import asyn2f
 from asyn2f import build, rules, trace, workdir
 from asyn2f.causality import CausalityError
+from asyn2f.runtime.addresses import AddressError
 from asyn2f.runtime.io_thread import Journal
+from asyn2f.runtime.keys import KeysError
 from asyn2f.runtime.store import StoreError
-from asyn2f.runtime.zmq_transport import AddressError
 from asyn2f.sim.plan import PlanError
 from asyn2f.sim.recorded import OrderError
 from asyn2f.sim.vectorised import TooLarge
@@ -32,6 +33,7 @@ SPEAKING_ERRORS = (
     workdir.WorkdirError,
     StoreError,
     AddressError,
+    KeysError,
     PlanError,
     TooLarge,
     OrderError,

@@ -175,6 +175,7 @@ def _write(
         qualities=task.qualities,
         steps_per_epoch=_epochs(experiment),
         num_bytes=num_bytes,
+        guards=experiment.guards,
     )
     metrics = MetricsWriter(folder)
     traces = folder / workdir.TRACE

@@ -241,5 +241,6 @@ def events_for(
             qualities=experiment.task.qualities,
             steps_per_epoch=epochs_of(experiment),
             num_bytes=experiment.template.num_bytes,
+            guards=experiment.guards,
         )
     )

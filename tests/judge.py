@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from asyn2f import trace
+from asyn2f.invariants import Found, check
 from asyn2f.programs import UpdateKey
+
+_CLOCKS = {"causality", "I17"}  # compare wall clocks of processes
 
 
 def judge(
@@ -26,6 +29,9 @@ def judge(
       AssertionError: an update is lost or counted twice, its worker was told what is
         not so, a version is missing, or somebody was given an older one than before.
     """
+    found = Found(trace.read(folder), commits={})
+    violations = [v for v in check(found).violations if v.invariant not in _CLOCKS]
+    assert not violations, violations[:5]
     lives = list(_lives(folder))
     versions = _made(lives) if store is None else {v: [*k] for v, k in store.items()}
     numbers = sorted(version for version in versions if version)

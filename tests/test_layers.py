@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "asyn2f"
 # A module may import modules of its own layer and of those below it.
 LAYERS = [
     {"types", "timing", "status"},
-    {"trees", "staleness", "aggregation", "deltas", "merging"},
+    {"trees", "staleness", "aggregation", "deltas", "merging", "guards"},
     {"strategies", "tasks"},
     {
         *("trainer", "epochs", "programs", "trace", "evaluate", "experiment"),
@@ -28,7 +28,7 @@ NEVER = [
     ("runtime", "report"),
 ]
 ONLY_IN = {
-    "zmq": {"runtime/zmq_transport.py"},
+    "zmq": {"runtime/zmq_", "runtime/keys.py"},
     "orbax": {"runtime/store.py"},
     "flax": {"tasks/models.py", "tasks/convolution.py", "tasks/classification.py"},
     "ml_collections": set(),  # configs and launch alone
@@ -47,6 +47,7 @@ PURE = {
     "aggregation.py",
     "merging.py",
     "deltas.py",
+    "guards.py",
     "staleness.py",
     "programs.py",
     "trainer.py",

@@ -83,7 +83,7 @@ def _cap(shares: jax.Array, mask: jax.Array, max_share: float) -> jax.Array:
     """`shares` with none above `max_share`, the excess spread over the others.
 
     Spreading may lift another share over the cap; each pass settles at least one, so
-    K passes settle all.
+    K passes settle all. If none is above, they keep their bits.
     """
     count = jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
     limit = jnp.maximum(jnp.float32(max_share), 1.0 / count)
@@ -97,7 +97,7 @@ def _cap(shares: jax.Array, mask: jax.Array, max_share: float) -> jax.Array:
 
     start = (shares, jnp.zeros_like(mask))
     capped, _ = jax.lax.fori_loop(0, shares.shape[0], settle, start)
-    return jnp.where(mask, capped, 0.0)
+    return jnp.where(jnp.any(shares > limit), jnp.where(mask, capped, 0.0), shares)
 
 
 @jax.jit

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from asyn2f.experiment import Experiment, make_experiment
+from asyn2f.guards import Guards
 from asyn2f.rules import Config, ConfigError, check_values, flatten
+from asyn2f.runtime.addresses import AddressError, parse_address
 from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.runtime.zmq_transport import AddressError, parse_address
 from asyn2f.sim.profiles import Profiles, draw_profiles, read_profiles
-from asyn2f.strategies import BUILDERS, Strategy
+from asyn2f.strategies import BUILDERS, Strategy, parameters
 from asyn2f.tasks import models, partition
 from asyn2f.tasks.base import Task
 from asyn2f.tasks.classification import classification
@@ -166,8 +167,12 @@ def build_strategy(config: Config) -> Strategy:
       ConfigError: a parameter of the strategy is out of range.
     """
     name = config["strategy"]["name"]
+    chosen, guards = dict(config["strategy"][name]), build_guards(config)
+    if guards.mode == "enforce" and "max_share" in chosen:
+        # Only ever lowered, and left as it is where it is out of range.
+        chosen["max_share"] = min(chosen["max_share"], guards.max_share)
     try:
-        strategy = BUILDERS[name](**config["strategy"][name])
+        strategy = BUILDERS[name](**chosen)
     except ValueError as error:
         raise ConfigError(f"config.strategy.{name}.{error}") from None
     settings = dict(config["timing"])
@@ -180,6 +185,14 @@ def build_strategy(config: Config) -> Strategy:
     min_workers = config["min_workers"] or config["workers"]
     timing = replace(strategy.timing, min_workers=min_workers, **settings)
     return strategy._replace(timing=timing)
+
+
+def build_guards(config: Config) -> Guards:
+    """The guards; a strategy that has no coefficients to cap is left without a cap."""
+    settings = dict(config["guards"])
+    if "max_share" not in parameters(config["strategy"]["name"]):
+        settings["max_share"] = 1.0
+    return Guards(**settings)
 
 
 def build_experiment(config: Config) -> Experiment:
@@ -195,6 +208,7 @@ def build_experiment(config: Config) -> Experiment:
         Training(**config["training"]),
         Stop(**config["stop"]),
         config["seed"],
+        build_guards(config),
     )
 
 

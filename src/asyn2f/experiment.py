@@ -6,12 +6,15 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from asyn2f.guards import Guards, clamp_losses
 from asyn2f.strategies import Strategy
 from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop
 from asyn2f.trainer import Trainer, Training, global_learning_rate, make_trainer
 from asyn2f.trees import Template, template_of
 from asyn2f.types import Metrics, ServerState, WorkerUpdate
+
+NO_GUARDS = Guards(mode="off")
 
 
 class AggregateUpdates(Protocol):
@@ -27,7 +30,8 @@ class AdvanceServer(Protocol):
         self, state: ServerState, updates: WorkerUpdate, mask: jax.Array
     ) -> tuple[ServerState, Metrics]:
         """`AggregateUpdates` on updates stacked to leaves [K, ...], bool [K] of them
-        real: `Strategy.aggregate`, and then the learning rate of the new version."""
+        real: `Strategy.aggregate`, and then the learning rate of the new version.
+        Where guards are enforced, its losses have been clamped before."""
 
 
 class Experiment(NamedTuple):
@@ -39,6 +43,7 @@ class Experiment(NamedTuple):
     trainer: Trainer
     stop: Stop
     seed: int
+    guards: Guards
     template: Template  # of the model
     advance_server: AdvanceServer
     aggregate: AggregateUpdates
@@ -49,13 +54,24 @@ class Experiment(NamedTuple):
 
 
 def make_experiment(
-    task: Task, strategy: Strategy, training: Training, stop: Stop, seed: int
+    task: Task,
+    strategy: Strategy,
+    training: Training,
+    stop: Stop,
+    seed: int,
+    guards: Guards = NO_GUARDS,
 ) -> Experiment:
-    """The experiment; the model's shape is found without computing anything."""
+    """The experiment; the model's shape is found without computing anything.
+
+    The cap of `guards` is not its business: the strategy has been built with it.
+    """
     key = jax.random.key(seed)
     shapes = jax.eval_shape(task.init, key)
 
     def advance_server(state, updates, mask):
+        if guards.mode == "enforce":
+            loss = clamp_losses(updates.loss, mask, guards.loss_factor)
+            updates = updates._replace(loss=loss)
         state, metrics = strategy.aggregate(state, updates, mask)
         return _with_learning_rate(state, training), metrics
 
@@ -66,6 +82,7 @@ def make_experiment(
         trainer=make_trainer(task, strategy, training, jax.random.fold_in(key, 1)),
         stop=stop,
         seed=seed,
+        guards=guards,
         template=template_of(shapes),
         advance_server=advance_server,
         aggregate=_make_aggregate(

@@ -209,7 +209,13 @@ class Done(NamedTuple):
     time_s: float
 
 
-ServerEvent = Joined | Left | Arrived | Failed | Due | Done
+class NotMade(NamedTuple):
+    """What came of these updates cannot be used: there is no such version."""
+
+    time_s: float
+
+
+ServerEvent = Joined | Left | Arrived | Failed | Due | Done | NotMade
 
 
 ServerProgram = Generator[ServerCommand, ServerEvent, None]
@@ -224,7 +230,7 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
 
     Yields:
       Commands; expects an event in return for each: after `Listen` anything but `Done`,
-      after every other command `Done`.
+      after every other command `Done`, or `NotMade` after `Aggregate`.
     """
     live: set[int] = set()
     # By worker where a newer update replaces an older one, else by update.
@@ -248,8 +254,10 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
             and (is_due or _is_ready(timing, pending, live, missing))
         ):
             slots = tuple(pending)[:most]
-            yield Aggregate(tuple(pending.pop(slot).key for slot in slots))
+            made = yield Aggregate(tuple(pending.pop(slot).key for slot in slots))
             is_due = False
+            if isinstance(made, NotMade):
+                continue
             version += 1
             opened_s = (yield Publish(version)).time_s
             if timing.quorum == "all":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from asyn2f import strategies
+from asyn2f.guards import GuardMode
 from asyn2f.runtime.settings import Announce
 from asyn2f.sim.execute import Executor
 from asyn2f.strategies import BUILDERS
@@ -124,7 +125,12 @@ _RULES: dict[str, _Rule] = {
     "stop.max_versions": _NATURAL,
     "stop.max_time_s": _SECONDS,
     "stop.target_accuracy": _number(float, 0, 1),
+    "guards.mode": _one_of(get_args(GuardMode)),
+    "guards.norm_factor": _number(float, 1),
+    "guards.loss_factor": _number(float, 1),
+    "guards.max_share": _number(float, 0, 1, open_low=True),
     "runtime.address": _Rule(str, "tcp://host:port", lambda x: True),
+    "runtime.keys_dir": _Rule(str, "a folder, or empty", lambda x: True),
     "runtime.announce": _one_of(get_args(Announce)),
     "runtime.keep_last": _COUNT,
     "runtime.keep_younger_than_s": _SECONDS,

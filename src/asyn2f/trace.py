@@ -150,6 +150,8 @@ class Aggregated(NamedTuple):
     staleness: list[int]
     coefficients: list[float]
     learning_rate: float
+    # What `guards` did to each update or, observing, would have; [] = nothing to any.
+    guards: list[str] = []  # noqa: RUF012
 
 
 class Saved(NamedTuple):

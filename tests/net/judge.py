@@ -7,7 +7,7 @@ has ended (`problems_of`). Each problem begins with the number of its invariant.
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from asyn2f import trace
+from asyn2f import invariants, trace
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
 from tests.net.net import Net, outbox_of
@@ -25,6 +25,25 @@ def problems_of(net: Net) -> list[str]:
     return found + [*_bases(net), *_observers(net)]
 
 
+def judgement(net: Net) -> invariants.Judgement:
+    """What those say who know only the trace and the store, as of a real run."""
+    commits = {}
+    for version, _, keys, _, _, incarnation in net.disk.kept.values():
+        bases = tuple(net.bases[key] for key in keys)
+        shares = (1.0 / max(len(keys), 1),) * len(keys)
+        made_of = keys, bases, shares
+        commit = invariants.Commit(version, version - 1, incarnation, *made_of)
+        commits[version] = commit
+    return invariants.check(
+        invariants.Found(
+            events=net.traced(),
+            commits=commits,
+            damaged=frozenset(kept.version for kept in net.disk.rotted),
+            early=net.world.announce == "early",
+        )
+    )
+
+
 def _store(net: Net) -> Iterator[str]:
     versions = sorted(net.disk.kept)
     if versions != list(range(len(versions))):
@@ -33,15 +52,19 @@ def _store(net: Net) -> Iterator[str]:
     if makers != sorted(makers):
         yield f"I12: an older server wrote after a newer one: {makers}"
     times = Counter(key for kept in net.disk.kept.values() for key in kept.keys)
-    yield from (f"I2: {key} was committed {n} times" for key, n in times.items() if n > 1)
+    yield from (
+        f"I2: {key} was committed {n} times" for key, n in times.items() if n > 1
+    )
     times = Counter(x for kept in net.disk.kept.values() for x in kept.results)
-    yield from (f"I2: the result {x} counts {n} times" for x, n in times.items() if n > 1)
+    yield from (
+        f"I2: the result {x} counts {n} times" for x, n in times.items() if n > 1
+    )
 
 
 def _fates(net: Net) -> Iterator[str]:
     pushed: set[Key] = set()
     settled: set[Key] = set()
-    for event in net.trace:
+    for _, event in net.trace:
         if isinstance(event, trace.Pushed):
             pushed.add((event.session, event.seq))
         elif isinstance(event, trace.Settled):
@@ -87,7 +110,9 @@ def _versions(net: Net) -> Iterator[str]:
     """Nobody is told of a version that could be lost; each server gives out one after
     the other."""
     durable = net.world.announce == "durable"
-    saved = sorted((s, int(content.split(".")[-1])) for content, s in net.saved_s.items())
+    saved = sorted(
+        (s, int(content.split(".")[-1])) for content, s in net.saved_s.items()
+    )
     place, newest = 0, 0
     announced: dict[str, int] = {}
     for time_s, node, _, effects in net.log:
@@ -114,7 +139,7 @@ def _versions(net: Net) -> Iterator[str]:
 
 def _bases(net: Net) -> Iterator[str]:
     limit = net.world.timing.max_staleness
-    for event in net.trace:
+    for _, event in net.trace:
         if isinstance(event, trace.Aggregated):
             for key, staleness in zip(event.updates, event.staleness, strict=True):
                 if staleness < 0 or (limit is not None and staleness > limit):
@@ -126,12 +151,17 @@ def _observers(net: Net) -> Iterator[str]:
     but another server may give it out once more."""
     may_lose = net.world.announce == "early" or net.disk.rotted
     newest: dict[str, int] = defaultdict(lambda: -1)
+    server: dict[str, int] = {}
     for _, node, _, effects in net.log:
         if node.worker == -2:
             continue
         for effect in effects:
             if isinstance(effect, p.Connect):
                 newest[node.name] -= 1 if not may_lose else newest[node.name] + 1
+            elif isinstance(effect, p.Admitted):
+                if effect.incarnation <= server.get(node.name, 0):
+                    yield f"I11: {node.name} went back to server {effect.incarnation}"
+                server[node.name] = effect.incarnation
             elif isinstance(effect, p.Deliver):
                 version = effect.header.version
                 if version <= newest[node.name]:

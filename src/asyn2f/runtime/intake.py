@@ -1,7 +1,5 @@
 """How updates come in: looked at, counted once, and answered until they are settled."""
 
-import math
-
 from asyn2f import trace
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import protocol as p
@@ -9,6 +7,10 @@ from asyn2f.runtime import wire
 from asyn2f.runtime.admission import Admission
 from asyn2f.runtime.ledger import Ledger, Verdict
 from asyn2f.runtime.roster import Roster, Session
+
+# Far above any loss of a model that still learns, and far below where float32 ends:
+# what an aggregation makes of losses stays a number.
+_MOST = 1e20
 
 
 class Intake:
@@ -139,6 +141,6 @@ class Intake:
         if header.quality != hello.quality:
             return f"quality {header.quality}, registered {hello.quality}"
         said = header.loss, header.metric, header.signal
-        if not (all(map(math.isfinite, said)) and header.loss >= 0):
+        if not (all(abs(value) <= _MOST for value in said) and header.loss >= 0):
             return "loss {}, metric {}, signal {}: has training diverged?".format(*said)
         return ""

@@ -54,6 +54,13 @@ class Made(NamedTuple):
     payload: Buffer
 
 
+class NotMade(NamedTuple):
+    """What came of a version's updates cannot be used; the one before stays."""
+
+    version: int
+    reason: str
+
+
 class Saved(NamedTuple):
     """A version is in the store, whole and for good."""
 
@@ -120,6 +127,7 @@ Event = (
     | StopRequested
     | Checked
     | Made
+    | NotMade
     | Saved
     | SaveFailed
     | Replaced
@@ -185,7 +193,7 @@ class Forget(NamedTuple):
 
 
 class Make(NamedTuple):
-    """Compute this version from these updates; then `Made`."""
+    """Compute this version from these updates; then `Made` or `NotMade`."""
 
     version: int
     keys: tuple[UpdateKey, ...]

@@ -39,11 +39,17 @@ class Roster:
     """Sessions by name; admits, remembers when each was heard, notices silence."""
 
     def __init__(
-        self, experiment: str, fingerprint: str, workers: int, dead_after_s: float
+        self,
+        experiment: str,
+        fingerprint: str,
+        workers: int,
+        shards: tuple[tuple[int, float], ...],
+        dead_after_s: float,
     ) -> None:
         self._experiment = experiment
         self._fingerprint = fingerprint
         self._workers = workers
+        self._shards = shards
         self._dead_after_s = dead_after_s
         self._sessions: dict[str, Session] = {}
 
@@ -83,6 +89,13 @@ class Roster:
             )
         if not (hello.num_examples > 0 and 0 < hello.quality <= 1):
             return no(f"{hello.num_examples} examples of quality {hello.quality}")
+        said = hello.num_examples, hello.quality
+        if self._shards and said != self._shards[hello.worker]:
+            examples, quality = self._shards[hello.worker]
+            return no(
+                f"{said[0]} examples of quality {said[1]}, by the config "
+                f"worker {hello.worker} has {examples} of {quality}"
+            )
         for other in self.live_workers():
             if other.hello.worker == hello.worker and other.name != hello.session:
                 return no(f"a worker {hello.worker} is here already", retry=True)

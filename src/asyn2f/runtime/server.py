@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asyn2f import programs, trace
+from asyn2f import guards, programs, trace
 from asyn2f.experiment import Experiment, initial_server_state
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import crashes, payloads, wire
@@ -23,8 +24,11 @@ from asyn2f.runtime.settings import RuntimeSettings, ServerSettings
 from asyn2f.runtime.store import Fenced, ModelStore, Record, StoreError
 from asyn2f.runtime.transport import Transport
 from asyn2f.status import RunStatus
+from asyn2f.strategies.base import params_themselves
 from asyn2f.trees import params_sha256
-from asyn2f.types import ServerState, WorkerUpdate
+from asyn2f.types import Metrics, Params, ServerState, WorkerUpdate
+
+_SUM_TO_1_WITHIN = 1e-4  # shares are float32
 
 _STORE_PATIENCE_S = 2.0  # at the end, for a store that does not answer
 
@@ -71,6 +75,28 @@ def start_of(experiment: Experiment, store: ModelStore) -> Start:
     return Start(initial_server_state(experiment), {}, made_in=0)
 
 
+def shards_of(experiment: Experiment) -> tuple[tuple[int, float], ...]:
+    """What each worker must register with: its examples, and its quality as float32,
+    which is what comes back in its updates."""
+    task = experiment.task
+    return tuple(
+        (len(rows), float(np.float32(quality)))
+        for rows, quality in zip(task.shards, task.qualities, strict=True)
+    )
+
+
+def problem_of(state: ServerState, metrics: Metrics) -> str:
+    """Why an aggregation cannot be used, or "": each of its updates may be finite, and
+    what comes of them not."""
+    bad = payloads.nonfinite_leaf(state)
+    if bad:
+        return f"{bad} is not finite after the aggregation"
+    shares = np.asarray(metrics["coefficients"])
+    if not (shares.min() >= 0 and abs(shares.sum() - 1) < _SUM_TO_1_WITHIN):
+        return f"the coefficients are {shares.tolist()}: no shares of 1"
+    return ""
+
+
 class Server:
     """One server, from its first registration to the end of the run."""
 
@@ -102,6 +128,9 @@ class Server:
         self._final: p.Judged | None = None  # score of the newest version
         self._updates: dict[UpdateKey, WorkerUpdate] = {}
         self._headers: dict[UpdateKey, wire.UpdateHeader] = {}
+        self._far: dict[UpdateKey, str] = {}  # what the norm's guard only observes
+        self._accepted: deque[float] = deque(maxlen=guards.REMEMBERED)  # distances
+        self._guarded = 0  # updates that a guard had something to say of
         self._rows: dict[int, dict[str, Any]] = {}  # metrics of versions not announced
         self._status: RunStatus | None = None
         self._todo: SimpleQueue[p.Effect] = SimpleQueue()
@@ -123,6 +152,7 @@ class Server:
             fingerprint=experiment.template.fingerprint,
             num_bytes=experiment.template.num_bytes,
             workers=experiment.workers,
+            shards=shards_of(experiment),
             min_workers=timing.min_workers,
             replaces=timing.replaces,
             waits=timing.after_push == "wait",
@@ -169,6 +199,7 @@ class Server:
             case p.Forget(key):
                 self._updates.pop(key, None)
                 self._headers.pop(key, None)
+                self._far.pop(key, None)
             case p.Make(version, keys):
                 made = self._make(version, keys)
                 crashes.reach("made")
@@ -198,9 +229,13 @@ class Server:
         bad = payloads.nonfinite_leaf(params)
         if bad:
             return f"{bad} is not finite: has training diverged?"
+        params = jax.tree.map(jnp.array, params)
+        problem = self._guard_norm(key, params)
+        if problem:
+            return problem
         self._headers[key] = header
         self._updates[key] = WorkerUpdate(
-            params=jax.tree.map(jnp.array, params),
+            params=params,
             worker=jnp.int32(header.worker),
             base_version=jnp.int32(header.base_version),
             start_version=jnp.int32(header.start_version),
@@ -213,14 +248,45 @@ class Server:
         crashes.reach("checked")
         return ""
 
-    def _make(self, version: int, keys: tuple[UpdateKey, ...]) -> p.Made:
+    def _guard_norm(self, key: UpdateKey, params: Params) -> str:
+        """Why an update is too far from the global model, if that is enforced.
+
+        Who executes the run again need not know: its trace says what was rejected.
+        """
+        settings = self._experiment.guards
+        if settings.mode == "off":
+            return ""
+        model = self._state.model.params
+        is_difference = self._experiment.strategy.push is not params_themselves
+        far = float(guards.distance(params, model, is_difference=is_difference))
+        size, factor = float(guards.size_of(model)), settings.norm_factor
+        limit = guards.norm_limit(self._accepted, size, factor)
+        if far <= limit:
+            self._accepted.append(far)
+            return ""
+        problem = f"{far:.3g} from the global model, allowed {limit:.3g}"
+        logging.warning("update %s: %s", key, problem)
+        if settings.mode == "enforce":
+            self._guarded += 1
+            return problem
+        self._far[key] = f"would be rejected: {problem}"
+        return ""
+
+    def _make(self, version: int, keys: tuple[UpdateKey, ...]) -> p.Made | p.NotMade:
+        """The next version; the present one stays if that cannot be used."""
         updates = [self._updates[key] for key in keys]
-        self._state, metrics = self._experiment.aggregate(self._state, updates)
+        state, metrics = self._experiment.aggregate(self._state, updates)
+        problem = problem_of(state, metrics)
+        if problem:
+            logging.warning("version %d is not made: %s", version, problem)
+            return p.NotMade(version, problem)
+        self._state = state
         made = self._made()
         staleness = [int(x) for x in metrics["staleness"]]
         bases = [self._headers[key].base_version for key in keys]
         shares = [float(x) for x in metrics["coefficients"]]
         rate = made.header.learning_rate
+        found = self._findings(keys, shares)
         aggregated = trace.Aggregated(
             time_s=time.monotonic(),
             version=version,
@@ -230,6 +296,7 @@ class Server:
             staleness=staleness,
             coefficients=shares,
             learning_rate=rate,
+            guards=found,
         )
         self._journal.write(aggregated)
         record = self._record(aggregated._asdict())
@@ -242,6 +309,16 @@ class Server:
             "learning_rate": rate,
         }
         return made
+
+    def _findings(self, keys: tuple[UpdateKey, ...], shares: list[float]) -> list[str]:
+        """What the guards found, as in `trace.Aggregated`."""
+        losses = [self._headers[key].loss for key in keys]
+        found = guards.findings(self._experiment.guards, losses, shares)
+        far = [self._far.get(key, "") for key in keys]
+        both = zip(far, found or [""] * len(keys), strict=True)
+        lines = ["; ".join(filter(None, pair)) for pair in both]
+        self._guarded += sum(map(bool, lines))
+        return lines if any(lines) else []
 
     def _made(self) -> p.Made:
         """The present version, ready to be sent."""
@@ -316,6 +393,7 @@ class Server:
             "final_f1": self._final.f1 if self._final else None,
             "wall_s": status.elapsed_s,
             "updates": {name: getattr(status, name) for name in COUNTED},
+            "guarded": self._guarded,
             "bytes_up": status.bytes_up,
             "bytes_down": status.bytes_down,
             "params_sha256": params_sha256(newest.params),

@@ -52,6 +52,7 @@ class ServerProtocol:
             settings.experiment,
             settings.fingerprint,
             settings.workers,
+            settings.shards,
             settings.runtime.dead_after_s,
         )
         self._ledger = Ledger.restore(settings.books.get("ledger", {}))
@@ -120,6 +121,9 @@ class ServerProtocol:
                     self._on_failed(key.worker, problem)
             case p.Made():
                 self._versions.on_made(event)
+            case p.NotMade(version, reason):
+                for key in self._versions.on_not_made(version, reason):
+                    self._on_failed(key.worker, reason)
             case p.Saved(version):
                 self._save_again_s = math.inf
                 saved = trace.Saved(now, version, self._settings.incarnation)

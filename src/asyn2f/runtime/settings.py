@@ -15,6 +15,8 @@ class RuntimeSettings:
     Attributes:
       address: where the server listens, tcp://host:port; with port p also at p + 1 and
         p + 2; port 0 = any free ones.
+      keys_dir: the folder of keys by which all know each other; each process reads what is
+        its own there. Empty: no keys, and no address that others can reach.
       announce: `durable`: a version is announced once it is in the store, so that no
         crash loses one that anybody saw. `early`: at once.
       keep_last: versions kept in the store, at least; and whatever is younger than
@@ -32,6 +34,7 @@ class RuntimeSettings:
     """
 
     address: str = "tcp://127.0.0.1:0"
+    keys_dir: str = ""
     announce: Announce = "durable"
     keep_last: int = 10
     keep_younger_than_s: float = 120.0
@@ -55,6 +58,8 @@ class ServerSettings:
     fingerprint: str
     num_bytes: int
     workers: int
+    # By worker, the examples and the quality it must register with; () = any.
+    shards: tuple[tuple[int, float], ...] = ()
     min_workers: int
     replaces: bool  # whether a worker's newer update replaces its pending one
     waits: bool  # whether a worker that has pushed waits for the next version

@@ -121,7 +121,7 @@ class MemoryStore:
         self,
         keep_last: int = 10,
         keep_younger_than_s: float = 120.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kept: dict[int, Stored] = {}
         self._saved_s: dict[int, float] = {}

@@ -7,6 +7,7 @@ import numpy as np
 
 from asyn2f import trace
 from asyn2f.evaluate import Score
+from asyn2f.guards import Guards, findings
 from asyn2f.sim import order as o
 from asyn2f.sim.numbers import Numbers
 from asyn2f.sim.order import Order
@@ -26,6 +27,7 @@ def events_of(
     qualities: Sequence[float],
     steps_per_epoch: Sequence[int],
     num_bytes: int,
+    guards: Guards,
 ) -> Iterator[trace.Event]:
     """The events of a run that was scheduled and executed; times are virtual seconds.
 
@@ -37,6 +39,7 @@ def events_of(
       environment: what the numbers may depend on.
       num_examples, qualities, steps_per_epoch: [W].
       num_bytes: of a model.
+      guards: of the experiment.
     """
     yield trace.Recorded(0.0, ACTOR, run, 1, environment)
     workers: dict[int, _Worker] = {}
@@ -59,7 +62,7 @@ def events_of(
         elif kind == o.LEAVE:
             yield trace.WorkerLeft(time_s, number, SESSION, "left")
         elif kind == o.AGGREGATE:
-            yield from _made(order, numbers, value, time_s, updates)
+            yield from _made(order, numbers, value, time_s, updates, guards)
             yield trace.Published(time_s, value, num_bytes, int(order.receivers[value]))
             if value in scores:
                 score = scores[value]
@@ -144,8 +147,10 @@ def _made(
     node: int,
     time_s: float,
     updates: dict[int, trace.Pushed],
+    guards: Guards,
 ) -> Iterator[trace.Event]:
     span = slice(order.member_starts[node], order.member_starts[node + 1])
+    shares = numbers.coefficients[span].tolist()
     members = [updates.pop(update) for update in order.members[span].tolist()]
     yield trace.Aggregated(
         time_s,
@@ -154,8 +159,9 @@ def _made(
         [[pushed.worker, SESSION, pushed.seq] for pushed in members],
         [pushed.base_version for pushed in members],
         numbers.staleness[span].tolist(),
-        numbers.coefficients[span].tolist(),
+        shares,
         float(numbers.learning_rate[node]),
+        findings(guards, [pushed.loss for pushed in members], shares),
     )
     for pushed in members:
         yield trace.Settled(
