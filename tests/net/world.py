@@ -31,6 +31,7 @@ TIMINGS = {
     ),
 }
 """Every timing that a strategy has."""
+ENDLESS = Stop()
 
 
 class Fault(NamedTuple):
@@ -73,7 +74,7 @@ class World:
     announce: Announce = "durable"
     workers: int = 2
     evaluator: bool = True
-    stop: Stop = Stop()
+    stop: Stop = ENDLESS
     calm_s: float = math.inf
     lease_s: float = 8.0
     max_updates_per_s: float = 0.0
@@ -126,7 +127,7 @@ def draw_world(seed: int, calm_s: float = CALM_S) -> World:
         faults.append(Fault(uniform(0.5, calm_s), "hang", some_worker))
     if retires:
         faults.append(Fault(uniform(0.5, calm_s), "retire", another))
-    stops = [Stop()] * 7 + [
+    stops = [ENDLESS] * 7 + [
         Stop(max_versions=draw.randint(1, 12)),
         Stop(max_time_s=uniform(0.1, 4.0)),
         Stop(target_accuracy=uniform(0.01, 0.1)),
