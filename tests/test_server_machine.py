@@ -2,7 +2,14 @@
 
 import hypothesis
 import hypothesis.strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+import pytest
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from asyn2f import programs
 from asyn2f.programs import UpdateKey
@@ -12,6 +19,7 @@ from asyn2f.runtime.server_protocol import ServerProtocol
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
 from tests.desk import ASYN2F, FEDAVG, beat_of, with_
+from tests.net.planted import PLANTED
 from tests.protocol_net import RUNTIME, hello_of, made, produced, server_settings
 
 WORKERS = 3
@@ -33,9 +41,11 @@ class ServerMachine(RuleBasedStateMachine):
         super().__init__()
         self.now, self.incarnation = 0.0, 0
         self.store = {0: ((), {})}  # updates and books of each version
+        self.begun_with = 0
         self.lives = [0] * WORKERS
         self.kept = {}  # by update: its header; nobody has heard the last word on it
         self.next_seq = {}
+        self.bases = {}
         self.told = {}  # the last word on an update, by incarnation
         self.given_out = 0
 
@@ -46,6 +56,8 @@ class ServerMachine(RuleBasedStateMachine):
     def begin(self, timing, announce):
         self.timing, self.announce = timing, announce
         self.start()
+        for worker in range(WORKERS):
+            self.register(worker)
 
     def start(self):
         """The next incarnation, of what is in the store."""
@@ -65,7 +77,7 @@ class ServerMachine(RuleBasedStateMachine):
         program = programs.server_program(self.timing, version)
         first = made(version, incarnation=self.incarnation)
         self.server = ServerProtocol(settings, program, first, self.now)
-        self.given_out = version
+        self.begun_with = self.given_out = version
         self.finished = False
 
     def tell(self, event):
@@ -115,7 +127,7 @@ class ServerMachine(RuleBasedStateMachine):
         self.say(worker, hello_of(worker, self.session(worker)))
         self.tell(Subscribed(p.topic_of(self.session(worker))))
 
-    @has_begun
+    @precondition(lambda self: max(self.store) > sum(self.lives))
     @rule(worker=workers)
     def come_again(self, worker):
         """The process is killed; another one begins."""
@@ -124,15 +136,19 @@ class ServerMachine(RuleBasedStateMachine):
         self.lives[worker] += 1
 
     @has_begun
-    @rule(worker=workers, behind=st.integers(0, 2))
-    def train(self, worker, behind):
-        """An update is pushed; whether it arrives is another matter."""
+    @rule(worker=workers, behind=st.sampled_from([0, 0, 1, -1]), arrives=st.booleans())
+    def push(self, worker, behind, arrives):
+        """An update; it comes now, or later, or never."""
         session = self.session(worker)
         seq = self.next_seq.get(session, 0)
         self.next_seq[session] = seq + 1
-        header = produced(worker, b"", max(self.given_out - behind, 0)).header
+        base = max(self.given_out - behind, 0)  # -1: of a version that nobody knows
+        header = produced(worker, b"", base).header
+        self.bases[session, seq] = base
         header = header._replace(run="run-1", session=session, seq=seq)
         self.kept[UpdateKey(worker, session, seq)] = header
+        if arrives:
+            self.tell(p.FromWire(Channel.UPDATE, UPDATES, header, b""))
 
     @precondition(lambda self: self.kept)
     @rule(data=st.data(), forgets=st.booleans())
@@ -155,6 +171,17 @@ class ServerMachine(RuleBasedStateMachine):
         self.say(worker, beat)
 
     # ------------------------------------------------------------- the server's threads
+
+    @precondition(lambda self: self.incarnation and any(self.doing.values()))
+    @rule(saves=st.booleans())
+    def work(self, saves):
+        """All that there is to be done, and nothing fails."""
+        while self.doing["check"]:
+            self.check(is_good=True)
+        while self.doing["make"]:
+            self.make(is_good=True)
+        while saves and self.doing["save"]:
+            self.save(succeeds=True, dies=False)
 
     @precondition(lambda self: self.incarnation and self.doing["check"])
     @rule(is_good=st.sampled_from([True, True, True, False]))
@@ -181,23 +208,32 @@ class ServerMachine(RuleBasedStateMachine):
         if not succeeds:
             self.tell(p.SaveFailed(saving.version, "no space left on device"))
             return
-        assert saving.version == max(self.store) + 1
         keys = [(key.session, key.seq) for key in self.made_of]
+        assert all(self.bases[key] < saving.version for key in keys)
         self.store[saving.version] = keys, saving.books
         if dies:
             self.start()
         else:
             self.tell(p.Saved(saving.version))
 
-    @has_begun
+    @precondition(lambda self: self.given_out > self.begun_with)
     @rule()
     def crash(self):
         self.start()
 
     @has_begun
-    @rule(seconds=st.sampled_from([0.1, 0.5, 2.0]))
+    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0]))
     def wait(self, seconds):
+        """And those who are there say so."""
         self.now += seconds
+        for worker in range(WORKERS):
+            self.beat(worker)
+        self.tell(p.Tick())
+
+    @precondition(lambda self: self.given_out > self.begun_with)
+    @rule()
+    def hear_nobody(self):
+        self.now += 2.0
         self.tell(p.Tick())
 
     # ------------------------------------------------------------- always
@@ -220,3 +256,22 @@ TestServerMachine = ServerMachine.TestCase
 TestServerMachine.settings = hypothesis.settings(
     max_examples=200, stateful_step_count=50, deadline=None, print_blob=True
 )
+
+
+FOUND = ("announce before the save", "ledger not saved", "base unchecked")
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_planted_bug_is_found(name, monkeypatch):
+    """Those that show in what the server itself says and saves."""
+    (planted,) = [planted for planted in PLANTED if planted.name == name]
+    planted.plant(monkeypatch)
+    unshrunk = hypothesis.settings(
+        TestServerMachine.settings,
+        max_examples=1000,
+        phases=[hypothesis.Phase.generate],
+        database=None,
+        derandomize=True,
+    )
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(ServerMachine, settings=unshrunk)
