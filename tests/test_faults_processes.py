@@ -69,26 +69,27 @@ def kill_and_restart(folder, lives: int) -> None:
     """The same worker again and again; the last words of each life come late."""
     with SocketRun(folder, workers=2, size=10_000, runtime=QUICK) as run:
         run.start_worker(0, every_s=0.05, runtime=QUICK)
+        sessions: list[str] = []  # of worker 1, in order
+
+        def joined() -> list[str]:
+            for session in list(run.server.machine._roster):
+                if session.hello.worker == 1 and session.name not in sessions:
+                    sessions.append(session.name)
+            return sessions
+
+        def commits() -> bool:
+            return any(key.session == sessions[-1] for key in run.server.newest())
+
         for life in range(1, lives + 1):
             proxy = run.proxy()
             process = run.spawn(1, proxy.address, every_s=0.02, runtime=QUICK)
-            sessions: list[str] = []
-
-            def joined(sessions=sessions) -> list[str]:
-                found = [s for s in run.server.machine._roster if s.hello.worker == 1]
-                sessions[:] = [s.name for s in found]
-                return sessions
-
-            def commits(sessions=sessions) -> bool:
-                return any(key.session == sessions[-1] for key in run.server.newest())
-
             run.until(f"life {life} joins", lambda life=life: len(joined()) == life)
             run.until("it works", commits)
             goal = len(run.server.arrived_s) + 9
             proxy.update.set(limit_bytes=15_000, at_limit="stall")
             assert proxy.update.limit_reached.wait(60.0)
             run.kill(process)
-            if life % 2:  # what is on its way arrives when the next life is here
+            if life % 2:  # its last words come when it is taken to be gone
                 run.until("the silence is noticed", lambda: run.server.live() == [0])
             proxy.calm()
             run.until(
