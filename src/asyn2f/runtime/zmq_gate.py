@@ -19,7 +19,11 @@ from asyn2f.runtime.zmq_options import DOMAIN, curve_options
 _ENDPOINT = "inproc://zeromq.zap.01"
 _REFRESH_S = 1.0
 _PROBE_S = 5.0
-_PARTNERS: dict[int, int] = {zmq.ROUTER: zmq.DEALER, zmq.XPUB: zmq.SUB, zmq.SUB: zmq.XPUB}
+_PARTNERS: dict[int, int] = {
+    zmq.ROUTER: zmq.DEALER,
+    zmq.XPUB: zmq.SUB,
+    zmq.SUB: zmq.XPUB,
+}
 _IN = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DENIED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
