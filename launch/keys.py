@@ -5,7 +5,7 @@
 
 `keys/server` stays where the server runs; `keys/worker-3` goes to worker 3's machine,
 as `keys/worker-3` there, and the like for `evaluator`. All start with
-`--config.runtime.keys=keys`. Nothing is ever overwritten. To revoke a key, delete
+`--config.runtime.keys_dir=keys`. Nothing is ever overwritten. To revoke a key, delete
 `keys/server/allowed/worker-3.public`: what comes under it is no longer listened to.
 """
 

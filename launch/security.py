@@ -20,7 +20,7 @@ def server_keys(config: build.Config) -> keys.ServerKeys | None:
     Raises:
       KeysError: they cannot be used.
     """
-    folder = config["runtime"]["keys"]
+    folder = config["runtime"]["keys_dir"]
     return keys.read_server_keys(Path(folder)) if folder else None
 
 
@@ -30,7 +30,7 @@ def peer_keys(config: build.Config, name: str) -> keys.PeerKeys | None:
     Raises:
       KeysError: they cannot be used.
     """
-    folder = config["runtime"]["keys"]
+    folder = config["runtime"]["keys_dir"]
     return keys.read_peer_keys(Path(folder), name) if folder else None
 
 

@@ -66,7 +66,7 @@ class Chaos:
         self._wait_settled(STARTS_S)
 
     def _start(self, program: str, *flags: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"launch.{program}"]
+        command = [sys.executable, "-X", "faulthandler", "-m", f"launch.{program}"]
         return subprocess.Popen(
             [*command, *FLAGS, f"--workdir={self.folder}", *flags],
             stdout=self._logs,
@@ -165,16 +165,21 @@ class Chaos:
             assert took_s < most_s, f"nothing settled of {sorted(missing)}"
         return took_s
 
-    def end(self) -> dict[str, int]:
-        """Ends the run; exit codes."""
+    def end(self) -> tuple[float, dict[str, int]]:
+        """Ends the run; how long that took, and exit codes. Who hangs says where."""
         self.server.send_signal(signal.SIGTERM)
-        until_s = time.monotonic() + ENDS_S
-        return {
-            name: process.wait(max(0.0, until_s - time.monotonic()))
-            for name, process in self.processes().items()
-        }
+        start_s, codes = time.monotonic(), {}
+        for name, process in self.processes().items():
+            try:
+                left_s = start_s + ENDS_S - time.monotonic()
+                codes[name] = process.wait(max(0.0, left_s))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)
+                codes[name] = process.wait()
+        return time.monotonic() - start_s, codes
 
     def close(self) -> None:
+        """Leaves nothing behind."""
         for process in self.processes().values():
             if process.poll() is None:
                 _kill(process)
@@ -202,11 +207,11 @@ def main() -> int:
         while time.monotonic() < until_s:
             chaos.disturb()
         took_s = chaos.heal()
-        codes = chaos.end()
+        ended_s, codes = chaos.end()
     finally:
         chaos.close()
     print(f"faults: {dict(chaos.faults)}; all at work again {took_s:.1f} s after them")
-    print(f"exit codes: {codes}", flush=True)
+    print(f"ended {ended_s:.1f} s after SIGTERM: {codes}", flush=True)
     judged = subprocess.run(
         [sys.executable, "-m", "launch.verify", f"--run={folder}"], check=False
     )

@@ -28,6 +28,7 @@ from asyn2f.programs import UpdateKey
 from asyn2f.runtime import payloads, wire
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime.io_thread import IoThread, Journal
+from asyn2f.runtime.keys import PeerKeys, ServerKeys
 from asyn2f.runtime.peer_protocol import PeerProtocol
 from asyn2f.runtime.server_protocol import ServerProtocol
 from asyn2f.runtime.settings import RuntimeSettings
@@ -252,13 +253,14 @@ class BareServer:
         stop: Stop | None = None,
         changes: Changes | None = None,
         wrap: Callable[[Transport], Transport] = lambda transport: transport,
+        keys: ServerKeys | None = None,
         **settings: Any,
     ) -> None:
         """`wrap` puts something between the sockets and the protocol; `settings`: of
         the protocol, where they are others than usual."""
         self.changes = changes or Changes()
         self.size = size
-        transport = ZmqTransport.bind(address, size, workers)
+        transport = ZmqTransport.bind(address, size, workers, keys=keys)
         self.ports = transport.ports()
         self.finish: p.Finish | None = None
         self.versions: dict[int, tuple[UpdateKey, ...]] = {}  # the store
@@ -396,10 +398,17 @@ class SocketRun:
         self.proxies.append(proxy)
         return proxy
 
-    def start_worker(self, number: int, address: str = "", **how: Any) -> BareWorker:
+    def start_worker(
+        self,
+        number: int,
+        address: str = "",
+        keys: PeerKeys | None = None,
+        **how: Any,
+    ) -> BareWorker:
         """A worker as a thread; without a proxy's address, straight to the server."""
         size = self.server.size
-        transport = ZmqTransport.connect_to(address or self.address, size, depth=1)
+        address = address or self.address
+        transport = ZmqTransport.connect_to(address, size, depth=1, keys=keys)
         worker = BareWorker(
             self.folder, number, transport, size, changes=self.changes, **how
         )

@@ -32,7 +32,6 @@ class Disk:
         self.rotted: list[Kept] = []  # set aside
         self.incarnation = 0
         self.full = False
-        self.fenced = 0  # saves refused
 
     @property
     def newest(self) -> Kept:
@@ -52,7 +51,6 @@ class Disk:
         if self.full:
             raise StoreFault("no space left on device")
         if kept.incarnation != self.incarnation:
-            self.fenced += 1
             raise StoreFault(f"server {self.incarnation} has taken over")
         if kept.version in self.kept:
             raise StoreFault(f"version {kept.version} is in the store already")

@@ -7,7 +7,7 @@ has ended (`problems_of`). Each problem begins with the number of its invariant.
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from asyn2f import trace
+from asyn2f import invariants, trace
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
 from tests.net.net import Net, outbox_of
@@ -23,6 +23,25 @@ def problems_of(net: Net) -> list[str]:
         return list(net.problems)
     found = [*_store(net), *_fates(net), *_verdicts(net), *_versions(net)]
     return found + [*_bases(net), *_observers(net)]
+
+
+def judgement(net: Net) -> invariants.Judgement:
+    """What those say who know only the trace and the store, as of a real run."""
+    commits = {}
+    for version, _, keys, _, _, incarnation in net.disk.kept.values():
+        bases = tuple(net.bases[key] for key in keys)
+        shares = (1.0 / max(len(keys), 1),) * len(keys)
+        made_of = keys, bases, shares
+        commit = invariants.Commit(version, version - 1, incarnation, *made_of)
+        commits[version] = commit
+    return invariants.check(
+        invariants.Found(
+            events=net.traced(),
+            commits=commits,
+            damaged=frozenset(kept.version for kept in net.disk.rotted),
+            early=net.world.announce == "early",
+        )
+    )
 
 
 def _store(net: Net) -> Iterator[str]:
@@ -45,7 +64,7 @@ def _store(net: Net) -> Iterator[str]:
 def _fates(net: Net) -> Iterator[str]:
     pushed: set[Key] = set()
     settled: set[Key] = set()
-    for event in net.trace:
+    for _, event in net.trace:
         if isinstance(event, trace.Pushed):
             pushed.add((event.session, event.seq))
         elif isinstance(event, trace.Settled):
@@ -120,7 +139,7 @@ def _versions(net: Net) -> Iterator[str]:
 
 def _bases(net: Net) -> Iterator[str]:
     limit = net.world.timing.max_staleness
-    for event in net.trace:
+    for _, event in net.trace:
         if isinstance(event, trace.Aggregated):
             for key, staleness in zip(event.updates, event.staleness, strict=True):
                 if staleness < 0 or (limit is not None and staleness > limit):
@@ -132,12 +151,17 @@ def _observers(net: Net) -> Iterator[str]:
     but another server may give it out once more."""
     may_lose = net.world.announce == "early" or net.disk.rotted
     newest: dict[str, int] = defaultdict(lambda: -1)
+    server: dict[str, int] = {}
     for _, node, _, effects in net.log:
         if node.worker == -2:
             continue
         for effect in effects:
             if isinstance(effect, p.Connect):
                 newest[node.name] -= 1 if not may_lose else newest[node.name] + 1
+            elif isinstance(effect, p.Admitted):
+                if effect.incarnation <= server.get(node.name, 0):
+                    yield f"I11: {node.name} went back to server {effect.incarnation}"
+                server[node.name] = effect.incarnation
             elif isinstance(effect, p.Deliver):
                 version = effect.header.version
                 if version <= newest[node.name]:

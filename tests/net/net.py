@@ -29,9 +29,11 @@ Logged = tuple[float, Node, p.Event, list[p.Effect]]
 class Net:
     """One run, and all that is known of it."""
 
-    def __init__(self, seed: int, world: World) -> None:
+    def __init__(self, seed: int, world: World, clocks_s: float | None = None) -> None:
+        """`clocks_s`: what all clocks show at time 0; None = each something else."""
         self.now = 0.0
         self.seed = seed
+        self._clocks_s = clocks_s
         self.world = world
         self.log: list[Logged] = []
         self.count: Counter[str] = Counter()  # what has happened, by kind
@@ -40,7 +42,7 @@ class Net:
         self.peers: list[Node] = []  # every life of every peer
         self.servers: list[Node] = []
         self.bases: dict[UpdateKey, int] = {}
-        self.trace: list[trace.Event] = []
+        self.trace: list[tuple[float, trace.Event]] = []
         self.believed: list[tuple[Node, wire.Verdict]] = []  # by workers, and acted on
         self.problems: list[str] = []
         self._random = random.Random(seed)
@@ -155,6 +157,10 @@ class Net:
         node = Node(machine, f"server-{incarnation}", clock_s, incarnation=incarnation)
         self.count["servers"] += 1
         self.servers.append(node)
+        self.note(trace.Recorded(0.0, "server", RUN, incarnation, {}))
+        if newest.version:
+            resumed = incarnation, newest.version, newest.incarnation
+            self.note(trace.Resumed(0.0, *resumed))
         self._arm(node)
 
     def start_peer(self, worker: int) -> None:
@@ -170,12 +176,14 @@ class Net:
             node.program = programs.worker_program(self.world.timing, STEPS_PER_EPOCH)
             node.parked = next(node.program).known
         self.peers.append(node)
+        self.note(trace.Recorded(0.0, hello.actor, RUN, 0, {}))
         self._wires.plug_in(node)
         self._arm(node)
 
     def _clock(self) -> float:
         """Whole and not negative, so that a tick's time survives there and back."""
-        return float(self._random.randint(0, 7200)) if self.world.clocks else 0.0
+        drawn_s = float(self._random.randint(0, 7200))
+        return drawn_s if self._clocks_s is None else self._clocks_s
 
     def kill(self, node: Node) -> None:
         """It dies, with all that is in it; the network may notice later."""
@@ -302,7 +310,9 @@ class Net:
         sent home by a server that is no more."""
         if self.server.finish is not None:
             return
-        sent_home = any(server.machine._ending for server in self.servers[:-1])
+        sent_home = any(
+            server.machine._ending.has_begun for server in self.servers[:-1]
+        )
         for worker in range(-int(self.world.evaluator), self.world.workers):
             if worker in self._retired or self.live(worker):
                 continue
@@ -319,8 +329,13 @@ class Net:
             return
         seq = _judged_seq(node, event)
         effects = node.machine.on(event, self.now + node.clock_s)
-        if seq is not None and seq not in outbox_of(node):
-            self.believed.append((node, event.message))
+        if seq is not None:
+            verdict = event.message
+            if seq in outbox_of(node):
+                self.count["not believed"] += 1
+            else:
+                self.count["believed " + verdict.verdict] += 1
+                self.believed.append((node, verdict))
         place = len(self.log)
         self.log.append((self.now, node, event, effects))
         for done, effect in enumerate(effects):
@@ -336,7 +351,11 @@ class Net:
 
     def note(self, event: trace.Event) -> None:
         """Into the trace, with the time of all."""
-        self.trace.append(event._replace(time_s=self.now))
+        self.trace.append((self.now, event))
+
+    def traced(self) -> list[trace.Event]:
+        """The trace as it would be read."""
+        return [event._replace(time_s=time_s) for time_s, event in self.trace]
 
     def _arm(self, node: Node) -> None:
         due_s = node.machine.due_s - node.clock_s

@@ -7,6 +7,7 @@ from typing import Any
 
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
 from tests.net.disk import Kept
 
 
@@ -24,7 +25,7 @@ class Line:
     free_s: list[float] = field(default_factory=lambda: [0.0, 0.0])  # up, down
     topics: set[bytes] = field(default_factory=set)  # subscriptions that have arrived
     wanted: tuple[bytes, ...] = ()
-    unsent: list[p.FromWire] = field(default_factory=list)  # CONTROL keeps them
+    unsent: list[wire.Message] = field(default_factory=list)  # CONTROL keeps them
 
     @property
     def route(self) -> bytes:
@@ -60,6 +61,8 @@ class Node:
     base_from: int = -1  # the incarnation that gave it out
     newest_from: int = -1
     pushes: int = 0
+    step: int = 0
+    start: int = -1  # the base with which its cycle began
     # a server's
     incarnation: int = 0
     routes: dict[bytes, Line] = field(default_factory=dict)

@@ -132,6 +132,28 @@ def _rejection_trusted_across_incarnations(patch: Patch) -> None:
     _hears(patch, hear)
 
 
+# The three below were no plants: the simulation found them.
+
+
+def _older_server_followed(patch: Patch) -> None:
+    patch.setattr(PeerProtocol, "_is_of_the_past", lambda *_: False)
+
+
+def _receipt_not_withdrawn(patch: Patch) -> None:
+    def withdraw(self: PeerProtocol, seq: int, reason: str) -> None:
+        if self._outbox[seq].has_receipt:
+            del self._outbox[seq]
+        else:
+            original(self, seq, reason)
+
+    original = PeerProtocol._withdraw
+    patch.setattr(PeerProtocol, "_withdraw", withdraw)
+
+
+def _nobody_begins_again(patch: Patch) -> None:
+    patch.setattr(PeerProtocol, "_waits_for_nothing", lambda _: False)
+
+
 # ------------------------------------------------------------- where it matters
 
 
@@ -166,15 +188,25 @@ def _hanging(seed: int) -> World:
 def _late_words(seed: int) -> World:
     """A server refuses an update and dies, the next one takes it; who is told what?
 
-    What is too stale for the first may be in time for the next, where versions that
-    were announced early are lost; and whoever was second then may be first now.
+    An update that is replaced while a version is made may be the first at the next
+    server, which makes a version of it at once.
     """
-    world = _crashing(seed)
-    timing = replace(TIMINGS["asyn2f"], min_updates=2, min_workers=1, max_staleness=1)
-    faults = tuple(f for f in world.faults if f.kind not in ("hang", "retire"))
+    timing = replace(TIMINGS["asyn2f"], min_updates=1, min_workers=1)
+    times = (1.0 + seed % 5 / 7, 2.0 + seed % 7 / 9, 3.0 + seed % 3 / 5)
+    faults = tuple(Fault(time_s, "crash", -2, 0.02) for time_s in times)
     fast = {"subscribe_s": (0.0, 0.0), "reconnect_s": (0.01, 0.05)}
+    slow = {"make_s": (0.1, 0.4), "save_s": (0.1, 0.4), "step_s": (0.05, 0.2)}
     often = {"late": 0.3, "late_s": 2.0, "repeat": 0.2}
-    return replace(world, timing=timing, workers=2, faults=faults, **fast, **often)
+    return World(timing=timing, calm_s=4.0, faults=faults, **fast, **slow, **often)
+
+
+def _rounds(seed: int) -> World:
+    """Rounds whose newest version turns out damaged."""
+    world = _endless(seed, workers=1, lease_s=8.0, faults=())
+    faults = (Fault(1.0 + seed % 7 / 2, "rot", -2, 0.2),)
+    stall = (Fault(0.9 + seed % 7 / 2, "stall", 0, 1.0, "model"),)
+    timing = replace(TIMINGS["fedavg"])
+    return replace(world, timing=timing, faults=stall + faults, bad_updates=0.0)
 
 
 class Planted(NamedTuple):
@@ -219,7 +251,12 @@ PLANTED = (
         "rejection trusted",
         _rejection_trusted_across_incarnations,
         _late_words,
-        1000,
+        1500,
         ("I4",),
     ),
+    Planted(
+        "older server followed", _older_server_followed, _late_words, 100, ("I11",)
+    ),
+    Planted("receipt not withdrawn", _receipt_not_withdrawn, _crashing, 200, ("I7",)),
+    Planted("nobody begins again", _nobody_begins_again, _rounds, 50, ("I8",)),
 )

@@ -78,8 +78,8 @@ class Wires:
         if line.channel == "control":
             server.routes[line.route] = line
             unsent, line.unsent = line.unsent, []
-            for event in unsent:
-                self._control(line, UP, event)
+            for message in unsent:
+                self._control(line, UP, message)
             return
         for topic in line.wanted:  # it takes its time, and until the server attends
             args = (line, number, topic)
@@ -108,13 +108,12 @@ class Wires:
     def up(self, peer: Node, message: wire.Message) -> None:
         """From a peer, on CONTROL."""
         line = peer.lines["control"]
-        event = p.FromWire(Channel.CONTROL, b"", self._coded(message), b"")
         if line.server is None:
             self._count["sent while cut"] += 1
             if len(line.unsent) < CONTROL_DEPTH:
-                line.unsent.append(event)
+                line.unsent.append(message)
             return
-        self._control(line, UP, event)
+        self._control(line, UP, message)
 
     def down(self, server: Node, route: bytes, message: wire.Message) -> None:
         """From a server, on CONTROL."""
@@ -122,12 +121,11 @@ class Wires:
         if line is None:
             self._count["no route"] += 1
             return
-        event = p.FromWire(Channel.CONTROL, b"", self._coded(message), b"")
-        self._control(line, DOWN, event)
+        self._control(line, DOWN, message)
 
-    def _control(self, line: Line, way: int, event: p.FromWire) -> None:
-        if way == UP:
-            event = event._replace(sender=line.route)
+    def _control(self, line: Line, way: int, message: wire.Message) -> None:
+        sender = line.route if way == UP else b""
+        event = p.FromWire(Channel.CONTROL, sender, self._coded(message), b"")
         self._carry(line, way, event)
 
     def publish(self, node: Node, sent: p.Broadcast) -> None:

@@ -47,21 +47,16 @@ class Work:
         if forgotten:
             net.problems.append(f"crash: {forgotten} forgotten before version was made")
             return
-        bases = [net.bases[key] for key in keys]
-        net.note(
-            trace.Aggregated(
-                net.now,
-                make.version,
-                server.incarnation,
-                [list(key) for key in keys],
-                bases,
-                [make.version - 1 - base for base in bases],
-                [1.0 / len(keys)] * len(keys),
-                0.1,
-            )
-        )
         version, own = make.version, server.incarnation
         content, results = f"{own}.{version}", tuple(server.held[key] for key in keys)
+        if net.happens("bad_versions"):
+            net.tell(server, p.NotMade(version, "w is not finite"))
+            return
+        bases = [net.bases[key] for key in keys]
+        staleness = [version - 1 - base for base in bases]
+        shares = [1.0 / len(keys)] * len(keys)
+        made_of = [list(key) for key in keys], bases, staleness, shares
+        net.note(trace.Aggregated(0.0, version, own, *made_of, 0.1))
         server.unsaved[version] = Kept(version, content, keys, results, {}, own)
         net.tell(server, made(version, content, own))
 
@@ -74,7 +69,8 @@ class Work:
                 raise StoreFault("the disk does not answer")
             net.disk.save(kept)
         except StoreFault as error:
-            net.count["save failed"] += 1
+            fenced = server.incarnation != net.disk.incarnation
+            net.count["fenced" if fenced else "save failed"] += 1
             net.tell(server, p.SaveFailed(version, str(error)))
             return
         net.saved_s[kept.content] = net.now
@@ -92,10 +88,13 @@ class Work:
     def _go_on(self, peer: Node, steps: int) -> None:
         """The worker has done what its program said; what comes next?"""
         net = self._net
-        if peer.hung:
+        if peer.hung or not peer.is_up:
             return
         if steps:
+            peer.step += steps
             self._report(peer, "training")
+            own = peer.worker, net.now, steps, peer.step, peer.base, 0.5, 0.5
+            net.note(trace.Trained(0.0, *own))
         signal = net.uniform((0.0, 1.0))
         seen = programs.Seen(steps, peer.newest, signal, peer.stopping)
         try:
@@ -110,8 +109,15 @@ class Work:
                 self._report(peer, "waiting")
                 self.wake(peer)
                 return
-            case programs.Adopt(version) | programs.Merge(version):
+            case programs.Adopt(version):
                 peer.base, peer.base_from = version, peer.newest_from
+                peer.start = version
+                own = peer.worker, version, peer.step, peer.base_from
+                net.note(trace.Adopted(0.0, *own))
+            case programs.Merge(version):
+                own = peer.worker, version, peer.base, peer.step, 0.5, 0.5
+                peer.base, peer.base_from = version, peer.newest_from
+                net.note(trace.Merged(0.0, *own, peer.base_from))
             case programs.Train(wanted, known):
                 steps = 1 if known is not None else wanted
                 seconds = steps * net.uniform(net.world.step_s)
@@ -127,7 +133,8 @@ class Work:
         net, result = self._net, f"{peer.name}/{peer.pushes}"
         peer.pushes += 1
         numbers = (10.0, 0.5, 1.0, 0.0, 0.0, "tree", len(result), result)
-        base, worker = peer.base, peer.worker
-        header = wire.UpdateHeader("", 0, worker, "", 0, base, base, 1, *numbers)
+        made_by = "", 0, peer.worker, "", 0, peer.base, peer.start, peer.step
+        header = wire.UpdateHeader(*made_by, *numbers)
+        peer.start = peer.base
         now = net.now + peer.clock_s
         net.tell(peer, p.Produced(header, result.encode(), now))

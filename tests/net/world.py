@@ -66,7 +66,6 @@ class World:
 
     Attributes:
       crash_at: the server dies before it has carried out its n-th effect.
-      clocks: the clocks of any two processes differ by up to 2 h.
       codec: messages are encoded and decoded on their way.
     """
 
@@ -78,7 +77,6 @@ class World:
     calm_s: float = math.inf
     lease_s: float = 8.0
     max_updates_per_s: float = 0.0
-    clocks: bool = True
     codec: bool = False
     latency_s: Span = (0.001, 0.01)
     late_s: float = 1.0
@@ -94,6 +92,7 @@ class World:
     late: float = 0.0  # a message comes later, others overtake it
     save_fails: float = 0.0
     bad_updates: float = 0.0  # `Check` finds a problem
+    bad_versions: float = 0.0  # what comes of the updates cannot be used
     crash_at: tuple[int, ...] = ()
     faults: tuple[Fault, ...] = ()
 
@@ -157,6 +156,7 @@ def draw_world(seed: int, calm_s: float = CALM_S) -> World:
         # Who waits after a push that is rejected waits for the others; if one of them
         # hangs, for ever: no deadline begins without an update.
         bad_updates=0.0 if waits and hangs else perhaps(0.3, share=0.2),
+        bad_versions=0.0 if waits and hangs else perhaps(0.2, share=0.1),
         crash_at=tuple(draw.randint(10, 400) for _ in range(choice((0, 0, 0, 1, 2)))),
         faults=tuple(sorted(faults)),
     )

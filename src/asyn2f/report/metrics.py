@@ -1,6 +1,7 @@
 """The curve of a run: rows of scalars, in a file of lines and in TensorBoard."""
 
 import json
+import logging
 import math
 import threading
 import time
@@ -17,7 +18,8 @@ class MetricsWriter:
     """Appends rows to `metrics.jsonl` and mirrors their scalars to TensorBoard.
 
     Every row is one line and one write to the file: a kill can cut the last line short,
-    which `read_metrics` leaves out, and loses nothing before it. Threads may share it.
+    which `read_metrics` leaves out, and loses nothing before it. While the disk is full
+    rows are dropped, and the run goes on. Threads may share it.
     After `close`, rows are dropped, as they are by `trace.TraceWriter`.
     """
 
@@ -31,8 +33,7 @@ class MetricsWriter:
         self._file = open(  # noqa: SIM115 - closed by close()
             workdir / folders.METRICS, "a+b", buffering=0
         )
-        if _is_cut(self._file):
-            self._file.write(b"\n")
+        self._is_cut = _is_cut(self._file)  # the next row begins a line of its own
         self._board = SummaryWriter(
             logdir=str(workdir / folders.TENSORBOARD), flush_secs=5
         )
@@ -45,8 +46,14 @@ class MetricsWriter:
         with self._lock:
             if self._file.closed:
                 return
-            self._file.write(line.encode())
-            self._mirror(plain)
+            try:
+                text = b"\n" * self._is_cut + line.encode()
+                self._is_cut = self._file.write(text) < len(text)
+                self._mirror(plain)
+            except OSError as error:
+                if not self._is_cut:
+                    logging.warning("cannot write metrics: %s", error)
+                self._is_cut = True
 
     def _mirror(self, row: dict[str, Any]) -> None:
         version: Any = row.get("version")

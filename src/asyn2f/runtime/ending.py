@@ -3,6 +3,7 @@
 import math
 
 GIVE_UP_S = 2.0  # on a store that fails
+_SILENCE_S = 5.0  # on one that does not answer
 _FAREWELL_S = 1.5  # how long peers have to say goodbye
 _LAST_SCORE_S = {"finished": 6.0, "interrupted": 1.0, "failed": 1.0}
 
@@ -15,6 +16,7 @@ class Ending:
         self.is_farewell = False  # peers have been told to go
         self.is_complete = False
         self._last_score_s = self._farewell_s = self._give_up_s = math.inf
+        self._silence_s = math.inf
 
     @property
     def has_begun(self) -> bool:
@@ -25,10 +27,16 @@ class Ending:
         self.status, self.reason = status, reason
         self._last_score_s = now + _LAST_SCORE_S[status]
         self._give_up_s = now + GIVE_UP_S
+        self._silence_s = now + _SILENCE_S
 
     def gives_up(self, now: float) -> bool:
         """Whether a version that cannot be saved is given up."""
         return now >= self._give_up_s
+
+    def waits(self, now: float) -> bool:
+        """Whether the store may still say what became of the last version. It may also
+        be there later: nobody is told of it then."""
+        return now < self._silence_s
 
     def bid_farewell(self, waits_for_score: bool, now: float) -> bool:
         """Whether peers are to be told now, once, that it is time to go."""

@@ -135,6 +135,8 @@ class ServerProtocol:
                 if self._ending.gives_up(now):
                     self._save_again_s = math.inf
                     self._versions.give_up(f"could not be saved: {reason}")
+            case p.Replaced(reason):
+                self._give_way(reason)
             case p.StopRequested(reason):
                 self._end("interrupted", reason)
             case p.Tick():
@@ -364,10 +366,17 @@ class ServerProtocol:
             if session.is_worker:
                 self._do(p.Send(session.peer, wire.StopRun(reason)))
 
+    def _give_way(self, reason: str) -> None:
+        """Ends at once, without a word on any update: the run is another server's now.
+        Peers that are still here will not find it by themselves."""
+        for session in self._roster:
+            self._do(p.Send(session.peer, wire.StopRun(reason)))
+        self._do(p.Show(self.status()), p.Finish("failed", reason))
+
     def _part(self) -> None:
         """The rest of the end, as far as it can go by now."""
         ending = self._ending
-        if not ending.has_begun or self._versions.saving:
+        if not ending.has_begun or (self._versions.saving and ending.waits(self._now)):
             return
         has_evaluator = any(s.live and not s.is_worker for s in self._roster)
         is_scored = self._figures.scored >= self._newest.header.version

@@ -15,7 +15,7 @@ class RuntimeSettings:
     Attributes:
       address: where the server listens, tcp://host:port; with port p also at p + 1 and
         p + 2; port 0 = any free ones.
-      keys: the folder of keys by which all know each other; each process reads what is
+      keys_dir: the folder of keys by which all know each other; each process reads what is
         its own there. Empty: no keys, and no address that others can reach.
       announce: `durable`: a version is announced once it is in the store, so that no
         crash loses one that anybody saw. `early`: at once.
@@ -34,7 +34,7 @@ class RuntimeSettings:
     """
 
     address: str = "tcp://127.0.0.1:0"
-    keys: str = ""
+    keys_dir: str = ""
     announce: Announce = "durable"
     keep_last: int = 10
     keep_younger_than_s: float = 120.0
