@@ -43,6 +43,7 @@ MORE = [
     trace.Saved(6.25, 3, 2),
     trace.Received(2.25, 0, 1),
     trace.Received(3.4, 0, 2),  # announced early, and lost with its server
+    trace.Welcomed(0.45, "evaluator", "run-1", 1),
     trace.Welcomed(4.25, "worker-0", "run-1", 2),
     trace.Received(4.3, 0, 1),
     trace.Received(5.45, 0, 2),

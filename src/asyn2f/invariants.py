@@ -395,7 +395,9 @@ def _scores_exist(run: _Run) -> Iterator[str]:
 
 
 def _all_end(run: _Run) -> Iterator[str]:
-    stops = list(run.those(trace.Stopped))
+    """All that the server let in; others it cannot tell."""
+    welcome = {event.actor for event in run.those(trace.Welcomed)} | {"server"}
+    stops = [stop for stop in run.those(trace.Stopped) if stop.actor in welcome]
     ends = [stop.time_s for stop in stops if stop.actor == "server"]
     for stop in stops:
         late_s = stop.time_s - max(ends, default=math.inf)

@@ -15,8 +15,8 @@ class RuntimeSettings:
     Attributes:
       address: where the server listens, tcp://host:port; with port p also at p + 1 and
         p + 2; port 0 = any free ones.
-      keys_dir: the folder of keys by which all know each other; each process reads what is
-        its own there. Empty: no keys, and no address that others can reach.
+      keys_dir: the folder of keys by which all know each other; each process reads its
+        own there. Empty: no keys, and no address that others can reach.
       announce: `durable`: a version is announced once it is in the store, so that no
         crash loses one that anybody saw. `early`: at once.
       keep_last: versions kept in the store, at least; and whatever is younger than

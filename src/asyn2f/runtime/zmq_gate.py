@@ -18,6 +18,7 @@ from asyn2f.runtime.zmq_options import DOMAIN, curve_options
 
 _ENDPOINT = "inproc://zeromq.zap.01"
 _REFRESH_S = 1.0
+_REFRESH_FOR_STRANGERS_S = 0.05  # they may knock as often as they like
 _PROBE_S = 5.0
 _PARTNERS: dict[int, int] = {
     zmq.ROUTER: zmq.DEALER,
@@ -38,7 +39,7 @@ class Gate:
 
     def __init__(self, context: zmq.Context, keys: ServerKeys) -> None:
         self._allowed = AllowList(keys.allowed)
-        self._refresh_s = time.monotonic() + _REFRESH_S
+        self._refreshed_s = time.monotonic()
         self.refused = 0
         self.socket = context.socket(zmq.ROUTER)
         self.socket.set(zmq.RCVHWM, 0)  # the library's own requests: none may be lost
@@ -53,10 +54,9 @@ class Gate:
 
     def refresh(self, now: float) -> None:
         """To be called often: looks at most once a second whether keys have changed."""
-        if now < self._refresh_s:
+        if now < self._refreshed_s + _REFRESH_S:
             return
-        self._refresh_s = now + _REFRESH_S
-        self._allowed.refresh()
+        self._reread(now)
         if self.refused:
             logging.warning("refused %d connections with unknown keys", self.refused)
             self.refused = 0
@@ -70,14 +70,27 @@ class Gate:
                 return
             sender, empty, version, request, domain, _, _, mechanism, *rest = frames
             key = z85.encode(rest[0]).decode() if len(rest) == 1 else ""
-            known = self._allowed.name_of(key) is not None
-            is_in = known and mechanism == b"CURVE" and domain == DOMAIN
+            is_good = mechanism == b"CURVE" and domain == DOMAIN
+            is_in = is_good and self._is_known(key)
             verdict = [b"200", b"OK", key.encode()] if is_in else [b"400", b"", b""]
             self.refused += not is_in
             self.socket.send_multipart([sender, empty, version, request, *verdict, b""])
 
     def close(self) -> None:
         self.socket.close(linger=0)
+
+    def _is_known(self, key: str) -> bool:
+        """Whether it may come in; who is refused does not try again, so that a key that
+        is new is looked for first."""
+        now = time.monotonic()
+        is_old = now >= self._refreshed_s + _REFRESH_FOR_STRANGERS_S
+        if self._allowed.name_of(key) is None and is_old:
+            self._reread(now)
+        return self._allowed.name_of(key) is not None
+
+    def _reread(self, now: float) -> None:
+        self._refreshed_s = now
+        self._allowed.refresh()
 
 
 class _Probe(NamedTuple):

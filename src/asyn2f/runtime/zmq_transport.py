@@ -16,9 +16,14 @@ from asyn2f.runtime.transport import (
     Malformed,
     Subscribed,
 )
-from asyn2f.runtime.wire import MAX_HEADER_BYTES, Buffer
+from asyn2f.runtime.wire import MAX_HEADER_BYTES, Buffer, Refused, encode
 from asyn2f.runtime.zmq_gate import Gate, check_closed
 from asyn2f.runtime.zmq_options import curve_options, socket_options
+
+# What a server's door says by staying shut; the sockets do not knock again.
+_UNKNOWN_KEY = encode(
+    Refused("it does not know this key: is it in keys/server/allowed?", retry=False)
+)
 
 
 def check_free(
@@ -55,6 +60,7 @@ class ZmqTransport:
         self._published: zmq.Socket | None = None
         self._curve = {} if keys is None else curve_options(keys)
         self._gate: Gate | None = None
+        self._denied: zmq.Socket | None = None  # says when a server refuses our key
         # A plain pair: any thread may write to it, while ZeroMQ's may not be shared.
         self._alarm, self._ring = socket.socketpair()
         self._alarm.setblocking(False)
@@ -126,6 +132,10 @@ class ZmqTransport:
             raise AddressError(f"address: found {address!r}, a peer needs the port")
         self = cls("peer", host, payload_bytes, depth, keys)
         self._control = self._open(Channel.CONTROL, zmq.DEALER, port)
+        if keys is not None:
+            denied = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            self._denied = self._control.get_monitor_socket(denied)
+            self._poller.register(self._denied, zmq.POLLIN)
         return self
 
     def _open(self, channel: Channel, kind: int, port: int) -> zmq.Socket:
@@ -163,6 +173,9 @@ class ZmqTransport:
         for ready, _ in self._poller.poll(wait_ms):
             if self._gate is not None and ready is self._gate.socket:
                 self._gate.answer()
+            elif ready is self._denied:
+                self._denied.recv_multipart()
+                arrived.append(Frames(Channel.CONTROL, b"", _UNKNOWN_KEY, b""))
             elif isinstance(ready, zmq.Socket):
                 arrived.extend(self._drain(ready))
             else:
@@ -240,10 +253,14 @@ class ZmqTransport:
         opened.close(linger=round(linger_s * 1000))
 
     def close(self, linger_s: float = 0.0) -> None:
+        if self._denied is not None and self._control is not None:
+            self._control.disable_monitor()
         for opened in list(self._channels):
             self._drop(opened, linger_s)
         if self._gate is not None:
             self._gate.close()
+        if self._denied is not None:
+            self._denied.close(linger=0)
         self._context.term()
         self._alarm.close()
         self._ring.close()

@@ -1,0 +1,105 @@
+"""Peers that do not behave: bare sockets, with the keys that a test gives them."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from asyn2f.runtime import keys
+from asyn2f.runtime.keys import PeerKeys
+from asyn2f.runtime.zmq_options import curve_options
+
+KINDS = (zmq.DEALER, zmq.SUB, zmq.XPUB)  # for CONTROL, MODEL and UPDATE
+_OUT = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_DISCONNECTED
+)
+
+
+class Keyring:
+    """Keys of a server and its peers, and what a test needs of them."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        keys.create(folder, keys.peers(workers))
+        self.folder = folder
+
+    @property
+    def server(self) -> keys.ServerKeys:
+        return keys.read_server_keys(self.folder)
+
+    def peer(self, name: str) -> PeerKeys:
+        return keys.read_peer_keys(self.folder, name)
+
+    def stranger(self) -> PeerKeys:
+        """A key that nobody knows, for this server."""
+        _, secret = zmq.curve_keypair()
+        return PeerKeys(secret, self.peer("evaluator").server)
+
+    def revoke(self, name: str) -> None:
+        (self.folder / "server" / "allowed" / f"{name}.public").unlink()
+
+
+class Strangers:
+    """Sockets of a context of its own, closed at the end whatever is still in them."""
+
+    def __init__(self, keys: PeerKeys | None) -> None:
+        self.context = zmq.Context()
+        self._keys = keys
+        self._opened: list[zmq.Socket] = []
+        self._monitors: dict[zmq.Socket, zmq.Socket] = {}
+
+    def open(self, kind: int, port: int, host: str = "127.0.0.1") -> zmq.Socket:
+        """A socket that connects there."""
+        opened = self.context.socket(kind)
+        opened.linger = 0
+        if self._keys is not None:
+            for option, value in curve_options(self._keys).items():
+                opened.set(option, value)
+        self._monitors[opened] = opened.get_monitor_socket(_OUT)
+        self._opened.append(opened)
+        if kind == zmq.SUB:
+            opened.subscribe(b"")
+        opened.connect(f"tcp://{host}:{port}")
+        return opened
+
+    def was_thrown_out(self, opened: zmq.Socket) -> bool:
+        """Whether a connection of it has failed or ended since this was last asked."""
+        events = []
+        with contextlib.suppress(zmq.Again):
+            while True:
+                frames = self._monitors[opened].recv_multipart(zmq.DONTWAIT)
+                events.append(parse_monitor_message(frames)["event"])
+        return bool(events)
+
+    def close(self) -> None:
+        for opened in self._opened:
+            opened.disable_monitor()
+            self._monitors[opened].close(linger=0)
+            opened.close(linger=0)
+        self.context.term()
+
+
+@contextlib.contextmanager
+def strangers(keys: PeerKeys | None) -> Iterator[Strangers]:
+    made = Strangers(keys)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def speak_raw(port: int, data: bytes) -> bytes:
+    """Sends bytes over TCP, and what comes back at once; then leaves."""
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(("127.0.0.1", port)) as s,
+    ):
+        s.settimeout(0.001)
+        s.sendall(data)
+        return s.recv(4096)
+    return b""
