@@ -367,10 +367,9 @@ class ServerProtocol:
                 self._do(p.Send(session.peer, wire.StopRun(reason)))
 
     def _give_way(self, reason: str) -> None:
-        """Ends at once, without a word on any update: the run is another server's now.
-        Peers that are still here will not find it by themselves."""
-        for session in self._roster:
-            self._do(p.Send(session.peer, wire.StopRun(reason)))
+        """Ends at once, without a word to anybody: the run is another server's now,
+        which listens where this one did if it can. Peers that do not hear it there end
+        when their lease is over."""
         self._do(p.Show(self.status()), p.Finish("failed", reason))
 
     def _part(self) -> None:
