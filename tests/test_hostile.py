@@ -20,7 +20,8 @@ from asyn2f.report.live import plain_line, render
 from asyn2f.runtime import payloads, wire
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime.peer import Letter, open_letter
-from asyn2f.runtime.server import problem_of
+from asyn2f.runtime.server import problem_of, start_of
+from asyn2f.runtime.store import MemoryStore
 from asyn2f.runtime.transport import Channel, Frames
 from asyn2f.runtime.worker import Worker
 from asyn2f.trees import template_of
@@ -256,6 +257,36 @@ def test_every_mutant_of_a_real_update_is_refused(office, seqs):
         assert office.is_empty
     assert len(ways) == 6
     assert sum(office.io.dropped.values()) > 100
+
+
+# ------------------------------------------------------------- what a store says
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"incarnation": "1"},
+        {"incarnation": -1},
+        {"books": []},
+        {"books": {"ledger": 7}},
+        {"books": {"ledger": {"counts": {"committed": "3"}}}},
+        {"books": {"ledger": {"counts": {"other": 3}}}},
+        {"books": {"ledger": {"sessions": {"a": {"below": -1, "committed": {}}}}}},
+        {"books": {"ledger": {"sessions": {"a": {"below": 0, "committed": {"x": 1}}}}}},
+        {"books": {"ledger": {"sessions": {"a": {}}}}},
+        {"books": {"ledger": {"ended": [7]}}},
+        {"books": {"totals": {"elapsed_s": float("nan")}}},
+        {"books": {"totals": {"elapsed_s": "1"}}},
+    ],
+    ids=str,
+)
+def test_a_version_whose_record_is_nonsense_is_set_aside(office, record):
+    store, state = MemoryStore(), office.server._start.state
+    store.save(0, state, office.server._record({}))
+    store.save(1, state, record)
+    begun = start_of(office.experiment, store)
+    assert store.versions() == [0]
+    assert begun.made_in == 1
 
 
 # ------------------------------------------------------------- S-05, S-06: again, bases

@@ -2,9 +2,9 @@
 
 Digits, the speeds and the settings of configs/digits.py, `max_share` 1 as in the paper,
 150 versions, three seeds; worker 0, the fastest, lies. What only the aggregation sees
-is simulated (a sign flipped: the update moves as far as the worker's did, the other way
-from the global model that it last took in); labels are flipped in its shard, y to 9 - y;
-what the server measures on arrival runs in real threads. Results: BUILD_NOTES.md.
+is simulated. A sign flipped: the update is as far from the global model that its worker
+took in last, on the other side. Labels flipped: its shard has 9 - y for y. What the
+server measures on arrival runs in real threads. Results: BUILD_NOTES.md.
 """
 
 import tempfile

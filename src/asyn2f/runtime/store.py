@@ -294,7 +294,7 @@ class OrbaxStore:
             )
         except Exception:  # Orbax raises whatever its layers raise
             return {}
-        return dict(restored.record)
+        return dict(restored.record) if isinstance(restored.record, dict) else {}
 
     def versions(self) -> list[int]:
         return sorted(numbers(self._folder))
