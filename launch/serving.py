@@ -1,6 +1,7 @@
 """Running a server: what `launch.server` and `launch.local` have in common."""
 
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from asyn2f.runtime.zmq_transport import ZmqTransport, check_free
 from asyn2f.status import RunStatus
 from asyn2f.tasks.base import class_counts
 from launch import program, security
+
+_PORTS_FREE_S = 5.0  # by then a server whose place is taken has ended
 
 EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 
@@ -70,15 +73,16 @@ def serve(
     """
     experiment, settings = build.build_experiment(config), build.build_runtime(config)
     keys = security.server_keys(config)
+    store = OrbaxStore(
+        folder / workdir.MODELS, settings.keep_last, settings.keep_younger_than_s
+    )
+    # Before the sockets: a server that still serves this run ends, and frees its ports.
+    incarnation = store.begin_incarnation()
     transport, address = _bind(folder, settings.address, experiment, keys, insecure)
     run_id = workdir.read_json(folder / workdir.RUN)["run"]
     workdir.write_json(
         folder / workdir.SPLIT, {"counts": class_counts(experiment.task)}
     )
-    store = OrbaxStore(
-        folder / workdir.MODELS, settings.keep_last, settings.keep_younger_than_s
-    )
-    incarnation = store.begin_incarnation()
     journal = program.open_journal(folder, "server", run_id, incarnation)
     metrics = MetricsWriter(folder)
     server = Server(
@@ -163,10 +167,12 @@ def _bind(
     transport = None
     if port == 0 and (folder / workdir.SERVER).exists():
         ports = tuple(workdir.read_json(folder / workdir.SERVER)["ports"])
-        try:
-            transport = bind(ports)
-        except AddressError:
-            transport = None
+        give_up_s = time.monotonic() + _PORTS_FREE_S
+        while transport is None and time.monotonic() < give_up_s:
+            try:
+                transport = bind(ports)
+            except AddressError:
+                time.sleep(0.1)
     if transport is None:
         transport = bind(None)
     host = f"[{host}]" if ":" in host else host

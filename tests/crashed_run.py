@@ -71,7 +71,7 @@ def crash(folder: Path, *deaths: str, flags: tuple[str, ...] = ()) -> Crashed:
     logs = folder.with_name(f"{folder.name}.logs")
     logs.mkdir()
     exits: list[int] = []
-    with _processes(logs) as start:
+    with processes(logs) as start:
         server = start("server", *common, dies=deaths[0] if deaths else "")
         roles = [("worker", "--worker=0"), ("worker", "--worker=1"), ("evaluator",)]
         peers = [
@@ -120,7 +120,7 @@ def free_address() -> str:
 
 
 @contextmanager
-def _processes(logs: Path) -> Iterator:
+def processes(logs: Path) -> Iterator:
     """A function that starts programs; they are killed at the end if they still run."""
     started: list[subprocess.Popen] = []
 

@@ -48,7 +48,7 @@ class Swept(NamedTuple):
 def simulate(
     seed: int, world: World | None = None, clocks_s: float | None = None
 ) -> Outcome:
-    """The whole run of a seed, in its own world or in another; `clocks_s` as for `Net`."""
+    """The whole run of a seed, in its own world or another; `clocks_s` as for `Net`."""
     net = Net(seed, world or draw_world(seed), clocks_s)
     calm_s = net.world.calm_s
     problems: list[str] = []
@@ -85,7 +85,7 @@ def sweep(seeds: Iterable[int]) -> Swept:
 
 def _settles(net: Net) -> list[str]:
     """After the last fault: the run goes on, and what is old gets its verdict (I8)."""
-    net.end_faults()
+    net.faults.end()
     before = max(net.disk.kept)
     old = {
         peer.name: set(outbox_of(peer))
@@ -106,7 +106,7 @@ def _settles(net: Net) -> list[str]:
             said = [f"I8: without a verdict after {SETTLE_S:g} s: {w}" for w in waits]
             stands = f"I8: no version after {max(net.disk.kept)}"
             return said if goes_on else [stands, *said]
-        net.replace_missing()
+        net.faults.replace_missing()
         net.run(net.now + _LOOK_S)
         if problems := bounds_of(net):
             return problems
@@ -121,7 +121,7 @@ def _leaves(net: Net) -> list[str]:
         if net.server.finish is not None:
             for peer in net.peers:
                 if peer.hung:
-                    net.kill(peer)
+                    net.faults.kill(peer)
         if net.server.finish and not any(peer.is_up for peer in net.peers):
             return []
         net.run(net.now + _LOOK_S)

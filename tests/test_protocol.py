@@ -595,6 +595,18 @@ def test_the_last_version_ends_the_run():
     assert finish == p.Finish("finished", "version 1 reached")
 
 
+def test_a_run_resumed_at_its_end_ends_if_nobody_comes_back():
+    desk = Desk(stop=Stop(max_versions=3), version=3)
+    assert not those(desk.wait(9.0), p.Finish)  # who lives is on the way
+    (finish,) = those(desk.wait(2.0), p.Finish)
+    assert finish.status == "finished"
+
+
+def test_a_run_resumed_before_its_end_waits_for_its_workers():
+    desk = Desk(stop=Stop(max_versions=4), version=3)
+    assert not those(desk.wait(60.0), p.Finish)
+
+
 def test_time_ends_the_run():
     desk = Desk(stop=Stop(max_time_s=1.0))
     desk.join("0")

@@ -19,7 +19,9 @@ _FIELDS = {
     int: st.integers(-(2**62), 2**62),
     bool: st.booleans(),
     float: st.floats(allow_nan=False, allow_infinity=False),
-    str: st.text(max_size=100),
+    str: st.text(max_size=100).map(
+        lambda text: "".join(c for c in text if c.isprintable())
+    ),
     tuple[int, ...]: st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
 }
 

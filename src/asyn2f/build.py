@@ -21,6 +21,7 @@ from asyn2f.runtime.addresses import AddressError, parse_address
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.sim.profiles import Profiles, draw_profiles, read_profiles
 from asyn2f.strategies import BUILDERS, Strategy, parameters
+from asyn2f.strategies.asyn2f import ROBUST
 from asyn2f.tasks import models, partition
 from asyn2f.tasks.base import Task
 from asyn2f.tasks.classification import classification
@@ -189,8 +190,9 @@ def build_strategy(config: Config) -> Strategy:
 
 def build_guards(config: Config) -> Guards:
     """The guards; a strategy that has no coefficients to cap is left without a cap."""
-    settings = dict(config["guards"])
-    if "max_share" not in parameters(config["strategy"]["name"]):
+    settings, name = dict(config["guards"]), config["strategy"]["name"]
+    is_robust = config["strategy"][name].get("aggregate") in ROBUST
+    if is_robust or "max_share" not in parameters(name):
         settings["max_share"] = 1.0
     return Guards(**settings)
 

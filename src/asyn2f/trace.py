@@ -248,7 +248,7 @@ def from_line(line: str) -> Event:
         fields = json.loads(line)
         kind = _KINDS[fields.pop("kind")]
         return kind(**fields)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a line of a trace: {line[:120]!r} ({error})") from error
 
 

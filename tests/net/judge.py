@@ -21,8 +21,8 @@ def problems_of(net: Net) -> list[str]:
     """All that is wrong with a run that has ended."""
     if net.problems:
         return list(net.problems)
-    found = [*_store(net), *_fates(net), *_verdicts(net), *_versions(net)]
-    return found + [*_bases(net), *_observers(net)]
+    judges = (_store, _fates, _verdicts, _versions, _bases, _observers)
+    return [problem for judge in judges for problem in judge(net)]
 
 
 def judgement(net: Net) -> invariants.Judgement:
@@ -91,17 +91,17 @@ def _verdicts(net: Net) -> Iterator[str]:
                 if said.verdict == "rejected" and not said.reason:
                     yield f"I7: rejected without a reason: {said}"
     for said in told.values():
-        key = said.session, said.seq
-        if said.verdict == "committed" and key not in rotted:
-            if committed.get(key) != said.version:
-                yield f"I3: said to be in {said.version}: {said}, is not"
+        key, is_committed = (said.session, said.seq), said.verdict == "committed"
+        is_there = committed.get(key) == said.version or key in rotted
+        if is_committed and not is_there:
+            yield f"I3: said to be in {said.version}: {said}, is not"
     held = {x: v for v, kept in net.disk.kept.items() for x in kept.results}
     lost = {x for kept in net.disk.rotted for x in kept.results}
     for node, said in net.believed:
         result = f"{node.name}/{said.seq}"
-        if said.verdict == "committed" and held.get(result, -1) != said.version:
-            if result not in lost:
-                yield f"I3: {node.name} believed {said}, but its result is not in it"
+        is_there = held.get(result) == said.version or result in lost
+        if said.verdict == "committed" and not is_there:
+            yield f"I3: {node.name} believed {said}, but its result is not in it"
         if said.verdict != "committed" and (said.session, said.seq) in committed:
             yield f"I4: {node.name} believed {said}, but it is committed"
 

@@ -16,13 +16,13 @@ from asyn2f.runtime.peer_protocol import PeerProtocol
 from asyn2f.runtime.server_protocol import ServerProtocol, ServerSettings
 from asyn2f.runtime.settings import RuntimeSettings
 from tests.net.disk import Disk
-from tests.net.node import Line, Node
+from tests.net.faults import Faults
+from tests.net.node import Node
 from tests.net.wires import Wires
 from tests.net.work import RUN, STEPS_PER_EPOCH, Work, made
-from tests.net.world import Fault, Span, World
+from tests.net.world import Span, World
 
 BEAT_S, DEAD_AFTER_S, JOIN_TIMEOUT_S = 0.5, 1.5, 8.0
-LOST_AFTER_S = 1.5  # a connection whose other end stands still that long is given up
 Logged = tuple[float, Node, p.Event, list[p.Effect]]
 
 
@@ -50,8 +50,8 @@ class Net:
         self._order = itertools.count()
         self._effects = 0  # of servers
         self._crash_at = set(world.crash_at)
-        self._retired: set[int] = set()
         self._wires = Wires(self)
+        self.faults = Faults(self, self._wires)
         self._work = Work(self)
         self._runtime = RuntimeSettings(
             announce=world.announce,
@@ -65,7 +65,7 @@ class Net:
         for worker in range(-int(world.evaluator), world.workers):
             self.after((0.0, 0.5), None, self.start_peer, worker)
         for fault in world.faults:
-            self.at(fault.time_s, None, self.suffer, fault)
+            self.at(fault.time_s, None, self.faults.suffer, fault)
 
     @property
     def server(self) -> Node:
@@ -185,141 +185,10 @@ class Net:
         drawn_s = float(self._random.randint(0, 7200))
         return drawn_s if self._clocks_s is None else self._clocks_s
 
-    def kill(self, node: Node) -> None:
-        """It dies, with all that is in it; the network may notice later."""
-        if node.alive:
-            node.alive = False
-            for line in self._lines_of(node):
-                self.after((-0.3, 0.3), None, self._dies_away, line, node, line.number)
-
-    def _dies_away(self, line: Line, node: Node, number: int) -> None:
-        if line.number == number:
-            if line.peer is node:
-                self._wires.unplug(line)
-            else:
-                self._wires.cut(line, 0.0, ())
-
-    def _lines_of(self, node: Node) -> list[Line]:
-        return [
-            line
-            for peer in self.peers
-            for line in peer.lines.values()
-            if node is peer or line.server is node
-        ]
-
-    def live(self, worker: int) -> list[Node]:
-        """The processes of that number that are under way."""
-        if worker == -2:
-            return [self.server] if self.server.is_up else []
-        return [peer for peer in self.peers if peer.worker == worker and peer.is_up]
-
-    # ------------------------------------------------------------- faults
-
-    def suffer(self, fault: Fault) -> None:
-        """A fault of the world happens, where there is anybody to suffer it."""
-        seconds, span = fault.seconds, (fault.seconds, fault.seconds)
-        found = self.live(fault.worker)
-        if not found:
-            return
-        node = found[-1]
-        match fault.kind:
-            case "kill":
-                self.kill(node)
-                self.after(span, None, self.start_peer, fault.worker)
-            case "pause":
-                self._pause(node, seconds)
-            case "cut" | "stall":
-                for name in fault.channels.split():
-                    line = node.lines[name]
-                    if fault.kind == "cut":
-                        self._wires.cut(line, seconds)
-                    else:
-                        line.stalled_s = self.now + seconds
-                return
-            case "twin":
-                self.start_peer(fault.worker)
-            case "hang":
-                node.hung = True
-            case "retire":
-                if fault.worker not in self._retired:
-                    self._retired.add(fault.worker)
-                    node.stopping = True
-                    self._work.wake(node)
-            case "crash" | "rot":
-                self._crash(node, fault.kind == "rot", span)
-            case "successor":
-                self._pause(node, seconds)
-                self.start_server()
-            case "full":
-                self.disk.full = True
-                self.after(span, None, setattr, self.disk, "full", False)
-        self.count[fault.kind] += 1
-
-    def _crash(self, server: Node, rots: bool, span: Span) -> None:
-        self.kill(server)
-        self.after(span, None, self._restart, rots)
-
-    def _restart(self, rots: bool) -> None:
-        if not self.server.alive:
-            if rots and self.now < self.world.calm_s:
-                self.disk.set_aside_newest()
-                self.count["rotted"] += 1
-            self.start_server()
-
-    def _pause(self, node: Node, seconds: float) -> None:
-        if not node.paused:
-            node.paused = True
-            self.after((seconds, seconds), None, self._resume, node)
-            if seconds > LOST_AFTER_S:  # the others notice, and come back
-                self.count["pause long"] += 1
-                for line in self._lines_of(node):
-                    span = (LOST_AFTER_S, 2 * LOST_AFTER_S)
-                    self.after(span, None, self._dies_away_paused, line, line.number)
-
-    def _dies_away_paused(self, line: Line, number: int) -> None:
-        server = line.server
-        stands = line.peer.paused or (server is not None and server.paused)
-        if line.number == number and stands:
-            self._wires.cut(line, 0.0)
-
-    def _resume(self, node: Node) -> None:
-        """It goes on; first with all that has come meanwhile."""
-        node.paused = False
-        backlog, node.backlog = node.backlog, []
-        self.count["backlog"] += len(backlog)
-        for action, args in backlog:
-            if node.alive:
-                action(*args)
-
-    def end_faults(self) -> None:
-        """From now on everything works, and whoever is missing is started again."""
-        for node in [*self.servers, *self.peers]:
-            if node.paused:
-                self._resume(node)
-            for line in node.lines.values():
-                line.stalled_s = min(line.stalled_s, self.now)
-        self.disk.full = False
-        for node in self.servers[:-1]:  # a person has seen that there are two
-            self.kill(node)
-        if not self.server.alive:
-            self.start_server()
-        self.replace_missing()
-
-    def replace_missing(self) -> None:
-        """Starts a process for every number whose last one has died or failed, or was
-        sent home by a server that is no more."""
-        if self.server.finish is not None:
-            return
-        sent_home = any(
-            server.machine._ending.has_begun for server in self.servers[:-1]
-        )
-        for worker in range(-int(self.world.evaluator), self.world.workers):
-            if worker in self._retired or self.live(worker):
-                continue
-            last = [peer for peer in self.peers if peer.worker == worker][-1:]
-            ends = [peer.finish.status for peer in last if peer.finish]
-            if sent_home or ends != ["finished"]:
-                self.start_peer(worker)
+    def retire(self, worker: Node) -> None:
+        """It is asked to stop."""
+        worker.stopping = True
+        self._work.wake(worker)
 
     # ------------------------------------------------------------- what happens
 
@@ -344,7 +213,7 @@ class Net:
                 if self._effects in self._crash_at and self.now < self.world.calm_s:
                     self.log[place] = (self.now, node, event, effects[:done])
                     self.count["crash inside"] += 1
-                    self._crash(node, False, (0.0, 2.0))
+                    self.faults.crash(node, (0.0, 2.0))
                     return
             self._carry_out(node, effect)
         self._arm(node)

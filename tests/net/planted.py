@@ -18,9 +18,8 @@ from asyn2f.runtime.intake import Intake
 from asyn2f.runtime.ledger import Ledger
 from asyn2f.runtime.peer_protocol import PeerProtocol
 from asyn2f.runtime.versions import Versions
-from asyn2f.timing import Stop
 from tests.net import net as net_module
-from tests.net.world import TIMINGS, Fault, World, draw_world
+from tests.net.world import ENDLESS, TIMINGS, Fault, World, draw_world
 
 Patch = pytest.MonkeyPatch
 
@@ -38,7 +37,7 @@ def _ledger_not_in_the_checkpoint(patch: Patch) -> None:
 
 
 def _hears(patch: Patch, hear: Callable[[PeerProtocol, wire.Message], bool]) -> None:
-    """Peers hear what is said to them in another way, and as before if that is False."""
+    """Peers hear in another way what is said to them; as before, where it is False."""
 
     def on_control(self: PeerProtocol, message: wire.Message) -> None:
         if not hear(self, message):
@@ -158,7 +157,7 @@ def _nobody_begins_again(patch: Patch) -> None:
 
 
 def _endless(seed: int, **changes: Any) -> World:
-    return replace(draw_world(seed), stop=Stop(), **changes)
+    return replace(draw_world(seed), stop=ENDLESS, **changes)
 
 
 def _durable(seed: int) -> World:

@@ -43,15 +43,12 @@ class Wires:
         for name, wanted in (("model", tuple(topics)), ("update", (UPDATES,))):
             line = peer.lines[name]
             line.wanted = wanted
-            self.cut(line, 0.0, ())
+            self.cut(line, 0.0, "")
 
-    def cut(
-        self, line: Line, seconds: float, count: tuple[str, ...] = ("cut",)
-    ) -> None:
+    def cut(self, line: Line, seconds: float, what: str = "cut") -> None:
         """The connection breaks; it comes back after so long, and a little."""
         if line.server is not None:
-            for what in count:
-                self._count[what] += 1
+            self._count[what] += bool(what)
             self._count["lost on the way"] += line.in_flight
         self.unplug(line)
         low, high = self._world.reconnect_s

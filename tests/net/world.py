@@ -31,6 +31,7 @@ TIMINGS = {
     ),
 }
 """Every timing that a strategy has."""
+ENDLESS = Stop()
 
 
 class Fault(NamedTuple):
@@ -73,7 +74,7 @@ class World:
     announce: Announce = "durable"
     workers: int = 2
     evaluator: bool = True
-    stop: Stop = Stop()
+    stop: Stop = ENDLESS
     calm_s: float = math.inf
     lease_s: float = 8.0
     max_updates_per_s: float = 0.0
@@ -126,12 +127,12 @@ def draw_world(seed: int, calm_s: float = CALM_S) -> World:
         faults.append(Fault(uniform(0.5, calm_s), "hang", some_worker))
     if retires:
         faults.append(Fault(uniform(0.5, calm_s), "retire", another))
-    stops = [Stop()] * 7 + [
+    stops = [ENDLESS] * 7 + [
         Stop(max_versions=draw.randint(1, 12)),
         Stop(max_time_s=uniform(0.1, 4.0)),
         Stop(target_accuracy=uniform(0.01, 0.1)),
     ]
-    return World(
+    world = World(
         timing=timing,
         announce=choice(("durable", "durable", "durable", "early")),
         workers=workers,
@@ -153,12 +154,17 @@ def draw_world(seed: int, calm_s: float = CALM_S) -> World:
         repeat=perhaps(0.4),
         late=perhaps(0.3),
         save_fails=perhaps(0.4, share=0.2),
-        # Who waits after a push that is rejected waits for the others; if one of them
-        # hangs, for ever: no deadline begins without an update.
         bad_updates=0.0 if waits and hangs else perhaps(0.3, share=0.2),
         bad_versions=0.0 if waits and hangs else perhaps(0.2, share=0.1),
         crash_at=tuple(draw.randint(10, 400) for _ in range(choice((0, 0, 0, 1, 2)))),
         faults=tuple(sorted(faults)),
+    )
+    # Who waits after a push that is rejected waits for the others; if one of them hangs
+    # or goes after that, for ever: no deadline begins without an update, and that a
+    # round has nothing is seen only when an update is refused.
+    goes = any(fault.kind in ("kill", "pause", "retire") for fault in faults)
+    return (
+        replace(world, bad_updates=0.0, bad_versions=0.0) if waits and goes else world
     )
 
 

@@ -34,9 +34,8 @@ class MetricsWriter:
             workdir / folders.METRICS, "a+b", buffering=0
         )
         self._is_cut = _is_cut(self._file)  # the next row begins a line of its own
-        self._board = SummaryWriter(
-            logdir=str(workdir / folders.TENSORBOARD), flush_secs=5
-        )
+        self._folder = str(workdir / folders.TENSORBOARD)
+        self._board = _new_board(self._folder)
         self._lock = threading.Lock()
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -59,6 +58,8 @@ class MetricsWriter:
         version: Any = row.get("version")
         if not _is_number(version):
             return
+        if not _is_alive(self._board):
+            self._board = _new_board(self._folder)
         kind, now = row.get("kind", "row"), time.time()
         for name, value in row.items():
             if name != "version" and _is_number(value):
@@ -70,7 +71,8 @@ class MetricsWriter:
         with self._lock:
             if not self._file.closed:
                 self._file.close()
-                self._board.close()
+                if _is_alive(self._board):
+                    self._board.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -96,6 +98,16 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
             else:
                 cut += 1
     return rows, cut
+
+
+def _new_board(folder: str) -> SummaryWriter:
+    return SummaryWriter(logdir=folder, flush_secs=5, max_queue=100)
+
+
+def _is_alive(board: SummaryWriter) -> bool:
+    """Whether it still writes. It does so on a thread, which a full disk ends; whoever
+    then goes on filling its queue, or closes it, waits for ever."""
+    return bool(board.file_writer.event_writer._worker.is_alive())
 
 
 def _is_cut(file: Any) -> bool:

@@ -1,6 +1,5 @@
 """A run in numbers, as its server keeps them; those before a resume are included."""
 
-import math
 from collections import deque
 from typing import Any
 
@@ -56,9 +55,9 @@ class Figures:
         return len(self._announced_s) / window_s if window_s > 0 else 0.0
 
     def judge(self, version: int, accuracy: float, loss: float) -> bool | None:
-        """Takes in a score; whether it is the best, or None if it cannot be used: not a
-        number, or told before."""
-        if version in self._judged or not math.isfinite(accuracy):
+        """Takes in a score; whether it is the best, or None if it cannot be used: no
+        accuracy, or told before."""
+        if version in self._judged or not 0.0 <= accuracy <= 1.0:
             return None
         self._judged.add(version)
         if version > self.scored:

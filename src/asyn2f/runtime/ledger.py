@@ -123,14 +123,34 @@ class Ledger:
 
     @classmethod
     def restore(cls, snapshot: Snapshot) -> "Ledger":
-        """The ledger of a server that begins with that version; {} = nothing yet."""
+        """The ledger of a server that begins with that version; {} = nothing yet.
+
+        Raises:
+          ValueError: no snapshot.
+        """
         ledger = cls()
-        ledger.counts.update(snapshot.get("counts", {}))
-        ledger._ended = dict.fromkeys(snapshot.get("ended", []))
-        for name, kept in snapshot.get("sessions", {}).items():
-            ledger._floor[name] = kept["below"]
-            verdicts = ledger._sessions.setdefault(name, {})
-            for seq, version in kept["committed"].items():
-                verdicts[int(seq)] = Verdict("committed", version, "")
-            ledger._last_seq[name] = max(verdicts, default=kept["below"] - 1)
+        try:
+            for name, number in snapshot.get("counts", {}).items():
+                ledger.counts[COUNTED[COUNTED.index(name)]] = _count(number)
+            ledger._ended = dict.fromkeys(map(_name, snapshot.get("ended", [])))
+            for name, kept in snapshot.get("sessions", {}).items():
+                below = ledger._floor[_name(name)] = _count(kept["below"])
+                verdicts = ledger._sessions.setdefault(name, {})
+                for seq, version in kept["committed"].items():
+                    verdicts[int(seq)] = Verdict("committed", _count(version), "")
+                ledger._last_seq[name] = max(verdicts, default=below - 1)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"no snapshot of a ledger: {error!r}") from None
         return ledger
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"found {str(value)[:40]!r}, expected a whole number")
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"found {str(value)[:40]!r}, expected the name of a session")
+    return value

@@ -17,7 +17,11 @@ from asyn2f.runtime.peer_protocol import PeerProtocol
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import Transport
 from asyn2f.runtime.wire import Buffer, ModelHeader
+from asyn2f.trainer import Training
 from asyn2f.types import GlobalModel, Params
+
+_MOST = 1e30  # of examples and of a loss; float32 ends at 3e38
+_ROUNDING = 1e-6  # of a learning rate in float32
 
 
 class Ended(NamedTuple):
@@ -165,7 +169,8 @@ def open_letter(experiment: Experiment, letter: Letter) -> GlobalModel:
     """The version in a letter, checked whole.
 
     Raises:
-      wire.WireError: damaged, of another shape, or not finite.
+      wire.WireError: damaged, of another shape, not finite, or with a header that no
+        server of this experiment would send.
     """
     header, payload = letter
     payloads.check_payload(header, payload, experiment.template)
@@ -173,4 +178,22 @@ def open_letter(experiment: Experiment, letter: Letter) -> GlobalModel:
     bad = payloads.nonfinite_leaf(params)
     if bad:
         raise wire.WireError(f"version {header.version}: {bad} is not finite")
+    problem = _problem(header, experiment.training)
+    if problem:
+        raise wire.WireError(f"version {header.version}: {problem}")
     return global_model(header, jax.tree.map(jnp.array, params))
+
+
+def _problem(header: wire.ModelHeader, training: Training) -> str:
+    """What cannot be right about a version, or ""; floats are finite by now."""
+    if not 0 <= header.version < 2**31:
+        return f"its number is {header.version}, allowed 0 to 2^31 - 1"
+    if not 0 < header.quality <= 1:
+        return f"quality {header.quality}, allowed above 0, at most 1"
+    if not (0 <= header.loss <= _MOST and 0 <= header.num_examples <= _MOST):
+        return f"loss {header.loss}, {header.num_examples} examples"
+    rates = training.learning_rate_min, training.learning_rate
+    most = max(rates) * (1 + _ROUNDING)
+    if not 0 <= header.learning_rate <= most:
+        return f"learning rate {header.learning_rate}, allowed 0 to {max(rates)}"
+    return ""

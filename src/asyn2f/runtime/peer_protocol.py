@@ -20,6 +20,7 @@ _HELLO_S = (0.1, 1.0)  # first and longest pause between two hellos
 _WINDOW = 4  # updates without a verdict; one more replaces the oldest nobody has seen
 _ASKED = 16  # updates that one beat asks about
 _PATIENCE = 4  # beats, at most, until one is asked about of which nothing was heard
+_BEAT_S = 0.001  # the shortest pause between two beats that a server may ask for
 _IDLE = p.Progress("registered", 0, 0.0, 0.0, 0.0, -1, 0, -1.0)
 
 
@@ -152,6 +153,11 @@ class PeerProtocol:
 
     def _on_welcome(self, welcome: wire.Welcome) -> None:
         if self._is_of_the_past(welcome.run, welcome.incarnation):
+            return
+        ports = welcome.model_port, welcome.update_port
+        if not (all(0 < port < 2**16 for port in ports) and welcome.beat_s >= _BEAT_S):
+            said = f"ports {ports}, a beat of {welcome.beat_s} s"
+            self._last_refusal = f"its welcome cannot be followed: {said}"
             return
         known, self._welcome = self._welcome, welcome
         if not self._is_welcome:

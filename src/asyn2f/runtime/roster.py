@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from asyn2f.runtime import wire
 from asyn2f.status import WorkerStatus
 
+_SHOWN = 20  # characters of what a peer says it does
+
 
 @dataclass
 class Session:
@@ -160,12 +162,13 @@ def _status_of(
     if beat is None:
         state = "registered" if session.live else "silent"
         beat = wire.Beat("", 0, state, 0, 0.0, 0.0, 0.0, -1, -1, 0, -1.0, 0, ())
+    state = beat.state[:_SHOWN]
     merged_s_ago = beat.merged_s_ago
     if merged_s_ago >= 0:
         merged_s_ago += now - session.heard_s
     return WorkerStatus(
         worker=hello.worker,
-        state="gone" if session.gone else beat.state if session.live else "silent",
+        state="gone" if session.gone else state if session.live else "silent",
         step=beat.step,
         epoch=beat.epoch,
         loss=beat.loss,

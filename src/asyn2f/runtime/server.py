@@ -17,7 +17,7 @@ from asyn2f.programs import UpdateKey
 from asyn2f.runtime import crashes, payloads, wire
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime.io_thread import IoThread, Journal
-from asyn2f.runtime.ledger import COUNTED
+from asyn2f.runtime.ledger import COUNTED, Ledger
 from asyn2f.runtime.saver import Saver
 from asyn2f.runtime.server_protocol import ServerProtocol
 from asyn2f.runtime.settings import RuntimeSettings, ServerSettings
@@ -64,6 +64,11 @@ def start_of(experiment: Experiment, store: ModelStore) -> Start:
         except StoreError as error:
             problems[version] = str(error)
             continue
+        try:
+            check_record(record)
+        except ValueError as error:
+            problems[version] = f"version {version}, its record: {error}"
+            continue
         for damaged, problem in problems.items():
             logging.warning("set version %d aside: %s", damaged, problem)
             store.set_aside(damaged)
@@ -95,6 +100,25 @@ def problem_of(state: ServerState, metrics: Metrics) -> str:
     if not (shares.min() >= 0 and abs(shares.sum() - 1) < _SUM_TO_1_WITHIN):
         return f"the coefficients are {shares.tolist()}: no shares of 1"
     return ""
+
+
+def check_record(record: Record) -> None:
+    """Nothing, if a server can begin with what a version's record says: the bytes of a
+    store may be changed, and a record has no digest.
+
+    Raises:
+      ValueError: it cannot.
+    """
+    books, made_in = record.get("books", {}), record.get("incarnation", 1)
+    if type(made_in) is not int or made_in < 0:
+        raise ValueError(f"its incarnation is {str(made_in)[:40]!r}")
+    try:
+        Ledger.restore(books.get("ledger", {}))
+        totals = list(books.get("totals", {}).values())
+    except AttributeError as error:
+        raise ValueError(f"its books are none: {error}") from None
+    if not all(type(x) in (int, float) and 0 <= x < np.inf for x in totals):
+        raise ValueError(f"its totals are {str(totals)[:80]}")
 
 
 class Server:

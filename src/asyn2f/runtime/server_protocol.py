@@ -25,6 +25,7 @@ from asyn2f.runtime.versions import Program, Versions
 from asyn2f.status import RunStatus
 
 _TICK_S = 0.25
+_BACK_S = 10.0  # peers that live are back by then
 _SAVE_AGAIN_S = 1.0
 
 
@@ -74,7 +75,7 @@ class ServerProtocol:
         # the end
         self._ending = Ending()
         # time
-        self._tick_s = now
+        self._tick_s = self._began_s = now
         self._save_again_s = math.inf
         self._versions = Versions(
             program,
@@ -345,6 +346,9 @@ class ServerProtocol:
         if self._now >= self._save_again_s:
             self._save_again_s = math.inf
             self._versions.save_again()
+        is_old = self._now >= self._began_s + _BACK_S
+        if is_old and not self._figures.has_started and self.status().progress >= 1.0:
+            self._end("finished", "it had come to its end before it was resumed")
         limit = self._settings.stop.max_time_s
         if limit and self._figures.elapsed_s(self._now) >= limit:
             self._end("finished", f"{limit:g} s have passed")
@@ -363,10 +367,9 @@ class ServerProtocol:
                 self._do(p.Send(session.peer, wire.StopRun(reason)))
 
     def _give_way(self, reason: str) -> None:
-        """Ends at once, without a word on any update: the run is another server's now.
-        Peers that are still here will not find it by themselves."""
-        for session in self._roster:
-            self._do(p.Send(session.peer, wire.StopRun(reason)))
+        """Ends at once, without a word to anybody: the run is another server's now,
+        which listens where this one did if it can. Peers that do not hear it there end
+        when their lease is over."""
         self._do(p.Show(self.status()), p.Finish("failed", reason))
 
     def _part(self) -> None:

@@ -238,7 +238,7 @@ class OrbaxStore:
 
     def _check_may_write(self, path: Path) -> None:
         if reason := self.shut_out():
-            raise Fenced(f"nothing is written to {path}: {reason}")
+            raise Fenced(reason)
         if os.path.lexists(path):
             raise StoreError(f"{path} is there already")
 
@@ -294,7 +294,7 @@ class OrbaxStore:
             )
         except Exception:  # Orbax raises whatever its layers raise
             return {}
-        return dict(restored.record)
+        return dict(restored.record) if isinstance(restored.record, dict) else {}
 
     def versions(self) -> list[int]:
         return sorted(numbers(self._folder))
@@ -318,7 +318,7 @@ class OrbaxStore:
         try:
             _check_is_there(version, self.versions())
             if reason := self.shut_out():
-                raise Fenced(f"version {version} is not made the best: {reason}")
+                raise Fenced(reason)
             with beside.open("w") as file:
                 json.dump({"version": version, "accuracy": accuracy}, file)
                 file.flush()

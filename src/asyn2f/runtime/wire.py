@@ -249,14 +249,20 @@ _MAY_BE_NAN = {"Beat", "UpdateHeader", "Scored"}
 
 
 def encode(message: Message) -> bytes:
-    """The message as msgpack: its kind and its fields in order."""
-    fields = [field[:_CUT] if isinstance(field, str) else field for field in message]
+    """The message as msgpack: its kind and its fields in order. A text is cut where it
+    is long; what cannot be printed in it becomes a space."""
+    fields = [_line(field) if isinstance(field, str) else field for field in message]
     return bytes(msgpack.packb([type(message).__name__, *fields]))
+
+
+def _line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text[:_CUT])
 
 
 def decode(data: Buffer) -> Message:
     """The message that `encode` made; every field has its declared type. Floats are
-    finite, but for those of beats, updates and scores: their users look at them.
+    finite, but for those of beats, updates and scores: their users look at them. Texts
+    are printable, one line each: they are shown in terminals, logs and reports.
 
     Raises:
       WireError: anything else.
@@ -280,7 +286,8 @@ def decode(data: Buffer) -> Message:
         raise WireError("header is not a list that begins with its kind")
     kind = _KINDS.get(parts[0])
     if kind is None:
-        raise WireError(f"unknown kind of message {parts[0][:40]!r}")
+        # Without its name: reasons are counted, and names there are without end.
+        raise WireError("unknown kind of message")
     hints = _HINTS[parts[0]]
     if len(parts) - 1 != len(hints):
         raise WireError(f"{parts[0]} with {len(parts) - 1} fields, has {len(hints)}")
@@ -309,6 +316,8 @@ def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
             return "is not text"
         if name in _NAMES and not _NAME.match(value):
             return "is not a name of 1 to 64 letters, digits, _ and -"
+        if not value.isprintable():
+            return "is not printable"
     elif not isinstance(value, tuple) or not all(type(item) is int for item in value):
         return "is not a list of integers"
     return ""

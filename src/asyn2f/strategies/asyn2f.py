@@ -5,7 +5,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from asyn2f.aggregation import coefficients, weighted_sum
+from asyn2f.aggregation import (
+    coefficients,
+    coordinate_median,
+    trimmed_mean,
+    weighted_sum,
+)
 from asyn2f.merging import (
     Convention,
     directional_merge,
@@ -19,12 +24,16 @@ from asyn2f.strategies.base import (
     check_choice,
     check_range,
     initial_state,
+    shares_of,
 )
 from asyn2f.timing import Timing
 from asyn2f.types import GlobalModel, Params, ServerState, WorkerUpdate
 
 MergeRule = Literal["directional", "linear", "none"]
-AggregateRule = Literal["quality", "plain"]
+AggregateRule = Literal["quality", "plain", "median", "trimmed_mean"]
+
+ROBUST = ("median", "trimmed_mean")
+"""Aggregations that have no coefficients: every update counts alike."""
 
 
 def asyn2f(
@@ -34,6 +43,7 @@ def asyn2f(
     max_share: float = 1.0,
     merge: MergeRule = "directional",
     aggregate: AggregateRule = "quality",
+    trim: float = 0.2,
 ) -> Strategy:
     """The Asyn2F strategy.
 
@@ -49,10 +59,13 @@ def asyn2f(
       merge: "linear" interpolates every element, whatever its direction; with "none" a
         worker takes nothing in while it trains, and adopts the newest version at hand
         once it has pushed. Two ablations.
-      aggregate: "plain" weighs updates by their examples alone. Another.
+      aggregate: "plain" weighs updates by their examples alone: another. "median" and
+        "trimmed_mean" believe no few of them, element by element, and weigh none:
+        `aggregation.coordinate_median` and `trimmed_mean`; not in the paper.
+      trim: of "trimmed_mean": the fraction left out at either end, in [0, 0.5).
 
     Raises:
-      ValueError: beta or max_share out of range, an unknown choice.
+      ValueError: beta, max_share or trim out of range, an unknown choice.
 
     >>> asyn2f().timing.while_training
     'merge'
@@ -64,6 +77,16 @@ def asyn2f(
     check_range("max_share", max_share, 0.0, 1.0, open_low=True)
     check_choice("merge", merge, MergeRule)
     check_choice("aggregate", aggregate, AggregateRule)
+    if not 0.0 <= trim < 0.5:
+        raise ValueError(f"trim: found {trim}, allowed [0, 0.5)")
+
+    def aggregate_robustly(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
+        if aggregate == "median":
+            params = coordinate_median(updates.params, mask)
+        else:
+            params = trimmed_mean(updates.params, mask, trim)
+        equal = shares_of(jnp.ones_like(updates.loss), mask)
+        return advanced(state, params, updates, mask, equal)
 
     def aggregate_updates(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
         behind = versions_behind(state.model.version, updates.base_version)
@@ -97,7 +120,7 @@ def asyn2f(
     return Strategy(
         name="asyn2f",
         init=initial_state,
-        aggregate=aggregate_updates,
+        aggregate=aggregate_robustly if aggregate in ROBUST else aggregate_updates,
         merge=merge_model,
         timing=Timing(
             while_training="merge" if merges else "ignore",

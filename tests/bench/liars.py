@@ -1,0 +1,134 @@
+"""What does one lying worker of five cost, and what do guards and robust means save?
+
+Digits, the speeds and the settings of configs/digits.py, `max_share` 1 as in the paper,
+150 versions, three seeds; worker 0, the fastest, lies. What only the aggregation sees
+is simulated. A sign flipped: the update is as far from the global model that its worker
+took in last, on the other side. Labels flipped: its shard has 9 - y for y. What the
+server measures on arrival runs in real threads. Results: BUILD_NOTES.md.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asyn2f import build, trace
+from asyn2f.evaluate import make_evaluate
+from asyn2f.experiment import Experiment, make_experiment
+from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.sim.serial import execute_serially
+from configs.digits import get_config
+from launch.simulate import order_of_config
+from tests.liars import Lie, moved, saying, with_liars
+from tests.test_runtime import LocalRun
+
+SEEDS = (0, 1, 2)
+LIAR = 0
+METHODS: dict[str, dict[str, Any]] = {
+    "as published": {},
+    "guards enforced": {"guards.mode": "enforce"},
+    "median": {"strategy.asyn2f.aggregate": "median"},
+    "trimmed mean, 0.2": {"strategy.asyn2f.aggregate": "trimmed_mean"},
+}
+LIES: dict[str, Lie | None] = {
+    "none": None,
+    "sign flipped": moved(-1.0),
+    "labels flipped": None,  # its data lie, not its update
+    "loss 0": saying(loss=0.0),
+}
+FAR = {"none": None, "times 1e3": moved(1e3), "times 1e6": moved(1e6)}
+
+
+def measure() -> Iterator[dict]:
+    for partition in ("iid", "dirichlet"):
+        for lie in LIES:
+            for method, changes in METHODS.items():
+                changes = {"task.partition": partition, **changes}
+                best, final = np.array([simulated(s, lie, changes) for s in SEEDS]).T
+                head = {"split": partition, "lie": lie, "method": method}
+                yield head | summary_of(best, final)
+    for lie, told in FAR.items():
+        for method in ("as published", "guards enforced"):
+            changes = {"task.partition": "iid", **METHODS[method]}
+            found = [in_threads(seed, told, changes) for seed in SEEDS]
+            best, final, rejected = np.array(found).T
+            head = {"split": "iid", "lie": lie, "method": method, "threads": True}
+            yield head | summary_of(best, final) | {"rejected": rejected.tolist()}
+
+
+def summary_of(best: np.ndarray, final: np.ndarray) -> dict[str, Any]:
+    return {
+        "best": [round(float(x), 4) for x in best],
+        "final": [round(float(x), 4) for x in final],
+        "mean_final": round(float(final.mean()), 4),
+    }
+
+
+def config_of(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
+    config = get_config()
+    config.seed = seed
+    config.strategy.asyn2f.max_share = 1.0
+    config.update_from_flattened_dict(changes)
+    return dict(config.to_dict())
+
+
+def simulated(seed: int, lie: str, changes: dict[str, Any]) -> tuple[float, float]:
+    """Best and final accuracy."""
+    config = config_of(seed, changes)
+    experiment = build.build_experiment(config)
+    if lie == "labels flipped":
+        experiment = with_flipped_labels(experiment)
+    told = LIES[lie]
+    if told is not None:
+        experiment = with_liars(experiment, {LIAR}, told)
+    order = order_of_config(config, experiment)
+    evaluate, scores = make_evaluate(experiment.task), []
+
+    def watch(node: int, time_s: float, state) -> bool:
+        scores.append(evaluate(state.model.params).accuracy)
+        return False
+
+    last = len(order.version) - 1
+    execute_serially(experiment, order, {*range(10, last + 1, 10), last}, watch)
+    return max(scores), scores[-1]
+
+
+def with_flipped_labels(experiment: Experiment) -> Experiment:
+    """The liar trains on labels 9 - y; shards do not overlap."""
+    task = experiment.task
+    labels = task.train["label"].copy()
+    rows = task.shards[LIAR]
+    labels[rows] = task.num_classes - 1 - labels[rows]
+    return make_experiment(
+        task._replace(train={**task.train, "label": labels}),
+        experiment.strategy,
+        experiment.training,
+        experiment.stop,
+        experiment.seed,
+        experiment.guards,
+    )
+
+
+def in_threads(
+    seed: int, told: Lie | None, changes: dict[str, Any]
+) -> tuple[float, float, int]:
+    """Best and final accuracy, and how many updates of the liar were rejected."""
+    experiment = build.build_experiment(config_of(seed, changes))
+    settings = RuntimeSettings(
+        beat_s=0.5, dead_after_s=10.0, worker_speeds=(120.0, 90.0, 60.0, 45.0, 30.0)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = LocalRun(Path(folder), experiment, "memory", settings)
+        for number in range(experiment.workers):
+            worker = run.start_worker(number)
+            if number == LIAR and told is not None:
+                worker._trainer = with_liars(experiment, {LIAR}, told).trainer
+        run.start_evaluator()
+        summary = run.finish()
+        settled = run.events(trace.Settled)
+    rejected = sum(e.worker == LIAR and "global model" in e.reason for e in settled)
+    nan = float("nan")
+    best, final = summary["best_accuracy"], summary["final_accuracy"]
+    return best or nan, nan if final is None else final, rejected
