@@ -78,6 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.runtime = runtime = ml_collections.ConfigDict()
     runtime.address = "tcp://127.0.0.1:0"  # and the two ports above; 0 = any free
+    runtime.keys_dir = ""  # folder that launch.keys made; "" = none, this machine only
     runtime.announce = "durable"  # durable (once saved) | early
     runtime.keep_last = 10  # versions in the store, beside best and young ones
     runtime.keep_younger_than_s = 120.0

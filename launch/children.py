@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from asyn2f import build, workdir
 from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.server import Server
+from asyn2f.status import RunStatus
 from launch import peer, program
 from launch.serving import serve
 
@@ -55,14 +56,18 @@ def begin_preloading() -> None:
     forkserver.ensure_running()
 
 
-def start_all(config: build.Config, folder: Path, workers: int) -> list[Child]:
+def start_all(
+    config: build.Config, folder: Path, workers: int, insecure: bool
+) -> list[Child]:
     """Starts the server, so many workers, and the evaluator; in this order."""
     context = multiprocessing.get_context("forkserver")
 
     def start(name: str, target: Callable[..., None], *rest: Any) -> Child:
         here, there = context.Pipe()
         process = context.Process(
-            target=target, args=(name, there, config, folder, *rest), name=name
+            target=target,
+            args=(name, there, config, folder, insecure, *rest),
+            name=name,
         )
         process.start()
         there.close()
@@ -122,37 +127,54 @@ class _Parent:
         self._stop(reason)
 
 
-def _server(name: str, pipe: Connection, config: build.Config, folder: Path) -> None:
+def _server(
+    name: str, pipe: Connection, config: build.Config, folder: Path, insecure: bool
+) -> None:
     def body(parent: _Parent) -> None:
         def on_ready(address: str, server: Server) -> None:
             parent.obey(server.stop)
             parent.say(address=address)
 
-        serve(config, folder, lambda status: parent.say(status=status), on_ready)
+        def on_status(status: RunStatus) -> None:
+            parent.say(status=status)
+
+        serve(config, folder, on_status, on_ready, insecure)
 
     _run(name, pipe, folder, body)
 
 
 def _worker(
-    name: str, pipe: Connection, config: build.Config, folder: Path, worker: int
+    name: str,
+    pipe: Connection,
+    config: build.Config,
+    folder: Path,
+    insecure: bool,
+    worker: int,
 ) -> None:
     cores = program.usable_cores()
     can_pin = hasattr(os, "sched_setaffinity")
     if can_pin and config["runtime"]["pin"] and config["workers"] >= len(cores):
         os.sched_setaffinity(0, {cores[worker % len(cores)]})
-    _join(name, pipe, config, folder, peer.make_worker(worker))
+    _join(name, pipe, config, folder, insecure, peer.make_worker(worker))
 
 
-def _evaluator(name: str, pipe: Connection, config: build.Config, folder: Path) -> None:
-    _join(name, pipe, config, folder, Evaluator)
+def _evaluator(
+    name: str, pipe: Connection, config: build.Config, folder: Path, insecure: bool
+) -> None:
+    _join(name, pipe, config, folder, insecure, Evaluator)
 
 
 def _join(
-    name: str, pipe: Connection, config: build.Config, folder: Path, make: peer.Make
+    name: str,
+    pipe: Connection,
+    config: build.Config,
+    folder: Path,
+    insecure: bool,
+    make: peer.Make,
 ) -> None:
     def body(parent: _Parent) -> None:
         address, obey = parent.wait_for_address, parent.obey
-        ended = peer.join(make, name, config, folder, address, obey)
+        ended = peer.join(make, name, config, folder, address, obey, insecure)
         if ended.status != "finished":
             parent.say(error=f"{ended.status}: {ended.reason}")
             sys.exit(peer.EXIT_CODES[ended.status])

@@ -17,7 +17,7 @@ from absl import flags
 from asyn2f import build, workdir
 from asyn2f.report.live import LiveView
 from asyn2f.status import RunStatus, WorkerStatus
-from launch import children, program
+from launch import children, program, security
 from launch.children import Child
 from launch.serving import empty_summary, prepare, say_how_it_ended
 
@@ -33,10 +33,12 @@ _PATIENCE_S = (3.5, 0.7)  # until a child that shall end gets SIGTERM, then SIGK
 class Launcher:
     """Starts the processes, passes on what they say, and sees to it that all end."""
 
-    def __init__(self, config: build.Config, folder: Path, workers: int) -> None:
+    def __init__(
+        self, config: build.Config, folder: Path, workers: int, insecure: bool
+    ) -> None:
         self._view = LiveView()
         self._folder = folder
-        self._children = children.start_all(config, folder, workers)
+        self._children = children.start_all(config, folder, workers, insecure)
         self._server = self._children[0]
         self._alive = {child.process.sentinel: child for child in self._children}
         self._pipes = {child.pipe: child for child in self._children}
@@ -146,8 +148,15 @@ def main() -> int:
         )
     children.begin_preloading()
     build.build_task(config)
-    prepare(config, folder, resume=_RESUME.value, overwrite=_OVERWRITE.value)
-    launcher = Launcher(config, folder, workers)
+    insecure = security.INSECURE.value
+    prepare(
+        config,
+        folder,
+        resume=_RESUME.value,
+        overwrite=_OVERWRITE.value,
+        insecure=insecure,
+    )
+    launcher = Launcher(config, folder, workers, insecure)
     reason = launcher.run()
     if launcher.usage_error is not None:
         program.fail(launcher.usage_error)

@@ -13,7 +13,7 @@ from asyn2f.runtime.peer import Ended
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.worker import Worker
 from asyn2f.runtime.zmq_transport import ZmqTransport
-from launch import program
+from launch import program, security
 
 Stop = Callable[[str], None]
 Make = Callable[[Experiment, RuntimeSettings, Journal], Worker | Evaluator]
@@ -39,6 +39,7 @@ def join(
     folder: Path,
     wait_for_address: Callable[[], str],
     on_ready: Callable[[Stop], None],
+    insecure: bool,
 ) -> Ended:
     """Runs a worker or an evaluator.
 
@@ -49,16 +50,19 @@ def join(
       folder: where its trace goes.
       wait_for_address: called when it is ready to join.
       on_ready: called once before that, with the function that stops it.
+      insecure: without keys, join a server on another machine.
 
     Raises:
-      AddressError: not an address.
+      AddressError: not an address, or not one to be used without keys.
+      KeysError: its keys cannot be used.
     """
+    keys = security.peer_keys(config, actor)
     experiment, settings = build.build_experiment(config), build.build_runtime(config)
     journal = program.open_journal(folder, actor, "", 0)
     peer = make(experiment, settings, journal)
     on_ready(peer.stop)
     transport = ZmqTransport.connect_to(
-        wait_for_address(), experiment.template.num_bytes, peer.depth
+        wait_for_address(), experiment.template.num_bytes, peer.depth, keys, insecure
     )
     ended = peer.run(transport, build.experiment_digest(config))
     journal.close()
@@ -84,8 +88,13 @@ def main(
             program.fail(f"--server must be given: {found} is not there to say it")
         return workdir.read_json(found)["address"]
 
+    insecure = security.INSECURE.value
+    keyed = security.peer_keys(config, actor) is not None
+    security.check(address(), keyed, insecure)
     print(f"{actor}: ready to join {address()}", flush=True)
-    ended = join(make, actor, config, folder, address, program.stop_on_signals)
+    ended = join(
+        make, actor, config, folder, address, program.stop_on_signals, insecure
+    )
     if ended.status == "refused":
         program.fail(f"{actor} was turned away: {ended.reason}")
     print(f"{actor}: {ended.status}: {ended.reason}")

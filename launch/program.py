@@ -1,5 +1,7 @@
 """What all programs here have in common: flags, errors, and how a process is set up."""
 
+import atexit
+import contextlib
 import hashlib
 import logging
 import os
@@ -19,9 +21,10 @@ from ml_collections import ConfigDict, config_flags
 import asyn2f
 from asyn2f import build, rules, trace, workdir
 from asyn2f.causality import CausalityError
+from asyn2f.runtime.addresses import AddressError
 from asyn2f.runtime.io_thread import Journal
+from asyn2f.runtime.keys import KeysError
 from asyn2f.runtime.store import StoreError
-from asyn2f.runtime.zmq_transport import AddressError
 from asyn2f.sim.plan import PlanError
 from asyn2f.sim.recorded import OrderError
 from asyn2f.sim.vectorised import TooLarge
@@ -32,6 +35,7 @@ SPEAKING_ERRORS = (
     workdir.WorkdirError,
     StoreError,
     AddressError,
+    KeysError,
     PlanError,
     TooLarge,
     OrderError,
@@ -79,13 +83,26 @@ def run(main: Callable[[], int | None]) -> None:
         for name in ("absl", "jax"):  # which accelerators JAX has not found, and such
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
-            sys.exit(main() or 0)
+            _leave(main() or 0)
         except SPEAKING_ERRORS as error:
             fail(str(error))
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
+        except BrokenPipeError:  # `| head` has seen enough
+            os._exit(128 + signal.SIGPIPE)
 
     app.run(guarded, flags_parser=parse_or_fail)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process when all that is registered for its end has run, and without
+    taking it apart: to collect the objects of JAX and Plotly one by one takes seconds,
+    on a busy machine half a minute."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody may be reading any more
+            stream.flush()
+    os._exit(code)
 
 
 def fail(message: str) -> NoReturn:

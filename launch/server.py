@@ -14,7 +14,7 @@ from asyn2f import build
 from asyn2f.report.html import write_report
 from asyn2f.report.live import LiveView
 from asyn2f.runtime.server import Server
-from launch import program
+from launch import program, security
 from launch.serving import EXIT_CODES, prepare, serve
 
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
@@ -25,7 +25,14 @@ def main() -> int:
     folder = Path(program.required(program.WORKDIR))
     config = program.plain(program.CONFIG.value)
     build.build_task(config)
-    prepare(config, folder, resume=_RESUME.value, overwrite=_OVERWRITE.value)
+    insecure = security.INSECURE.value
+    prepare(
+        config,
+        folder,
+        resume=_RESUME.value,
+        overwrite=_OVERWRITE.value,
+        insecure=insecure,
+    )
     program.prepare_jax()
     with LiveView() as view:
 
@@ -33,7 +40,7 @@ def main() -> int:
             program.stop_on_signals(server.stop)
             view.message(f"listening at {address}, run folder {folder}")
 
-        summary = serve(config, folder, view.update, on_ready)
+        summary = serve(config, folder, view.update, on_ready, insecure)
     print(f"{summary['status']}: {summary['reason']}")
     print(f"report: {write_report(folder)}")
     return EXIT_CODES[summary["status"]]

@@ -1,6 +1,7 @@
 """Running a server: what `launch.server` and `launch.local` have in common."""
 
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,32 +11,38 @@ from asyn2f.experiment import Experiment
 from asyn2f.report.html import write_report
 from asyn2f.report.metrics import MetricsWriter
 from asyn2f.runtime import crashes
+from asyn2f.runtime.addresses import AddressError, parse_address
+from asyn2f.runtime.keys import ServerKeys
 from asyn2f.runtime.ledger import COUNTED
 from asyn2f.runtime.server import Observer, Server
 from asyn2f.runtime.store import OrbaxStore
-from asyn2f.runtime.zmq_transport import (
-    AddressError,
-    ZmqTransport,
-    check_free,
-    parse_address,
-)
+from asyn2f.runtime.zmq_transport import ZmqTransport, check_free
 from asyn2f.status import RunStatus
 from asyn2f.tasks.base import class_counts
-from launch import program
+from launch import program, security
+
+_PORTS_FREE_S = 5.0  # by then a server whose place is taken has ended
 
 EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 
 
 def prepare(
-    config: build.Config, folder: Path, *, resume: bool, overwrite: bool
+    config: build.Config,
+    folder: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    insecure: bool,
 ) -> None:
     """Claims the folder and writes the config into it.
 
     Raises:
-      WorkdirError, ConfigError, AddressError: nothing has been touched then.
+      WorkdirError, ConfigError, AddressError, KeysError: nothing has been touched then.
     """
     # Before anything is overwritten: a run is not lost for a port that is taken.
-    check_free(config["runtime"]["address"])
+    address, keys = config["runtime"]["address"], security.server_keys(config)
+    security.check(address, keys is not None, insecure)
+    check_free(address, keys, insecure)
     if resume and (folder / workdir.CONFIG).exists():
         stored = workdir.read_json(folder / workdir.CONFIG)
         build.check_same_experiment(stored, config)
@@ -50,6 +57,7 @@ def serve(
     folder: Path,
     on_status: Callable[[RunStatus], None],
     on_ready: Callable[[str, Server], None],
+    insecure: bool,
 ) -> dict[str, Any]:
     """Runs a server in a prepared folder.
 
@@ -58,20 +66,23 @@ def serve(
       folder: the run's.
       on_status: called a few times per second.
       on_ready: called once, with the address at which it listens and the server.
+      insecure: without keys, listen where other machines can reach it.
 
     Returns:
       The summary, which has been written into the folder as well.
     """
     experiment, settings = build.build_experiment(config), build.build_runtime(config)
-    transport, address = _bind(folder, settings.address, experiment)
+    keys = security.server_keys(config)
+    store = OrbaxStore(
+        folder / workdir.MODELS, settings.keep_last, settings.keep_younger_than_s
+    )
+    # Before the sockets: a server that still serves this run ends, and frees its ports.
+    incarnation = store.begin_incarnation()
+    transport, address = _bind(folder, settings.address, experiment, keys, insecure)
     run_id = workdir.read_json(folder / workdir.RUN)["run"]
     workdir.write_json(
         folder / workdir.SPLIT, {"counts": class_counts(experiment.task)}
     )
-    store = OrbaxStore(
-        folder / workdir.MODELS, settings.keep_last, settings.keep_younger_than_s
-    )
-    incarnation = store.begin_incarnation()
     journal = program.open_journal(folder, "server", run_id, incarnation)
     metrics = MetricsWriter(folder)
     server = Server(
@@ -139,20 +150,30 @@ def empty_summary(
 
 
 def _bind(
-    folder: Path, address: str, experiment: Experiment
+    folder: Path,
+    address: str,
+    experiment: Experiment,
+    keys: ServerKeys | None,
+    insecure: bool,
 ) -> tuple[ZmqTransport, str]:
     """The sockets, and the address that peers are to be given. A run that goes on
     listens where it did, if it can: its peers are still calling there."""
     size, workers = experiment.template.num_bytes, experiment.workers
     host, port = parse_address(address)
+
+    def bind(ports: tuple[int, int, int] | None) -> ZmqTransport:
+        return ZmqTransport.bind(address, size, workers, ports, keys, insecure)
+
     transport = None
     if port == 0 and (folder / workdir.SERVER).exists():
         ports = tuple(workdir.read_json(folder / workdir.SERVER)["ports"])
-        try:
-            transport = ZmqTransport.bind(address, size, workers, ports)
-        except AddressError:
-            transport = None
+        give_up_s = time.monotonic() + _PORTS_FREE_S
+        while transport is None and time.monotonic() < give_up_s:
+            try:
+                transport = bind(ports)
+            except AddressError:
+                time.sleep(0.1)
     if transport is None:
-        transport = ZmqTransport.bind(address, size, workers)
+        transport = bind(None)
     host = f"[{host}]" if ":" in host else host
     return transport, f"tcp://{host}:{transport.ports()[0]}"

@@ -30,9 +30,9 @@ def main() -> int:
         raise workdir.WorkdirError(f"--run: {folder} holds no trace")
     try:
         found = found_in(folder)
-    except (ValueError, KeyError, TypeError) as error:
+        judgement = invariants.check(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         program.fail(f"--run: {folder} cannot be judged: {error}")
-    judgement = invariants.check(found)
     print(f"{len(found.events):,} events, {len(found.commits)} versions in the store")
     fates = ", ".join(f"{count:,} {fate}" for fate, count in judgement.fates.items())
     print(f"{judgement.fates.total():,} updates pushed: {fates or 'none'}")
@@ -55,12 +55,15 @@ def found_in(folder: Path) -> Found:
         config = workdir.read_json(folder / workdir.CONFIG)
     if (folder / workdir.SUMMARY).exists():
         summary = workdir.read_json(folder / workdir.SUMMARY)
-    commits, damaged, best = {}, frozenset[int](), None
+    commits, best = {}, None
+    damaged = unreadable = frozenset[int]()
     if (folder / workdir.MODELS).is_dir():
         store = OrbaxStore(folder / workdir.MODELS)
         records = {version: store.record(version) for version in store.versions()}
         commits = {v: commit_of(r) for v, r in records.items() if "version" in r}
         damaged = store.damaged()
+        # Those of a run that goes on may have been deleted in the meantime.
+        unreadable = frozenset(records.keys() - commits.keys()) & {*store.versions()}
         accuracy, version = store.best()
         if accuracy is not None and version is not None:
             best = version, accuracy
@@ -69,6 +72,7 @@ def found_in(folder: Path) -> Found:
         events=events,
         commits=commits,
         damaged=damaged,
+        unreadable=unreadable,
         best=best,
         early=config.get("runtime", {}).get("announce") == "early",
         finished=summary.get("status") in ("finished", "interrupted"),
@@ -101,8 +105,9 @@ def _read_again(folder: Path) -> int:
         try:
             store.load(version, like)
         except StoreError as error:
-            print(f"{'BROKEN':>9}  {error}")
-            broken += 1
+            if version in store.versions():  # not deleted in the meantime
+                print(f"{'BROKEN':>9}  {error}")
+                broken += 1
     store.close()
     print(f"{len(versions) - broken} of {len(versions)} versions read back as saved")
     return broken

@@ -53,14 +53,15 @@ def tick_until(machine, until_s, now):
 class Desk:
     """A server's protocol. Worker w has the session "w"; the evaluator, "e"."""
 
-    def __init__(self, timing=ASYN2F, announce="durable", **changes):
+    def __init__(self, timing=ASYN2F, announce="durable", version=0, **changes):
         runtime = RuntimeSettings(announce=announce, **RUNTIME)
         own = {"min_workers": timing.min_workers, "replaces": timing.replaces}
         own |= {"waits": timing.after_push == "wait"}
         changes = own | {"runtime": runtime} | changes
-        program = programs.server_program(timing)
+        program = programs.server_program(timing, version)
         self.now = 0.0
-        self.machine = ServerProtocol(server_settings(**changes), program, made(0), 0.0)
+        settings, first = server_settings(**changes), made(version)
+        self.machine = ServerProtocol(settings, program, first, 0.0)
 
     def on(self, event):
         return self.machine.on(event, self.now)

@@ -24,8 +24,8 @@ from asyn2f.programs import UpdateKey
 from asyn2f.runtime import payloads, wire
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime.peer_protocol import PeerProtocol
-from asyn2f.runtime.server_protocol import ServerProtocol, ServerSettings
-from asyn2f.runtime.settings import Announce, RuntimeSettings
+from asyn2f.runtime.server_protocol import ServerProtocol
+from asyn2f.runtime.settings import Announce, RuntimeSettings, ServerSettings
 from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
 from asyn2f.timing import Stop, Timing
 

@@ -43,6 +43,7 @@ MORE = [
     trace.Saved(6.25, 3, 2),
     trace.Received(2.25, 0, 1),
     trace.Received(3.4, 0, 2),  # announced early, and lost with its server
+    trace.Welcomed(0.45, "evaluator", "run-1", 1),
     trace.Welcomed(4.25, "worker-0", "run-1", 2),
     trace.Received(4.3, 0, 1),
     trace.Received(5.45, 0, 2),
@@ -81,6 +82,7 @@ def with_shares(version, incarnation, shares):
 
 
 BROKEN = {
+    "I1 a record nobody can read": ("I1", GOOD._replace(unreadable=frozenset({7}))),
     "I1 a record of another parent": ("I1", with_commit(3, parent=1)),
     "I1 a record of another version": ("I1", with_commit(3, version=4)),
     "I1 a record of other content": ("I1", with_commit(1, coefficients=(0.4, 0.6))),
@@ -121,6 +123,22 @@ BROKEN = {
             finished=False,
         ),
     ),
+    "I6 given out in place of one that was saved": (
+        "I6",
+        Found(
+            [
+                trace.Published(0.5, 0, 400, 2),
+                trace.Saved(1.0, 1, 1),
+                trace.Saved(2.0, 2, 1),
+                trace.Resumed(3.0, 2, 1, 1),
+                trace.Published(4.0, 2, 400, 2),
+                trace.Saved(5.0, 2, 2),
+            ],
+            {},
+            damaged=frozenset({2}),
+            finished=False,
+        ),
+    ),
     "I7 an update that disappears": ("I7", without(trace.Settled, 6.7)),
     "I9 an incarnation again": (
         "I9",
@@ -131,6 +149,13 @@ BROKEN = {
         with_events(
             trace.Recorded(6.95, "server", "run-1", 3, {}),
             trace.Resumed(6.96, 3, 2, 2),
+        ),
+    ),
+    "I9 from the very beginning": (
+        "I9",
+        with_events(
+            trace.Recorded(6.95, "server", "run-1", 3, {}),
+            trace.Published(6.96, 0, 400, 2),
         ),
     ),
     "I10 an update nobody pushed": (
@@ -193,6 +218,21 @@ def test_a_damaged_version_may_be_gone_back_behind():
     found = GOOD._replace(events=events, damaged=frozenset({3}), commits={})
     found = found._replace(best=None)
     assert "I9" not in {v.invariant for v in check(found).violations}
+
+
+def test_a_simulated_run_ends_with_updates_under_way():
+    events = [
+        trace.Recorded(0.0, "simulation", "run-1", 1, {}),
+        trace.Published(0.0, 0, 400, 1),
+        trace.Adopted(0.0, 0, 0, 0),
+        trace.Trained(1.0, 0, 0.0, 8, 8, 0, 0.5, 0.5),
+        trace.Pushed(1.0, 0, "simulated", 0, 0, 0, 8, 10.0, 0.5, 1.0, 0.0),
+        trace.Stopped(1.5, "simulation", "1.5 s have passed"),
+    ]
+    judgement = check(Found(events, {}))
+    assert judgement.fates == Counter({"open": 1})
+    assert judgement.violations == []
+    assert "simulated" in judgement.not_shown["I7"]
 
 
 def test_traces_of_old_are_judged_by_what_they_have():

@@ -14,7 +14,7 @@ LAYERS = [
     {"strategies", "tasks"},
     {
         *("trainer", "epochs", "programs", "trace", "evaluate", "experiment"),
-        *("workdir", "lineage", "causality", "provenance"),
+        *("workdir", "lineage", "causality", "invariants", "provenance"),
     },
     {"sim", "runtime", "report"},
     {"build", "rules"},
@@ -28,7 +28,7 @@ NEVER = [
     ("runtime", "report"),
 ]
 ONLY_IN = {
-    "zmq": {"runtime/zmq_transport.py"},
+    "zmq": {"runtime/zmq_", "runtime/keys.py"},
     "orbax": {"runtime/store.py"},
     "flax": {"tasks/models.py", "tasks/convolution.py", "tasks/classification.py"},
     "ml_collections": set(),  # configs and launch alone
@@ -55,6 +55,7 @@ PURE = {
     "experiment.py",
     "lineage.py",
     "causality.py",
+    "invariants.py",
     "provenance.py",
     "sim/order.py",
     "sim/schedule.py",
@@ -66,6 +67,9 @@ PURE = {
     "runtime/peer_protocol.py",
     "runtime/versions.py",
     "runtime/intake.py",
+    "runtime/admission.py",
+    "runtime/ending.py",
+    "runtime/standing.py",
     "runtime/ledger.py",
     "runtime/figures.py",
     "runtime/roster.py",

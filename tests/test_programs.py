@@ -1,5 +1,6 @@
 """Both programs, driven by hand and by chance: no JAX, no clock, no network."""
 
+import dataclasses
 import itertools
 from dataclasses import replace
 from typing import NamedTuple
@@ -620,6 +621,16 @@ def test_an_update_beyond_the_staleness_allowed_is_rejected():
     assert isinstance(command, Reject)
     assert command.key == key(0)
     assert "stale" in command.reason
+
+
+def test_what_waited_for_the_start_can_be_too_stale_for_the_second_version():
+    """After a restart of the server, workers push all that they have kept."""
+    one = asynchronous(min_updates=1, min_workers=2, max_staleness=0)
+    program, _ = start(dataclasses.replace(one, pending="all"))
+    tell_all(program, [join(0), push(0), push(0, seq=1)])
+    commands = without_listening(tell(program, join(1)))
+    assert commands[:3] == [Publish(0), Aggregate((key(0),)), Publish(1)]
+    assert commands[3:] == [Reject(key(0, 1), "stale")]
 
 
 def test_an_update_just_within_the_staleness_allowed_is_taken():

@@ -595,6 +595,18 @@ def test_the_last_version_ends_the_run():
     assert finish == p.Finish("finished", "version 1 reached")
 
 
+def test_a_run_resumed_at_its_end_ends_if_nobody_comes_back():
+    desk = Desk(stop=Stop(max_versions=3), version=3)
+    assert not those(desk.wait(9.0), p.Finish)  # who lives is on the way
+    (finish,) = those(desk.wait(2.0), p.Finish)
+    assert finish.status == "finished"
+
+
+def test_a_run_resumed_before_its_end_waits_for_its_workers():
+    desk = Desk(stop=Stop(max_versions=4), version=3)
+    assert not those(desk.wait(60.0), p.Finish)
+
+
 def test_time_ends_the_run():
     desk = Desk(stop=Stop(max_time_s=1.0))
     desk.join("0")
@@ -1029,15 +1041,33 @@ def test_an_older_server_is_not_followed():
     assert those(seat.receive(1, incarnation=2), p.Deliver)
 
 
-def test_who_waits_for_the_version_after_one_that_is_lost_gets_an_older_one_again():
-    """Its update was in it, so that nothing else would ever wake it."""
+def waiting(base):
+    return p.Progress("waiting", 1, 1.0, 0.5, 0.5, base, 0, -1.0)
+
+
+@pytest.mark.parametrize("verdict", ["committed", "rejected"])
+def test_who_waits_for_the_version_after_one_that_is_lost_begins_again(verdict):
+    """Its update was in it, or too stale for it; nothing else would ever wake it."""
     seat = Seat()
     seat.enter()
     seat.receive(0)
     seat.push()
-    seat.judge(0, "committed")
+    seat.on(waiting(0))
+    seat.judge(0, verdict)
     seat.hear(WELCOME._replace(incarnation=2, version=0))
     assert those(seat.receive(0, incarnation=2), p.Deliver)
+
+
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_who_trains_or_has_pushed_does_not_begin_again(is_waiting):
+    seat = Seat()
+    seat.enter()
+    seat.receive(0)
+    if is_waiting:
+        seat.push()
+        seat.on(waiting(0))
+    seat.hear(WELCOME._replace(incarnation=2, version=0))
+    assert not those(seat.receive(0, incarnation=2), p.Deliver)
 
 
 def test_an_older_servers_rejection_is_not_believed():

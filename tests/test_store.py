@@ -177,7 +177,7 @@ def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(folder):
     assert found, "the arrays are stored as they are"
     path, place = found[0]
     clean = path.read_bytes()
-    for offset in range(0, len(kernel), len(kernel) // 20):
+    for offset in range(0, len(kernel), len(kernel) // 60):
         damaged = bytearray(clean)
         damaged[place + offset] ^= 1 << offset % 8
         path.write_bytes(damaged)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from asyn2f.runtime.addresses import AddressError, parse_address
 from asyn2f.runtime.transport import (
     UPDATES,
     Channel,
@@ -13,7 +14,7 @@ from asyn2f.runtime.transport import (
     MemoryNetwork,
     Subscribed,
 )
-from asyn2f.runtime.zmq_transport import AddressError, ZmqTransport, parse_address
+from asyn2f.runtime.zmq_transport import ZmqTransport
 
 PATIENCE_S = 10.0
 PAYLOAD = 1 << 16

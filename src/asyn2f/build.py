@@ -17,8 +17,8 @@ import numpy as np
 from asyn2f.experiment import Experiment, make_experiment
 from asyn2f.guards import Guards
 from asyn2f.rules import Config, ConfigError, check_values, flatten
+from asyn2f.runtime.addresses import AddressError, parse_address
 from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.runtime.zmq_transport import AddressError, parse_address
 from asyn2f.sim.profiles import Profiles, draw_profiles, read_profiles
 from asyn2f.strategies import BUILDERS, Strategy, parameters
 from asyn2f.strategies.asyn2f import ROBUST

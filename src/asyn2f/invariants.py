@@ -69,6 +69,7 @@ class Found(NamedTuple):
       events: of all processes, as `trace.read` gives them.
       commits: by version, those still in the store.
       damaged: versions that were set aside.
+      unreadable: versions in the store whose record cannot be read.
       best: version and accuracy, as the store says; or None.
       early: whether versions were announced before they were saved.
       finished: whether the run came to its end.
@@ -77,6 +78,7 @@ class Found(NamedTuple):
     events: Sequence[trace.Event]
     commits: Mapping[int, Commit]
     damaged: frozenset[int] = frozenset()
+    unreadable: frozenset[int] = frozenset()
     best: tuple[int, float] | None = None
     early: bool = False
     finished: bool = True
@@ -203,7 +205,14 @@ def _killed(found: Found) -> set[str]:
                 session_of.pop(actor, None)
             case trace.Recorded(_, actor) if actor in session_of:
                 killed.add(session_of.pop(actor))
-    return killed | (set(session_of.values()) if found.finished else set())
+    is_over = found.finished and not _is_simulated(found)
+    return killed | (set(session_of.values()) if is_over else set())
+
+
+def _is_simulated(found: Found) -> bool:
+    """Whether its workers are none that could be killed, or say that they end."""
+    begun = (event for event in found.events if isinstance(event, trace.Recorded))
+    return any(event.actor == "simulation" for event in begun)
 
 
 # ------------------------------------------------------------- one judge per promise
@@ -214,6 +223,8 @@ def _versions_follow(run: _Run) -> Iterator[str]:
     for version, following in pairwise(numbers):
         if following != version + 1:
             yield f"version {following} follows version {version}"
+    for version in sorted(run.found.unreadable):
+        yield f"version {version} is in the store, and cannot be read"
     maker = {version: incarnation for incarnation, version in run.line}
     for version, commit in sorted(run.found.commits.items()):
         if commit.version != version:
@@ -279,7 +290,8 @@ def _saved_before_told(run: _Run) -> Iterator[str]:
     for event in run.events:
         match event:
             case trace.Resumed(version=version):
-                saved[version] = -math.inf
+                # What it had saved before of later ones is not what it gives out.
+                saved = dict.fromkeys(range(version + 1), -math.inf)
             case trace.Saved(time_s, version):
                 has_begun = True
                 saved[version] = time_s
@@ -289,7 +301,7 @@ def _saved_before_told(run: _Run) -> Iterator[str]:
 
 
 def _none_disappears(run: _Run) -> Iterator[str]:
-    if run.found.finished:
+    if run.found.finished and not _is_simulated(run.found):
         for key, fate in run.fate_of().items():
             if fate == "open":
                 yield f"{_name(key)}: nobody says what became of it"
@@ -297,20 +309,24 @@ def _none_disappears(run: _Run) -> Iterator[str]:
 
 def _resumed_from_newest(run: _Run) -> Iterator[str]:
     newest, incarnation = 0, 0
+    has_begun = True  # said from where; a server that begins with version 0 does not
     for event in run.events:
         match event:
             case trace.Recorded(actor="server"):
                 if event.incarnation <= incarnation:
                     yield f"incarnation {event.incarnation} follows {incarnation}"
-                incarnation = event.incarnation
+                incarnation, has_begun = event.incarnation, False
             case trace.Saved(_, version):
                 newest = version
-            case trace.Resumed(_, _, version):
+            case trace.Resumed(_, _, version) | trace.Published(_, version):
+                if has_begun:
+                    continue
+                has_begun = True
                 lost = set(range(version + 1, newest + 1)) - run.found.damaged
                 if lost:
                     yield (
-                        f"incarnation {event.incarnation} goes on from version "
-                        f"{version}, although {max(lost)} was saved"
+                        f"incarnation {incarnation} goes on from version {version}, "
+                        f"although {max(lost)} was saved"
                     )
                 newest = version
 
@@ -379,7 +395,9 @@ def _scores_exist(run: _Run) -> Iterator[str]:
 
 
 def _all_end(run: _Run) -> Iterator[str]:
-    stops = list(run.those(trace.Stopped))
+    """All that the server let in; others it cannot tell."""
+    welcome = {event.actor for event in run.those(trace.Welcomed)} | {"server"}
+    stops = [stop for stop in run.those(trace.Stopped) if stop.actor in welcome]
     ends = [stop.time_s for stop in stops if stop.actor == "server"]
     for stop in stops:
         late_s = stop.time_s - max(ends, default=math.inf)
@@ -425,6 +443,8 @@ def _not_shown(run: _Run) -> dict[str, str]:
         reasons["I6"] = "its trace does not say when versions were saved"
     if not run.found.finished:
         reasons["I7"] = "it has not come to its end: updates may still be under way"
+    elif _is_simulated(run.found):
+        reasons["I7"] = "a simulated run ends with updates under way"
     if trace.Resumed not in has:
         reasons["I9"] = "no server went on from the store"
     if trace.Saved not in has:

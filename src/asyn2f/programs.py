@@ -237,6 +237,7 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
     pending: dict[int | UpdateKey, Arrived] = {}
     replaces = timing.replaces
     most = None if replaces else timing.most_updates(workers=0)
+    limit = timing.max_staleness
     expected: set[int] = set()  # live when the newest version was published
     missing: set[int] = set()  # of those, live and without a pending update
     opened_s: float | None = None  # when that was; None = the run has not begun
@@ -261,13 +262,17 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
             opened_s = (yield Publish(version)).time_s
             if timing.quorum == "all":
                 expected, missing = set(live), set(live)
+            if limit is not None:  # what is left has become staler
+                for slot, left in tuple(pending.items()):
+                    if version - left.base_version > limit:
+                        del pending[slot]
+                        yield Reject(left.key, "stale")
         if timing.deadline_s:
             event = yield Listen(_deadline(timing, pending, opened_s))
         else:
             event = yield listen
         is_due = isinstance(event, Due)
         if isinstance(event, Arrived):
-            limit = timing.max_staleness
             if limit is not None and version - event.base_version > limit:
                 yield Reject(event.key, "stale")
                 continue

@@ -130,6 +130,7 @@ _RULES: dict[str, _Rule] = {
     "guards.loss_factor": _number(float, 1),
     "guards.max_share": _number(float, 0, 1, open_low=True),
     "runtime.address": _Rule(str, "tcp://host:port", lambda x: True),
+    "runtime.keys_dir": _Rule(str, "a folder, or empty", lambda x: True),
     "runtime.announce": _one_of(get_args(Announce)),
     "runtime.keep_last": _COUNT,
     "runtime.keep_younger_than_s": _SECONDS,

@@ -7,13 +7,16 @@ enough to draw the run, to check it, and to execute it again.
 
 import fcntl
 import heapq
+import io
 import json
+import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 # Times are seconds on the wall clock, taken once per process and carried on by its
 # monotonic clock: comparable within one machine, and never running backwards.
@@ -274,7 +277,8 @@ class TraceWriter:
     """Appends the events of one process to its file; its threads may share it.
 
     Every line is handed to the system as it is written: a kill can cut the last line
-    short, which `read` leaves out, and loses nothing before it. A process that was
+    short, which `read` leaves out, and loses nothing before it. While the disk is full,
+    lines wait in memory for room, and the process goes on. A process that was
     thought dead may still write when its successor begins: then that one's file is
     `NAME.2.jsonl`, and so on.
     """
@@ -283,22 +287,40 @@ class TraceWriter:
         folder.mkdir(parents=True, exist_ok=True)
         names = (f"{name}.{n}.jsonl" if n > 1 else f"{name}.jsonl" for n in count(1))
         self._file = next(filter(None, (_claim(folder / each) for each in names)))
+        self._unwritten = b""
         self._lock = threading.Lock()
 
     def write(self, event: Event) -> None:
         line = to_line(event) + "\n"
         with self._lock:
             if not self._file.closed:
-                self._file.write(line)
+                self._append(line.encode())
+
+    def _append(self, text: bytes) -> None:
+        could, self._unwritten = not self._unwritten, self._unwritten + text
+        try:
+            while self._unwritten:
+                written = self._file.write(self._unwritten)
+                self._unwritten = self._unwritten[written:]
+        except OSError as error:
+            if could:  # said once
+                name, why = self._file.name, error.strerror
+                logging.warning("cannot write %s: %s; its lines wait", name, why)
 
     def close(self) -> None:
         with self._lock:
-            self._file.close()
+            if not self._file.closed:
+                self._append(b"")
+                self._file.close()
+            if self._unwritten:
+                lines = self._unwritten.count(b"\n")
+                logging.error("%s lacks its last %d lines", self._file.name, lines)
+                self._unwritten = b""
 
 
-def _claim(path: Path) -> TextIO | None:
+def _claim(path: Path) -> io.FileIO | None:
     """The file, to be appended to; None if another process is writing it."""
-    file = path.open("a", encoding="utf-8", buffering=1)
+    file = io.FileIO(path, "a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -317,25 +339,50 @@ def read(folder: Path) -> list[Event]:
     A process's threads write when they get to it: within one life of a process, which
     begins with `Recorded`, the times say what came first. Lives stay in order.
 
-    The last line of a file may be cut short by a kill; it is left out.
+    The last line of a file may be cut short by a kill; it is left out. So is what a
+    server wrote that did not yet know that another had taken its place.
 
     Raises:
       ValueError: any other line that is no event, with its file and number.
     """
-    files = [_by_time(_read_file(path)) for path in sorted(folder.glob("*.jsonl"))]
-    return list(heapq.merge(*files, key=lambda event: event.time_s))
+    files = [_lives(_read_file(path)) for path in sorted(folder.glob("*.jsonl"))]
+    by_time = [
+        chain.from_iterable(
+            _until_replaced(life, [x for x in files if x is not lives])
+            for life in lives
+        )
+        for lives in files
+    ]
+    return list(heapq.merge(*by_time, key=lambda event: event.time_s))
 
 
-def _by_time(events: Iterable[Event]) -> Iterable[Event]:
-    """Each life's events by time."""
+def _lives(events: Iterable[Event]) -> list[list[Event]]:
+    """The events of each life of a process, by time."""
     lives: list[list[Event]] = [[]]
     for event in events:
         if isinstance(event, Recorded):
             lives.append([])
         lives[-1].append(event)
-    return chain.from_iterable(
-        sorted(life, key=lambda event: event.time_s) for life in lives
-    )
+    return [sorted(life, key=lambda event: event.time_s) for life in lives]
+
+
+def _until_replaced(
+    life: list[Event], others: Iterable[list[list[Event]]]
+) -> list[Event]:
+    """A server's life until a later incarnation began; any other life whole. Of one
+    file there is one process at a time: a clock that was set back replaces nobody."""
+    match life:
+        case [Recorded(actor="server", incarnation=own), *_]:
+            heads = [each[0] for file in others for each in file if each]
+            began_s = [
+                head.time_s
+                for head in heads
+                if isinstance(head, Recorded)
+                and (head.actor == "server" and head.incarnation > own)
+            ]
+            end_s = min(began_s, default=math.inf)
+            return [event for event in life if event.time_s < end_s]
+    return life
 
 
 def _read_file(path: Path) -> Iterable[Event]:

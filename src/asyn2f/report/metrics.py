@@ -1,6 +1,7 @@
 """The curve of a run: rows of scalars, in a file of lines and in TensorBoard."""
 
 import json
+import logging
 import math
 import threading
 import time
@@ -17,7 +18,8 @@ class MetricsWriter:
     """Appends rows to `metrics.jsonl` and mirrors their scalars to TensorBoard.
 
     Every row is one line and one write to the file: a kill can cut the last line short,
-    which `read_metrics` leaves out, and loses nothing before it. Threads may share it.
+    which `read_metrics` leaves out, and loses nothing before it. While the disk is full
+    rows are dropped, and the run goes on. Threads may share it.
     After `close`, rows are dropped, as they are by `trace.TraceWriter`.
     """
 
@@ -31,11 +33,9 @@ class MetricsWriter:
         self._file = open(  # noqa: SIM115 - closed by close()
             workdir / folders.METRICS, "a+b", buffering=0
         )
-        if _is_cut(self._file):
-            self._file.write(b"\n")
-        self._board = SummaryWriter(
-            logdir=str(workdir / folders.TENSORBOARD), flush_secs=5
-        )
+        self._is_cut = _is_cut(self._file)  # the next row begins a line of its own
+        self._folder = str(workdir / folders.TENSORBOARD)
+        self._board = _new_board(self._folder)
         self._lock = threading.Lock()
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -45,13 +45,21 @@ class MetricsWriter:
         with self._lock:
             if self._file.closed:
                 return
-            self._file.write(line.encode())
-            self._mirror(plain)
+            try:
+                text = b"\n" * self._is_cut + line.encode()
+                self._is_cut = self._file.write(text) < len(text)
+                self._mirror(plain)
+            except OSError as error:
+                if not self._is_cut:
+                    logging.warning("cannot write metrics: %s", error)
+                self._is_cut = True
 
     def _mirror(self, row: dict[str, Any]) -> None:
         version: Any = row.get("version")
         if not _is_number(version):
             return
+        if not _is_alive(self._board):
+            self._board = _new_board(self._folder)
         kind, now = row.get("kind", "row"), time.time()
         for name, value in row.items():
             if name != "version" and _is_number(value):
@@ -63,7 +71,8 @@ class MetricsWriter:
         with self._lock:
             if not self._file.closed:
                 self._file.close()
-                self._board.close()
+                if _is_alive(self._board):
+                    self._board.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -89,6 +98,16 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
             else:
                 cut += 1
     return rows, cut
+
+
+def _new_board(folder: str) -> SummaryWriter:
+    return SummaryWriter(logdir=folder, flush_secs=5, max_queue=100)
+
+
+def _is_alive(board: SummaryWriter) -> bool:
+    """Whether it still writes. It does so on a thread, which a full disk ends; whoever
+    then goes on filling its queue, or closes it, waits for ever."""
+    return bool(board.file_writer.event_writer._worker.is_alive())
 
 
 def _is_cut(file: Any) -> bool:

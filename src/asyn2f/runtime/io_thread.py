@@ -19,6 +19,7 @@ from asyn2f.runtime import protocol as p
 from asyn2f.runtime.transport import Frames, Malformed, Subscribed, Transport
 
 _LINGER_S = 0.5  # for the last messages, a goodbye among them
+_MOST_REASONS = 256  # a stranger can make up as many as it likes
 
 
 class ProtocolMachine(Protocol):
@@ -107,11 +108,15 @@ class IoThread:
                 try:
                     message = wire.decode(header)
                 except wire.WireError as error:
-                    self.dropped[str(error)] += 1
+                    self._drop(str(error))
                 else:
                     self._tell(p.FromWire(channel, sender, message, payload, identity))
             case Malformed(channel, reason):
-                self.dropped[f"{channel.value}: {reason}"] += 1
+                self._drop(f"{channel.value}: {reason}")
+
+    def _drop(self, reason: str) -> None:
+        full = len(self.dropped) >= _MOST_REASONS and reason not in self.dropped
+        self.dropped["other reasons" if full else reason] += 1
 
     def _tell(self, event: p.Event) -> None:
         if self._finished:

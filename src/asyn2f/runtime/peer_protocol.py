@@ -61,7 +61,6 @@ class PeerProtocol:
         # models
         self._newest = -1
         self._missed = -1  # a version heard of that has not come
-        self._committed = -1  # the newest that an update of this process went into
         # updates and scores
         self._seq = 0
         self._outbox: dict[int, _Kept] = {}
@@ -166,11 +165,11 @@ class PeerProtocol:
             self._beat_at_s = self._now
         if known is None or known != welcome._replace(version=known.version):
             topics = [p.ALL, p.topic_of(self._hello.session)]
-            # What was announced early, or turned out damaged, is lost; who waits for
-            # the next version has to begin with an older one once more.
-            if welcome.version < max(self._newest, self._committed):
+            # A version can be lost, early or damaged; and who waits for the next one
+            # begins again, as this server knows nothing of what it has pushed.
+            again = welcome.version == self._newest and self._waits_for_nothing()
+            if welcome.version < self._newest or again:
                 self._newest = self._missed = welcome.version - 1
-                self._committed = -1
             self._is_heard = False  # until the server's subscription comes again
             self._hold_until_s = -math.inf
             for kept in self._outbox.values():
@@ -183,6 +182,13 @@ class PeerProtocol:
                 p.Connect(topics, welcome.model_port, welcome.update_port),
                 p.Admitted(welcome.run, welcome.incarnation),
             )
+
+    def _waits_for_nothing(self) -> bool:
+        """Whether the worker waits for a newer version, and all it has pushed has its
+        verdict: without the versions that those spoke of, nothing would wake it."""
+        progress = self._progress
+        waits = progress.state == "waiting" and progress.base_version == self._newest
+        return waits and not self._outbox
 
     # ------------------------------------------------------------- the server speaks
 
@@ -229,7 +235,6 @@ class PeerProtocol:
             key = self._hello.worker, session, seq
             heard = trace.Concluded(self._now, *key, word, version, incarnation)
             self._do(p.Record(heard))
-            self._committed = max(self._committed, version)
 
     def _is_of_the_past(self, run: str, incarnation: int) -> bool:
         """Whether an older server than the present one says so: late, or because it

@@ -72,6 +72,12 @@ class SaveFailed(NamedTuple):
     reason: str
 
 
+class Replaced(NamedTuple):
+    """Another server has taken this run over; this one may not write any more."""
+
+    reason: str
+
+
 # at a peer
 
 
@@ -124,6 +130,7 @@ Event = (
     | NotMade
     | Saved
     | SaveFailed
+    | Replaced
     | Produced
     | NotSent
     | Graded

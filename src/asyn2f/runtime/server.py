@@ -4,7 +4,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -19,9 +18,10 @@ from asyn2f.runtime import crashes, payloads, wire
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime.io_thread import IoThread, Journal
 from asyn2f.runtime.ledger import COUNTED, Ledger
-from asyn2f.runtime.server_protocol import ServerProtocol, ServerSettings
-from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.runtime.store import ModelStore, Record, StoreError
+from asyn2f.runtime.saver import Saver
+from asyn2f.runtime.server_protocol import ServerProtocol
+from asyn2f.runtime.settings import RuntimeSettings, ServerSettings
+from asyn2f.runtime.store import Fenced, ModelStore, Record, StoreError
 from asyn2f.runtime.transport import Transport
 from asyn2f.status import RunStatus
 from asyn2f.strategies.base import params_themselves
@@ -29,6 +29,8 @@ from asyn2f.trees import params_sha256
 from asyn2f.types import Metrics, Params, ServerState, WorkerUpdate
 
 _SUM_TO_1_WITHIN = 1e-4  # shares are float32
+
+_STORE_PATIENCE_S = 2.0  # at the end, for a store that does not answer
 
 
 class Observer(NamedTuple):
@@ -153,11 +155,9 @@ class Server:
         self._far: dict[UpdateKey, str] = {}  # what the norm's guard only observes
         self._accepted: deque[float] = deque(maxlen=guards.REMEMBERED)  # distances
         self._guarded = 0  # updates that a guard had something to say of
-        self._unsaved: dict[int, tuple[ServerState, Record]] = {}
         self._rows: dict[int, dict[str, Any]] = {}  # metrics of versions not announced
         self._status: RunStatus | None = None
         self._todo: SimpleQueue[p.Effect] = SimpleQueue()
-        self._saver = ThreadPoolExecutor(1, thread_name_prefix="store")
         first = self._made()
         version, made_in = int(self._state.model.version), self._start.made_in
         if not made_in:
@@ -191,6 +191,7 @@ class Server:
         program = programs.server_program(timing, version)
         machine = ServerProtocol(protocol_settings, program, first, time.monotonic())
         self._io = IoThread(machine, transport, journal, self._todo.put)
+        self._saver = Saver(store, self._state, self._io.post)
 
     def stop(self, reason: str) -> None:
         """Ends the run in good order; from any thread and from signal handlers."""
@@ -201,12 +202,18 @@ class Server:
 
         Returns:
           The summary.
+
+        Raises:
+          Fenced: another server has taken the run over; it will write the summary.
         """
         self._io.start()
+        self._saver.start()
         while not isinstance(effect := self._todo.get(), p.Finish):
             self._carry_out(effect)
         self._io.join(timeout_s=2.0)
-        self._saver.shutdown(wait=True)
+        self._saver.close(timeout_s=_STORE_PATIENCE_S)
+        if self._saver.replaced:
+            raise Fenced(self._saver.replaced)
         return self._summary(effect)
 
     def _carry_out(self, effect: p.Effect) -> None:
@@ -222,7 +229,7 @@ class Server:
                 crashes.reach("made")
                 self._io.post(made)
             case p.Save(version, books):
-                self._saver.submit(self._save, version, books)
+                self._saver.save(version, books)
             case p.Announced():
                 row = self._rows.pop(effect.version, None)
                 if row is not None:
@@ -316,7 +323,8 @@ class Server:
             guards=found,
         )
         self._journal.write(aggregated)
-        self._unsaved[version] = (self._state, self._record(aggregated._asdict()))
+        record = self._record(aggregated._asdict())
+        self._saver.take(version, self._state, record)
         self._rows[version] = {
             "updates": len(keys),
             "staleness_mean": float(np.mean(staleness)),
@@ -365,24 +373,10 @@ class Server:
             "aggregated": aggregated,
         }
 
-    def _save(self, version: int, books: dict[str, Any]) -> None:
-        """On the store's thread."""
-        state, record = self._unsaved[version]
-        try:
-            crashes.reach("saving")
-            self._store.save(version, state, record | {"books": books})
-            crashes.reach("saved")
-        except Exception as error:  # nobody else would ever hear of it
-            logging.exception("a version could not be saved; it will be tried again")
-            self._io.post(p.SaveFailed(version, str(error)))
-        else:
-            del self._unsaved[version]
-            self._io.post(p.Saved(version))
-
     def _judge(self, judged: p.Judged) -> None:
         if judged.is_best:
             crashes.reach("best")
-            self._store.set_best(judged.version, judged.accuracy)
+            self._saver.keep_best(judged.version, judged.accuracy)
         if judged.version == int(self._state.model.version):
             self._final = judged
         row = judged._asdict()
@@ -409,13 +403,14 @@ class Server:
         status = self._status
         assert status is not None  # `Show` comes before `Finish`
         best_accuracy, best_version = self._store.best()
+        newest = self._saver.newest.model
         return {
             "status": finish.status,
             "reason": finish.reason,
             "run": self._run,
             "strategy": self._experiment.strategy.name,
             "seed": self._experiment.seed,
-            "versions": int(self._state.model.version),
+            "versions": int(newest.version),
             "best_version": best_version,
             "best_accuracy": best_accuracy,
             "final_accuracy": self._final.accuracy if self._final else None,
@@ -425,5 +420,5 @@ class Server:
             "guarded": self._guarded,
             "bytes_up": status.bytes_up,
             "bytes_down": status.bytes_down,
-            "params_sha256": params_sha256(self._state.model.params),
+            "params_sha256": params_sha256(newest.params),
         }

@@ -7,58 +7,26 @@ repeated: an update counts once however often it comes, and its verdict is told 
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
 from asyn2f import programs, trace
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
 from asyn2f.runtime.admission import Admission
+from asyn2f.runtime.ending import Ending
 from asyn2f.runtime.figures import Figures
 from asyn2f.runtime.intake import Intake
 from asyn2f.runtime.ledger import Ledger, Verdict
 from asyn2f.runtime.roster import Roster, Session
-from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.runtime.settings import ServerSettings
+from asyn2f.runtime.standing import status_of
 from asyn2f.runtime.transport import Channel, Subscribed
 from asyn2f.runtime.versions import Program, Versions
 from asyn2f.status import RunStatus
-from asyn2f.timing import Stop
 
 _TICK_S = 0.25
+_BACK_S = 10.0  # peers that live are back by then
 _SAVE_AGAIN_S = 1.0
-_GIVE_UP_S = 2.0  # at the end, on a store that fails
-_FAREWELL_S = 1.5  # how long peers have to say goodbye
-_LAST_SCORE_S = {
-    "finished": 6.0,
-    "interrupted": 1.0,
-    "failed": 1.0,
-}  # wait for the last score
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerSettings:
-    """What a server's protocol knows of its run."""
-
-    run: str
-    incarnation: int
-    strategy: str
-    experiment: str  # digest of the settings the numbers depend on
-    fingerprint: str
-    num_bytes: int
-    workers: int
-    # By worker, the examples and the quality it must register with; () = any.
-    shards: tuple[tuple[int, float], ...] = ()
-    min_workers: int
-    replaces: bool  # whether a worker's newer update replaces its pending one
-    waits: bool  # whether a worker that has pushed waits for the next version
-    most_open: int  # updates without a verdict that one worker may have here
-    stop: Stop
-    runtime: RuntimeSettings
-    model_port: int
-    update_port: int
-    best: tuple[float | None, int | None]  # accuracy and version so far
-    books: dict[str, Any]  # as they stand in the record of the first version; or {}
 
 
 class ServerProtocol:
@@ -105,11 +73,9 @@ class ServerProtocol:
         self._figures = Figures(settings.books.get("totals", {}), settings.best)
         self._failed: set[int] = set()  # whose update for this version was no use
         # the end
-        self._ending: tuple[str, str] | None = None  # status, reason
-        self._last_score_s = self._farewell_s = self._give_up_s = math.inf
-        self._finished = False
+        self._ending = Ending()
         # time
-        self._tick_s = now
+        self._tick_s = self._began_s = now
         self._save_again_s = math.inf
         self._versions = Versions(
             program,
@@ -136,7 +102,7 @@ class ServerProtocol:
                 self._figures.bytes_up += len(wire.encode(header))
                 self._figures.bytes_up += memoryview(payload).nbytes
                 if self._is_from(event.identity, header.session):
-                    closed = "the run is over" if self._ending else ""
+                    closed = "the run is over" if self._ending.has_begun else ""
                     version = self._newest.header.version
                     problem = self._intake.receive(header, payload, version, closed)
                     if problem:
@@ -166,9 +132,11 @@ class ServerProtocol:
                 self._versions.on_saved(version)
             case p.SaveFailed(_, reason):
                 self._save_again_s = now + _SAVE_AGAIN_S
-                if now >= self._give_up_s:
+                if self._ending.gives_up(now):
                     self._save_again_s = math.inf
                     self._versions.give_up(f"could not be saved: {reason}")
+            case p.Replaced(reason):
+                self._give_way(reason)
             case p.StopRequested(reason):
                 self._end("interrupted", reason)
             case p.Tick():
@@ -264,9 +232,9 @@ class ServerProtocol:
                 session.beat = message
                 newest = self._newest.header.version
                 self._do(p.Send(peer, wire.Pulse(self._settings.incarnation, newest)))
-                told = session.is_worker or not math.isinf(self._farewell_s)
-                if self._ending and told:  # it may have missed it
-                    self._do(p.Send(peer, wire.StopRun(self._ending[1])))
+                told = session.is_worker or self._ending.is_farewell
+                if self._ending.has_begun and told:  # it may have missed it
+                    self._do(p.Send(peer, wire.StopRun(self._ending.reason)))
                 self._ledger.forget(session.name, message.settled_below)
                 for seq in message.unsettled:
                     self._intake.answer(session, seq)
@@ -289,8 +257,9 @@ class ServerProtocol:
             why = f"it says it is {hello.actor[:20]}, its key is {identity}'s"
             refused = wire.Refused(why, retry=False)
             self._do(p.Warn(f"refused a peer: {why}"))
-        if self._ending:
-            refused = wire.Refused(f"the run is over: {self._ending[1]}", retry=False)
+        if self._ending.has_begun:
+            why = f"the run is over: {self._ending.reason}"
+            refused = wire.Refused(why, retry=False)
         if refused is not None:
             self._do(p.Send(peer, refused))
             return
@@ -377,6 +346,9 @@ class ServerProtocol:
         if self._now >= self._save_again_s:
             self._save_again_s = math.inf
             self._versions.save_again()
+        is_old = self._now >= self._began_s + _BACK_S
+        if is_old and not self._figures.has_started and self.status().progress >= 1.0:
+            self._end("finished", "it had come to its end before it was resumed")
         limit = self._settings.stop.max_time_s
         if limit and self._figures.elapsed_s(self._now) >= limit:
             self._end("finished", f"{limit:g} s have passed")
@@ -385,70 +357,48 @@ class ServerProtocol:
     def _end(self, status: str, reason: str) -> None:
         """Begins the end: no new version is begun, one on its way is completed, every
         update gets its verdict, the workers stop; the evaluator may finish."""
-        if self._ending is not None:
+        if self._ending.has_begun:
             return
-        self._ending = (status, reason)
-        self._last_score_s = self._now + _LAST_SCORE_S[status]
-        self._give_up_s = self._now + _GIVE_UP_S
+        self._ending.begin(status, reason, self._now)
         on_its_way = self._versions.end()
         self._intake.settle_all(on_its_way, Verdict("rejected", -1, "the run is over"))
         for session in self._roster:
             if session.is_worker:
                 self._do(p.Send(session.peer, wire.StopRun(reason)))
 
+    def _give_way(self, reason: str) -> None:
+        """Ends at once, without a word to anybody: the run is another server's now,
+        which listens where this one did if it can. Peers that do not hear it there end
+        when their lease is over."""
+        self._do(p.Show(self.status()), p.Finish("failed", reason))
+
     def _part(self) -> None:
         """The rest of the end, as far as it can go by now."""
-        if self._ending is None or self._finished or self._versions.saving:
+        ending = self._ending
+        if not ending.has_begun or (self._versions.saving and ending.waits(self._now)):
             return
-        status, reason = self._ending
-        evaluators = [s for s in self._roster if s.live and not s.is_worker]
-        scored = self._figures.scored >= self._newest.header.version
-        if math.isinf(self._farewell_s):
-            waiting = self._figures.has_started and evaluators and not scored
-            if waiting and self._now < self._last_score_s:
-                return
-            self._farewell_s = self._now + _FAREWELL_S
+        has_evaluator = any(s.live and not s.is_worker for s in self._roster)
+        is_scored = self._figures.scored >= self._newest.header.version
+        waits = self._figures.has_started and has_evaluator and not is_scored
+        if ending.bid_farewell(waits, self._now):
             for session in self._roster:
-                self._do(p.Send(session.peer, wire.StopRun(reason)))
-        if self._now >= self._farewell_s or not any(s.live for s in self._roster):
-            self._finished = True
+                self._do(p.Send(session.peer, wire.StopRun(ending.reason)))
+        is_alone = not any(s.live for s in self._roster)
+        if ending.completes(is_alone, self._now):
             self._do(
-                p.Record(trace.Stopped(self._now, "server", reason)),
+                p.Record(trace.Stopped(self._now, "server", ending.reason)),
                 p.Show(self.status()),
-                p.Finish(status, reason),
+                p.Finish(ending.status, ending.reason),
             )
 
     def status(self) -> RunStatus:
         """How the run stands."""
-        figures, version = self._figures, self._newest.header.version
-        state = "running" if figures.has_started else "waiting for workers"
-        elapsed_s, bytes_up, bytes_down = self._counted()
-        return RunStatus(
-            run=self._settings.run,
-            strategy=self._settings.strategy,
-            state=state if self._ending is None else "stopping",
-            elapsed_s=elapsed_s,
-            version=version,
-            max_versions=self._settings.stop.max_versions,
-            progress=self._progress(elapsed_s),
-            versions_per_s=figures.versions_per_s(self._now),
-            accuracy=figures.accuracy,
-            loss=figures.loss,
-            best_accuracy=figures.best_accuracy,
-            best_version=figures.best_version,
-            **self._ledger.counts,
-            bytes_up=bytes_up,
-            bytes_down=bytes_down,
-            workers=self._roster.worker_statuses(
-                version, self._ledger.taken_in, self._now
-            ),
+        return status_of(
+            self._settings,
+            self._figures,
+            self._ledger,
+            self._roster,
+            self._newest.header.version,
+            self._ending.has_begun,
+            self._now,
         )
-
-    def _progress(self, elapsed_s: float) -> float:
-        stop = self._settings.stop
-        reached = [
-            (self._newest.header.version, stop.max_versions),
-            (elapsed_s, stop.max_time_s),
-            (self._figures.best_accuracy or 0.0, stop.target_accuracy),
-        ]
-        return min(1.0, max((x / limit for x, limit in reached if limit), default=0.0))

@@ -1,7 +1,9 @@
 """Settings of the processes, their protocol and their store."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from asyn2f.timing import Stop
 
 Announce = Literal["durable", "early"]
 
@@ -13,6 +15,8 @@ class RuntimeSettings:
     Attributes:
       address: where the server listens, tcp://host:port; with port p also at p + 1 and
         p + 2; port 0 = any free ones.
+      keys_dir: the folder of keys by which all know each other; each process reads its
+        own there. Empty: no keys, and no address that others can reach.
       announce: `durable`: a version is announced once it is in the store, so that no
         crash loses one that anybody saw. `early`: at once.
       keep_last: versions kept in the store, at least; and whatever is younger than
@@ -30,6 +34,7 @@ class RuntimeSettings:
     """
 
     address: str = "tcp://127.0.0.1:0"
+    keys_dir: str = ""
     announce: Announce = "durable"
     keep_last: int = 10
     keep_younger_than_s: float = 120.0
@@ -40,3 +45,28 @@ class RuntimeSettings:
     max_updates_per_s: float = 0.0
     worker_speeds: tuple[float, ...] = (0.0,)
     pin: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What a server's protocol knows of its run."""
+
+    run: str
+    incarnation: int
+    strategy: str
+    experiment: str  # digest of the settings the numbers depend on
+    fingerprint: str
+    num_bytes: int
+    workers: int
+    # By worker, the examples and the quality it must register with; () = any.
+    shards: tuple[tuple[int, float], ...] = ()
+    min_workers: int
+    replaces: bool  # whether a worker's newer update replaces its pending one
+    waits: bool  # whether a worker that has pushed waits for the next version
+    most_open: int  # updates without a verdict that one worker may have here
+    stop: Stop
+    runtime: RuntimeSettings
+    model_port: int
+    update_port: int
+    best: tuple[float | None, int | None]  # accuracy and version so far
+    books: dict[str, Any]  # as they stand in the record of the first version; or {}

@@ -1,28 +1,42 @@
 """The model store: every version an Orbax checkpoint, whole or not there at all."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from asyn2f.runtime import crashes
-from asyn2f.trees import params_sha256
+from asyn2f.runtime.fence import Fence, numbers, sync_folder
+from asyn2f.runtime.integrity import (
+    Record,
+    first_link,
+    is_as_signed,
+    other_shapes,
+    signed,
+)
+from asyn2f.trees import num_bytes
 from asyn2f.types import ServerState
 
-Record = dict[str, Any]
-"""What a version's checkpoint says of it besides the arrays; JSON."""
+_UNFINISHED = ".unfinished"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SAID_WHEN_FULL = ("No space left", "quota exceeded")
 
 
 class StoreError(Exception):
     """The store cannot do what was asked, and why."""
+
+
+class Fenced(StoreError):
+    """Another server writes here now; this one never will again."""
 
 
 class Stored(NamedTuple):
@@ -36,7 +50,11 @@ class ModelStore(Protocol):
     """Versions of the global model, for as long as anybody may need them."""
 
     def save(self, version: int, state: ServerState, record: Record) -> None:
-        """Returns once the version is in the store for good. Raises StoreError."""
+        """Returns once the version is in the store for good.
+
+        Raises:
+          StoreError: it is not there, and may be tried again; Fenced: it may not.
+        """
 
     def load(self, version: int, like: ServerState) -> Stored:
         """A version, its bytes compared with the digest it was saved under; `like`
@@ -50,13 +68,19 @@ class ModelStore(Protocol):
         a person can look at it, if there is such a place."""
 
     def set_best(self, version: int, accuracy: float) -> None:
-        """From now on this version is the one kept for ever."""
+        """From now on this version is the one kept for ever. Raises StoreError: it is
+        not in the store, or that cannot be written."""
 
     def best(self) -> tuple[float | None, int | None]:
         """Accuracy and version of the best, or None twice."""
 
     def begin_incarnation(self) -> int:
-        """A number higher than that of any server that used this store before."""
+        """A number higher than that of any server that used this store before; those
+        are shut out. Raises StoreError."""
+
+    def shut_out(self) -> str:
+        """Why this server may not write any more; nothing if it may. Raises OSError:
+        the store cannot be reached."""
 
 
 def superfluous(
@@ -97,7 +121,7 @@ class MemoryStore:
         self,
         keep_last: int = 10,
         keep_younger_than_s: float = 120.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kept: dict[int, Stored] = {}
         self._saved_s: dict[int, float] = {}
@@ -119,7 +143,8 @@ class MemoryStore:
         if version not in self._kept:
             raise StoreError(f"version {version} is not in the store")
         stored = self._kept[version]
-        _check_shapes(version, stored.state, like)
+        if problem := other_shapes(stored.state, like):
+            raise StoreError(f"version {version}, {problem}")
         return stored
 
     def versions(self) -> list[int]:
@@ -129,6 +154,7 @@ class MemoryStore:
         del self._kept[version], self._saved_s[version]
 
     def set_best(self, version: int, accuracy: float) -> None:
+        _check_is_there(version, self._kept)
         self._best, self._accuracy = version, accuracy
 
     def best(self) -> tuple[float | None, int | None]:
@@ -138,13 +164,19 @@ class MemoryStore:
         self._incarnation += 1
         return self._incarnation
 
+    def shut_out(self) -> str:
+        return ""  # its process is the only one that has it
+
 
 class OrbaxStore:
     """A folder of Orbax checkpoints, `<folder>/<version>/{state,record}`.
 
-    One process writes, others may read. Orbax writes beside and renames, so a version
-    is there whole or not at all; it does not notice flipped bits, so each record
-    carries a SHA-256 of the arrays, compared on reading.
+    One server writes, and finds out if another has taken its place; others may read. A
+    version is written beside and gets its name when all of it is on the disk, so it is
+    there whole or not at all. Orbax does not notice flipped bits, so each record
+    carries a SHA-256 of itself and the arrays, compared on reading.
+
+    Who may read it is left to the umask, as for all of the run's folder.
     """
 
     def __init__(
@@ -152,23 +184,16 @@ class OrbaxStore:
         folder: Path,
         keep_last: int = 10,
         keep_younger_than_s: float = 120.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder.absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._fence = Fence(self._folder / "incarnations")
         self._clock = clock
         self._keep = (keep_last, keep_younger_than_s)
-        self._best: int | None = None
-        self._accuracy: float | None = None
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-            best = json.loads((self._folder / "best.json").read_text())
-            if best["version"] in self.versions():  # not lost before it was saved
-                self._best, self._accuracy = best["version"], best["accuracy"]
-        self._saved_s: dict[int, float] = {}
-        for version in self.versions():
-            with contextlib.suppress(FileNotFoundError):  # deleted by its writer
-                path = self._folder / str(version)
-                self._saved_s[version] = path.stat().st_mtime
+        self._accuracy, self._best = self._read_best()
+        # What wall clocks say of their age is not to be relied on: all are young.
+        self._saved_s = dict.fromkeys(self.versions(), clock())
         # Compression saves 7 % of trained float32 weights and half again the time.
         self._checkpointer = ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(
@@ -179,22 +204,58 @@ class OrbaxStore:
 
     def save(self, version: int, state: ServerState, record: Record) -> None:
         path = self._folder / str(version)
+        beside = self._folder / f"{version}.{self._fence.number}{_UNFINISHED}"
         arrays = jax.tree.map(np.asarray, state)
-        record = {**record, "sha256": params_sha256(arrays)}
+        record = signed(record, arrays)
         try:
+            self._check_may_write(path)
+            self._sweep(beside.name)
             self._checkpointer.save(
-                path,
+                beside,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(arrays._asdict()),
                     record=ocp.args.JsonSave(record),
                 ),
             )
-            crashes.reach("written")
-            _sync_folder(self._folder)
+            with self._locked():
+                self._check_may_write(path)
+                self._name(beside, path)
         except Exception as error:  # Orbax raises whatever its layers raise
-            raise StoreError(f"cannot save {path}: {_in_short(error)}") from error
+            self._sweep(beside.name)
+            if isinstance(error, StoreError):
+                raise
+            with contextlib.suppress(OSError):  # unless the folder itself is away
+                self._check_may_write(path)
+                self._clean()  # what has grown old in the meantime makes room
+            why = _why(error, self._folder, num_bytes(arrays))
+            raise StoreError(f"cannot save {path}: {why}") from error
         self._saved_s[version] = self._clock()
         self._clean()
+
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        """No other server can begin while inside; one that writes alone needs none."""
+        return self._fence.held() if self._fence.number else contextlib.nullcontext()
+
+    def _check_may_write(self, path: Path) -> None:
+        if reason := self.shut_out():
+            raise Fenced(reason)
+        if os.path.lexists(path):
+            raise StoreError(f"{path} is there already")
+
+    def _name(self, beside: Path, path: Path) -> None:
+        """From now on the version is there, for good, or it is not."""
+        beside.rename(path)
+        crashes.reach("written")
+        try:
+            sync_folder(self._folder)
+        except OSError:
+            path.rename(beside)  # it may not be there after a power cut
+            raise
+
+    def _sweep(self, name: str = f"*{_UNFINISHED}") -> None:
+        """Deletes what was not finished."""
+        for left_over in self._folder.glob(f"{name}*"):
+            shutil.rmtree(left_over, ignore_errors=True)
 
     def load(self, version: int, like: ServerState) -> Stored:
         path = self._folder / str(version)
@@ -202,6 +263,8 @@ class OrbaxStore:
             raise StoreError(f"version {version} is not in {self._folder}")
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)._asdict()
         numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        if link := first_link(path):
+            raise StoreError(f"cannot read {path}: {link} is a symbolic link")
         try:
             restored = self._checkpointer.restore(
                 path,
@@ -210,15 +273,16 @@ class OrbaxStore:
                     record=ocp.args.JsonRestore(),
                 ),
             )
+            state, record = ServerState(**restored.state), dict(restored.record)
         except Exception as error:  # Orbax raises whatever its layers raise
             raise StoreError(f"cannot read {path}: {_in_short(error)}") from error
-        state = ServerState(**restored.state)
-        _check_shapes(version, state, like)
-        if not isinstance(restored.record, dict):
-            raise StoreError(f"{path} is damaged: its record is none")
-        if params_sha256(state) != restored.record.get("sha256"):
+        if problem := other_shapes(state, like):
+            raise StoreError(f"version {version}, {problem}")
+        if not is_as_signed(record, state):
             raise StoreError(f"{path} is damaged: its digest is another")
-        return Stored(state, restored.record)
+        if record.get("version", version) != version:
+            raise StoreError(f"{path} is damaged: it is version {record['version']}")
+        return Stored(state, record)
 
     def record(self, version: int) -> Record:
         """What a version's checkpoint says of it, without its arrays; {} if it cannot
@@ -233,45 +297,67 @@ class OrbaxStore:
         return dict(restored.record) if isinstance(restored.record, dict) else {}
 
     def versions(self) -> list[int]:
-        return sorted(_numbers(self._folder))
+        return sorted(numbers(self._folder))
 
     def set_aside(self, version: int) -> None:
         aside = self._folder / f"{version}.damaged"
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
         (self._folder / str(version)).rename(aside)
         self._saved_s.pop(version, None)
 
     def damaged(self) -> frozenset[int]:
         """The versions that were set aside."""
         names = [path.stem for path in self._folder.glob("*.damaged")]
-        return frozenset(int(name) for name in names if name.isdigit())
+        return frozenset(int(name) for name in names if name.isdecimal())
 
     def set_best(self, version: int, accuracy: float) -> None:
-        self._best, self._accuracy = version, accuracy
-        text = json.dumps({"version": version, "accuracy": accuracy})
         beside = self._folder / ".best.json"
-        beside.write_text(text)
-        beside.replace(self._folder / "best.json")
+        try:
+            _check_is_there(version, self.versions())
+            if reason := self.shut_out():
+                raise Fenced(reason)
+            with beside.open("w") as file:
+                json.dump({"version": version, "accuracy": accuracy}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self._folder / "best.json")
+        except OSError as error:
+            why = _why(error, self._folder, 100)
+            raise StoreError(f"cannot write {self._folder}/best.json: {why}") from error
+        self._best, self._accuracy = version, accuracy
 
     def best(self) -> tuple[float | None, int | None]:
         return self._accuracy, self._best
 
+    def _read_best(self) -> tuple[float | None, int | None]:
+        """As it was written, if its version is there: not set aside."""
+        try:
+            best = json.loads((self._folder / "best.json").read_text())
+            accuracy, version = float(best["accuracy"]), best["version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None, None
+        return (accuracy, version) if version in self.versions() else (None, None)
+
     def begin_incarnation(self) -> int:
-        # Whatever a writer that was killed has left half done; there is no other one.
+        newest = max(self.versions(), default=None)
+        made_in = self.record(newest).get("incarnation", 0) if newest is not None else 0
+        try:
+            number = self._fence.begin(above=made_in)
+        except OSError as error:
+            raise StoreError(f"cannot begin in {self._folder}: {error}") from error
+        # Whatever those before have left half done: they cannot finish it now.
+        self._sweep()
         for pattern in ("*.orbax-checkpoint-tmp*", ".deleted-*"):
             for left_over in self._folder.glob(pattern):
                 shutil.rmtree(left_over, ignore_errors=True)
-        folder = self._folder / "incarnations"
-        folder.mkdir(exist_ok=True)
-        while True:
-            number = max(_numbers(folder), default=0) + 1
-            try:  # exclusive: of two servers that start at once, one gets it
-                (folder / str(number)).touch(exist_ok=False)
-            except FileExistsError:
-                continue
-            _sync_folder(folder)
-            crashes.reach("begun")
-            return number
+        crashes.reach("begun")
+        return number
+
+    def shut_out(self) -> str:
+        return self._fence.shut_out()
 
     def _clean(self) -> None:
         now = self._clock()
@@ -289,17 +375,13 @@ class OrbaxStore:
         self._checkpointer.close()
 
 
-def _numbers(folder: Path) -> Iterable[int]:
-    return (int(entry.name) for entry in os.scandir(folder) if entry.name.isdigit())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes renames in it survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _why(error: Exception, folder: Path, needed_bytes: int) -> str:
+    """What went wrong; of a full disk, what would help."""
+    is_full = isinstance(error, OSError) and error.errno in _FULL
+    if is_full or any(words in str(error) for words in _SAID_WHEN_FULL):
+        free = shutil.disk_usage(folder).free
+        return f"the disk is full: {needed_bytes:,} bytes are needed, {free:,} are free"
+    return _in_short(error)
 
 
 def _in_short(error: Exception) -> str:
@@ -307,17 +389,6 @@ def _in_short(error: Exception) -> str:
     return str(error).partition("[tensorstore_spec")[0].strip()[:400]
 
 
-def _check_shapes(version: int, state: ServerState, like: ServerState) -> None:
-    wanted = jax.tree_util.tree_leaves_with_path(like)
-    found = jax.tree.leaves(state)
-    for (path, leaf), array in zip(wanted, found, strict=False):
-        if leaf.shape != array.shape or leaf.dtype != array.dtype:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise StoreError(
-                f"version {version}, {name}: found {array.dtype}{list(array.shape)}, "
-                f"expected {leaf.dtype}{list(leaf.shape)}: made with another config"
-            )
-    if len(wanted) != len(found):
-        raise StoreError(
-            f"version {version}: found {len(found)} arrays, expected {len(wanted)}"
-        )
+def _check_is_there(version: int, versions: Container[int]) -> None:
+    if version not in versions:
+        raise StoreError(f"version {version} is not in the store, so not the best")

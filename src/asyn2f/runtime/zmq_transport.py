@@ -1,11 +1,14 @@
-"""The transport over ZeroMQ; the one file that knows it."""
+"""The transport over ZeroMQ."""
 
 import contextlib
 import socket
+import time
 from urllib.parse import urlsplit
 
 import zmq
 
+from asyn2f.runtime.addresses import AddressError, check_safe, parse_address
+from asyn2f.runtime.keys import PeerKeys, ServerKeys
 from asyn2f.runtime.transport import (
     UPDATES,
     Channel,
@@ -13,63 +16,39 @@ from asyn2f.runtime.transport import (
     Malformed,
     Subscribed,
 )
-from asyn2f.runtime.wire import MAX_HEADER_BYTES, Buffer
+from asyn2f.runtime.wire import MAX_HEADER_BYTES, Buffer, Refused, encode
+from asyn2f.runtime.zmq_gate import Gate, check_closed
+from asyn2f.runtime.zmq_options import curve_options, socket_options
 
-# One place for all socket options. Heartbeats notice a host that vanished, high-water
-# marks count messages, so they are small where messages are models; see BUILD_NOTES.
-_COMMON = {
-    zmq.LINGER: 0,
-    zmq.IPV6: 1,
-    zmq.HEARTBEAT_IVL: 1000,
-    zmq.HEARTBEAT_TIMEOUT: 3000,
-    zmq.HEARTBEAT_TTL: 3000,
-    zmq.RECONNECT_IVL: 200,
-    zmq.RECONNECT_IVL_MAX: 5000,
-    zmq.HANDSHAKE_IVL: 10_000,
-}
-_CONTROL = {zmq.SNDHWM: 256, zmq.RCVHWM: 256, zmq.MAXMSGSIZE: 65_536}
-_SLACK_BYTES = 65_536  # a frame may be that much larger than the model's payload
+# What a server's door says by staying shut; the sockets do not knock again.
+_UNKNOWN_KEY = encode(
+    Refused("it does not know this key: is it in keys/server/allowed?", retry=False)
+)
 
 
-class AddressError(Exception):
-    """An address that cannot be used, and why."""
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """Host and port of `tcp://host:port`; port 0 = any free one.
-
-    Raises:
-      AddressError: not such an address.
-
-    >>> parse_address("tcp://127.0.0.1:5570")
-    ('127.0.0.1', 5570)
-    """
-    try:
-        parts = urlsplit(address)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise AddressError(f"address: found {address!r}: {error}") from None
-    if parts.scheme != "tcp" or not host or port is None:
-        raise AddressError(
-            f"address: found {address!r}, expected tcp://host:port, "
-            "for example tcp://127.0.0.1:5570 (port 0 = any free one)"
-        )
-    return host, port
-
-
-def check_free(address: str) -> None:
+def check_free(
+    address: str, keys: ServerKeys | None = None, insecure: bool = False
+) -> None:
     """Nothing, if a server can listen there at this moment.
 
     Raises:
       AddressError: it cannot; says why.
+      KeysError: its keys do not keep strangers out.
     """
-    ZmqTransport.bind(address, payload_bytes=0, workers=1).close()
+    ZmqTransport.bind(address, 0, workers=1, keys=keys, insecure=insecure).close()
 
 
 class ZmqTransport:
     """Sockets of one process; made by `bind` (a server) or `connect_to` (a peer)."""
 
-    def __init__(self, role: str, host: str, payload_bytes: int, depth: int) -> None:
+    def __init__(
+        self,
+        role: str,
+        host: str,
+        payload_bytes: int,
+        depth: int,
+        keys: ServerKeys | PeerKeys | None,
+    ) -> None:
         self._role = role
         self._host = f"[{host}]" if ":" in host else host
         self._payload_bytes = payload_bytes
@@ -79,11 +58,17 @@ class ZmqTransport:
         self._channels: dict[zmq.Socket, Channel] = {}
         self._control: zmq.Socket | None = None
         self._published: zmq.Socket | None = None
+        self._curve = {} if keys is None else curve_options(keys)
+        self._gate: Gate | None = None
+        self._denied: zmq.Socket | None = None  # says when a server refuses our key
         # A plain pair: any thread may write to it, while ZeroMQ's may not be shared.
         self._alarm, self._ring = socket.socketpair()
         self._alarm.setblocking(False)
         self._ring.setblocking(False)
         self._poller.register(self._alarm, zmq.POLLIN)
+        if isinstance(keys, ServerKeys):  # before any socket is bound
+            self._gate = Gate(self._context, keys)
+            self._poller.register(self._gate.socket, zmq.POLLIN)
 
     @classmethod
     def bind(
@@ -92,16 +77,21 @@ class ZmqTransport:
         payload_bytes: int,
         workers: int,
         ports: tuple[int, int, int] | None = None,
+        keys: ServerKeys | None = None,
+        insecure: bool = False,
     ) -> "ZmqTransport":
         """A server's end, at `ports` if they are given (those of a run that goes on),
         else at the address's port and the two above it; 0 = any free ones.
 
         Raises:
-          AddressError: not an address, or one that is in use.
+          AddressError: not an address, one that is in use, or one that others can
+            reach, without keys and not `insecure`.
+          KeysError: strangers are let in in spite of the keys.
         """
+        check_safe(address, keys is not None, insecure)
         host, port = parse_address(address)
         ports = ports or ((port, port + 1, port + 2) if port else (0, 0, 0))
-        self = cls("server", host, payload_bytes, min(4 * workers, 256))
+        self = cls("server", host, payload_bytes, min(4 * workers, 256), keys)
         try:
             self._control = self._open(Channel.CONTROL, zmq.ROUTER, ports[0])
             self._published = self._open(Channel.MODEL, zmq.XPUB, ports[1])
@@ -112,19 +102,35 @@ class ZmqTransport:
                 f"address: cannot listen at {address}, ports {ports}: "
                 f"{error.strerror}; choose another port, or 0 for any free one"
             ) from None
+        if keys is not None and self._gate is not None:
+            try:
+                check_closed(list(self._channels), keys, self._gate.answer)
+            except BaseException:
+                self.close()
+                raise
+            self._gate.refused = 0
         return self
 
     @classmethod
-    def connect_to(cls, address: str, payload_bytes: int, depth: int) -> "ZmqTransport":
+    def connect_to(
+        cls,
+        address: str,
+        payload_bytes: int,
+        depth: int,
+        keys: PeerKeys | None = None,
+        insecure: bool = False,
+    ) -> "ZmqTransport":
         """A peer's end; `depth` is how many models may wait to be read.
 
         Raises:
-          AddressError: not an address.
+          AddressError: not an address, or one on another machine, without keys and
+            not `insecure`.
         """
+        check_safe(address, keys is not None, insecure)
         host, port = parse_address(address)
         if port == 0:
             raise AddressError(f"address: found {address!r}, a peer needs the port")
-        self = cls("peer", host, payload_bytes, depth)
+        self = cls("peer", host, payload_bytes, depth, keys)
         self._control = self._open(Channel.CONTROL, zmq.DEALER, port)
         return self
 
@@ -132,26 +138,16 @@ class ZmqTransport:
         opened = self._context.socket(kind)
         self._channels[opened] = channel
         self._poller.register(opened, zmq.POLLIN)
-        for option, value in _COMMON.items():
-            opened.set(option, value)
-        if channel is Channel.CONTROL:
-            options = _CONTROL | {zmq.BACKLOG: 1024}
-            if kind == zmq.ROUTER:
-                options[zmq.ROUTER_MANDATORY] = 1
-        else:
-            options = {zmq.MAXMSGSIZE: self._payload_bytes + _SLACK_BYTES}
-            depth = 2 if channel is Channel.MODEL else 4
-            if kind == zmq.SUB:
-                options[zmq.RCVHWM] = max(depth, self._depth)
-            else:
-                options |= {zmq.SNDHWM: depth, zmq.XPUB_VERBOSE: 1}
-                if channel is Channel.UPDATE:
-                    options[zmq.XPUB_NODROP] = 1  # a full queue is said, not hidden
-        for option, value in options.items():
+        said = socket_options(channel, kind, self._payload_bytes, self._depth)
+        for option, value in (said | self._curve).items():
             opened.set(option, value)
         if self._role == "server":
             opened.bind(f"tcp://{self._host}:{port or '*'}")
         else:
+            if self._curve and channel is Channel.CONTROL:  # before it can be refused
+                refused = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                self._denied = opened.get_monitor_socket(refused)
+                self._poller.register(self._denied, zmq.POLLIN)
             opened.connect(f"tcp://{self._host}:{port}")
         return opened
 
@@ -175,11 +171,18 @@ class ZmqTransport:
         wait_ms = None if timeout_s is None else max(0, round(timeout_s * 1000 + 0.5))
         arrived: list[Frames | Subscribed | Malformed] = []
         for ready, _ in self._poller.poll(wait_ms):
-            if isinstance(ready, zmq.Socket):
+            if self._gate is not None and ready is self._gate.socket:
+                self._gate.answer()
+            elif ready is self._denied:
+                self._denied.recv_multipart()
+                arrived.append(Frames(Channel.CONTROL, b"", _UNKNOWN_KEY, b""))
+            elif isinstance(ready, zmq.Socket):
                 arrived.extend(self._drain(ready))
             else:
                 with contextlib.suppress(BlockingIOError):
                     self._alarm.recv(4096)
+        if self._gate is not None:
+            self._gate.refresh(time.monotonic())
         return arrived
 
     def _drain(self, opened: zmq.Socket) -> list[Frames | Subscribed | Malformed]:
@@ -190,13 +193,17 @@ class ZmqTransport:
                 frames = opened.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 break
-            read = self._read(opened, [frame.buffer for frame in frames])
+            identity = self._gate.name_of(frames[-1]) if self._gate is not None else ""
+            if identity is None:
+                arrived.append(Malformed(self._channels[opened], "a revoked key"))
+                continue
+            read = self._read(opened, [frame.buffer for frame in frames], identity)
             if read is not None:
                 arrived.append(read)
         return arrived
 
     def _read(
-        self, opened: zmq.Socket, parts: list[memoryview]
+        self, opened: zmq.Socket, parts: list[memoryview], identity: str
     ) -> Frames | Subscribed | Malformed | None:
         channel = self._channels[opened]
         if opened is self._published:
@@ -209,9 +216,10 @@ class ZmqTransport:
         if channel is Channel.CONTROL:
             sender = bytes(parts.pop(0)) if self._role == "server" else b""
             if len(parts) == 1:
-                return Frames(channel, sender, bytes(parts[0]), b"")
+                return Frames(channel, sender, bytes(parts[0]), b"", identity)
         elif len(parts) == 3 and len(parts[1]) <= MAX_HEADER_BYTES:
-            return Frames(channel, bytes(parts[0][:128]), bytes(parts[1]), parts[2])
+            topic, header = bytes(parts[0][:128]), bytes(parts[1])
+            return Frames(channel, topic, header, parts[2], identity)
         return Malformed(channel, f"{len(parts)} frames, or too long a header")
 
     def send(self, peer: bytes, header: bytes) -> bool:
@@ -245,8 +253,14 @@ class ZmqTransport:
         opened.close(linger=round(linger_s * 1000))
 
     def close(self, linger_s: float = 0.0) -> None:
+        if self._denied is not None and self._control is not None:
+            self._control.disable_monitor()
         for opened in list(self._channels):
             self._drop(opened, linger_s)
+        if self._gate is not None:
+            self._gate.close()
+        if self._denied is not None:
+            self._denied.close(linger=0)
         self._context.term()
         self._alarm.close()
         self._ring.close()

@@ -1,0 +1,126 @@
+"""The thread that writes into the store: versions, which is the best, and now and then
+a look whether another server has taken this one's place."""
+
+import logging
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from asyn2f.runtime import crashes
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime.store import Fenced, ModelStore, Record, StoreError
+from asyn2f.types import ServerState
+
+_LOOK_S = 0.5
+
+
+class Saver:
+    """Does one thing after the other, however long the store takes.
+
+    Nothing is lost while the store fails: a version is kept until it is saved, the best
+    until it is written down.
+    """
+
+    def __init__(
+        self, store: ModelStore, first: ServerState, tell: Callable[[p.Event], None]
+    ) -> None:
+        """
+        Args:
+          store: written by this thread alone, from the call of `start` on.
+          first: the state in the store that the server begins with.
+          tell: takes `Saved`, `SaveFailed` and `Replaced`, on this thread.
+        """
+        self.newest = first  # the newest state in the store
+        self.replaced = ""  # why nothing is written any more
+        self._store = store
+        self._tell = tell
+        self._made: dict[int, tuple[ServerState, Record]] = {}  # and not saved
+        self._best: tuple[int, float] | None = None  # not written down
+        self._problem = ""  # the last one that was logged
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the thread when it has done all it was asked to; or leaves it alone, if
+        the store does not answer."""
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+
+    def take(self, version: int, state: ServerState, record: Record) -> None:
+        """A version that has been made, to be saved when that is asked for."""
+        self._made[version] = state, record
+
+    def save(self, version: int, books: dict[str, Any]) -> None:
+        self._jobs.put(lambda: self._save(version, books))
+
+    def keep_best(self, version: int, accuracy: float) -> None:
+        """Writes down which is the best, when it is in the store."""
+        self._jobs.put(lambda: self._keep_best((version, accuracy)))
+
+    def _run(self) -> None:
+        while not self.replaced:
+            try:
+                job = self._jobs.get(timeout=_LOOK_S)
+            except Empty:
+                job = self._look
+            if job is None:
+                return
+            try:
+                job()
+            except Fenced as error:
+                self._end(str(error))
+            except Exception as error:  # nobody else would ever hear of it
+                self._warn(error)
+
+    def _save(self, version: int, books: dict[str, Any]) -> None:
+        state, record = self._made[version]
+        try:
+            crashes.reach("saving")
+            self._store.save(version, state, record | {"books": books})
+            crashes.reach("saved")
+        except Fenced:
+            raise
+        except Exception as error:  # Orbax raises whatever its layers raise
+            self._warn(error)
+            self._tell(p.SaveFailed(version, str(error)))
+            return
+        del self._made[version]
+        self._problem, self.newest = "", state
+        self._tell(p.Saved(version))
+        self._keep_best(self._best)
+
+    def _keep_best(self, best: tuple[int, float] | None) -> None:
+        """Now, or with the next version that is saved: it may be on its way, or the
+        disk be full. The evaluator may also speak of one that has long been deleted."""
+        self._best = best
+        if best is not None and best[0] not in self._made:
+            try:
+                self._store.set_best(*best)
+            except Fenced:
+                raise
+            except StoreError as error:
+                self._warn(error)
+                if best[0] in self._store.versions():
+                    return
+            self._best = None
+
+    def _look(self) -> None:
+        if reason := self._store.shut_out():
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        self.replaced = reason
+        self._tell(p.Replaced(reason))
+
+    def _warn(self, error: Exception) -> None:
+        """Once per problem, which may last for long."""
+        if str(error) != self._problem:
+            self._problem = str(error)
+            if isinstance(error, StoreError | OSError):
+                logging.warning("%s; it will be tried again", error)
+            else:
+                logging.error("the store has failed", exc_info=error)

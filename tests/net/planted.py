@@ -1,0 +1,261 @@
+"""Classic errors, planted one at a time, that the simulation has to find.
+
+Each is a patch of one place and a world in which it matters; how many seeds it takes
+says how good the simulation is.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+
+from asyn2f import programs
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime import wire
+from asyn2f.runtime.intake import Intake
+from asyn2f.runtime.ledger import Ledger
+from asyn2f.runtime.peer_protocol import PeerProtocol
+from asyn2f.runtime.versions import Versions
+from tests.net import net as net_module
+from tests.net.world import ENDLESS, TIMINGS, Fault, World, draw_world
+
+Patch = pytest.MonkeyPatch
+
+
+def _announce_before_the_save(patch: Patch) -> None:
+    def init(self: Any, program: Any, first: Any, _: Any, *rest: Any) -> None:
+        original(self, program, first, "early", *rest)
+
+    original = Versions.__init__
+    patch.setattr(Versions, "__init__", init)
+
+
+def _ledger_not_in_the_checkpoint(patch: Patch) -> None:
+    patch.setattr(Ledger, "snapshot", lambda *_: {})
+
+
+def _hears(patch: Patch, hear: Callable[[PeerProtocol, wire.Message], bool]) -> None:
+    """Peers hear in another way what is said to them; as before, where it is False."""
+
+    def on_control(self: PeerProtocol, message: wire.Message) -> None:
+        if not hear(self, message):
+            original(self, message)
+
+    original = PeerProtocol._on_control
+    patch.setattr(PeerProtocol, "_on_control", on_control)
+
+
+def _receipt_is_final(patch: Patch) -> None:
+    def hear(self: PeerProtocol, message: wire.Message) -> bool:
+        if isinstance(message, wire.Receipt):
+            self._outbox.pop(message.seq, None)
+        return False
+
+    _hears(patch, hear)
+
+
+def _second_update_overwrites_the_first(patch: Patch) -> None:
+    def settle(self: Intake, key: programs.UpdateKey, verdict: Any) -> None:
+        if verdict.reason != "replaced by a newer":
+            original(self, key, verdict)
+
+    original = Intake.settle
+    patch.setattr(Intake, "settle", settle)
+
+
+def _session_missing_from_the_key(patch: Patch) -> None:
+    patch.setattr(net_module, "session_of", lambda worker, _: f"{worker}")
+
+
+def _resend_under_a_new_number(patch: Patch) -> None:
+    def hear(self: PeerProtocol, message: wire.Message) -> bool:
+        if isinstance(message, wire.Resend) and message.seq in self._outbox:
+            kept = self._outbox.pop(message.seq)
+            kept.header, kept.sent_s = kept.header._replace(seq=self._seq), math.nan
+            self._outbox[self._seq] = kept
+            self._seq += 1
+        return isinstance(message, wire.Resend)
+
+    _hears(patch, hear)
+
+
+def _base_version_unchecked(patch: Patch) -> None:
+    def problem(self: Intake, *args: Any) -> str:
+        found = original(self, *args)
+        return "" if found.startswith("base version") else found
+
+    original = Intake._problem
+    patch.setattr(Intake, "_problem", problem)
+
+
+def _older_version_accepted(patch: Patch) -> None:
+    def on_model(self: PeerProtocol, header: wire.ModelHeader, payload: Any) -> None:
+        self._newest = min(self._newest, header.version - 1)
+        original(self, header, payload)
+
+    original = PeerProtocol._on_model
+    patch.setattr(PeerProtocol, "_on_model", on_model)
+
+
+def _who_ignored(patch: Patch) -> None:
+    _hears(patch, lambda _, message: isinstance(message, wire.Who))
+
+
+def _no_deadline(patch: Patch) -> None:
+    patch.setattr(programs, "_deadline", lambda *_: None)
+
+
+def _incarnation_ignored(patch: Patch) -> None:
+    """Whatever server speaks is taken for the one that this peer knows."""
+
+    def on(self: PeerProtocol, event: p.Event, now: float) -> list[p.Effect]:
+        if isinstance(event, p.FromWire) and self._welcome is not None:
+            message = event.message
+            if isinstance(message, wire.Pulse | wire.Verdict | wire.ModelHeader):
+                own = self._welcome.incarnation
+                event = event._replace(message=message._replace(incarnation=own))
+        return original(self, event, now)
+
+    original = PeerProtocol.on
+    patch.setattr(PeerProtocol, "on", on)
+
+
+def _rejection_trusted_across_incarnations(patch: Patch) -> None:
+    def hear(self: PeerProtocol, message: wire.Message) -> bool:
+        if isinstance(message, wire.Verdict):
+            self._outbox.pop(message.seq, None)
+        return False
+
+    _hears(patch, hear)
+
+
+# The three below were no plants: the simulation found them.
+
+
+def _older_server_followed(patch: Patch) -> None:
+    patch.setattr(PeerProtocol, "_is_of_the_past", lambda *_: False)
+
+
+def _receipt_not_withdrawn(patch: Patch) -> None:
+    def withdraw(self: PeerProtocol, seq: int, reason: str) -> None:
+        if self._outbox[seq].has_receipt:
+            del self._outbox[seq]
+        else:
+            original(self, seq, reason)
+
+    original = PeerProtocol._withdraw
+    patch.setattr(PeerProtocol, "_withdraw", withdraw)
+
+
+def _nobody_begins_again(patch: Patch) -> None:
+    patch.setattr(PeerProtocol, "_waits_for_nothing", lambda _: False)
+
+
+# ------------------------------------------------------------- where it matters
+
+
+def _endless(seed: int, **changes: Any) -> World:
+    return replace(draw_world(seed), stop=ENDLESS, **changes)
+
+
+def _durable(seed: int) -> World:
+    return _endless(seed, announce="durable")
+
+
+def _crashing(seed: int) -> World:
+    return _endless(seed, crash_at=(60 + seed % 200,), lease_s=8.0)
+
+
+def _losing(seed: int) -> World:
+    """Versions are lost that workers have seen."""
+    return replace(_crashing(seed), announce="early", save_s=(0.0, 0.8))
+
+
+def _overtaking(seed: int) -> World:
+    return _endless(seed, late=0.2, late_s=1.5, repeat=0.2, subscribe_s=(0.0, 0.0))
+
+
+def _hanging(seed: int) -> World:
+    """A worker hangs, and the others cannot make a version without it."""
+    world = _endless(seed, workers=2, faults=(Fault(1.0 + seed % 3, "hang", 0),))
+    timing = replace(TIMINGS["fedavg"], deadline_s=0.5)
+    return replace(world, timing=timing, bad_updates=0.0)
+
+
+def _late_words(seed: int) -> World:
+    """A server refuses an update and dies, the next one takes it; who is told what?
+
+    An update that is replaced while a version is made may be the first at the next
+    server, which makes a version of it at once.
+    """
+    timing = replace(TIMINGS["asyn2f"], min_updates=1, min_workers=1)
+    times = (1.0 + seed % 5 / 7, 2.0 + seed % 7 / 9, 3.0 + seed % 3 / 5)
+    faults = tuple(Fault(time_s, "crash", -2, 0.02) for time_s in times)
+    fast = {"subscribe_s": (0.0, 0.0), "reconnect_s": (0.01, 0.05)}
+    slow = {"make_s": (0.1, 0.4), "save_s": (0.1, 0.4), "step_s": (0.05, 0.2)}
+    often = {"late": 0.3, "late_s": 2.0, "repeat": 0.2}
+    return World(timing=timing, calm_s=4.0, faults=faults, **fast, **slow, **often)
+
+
+def _rounds(seed: int) -> World:
+    """Rounds whose newest version turns out damaged."""
+    world = _endless(seed, workers=1, lease_s=8.0, faults=())
+    faults = (Fault(1.0 + seed % 7 / 2, "rot", -2, 0.2),)
+    stall = (Fault(0.9 + seed % 7 / 2, "stall", 0, 1.0, "model"),)
+    timing = replace(TIMINGS["fedavg"])
+    return replace(world, timing=timing, faults=stall + faults, bad_updates=0.0)
+
+
+class Planted(NamedTuple):
+    """An error; `most_seeds` it may take to find it."""
+
+    name: str
+    plant: Callable[[Patch], None]
+    world: Callable[[int], World]
+    most_seeds: int
+    found_by: tuple[str, ...]  # invariants of which one has to be broken
+
+
+PLANTED = (
+    Planted(
+        "announce before the save", _announce_before_the_save, _durable, 10, ("I6",)
+    ),
+    Planted("ledger not saved", _ledger_not_in_the_checkpoint, _crashing, 100, ("I2",)),
+    Planted("receipt is final", _receipt_is_final, _crashing, 50, ("I7",)),
+    Planted(
+        "a second update overwrites the first",
+        _second_update_overwrites_the_first,
+        _endless,
+        20,
+        ("I7", "I8"),
+    ),
+    Planted(
+        "no session in the key", _session_missing_from_the_key, _endless, 100, ("I3",)
+    ),
+    Planted("a new number", _resend_under_a_new_number, _overtaking, 50, ("I2",)),
+    Planted("base unchecked", _base_version_unchecked, _losing, 100, ("I13",)),
+    Planted("older version", _older_version_accepted, _overtaking, 10, ("I11",)),
+    Planted("who are you", _who_ignored, _crashing, 50, ("I8",)),
+    Planted("no deadline", _no_deadline, _hanging, 20, ("I8",)),
+    Planted(
+        "incarnation ignored",
+        _incarnation_ignored,
+        _late_words,
+        300,
+        ("I4", "I8", "I11"),
+    ),
+    Planted(
+        "rejection trusted",
+        _rejection_trusted_across_incarnations,
+        _late_words,
+        1500,
+        ("I4",),
+    ),
+    Planted(
+        "older server followed", _older_server_followed, _late_words, 100, ("I11",)
+    ),
+    Planted("receipt not withdrawn", _receipt_not_withdrawn, _crashing, 200, ("I7",)),
+    Planted("nobody begins again", _nobody_begins_again, _rounds, 50, ("I8",)),
+)

@@ -1,0 +1,87 @@
+"""A server may die anywhere: nothing is lost by that, and nothing counts twice."""
+
+import subprocess
+import sys
+
+import pytest
+
+from asyn2f import trace
+from asyn2f.runtime import crashes
+from tests.crashed_run import PATIENCE_S, ROOT, VERSIONS, crash, judge
+
+pytestmark = pytest.mark.processes
+
+BACK_S = 10.0  # promised
+# The time at which a place is in the middle of the run; 1 where it comes once.
+TIMES = {
+    "received": 12,
+    "checked": 12,
+    "made": 6,
+    "saving": 6,
+    "written": 7,  # the first is version 0
+    "saved": 6,
+    "announcing": 9,
+    "announced": 6,
+    "answering": 11,
+    "best": 2,
+    "cleaning": 3,
+}
+PLACES = [f"{point}:{TIMES.get(point, 1)}" for point in crashes.POINTS]
+# At the very beginning and at the very end: of version 0, and of the last one.
+AT_THE_END = pytest.mark.xfail(
+    reason="an evaluator that comes back after the workers is refused: the run is over",
+    strict=False,
+)
+LAST = [f"saved:{VERSIONS}", f"announced:{VERSIONS + 1}"]
+PLACES += ["written:1", *(pytest.param(place, marks=AT_THE_END) for place in LAST)]
+QUICK = ["saved:6"]
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("place", QUICK)
+def test_a_server_that_dies_loses_nothing(tmp_path, place):
+    run = crash(tmp_path / "run", place)
+    judge(run)
+    print(f"{place}: back after {run.back_s} s")
+    assert run.back_s is not None
+    assert run.back_s < BACK_S
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [p for p in PLACES if p not in QUICK])
+def test_a_server_that_dies_anywhere_loses_nothing(tmp_path, place):
+    run = crash(tmp_path / "run", place)
+    judge(run)
+    print(f"{place}: back after {run.back_s} s")
+    if run.back_s is None:  # the run was over
+        assert place == "ending:1"
+    else:
+        assert run.back_s < BACK_S
+
+
+@pytest.mark.slow
+def test_two_servers_in_a_row_die_and_lose_nothing(tmp_path):
+    run = crash(tmp_path / "run", "announced:3", "saved:4")
+    judge(run, deaths=2)
+
+
+def test_what_only_the_dead_server_had_is_sent_again_and_gives_the_same_bits(tmp_path):
+    """Workers that wait for each other push once a round, so that a version that died
+    with its server is made again of the very same updates."""
+    folder = tmp_path / "run"
+    run = crash(folder, "made:3", flags=("--config.strategy.name=fedavg",))
+    judge(run)
+    made = [e for e in run.found.events if isinstance(e, trace.Aggregated)]
+    lost, again = [e for e in made if e.version == 3]
+    assert (lost.incarnation, again.incarnation) == (1, 2)
+    assert sorted(lost.updates) == sorted(again.updates)
+    assert lost.learning_rate == again.learning_rate
+    # Executed again without any crash: the same parameters, bit for bit.
+    replayed = subprocess.run(
+        [sys.executable, "-m", "launch.replay", f"--run={folder}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
