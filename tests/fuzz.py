@@ -217,6 +217,10 @@ class Fuzz:
         return odd_json(draw, self._record)
 
     def _draw_frames(self, draw: random.Random) -> Frames:
+        self._fed["server"] += 1
+        if self._fed["server"] % _FRESH_AFTER == 0:
+            self._office.close()
+            self._open_office()
         if draw.random() < 0.5:
             sender = draw.choice([b"peer-0", b"peer-9", b"", draw.randbytes(9)])
             return Frames(Channel.CONTROL, sender, header(draw, self._captures), b"")
@@ -231,10 +235,6 @@ class Fuzz:
         return Frames(Channel.UPDATE, topic, header(draw, captures), payload)
 
     def _feed_server(self, frames: Frames) -> None:
-        self._fed["server"] += 1
-        if self._fed["server"] % _FRESH_AFTER == 0:
-            self._office.close()
-            self._open_office()
         office = self._office
         try:
             office.put(frames)
