@@ -193,12 +193,12 @@ def _differences(rows: Sequence[Row], found: Sequence[Difference]) -> go.Figure 
     names = [row.strategy for row in rows]
     place = {name: index for index, name in enumerate(names)}
     gaps = np.full((len(names), len(names)), math.nan)
-    text = np.full(gaps.shape, "", dtype=object)
+    text = [["" for _ in names] for _ in names]
     for first, second, mean, p in found:
         for one, other, gap in ((first, second, mean), (second, first, -mean)):
             at = place[one], place[other]
             gaps[at] = 100 * gap if p < 0.05 else 0.0
-            text[at] = f"{100 * gap:+.1f}"
+            text[at[0]][at[1]] = f"{100 * gap:+.1f}"
     most = max(1.0, float(np.nanmax(np.abs(gaps))))
     figure = go.Figure(
         go.Heatmap(
