@@ -4,6 +4,7 @@ What a test puts in goes the way of whatever arrives: decoded by the I/O thread'
 to the protocol, to the server's JAX and its store, and back into the protocol.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -28,13 +29,11 @@ SETTINGS = RuntimeSettings(beat_s=0.2, dead_after_s=1e6)
 
 
 class _AtOnce:
-    """In place of the store's thread."""
+    """In place of the queue of the store's thread."""
 
-    def submit(self, function, *args) -> None:
-        function(*args)
-
-    def shutdown(self, wait: bool) -> None:
-        pass
+    def put(self, job: Callable[[], None] | None) -> None:
+        if job is not None:
+            job()
 
 
 class Office:
@@ -58,7 +57,7 @@ class Office:
             Observer(row=lambda row: None, status=lambda status: None),
             self.store.begin_incarnation(),
         )
-        self.server._saver = _AtOnce()
+        self.server._saver._jobs = _AtOnce()
         self.io = self.server._io
         self._reports = [self._report(worker) for worker in range(experiment.workers)]
         self.peers: dict[str, Any] = {}
