@@ -15,6 +15,7 @@ EXAMPLES = {
     list[list[typing.Any]]: [[0, "s1", 3], [2, "s2", 0]],
     list[int]: [3, 0],
     list[float]: [0.1, 0.9],
+    list[str]: ["", "share held at 0.5"],
 }
 KINDS = typing.get_args(trace.Event)
 

@@ -337,7 +337,7 @@ class OrbaxStore:
         try:
             best = json.loads((self._folder / "best.json").read_text())
             accuracy, version = float(best["accuracy"]), best["version"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
             return None, None
         return (accuracy, version) if version in self.versions() else (None, None)
 
