@@ -19,6 +19,7 @@ from asyn2f.runtime import fence as fences
 from asyn2f.runtime import store as stores
 from asyn2f.runtime.server import start_of
 from asyn2f.runtime.store import Fenced, OrbaxStore, StoreError
+from asyn2f.trees import params_sha256
 from tests.test_runtime import small
 from tests.test_store import state_of
 
@@ -282,6 +283,28 @@ def test_every_bit_of_what_is_kept_counts(make, folder):
     assert text != path.read_text()
     with pytest.raises(StoreError, match="damaged"):
         store.load(1, state_of(0))
+
+
+def test_what_was_read_can_be_saved_again_as_another_version(make):
+    store = make()
+    store.save(1, state_of(1), {"a": 1})
+    state, record = store.load(1, state_of(0))
+    store.save(2, state, {**record, "a": 2})
+    assert store.load(2, state_of(0)).record["a"] == 2
+
+
+def test_records_of_old_had_a_digest_of_their_arrays(make, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "signed", lambda record, _: record)
+        old = {"sha256": params_sha256(state_of(1)), "version": 1}
+        make().save(1, state_of(1), old)
+        make().save(2, state_of(2), old | {"version": 2})
+        make().save(3, state_of(3), {})
+    store = make()
+    assert store.load(1, state_of(0)).record["version"] == 1
+    for version in (2, 3):
+        with pytest.raises(StoreError, match="damaged"):
+            store.load(version, state_of(0))
 
 
 def test_a_version_that_is_another_one_is_noticed(make, folder):

@@ -20,17 +20,20 @@ Record = dict[str, Any]
 
 
 def signed(record: Record, arrays: ServerState) -> Record:
-    """The record as JSON has it, with the digest of both."""
-    record = json.loads(json.dumps(record))
-    return {**record, "digest": _digest(record, arrays)}
+    """The record as JSON has it, with the digest of both; it may bear an older one."""
+    unsigned = _unsigned(json.loads(json.dumps(record)))
+    return {**unsigned, "digest": _digest(unsigned, arrays)}
 
 
 def is_as_signed(record: Record, arrays: ServerState) -> bool:
     """Whether nothing has changed since; of old records, nothing in the arrays."""
-    unsigned = {name: value for name, value in record.items() if name != "digest"}
     if "digest" in record:
-        return bool(record["digest"] == _digest(unsigned, arrays))
+        return bool(record["digest"] == _digest(_unsigned(record), arrays))
     return bool(record.get("sha256") == params_sha256(arrays))
+
+
+def _unsigned(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name != "digest"}
 
 
 def _digest(record: Record, arrays: ServerState) -> str:
