@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asyn2f import trace
+from asyn2f.experiment import NO_GUARDS
 from asyn2f.sim import order as o
 from asyn2f.sim.numbers import Numbers, empty_numbers
 from asyn2f.sim.order import Order
@@ -215,6 +216,7 @@ def trace_of(case: Case, order: Order) -> list[trace.Event]:
             qualities=[1.0] * workers,
             steps_per_epoch=case.steps_per_epoch,
             num_bytes=case.num_bytes,
+            guards=NO_GUARDS,
         )
     )
 

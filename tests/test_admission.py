@@ -9,6 +9,7 @@ from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
 from asyn2f.runtime.ledger import MOST_ENDED, Ledger
 from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.timing import Stop
 from tests.desk import (
     ASYN2F,
     FEDAVG,
@@ -205,3 +206,30 @@ def test_nothing_of_it_is_counted_again_after_a_restart():
     again = Ledger.restore(snapshot)
     assert again.is_known("a", 0)
     assert again.num_open("a") == 0
+
+
+# ---------------------------------------------------------------- at the end
+
+
+def test_who_was_let_in_and_asks_again_at_the_end_is_told_that_it_is_over():
+    """It has greeted a server that came back twice; the second time it was too late."""
+    desk = Desk()
+    desk.join("0", "1")
+    desk.on(p.StopRequested("enough"))
+    assert messages(desk.hear("1", hello_of(1, "1")), wire.StopRun)
+    (refused,) = messages(desk.hear("2", hello_of(1, "1b")), wire.Refused)
+    assert "enough" in refused.reason
+
+
+def test_an_evaluator_may_come_back_for_the_last_version():
+    desk = Desk(stop=Stop(max_versions=3), best=(0.5, 1))
+    desk.join("0")
+    for version in (1, 2, 3):
+        desk.push("0", version)
+        desk.make(version)
+        desk.save(version)
+    assert messages(desk.hear("e", hello_of(-1, "e")), wire.Welcome)
+    desk.hear("e", wire.Scored("e", 3, 0.75, 0.5, 0.5))
+    (finish,) = those(desk.end(), p.Finish)
+    assert finish.status == "finished"
+    assert desk.machine.status().best_version == 3

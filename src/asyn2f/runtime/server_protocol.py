@@ -257,7 +257,12 @@ class ServerProtocol:
             why = f"it says it is {hello.actor[:20]}, its key is {identity}'s"
             refused = wire.Refused(why, retry=False)
             self._do(p.Warn(f"refused a peer: {why}"))
-        if self._ending.has_begun:
+        may_score = hello.role == "evaluator" and not self._ending.is_farewell
+        is_here = self._roster.get(hello.session) is not None
+        if self._ending.has_begun and is_here and refused is None:
+            self._do(p.Send(peer, wire.StopRun(self._ending.reason)))
+            return
+        if self._ending.has_begun and not may_score:
             why = f"the run is over: {self._ending.reason}"
             refused = wire.Refused(why, retry=False)
         if refused is not None:
@@ -378,6 +383,9 @@ class ServerProtocol:
         if not ending.has_begun or (self._versions.saving and ending.waits(self._now)):
             return
         has_evaluator = any(s.live and not s.is_worker for s in self._roster)
+        # After a resume the one that gave the scores so far may be on its way back.
+        had_one = self._settings.best[1] is not None
+        has_evaluator |= had_one and self._now < self._began_s + _BACK_S
         is_scored = self._figures.scored >= self._newest.header.version
         waits = self._figures.has_started and has_evaluator and not is_scored
         if ending.bid_farewell(waits, self._now):
