@@ -11,8 +11,8 @@ demo: $(READY)
 	$(BIN)/python -m launch.local --config=configs/digits.py --workdir=runs/demo --overwrite
 
 # What measures times comes last, and by itself.
-test: test-fast
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "processes and not slow and not timed"
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not timed"
 	$(BIN)/python -m pytest -m "timed and not slow"
 
 test-fast: $(READY)

@@ -382,6 +382,7 @@ def test_the_page_names_every_method(whole):
 # ------------------------------------------------------------- going on
 
 
+@pytest.mark.slow
 def test_the_same_command_again_makes_nothing_anew(started, folder, whole):
     assert_ends_with(started["again"].result(), 0)
     for name in ("results.jsonl", "table.md", "report.html"):

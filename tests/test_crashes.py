@@ -61,6 +61,7 @@ def test_two_servers_in_a_row_die_and_lose_nothing(tmp_path):
     judge(run, deaths=2)
 
 
+@pytest.mark.slow
 def test_what_only_the_dead_server_had_is_sent_again_and_gives_the_same_bits(tmp_path):
     """Workers that wait for each other push once a round, so that a version that died
     with its server is made again of the very same updates."""

@@ -72,6 +72,7 @@ def saved(folder: Path) -> int:
     return max(int(name) for name in names if name.isdigit())
 
 
+@pytest.mark.slow
 def test_every_program_ends_in_time_while_it_works(tmp_path, started):
     folder = tmp_path / "run"
     flags = [*FLAGS, f"--workdir={folder}"]

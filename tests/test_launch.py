@@ -373,6 +373,7 @@ def _pid_of(folder: Path, name: str) -> int:
     raise AssertionError(f"no process writes {log}")
 
 
+@pytest.mark.slow
 def test_a_killed_server_comes_back_and_its_workers_with_it(tmp_path):
     folder = tmp_path / "run"
     flags = [*ENDLESS, "--config.workers=2", f"--workdir={folder}"]

@@ -130,6 +130,7 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
 def test_a_simulation_that_is_ended_goes_on(undisturbed, tmp_path, by):

@@ -1235,6 +1235,7 @@ def replay(seed, rule, announce):
 SEEDS = 75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("announce", ANNOUNCE)
 @pytest.mark.parametrize("rule", RULES)
 def test_whatever_happens_nothing_is_lost_and_the_run_goes_on(rule, announce):

@@ -580,6 +580,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, words):
     assert words in line
 
 
+@pytest.mark.slow
 def test_without_its_libraries_it_says_how_to_get_them():
     lines = "import runpy, sys; sys.modules['imblearn'] = None; "
     lines += "runpy.run_module('launch.quality', run_name='__main__', alter_sys=True)"

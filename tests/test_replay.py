@@ -93,6 +93,7 @@ def test_its_trace_can_have_happened_and_says_what_the_summary_says(simulated):
     assert any(isinstance(event, trace.Merged) for event in events)
 
 
+@pytest.mark.slow
 def test_the_same_config_gives_the_same_run(started, folder, simulated):
     assert_ends_with(started["again"].result(), 0, "max_versions = 12 reached")
     again, before = summary_of(folder / "again"), summary_of(simulated)

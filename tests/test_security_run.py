@@ -84,6 +84,7 @@ def test_nobody_listens_or_calls_beyond_this_machine_without_keys(tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_insecure_is_passed_on_to_all_and_said(tmp_path):
     flags = [*FAST, f"--workdir={tmp_path / 'run'}", "--config.stop.max_versions=2"]
     everywhere = "--config.runtime.address=tcp://0.0.0.0:0"
