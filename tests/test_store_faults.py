@@ -461,3 +461,19 @@ def test_what_is_found_is_young_whatever_the_wall_clock_says(make, folder):
     store.save(5, state_of(5), {})
     assert store.versions() == [0, 1, 2, 3, 4, 5]
     assert json.loads((folder / "5" / "record" / "metadata").read_text())["digest"]
+
+
+# ------------------------------------------------------- the lock on the incarnations
+
+
+def test_a_server_waits_for_the_lock_of_another(tmp_path):
+    first, second = (fences.Fence(tmp_path / "fence") for _ in range(2))
+    assert first.begin() == 1
+    begun = []
+    with first.held():
+        waiting = threading.Thread(target=lambda: begun.append(second.begin()))
+        waiting.start()
+        waiting.join(0.2)
+        assert begun == []
+    waiting.join(10.0)
+    assert begun == [2]

@@ -4,12 +4,11 @@ import contextlib
 import fcntl
 import os
 import secrets
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 _PATIENCE_S = 10.0  # another writer holds the lock for as long as a rename takes
-_TRY_AGAIN_S = 0.02
 
 
 class Fence:
@@ -83,21 +82,21 @@ class Fence:
 
 
 def _lock(handle: int, folder: Path) -> None:
-    give_up_s = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() >= give_up_s:
-                raise TimeoutError(
-                    f"{folder} has been locked for {_PATIENCE_S:g} s: end the other "
-                    "server of this run, which stands still"
-                ) from error
-            time.sleep(_TRY_AGAIN_S)
-        except OSError:  # a file system that knows no locks
-            return
-        else:
-            return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waiting = threading.Thread(
+            target=fcntl.flock, args=(handle, fcntl.LOCK_EX), daemon=True
+        )
+        waiting.start()
+        waiting.join(_PATIENCE_S)
+        if waiting.is_alive():
+            raise TimeoutError(
+                f"{folder} has been locked for {_PATIENCE_S:g} s: end the other server "
+                "of this run, which stands still"
+            ) from None
+    except OSError:  # a file system that knows no locks
+        return
 
 
 def numbers(folder: Path) -> list[int]:
