@@ -39,7 +39,8 @@ from tests.test_launch import ROOT, children_of, has_ended
 from tests.test_replay import assert_ends_with, assert_refused
 from tests.test_report import Page
 
-pytestmark = pytest.mark.processes
+# Slow: they count seconds while processes of their own work.
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 PATIENCE_S = 200.0
 SOON_S = 8.0
 METHODS = ["asyn2f", "fedavg", "fedbuff"]

@@ -22,7 +22,7 @@ from tests.socket_run import (
     spawn_worker,
 )
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 MIB = 2**20
 SIZE = 8 * MIB
 EACH = EVERY_UPDATE.__class__(

@@ -11,7 +11,7 @@ import pytest
 from asyn2f import trace
 from tests.socket_run import RUNTIME, SocketRun
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 MIB = 2**20
 QUICK = replace(RUNTIME, beat_s=0.2, dead_after_s=1.0)
 NOTICED_S = 5.0  # promised

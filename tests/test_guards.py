@@ -282,6 +282,7 @@ def committed_by(run, worker):
     return [key for event in made for key in event.updates if key[0] == worker]
 
 
+@pytest.mark.slow  # a real run, whose honest workers need time
 @pytest.mark.parametrize("factor", [1e3, 1e6, 1e30])
 def test_a_model_far_away_is_rejected_and_the_others_go_on(tmp_path, factor):
     experiment = small(guards__mode="enforce", timing__deadline_s=2.0)

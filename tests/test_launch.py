@@ -166,6 +166,7 @@ def test_a_run_is_resumed_where_it_ended(finished):
     assert made == list(range(1, 17))
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_as_another_experiment(finished):
     folder = finished[0]
     code, _, err = run(
@@ -176,21 +177,26 @@ def test_a_run_is_not_resumed_as_another_experiment(finished):
     assert (folder / "summary.json").exists()
 
 
+WRONG = [  # of each kind one in the ordinary suite: a process each
+    (["--config.training.momentm=0.5"], ["did you mean training.momentum"]),
+    (["--config.training.momentum=2.0"], ["training.momentum", "2.0", "[0, 1)"]),
+    (["--config=configs/nothing.py"], ["nothing.py"]),
+    (["--confg.seed=1"], ["confg"]),
+    (["--resume"], ["holds no run"]),
+]
+WRONG_TOO = [
+    (["--config.traning.momentum=0.5"], ["did you mean"]),
+    (["--config.workers=many"], ["config.workers=many"]),
+    (["--config.strategy.name=fedsgd"], ["fedsgd", "asyn2f, ca2fl"]),
+    (["--config.task.dataset=mnits"], ["mnits", "digits"]),
+    (["stray"], ["stray"]),
+    (["--resume", "--overwrite"], ["exclude each other"]),
+]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [
-        (["--config.traning.momentum=0.5"], ["did you mean"]),
-        (["--config.training.momentm=0.5"], ["did you mean training.momentum"]),
-        (["--config.training.momentum=2.0"], ["training.momentum", "2.0", "[0, 1)"]),
-        (["--config.workers=many"], ["config.workers=many"]),
-        (["--config.strategy.name=fedsgd"], ["fedsgd", "asyn2f, ca2fl"]),
-        (["--config.task.dataset=mnits"], ["mnits", "digits"]),
-        (["--config=configs/nothing.py"], ["nothing.py"]),
-        (["--confg.seed=1"], ["confg"]),
-        (["stray"], ["stray"]),
-        (["--resume"], ["holds no run"]),
-        (["--resume", "--overwrite"], ["exclude each other"]),
-    ],
+    [*WRONG, *(pytest.param(*each, marks=pytest.mark.slow) for each in WRONG_TOO)],
 )
 def test_wrong_input_is_one_clear_line_and_exit_code_2(tmp_path, flags, words):
     folder = tmp_path / "run"

@@ -7,7 +7,7 @@ import pytest
 from asyn2f import trace
 from tests.test_launch import FAST, finish, read, run, start, wait_for_line
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 ELSEWHERE = "tcp://192.0.2.1:5570"  # an address for documentation: nobody has it
 
 
@@ -65,6 +65,7 @@ def test_a_run_with_keys_is_a_run(keys_dir, tmp_path):
     assert 2 in used
 
 
+@pytest.mark.slow
 def test_nobody_listens_or_calls_beyond_this_machine_without_keys(tmp_path):
     folder = tmp_path / "run"
     flags = [*FAST, f"--workdir={folder}"]

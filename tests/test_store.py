@@ -237,6 +237,7 @@ def _save_for_ever(folder: str, ready) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_a_store_whose_writer_was_killed_in_mid_save_is_whole(folder):
     context = multiprocessing.get_context("spawn")
     for round_ in range(3):

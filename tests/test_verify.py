@@ -34,7 +34,10 @@ def verify(folder, *flags):
     return code, words, out, err
 
 
-@pytest.fixture(scope="module", params=["real", "simulated"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("real", marks=pytest.mark.slow), "simulated"],
+)
 def made(request, tmp_path_factory):
     """A run of a few versions, by the runtime or under a virtual clock."""
     folder = tmp_path_factory.mktemp(request.param) / "run"
