@@ -17,13 +17,8 @@ import pytest
 
 from asyn2f.runtime.peer import zero_params  # noqa: F401  (JAX reads the above first)
 
-# The same examples each time: what lands does not depend on luck. New ones are drawn
-# with HYPOTHESIS_PROFILE=any.
-hypothesis.settings.register_profile("any", deadline=None, print_blob=True)
-hypothesis.settings.register_profile(
-    "asyn2f", deadline=None, print_blob=True, derandomize=True
-)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyn2f"))
+hypothesis.settings.register_profile("asyn2f", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("asyn2f")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -1,5 +1,7 @@
 """Small schedules in which workers come, go and fall silent, worked out by hand."""
 
+import math
+
 import pytest
 
 from asyn2f.sim import order as o
@@ -154,6 +156,16 @@ def test_an_outage_as_long_as_that_is_not_noticed():
     assert story(order, *PRESENCE) == ["0 0 begin"]
     order = run(adopting(), rows, steps=1, max_versions=1, dead_after_s=2.5)
     assert story(order, *PRESENCE) == ["0 0 begin", "3 0 leave", "3.5 0 return"]
+
+
+def test_an_outage_that_rounding_ends_as_it_would_be_noticed_is_not():
+    """7 - 5 is more than `dead_after_s`, and yet 5 + `dead_after_s` is 7."""
+    almost_s = math.nextafter(2.0, 0.0)
+    assert almost_s < 7.0 - 5.0
+    assert 5.0 + almost_s == 7.0
+    rows = [{"step_s": 1.0, "outages": [[5.0, 7.0]]}]
+    order = run(adopting(), rows, steps=1, max_versions=8, dead_after_s=almost_s)
+    assert story(order, *PRESENCE) == ["0 0 begin"]
 
 
 def test_who_leaves_for_good_in_an_outage_is_missed_no_later_than_others():

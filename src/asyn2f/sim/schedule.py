@@ -230,8 +230,9 @@ class _World:
         if begin_s >= worker.leave_s:
             return
         is_back = end_s < worker.leave_s
-        if end_s - begin_s > self._dead_after_s:
-            self.foresee(begin_s + self._dead_after_s, self._miss, worker)
+        missed_s = begin_s + self._dead_after_s
+        if missed_s < end_s:
+            self.foresee(missed_s, self._miss, worker)
             if is_back:
                 self.foresee(end_s, self._hear, worker)
         if is_back:
