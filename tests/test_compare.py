@@ -1,23 +1,16 @@
-"""Comparisons of methods as a user starts them: what is left, kept, and refused.
+"""Comparisons of methods as a user starts them: what is left, chosen, and refused.
 
 All programs are started at once, two at a time, by `started`.
 """
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,44 +19,28 @@ from asyn2f import build
 from asyn2f.evaluate import make_evaluate
 from asyn2f.experiment import initial_server_state
 from asyn2f.report import comparison
-from asyn2f.report.comparison import Trial
 from asyn2f.rules import flatten
 from asyn2f.strategies import BUILDERS
 from asyn2f.workdir import WorkdirError
 from configs.digits import get_config as digits
 from launch.grids import GRIDS
 from launch.trials import Book, Job
+from tests.comparisons import (
+    COMPARED,
+    METHODS,
+    SEEDS,
+    SMALL,
+    TARGET,
+    compare,
+    results_of,
+    trials_of,
+)
 from tests.experiments import config_with
 from tests.replays import Outcome
-from tests.test_launch import ROOT, children_of, has_ended
 from tests.test_replay import assert_ends_with, assert_refused
 from tests.test_report import Page
 
-# Slow: they count seconds while processes of their own work.
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
-PATIENCE_S = 200.0
-SOON_S = 8.0
-METHODS = ["asyn2f", "fedavg", "fedbuff"]
-SEEDS = [0, 1]
-TARGET = 0.7
-SMALL = [
-    "--config=configs/digits.py",
-    "--config.workers=3",
-    "--config.task.hidden=8,",
-    "--config.worker_speeds=(400.0,200.0,100.0)",
-    "--config.timing.epochs_per_push=1",
-    "--config.timing.min_updates=2",
-    "--config.sim.executor=serial",
-    "--config.stop.max_time_s=1",
-    "--config.stop.max_versions=2",
-    "--config.stop.target_accuracy=0.2",
-]
-COMPARED = [
-    *SMALL,
-    f"--strategies={','.join(METHODS)}",
-    f"--seeds={len(SEEDS)}",
-    f"--target={TARGET}",
-]
+pytestmark = pytest.mark.processes
 TRIALS, CHOICE_SEEDS = 2, 2
 CHOSEN = [
     *SMALL,
@@ -74,9 +51,6 @@ CHOSEN = [
     "--config.seed=1000000",
     "--jobs=1",
 ]
-# One trial after the other, each of which takes minutes.
-LONG = [*SMALL, "--strategies=fedavg", "--jobs=1", "--config.stop.max_time_s=3000"]
-
 Flags = list[str]
 Words = list[str]
 BAD_INPUT: dict[str, tuple[Flags, Words]] = {
@@ -121,137 +95,9 @@ SAID_EARLY: dict[str, tuple[Flags, Words]] = {
 TORN = '{"strategy": "fedavg", "settings": {'
 
 
-# ------------------------------------------------------------- starting it
-
-
-@contextlib.contextmanager
-def running(folder: Path, *flags: str, **env: str) -> Iterator[subprocess.Popen]:
-    """The program in a process group of its own, of which nothing is left."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "launch.compare", *flags, f"--workdir={folder}"],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | env,
-        start_new_session=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def finish(process: subprocess.Popen) -> Outcome:
-    out, err = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, out, err
-
-
-def compare(folder: Path, *flags: str, **env: str) -> Outcome:
-    with running(folder, *flags, **env) as process:
-        return finish(process)
-
-
-def wait_until(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
-    """Looks again and again while the program runs."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.05)
-            raise AssertionError(f"ended too early: {finish(process)}")
-
-
-def has_loaded(process: subprocess.Popen, library: str) -> bool:
-    """Whether a child that makes trials has loaded a library (Linux)."""
-    for pid in children_of(process.pid):
-        of = Path("/proc") / str(pid)
-        with contextlib.suppress(OSError):
-            is_maker = "spawn_main" in (of / "cmdline").read_text()
-            if is_maker and library in (of / "maps").read_text():
-                return True
-    return False
-
-
-def results_of(folder: Path) -> str:
-    """Its lines, as far as they are whole."""
-    with contextlib.suppress(FileNotFoundError):
-        found = (folder / "results.jsonl").read_text()
-        return found[: found.rfind("\n") + 1]
-    return ""
-
-
-def count_of(folder: Path) -> int:
-    return results_of(folder).count("\n")
-
-
-def trials_of(folder: Path) -> list[Trial]:
-    """In order of methods and seeds."""
-    found = [Trial(**json.loads(x)) for x in results_of(folder).splitlines()]
-    return sorted(found, key=lambda trial: (trial.strategy, trial.seed))
-
-
 def corrupted(text: str, line: str) -> str:
     first, rest = text.split("\n", 1)
     return "\n".join([first, line, rest])
-
-
-# ------------------------------------------------------------- what is started
-
-
-class Disturbed(NamedTuple):
-    """A comparison that was interrupted, then killed, then left alone."""
-
-    interrupted: Outcome
-    kept: str  # results when it was interrupted
-    killed: Outcome
-    more: str  # and when it was killed
-    cut: str  # what its last line was cut to
-    last: Outcome
-
-
-def disturb(folder: Path) -> Disturbed:
-    flags = [*COMPARED, "--jobs=1"]
-    with running(folder, *flags) as process:
-        wait_until(process, lambda: count_of(folder) > 1)
-        os.killpg(process.pid, signal.SIGINT)
-        interrupted = finish(process)
-    kept = results_of(folder)
-    with running(folder, *flags) as process:
-        wait_until(process, lambda: count_of(folder) > kept.count("\n"))
-        os.killpg(process.pid, signal.SIGKILL)
-        killed = finish(process)
-    more = results_of(folder)
-    path = folder / "results.jsonl"
-    cut = more.splitlines()[-1][:-100]
-    path.write_text(more[: -len(more.splitlines()[-1]) - 1] + cut)
-    return Disturbed(interrupted, kept, killed, more, cut, compare(folder, *flags))
-
-
-def interrupt(folder: Path, library: str) -> tuple[Outcome, float]:
-    """What comes of an interruption when a trial's process has loaded a library, and
-    how long it takes at most `SOON_S`."""
-    with running(folder, *LONG) as process:
-        wait_until(process, lambda: has_loaded(process, library))
-        os.killpg(process.pid, signal.SIGINT)
-        since_s = time.monotonic()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(SOON_S)
-        took_s = time.monotonic() - since_s
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        return finish(process), took_s
-
-
-def terminate(folder: Path) -> list[int]:
-    """Which of its processes live on when it has been terminated."""
-    with running(folder, *SMALL, "--strategies=fedavg", "--jobs=1") as process:
-        wait_until(process, lambda: has_loaded(process, "sklearn"))
-        family = [process.pid, *children_of(process.pid)]
-        process.terminate()
-        by_s = time.monotonic() + SOON_S
-        return [pid for pid in family if not has_ended(pid, by_s)]
 
 
 @pytest.fixture(scope="module")
@@ -277,11 +123,7 @@ def started(folder):
 
     jobs: dict[str, Callable[[], Any]] = {
         "whole": partial(compare, whole, *COMPARED),
-        "disturbed": partial(disturb, folder / "disturbed"),
         "chosen": partial(compare, folder / "chosen", *CHOSEN),
-        "early": partial(interrupt, folder / "early", "_multiarray_umath"),
-        "late": partial(interrupt, folder / "late", "sklearn"),
-        "terminated": partial(terminate, folder / "terminated"),
         "in the way": partial(compare, file, *COMPARED),
         # Nothing can be computed where there is no device.
         "again": partial(again, "again", JAX_PLATFORMS="nowhere"),
@@ -301,11 +143,6 @@ def whole(started, folder):
     """A comparison that nothing has disturbed."""
     assert_ends_with(started["whole"].result(), 0)
     return folder / "whole"
-
-
-@pytest.fixture(scope="module")
-def disturbed(started):
-    return started["disturbed"].result()
 
 
 @pytest.fixture(scope="module")
@@ -383,50 +220,10 @@ def test_the_page_names_every_method(whole):
 # ------------------------------------------------------------- going on
 
 
-@pytest.mark.slow
 def test_the_same_command_again_makes_nothing_anew(started, folder, whole):
     assert_ends_with(started["again"].result(), 0)
     for name in ("results.jsonl", "table.md", "report.html"):
         assert (folder / "again" / name).read_bytes() == (whole / name).read_bytes()
-
-
-def test_interrupted_it_says_how_many_trials_are_kept(disturbed):
-    kept = disturbed.kept.count("\n")
-    assert 1 < kept < 6
-    assert_ends_with(disturbed.interrupted, 130)
-    last = disturbed.interrupted[1].strip().splitlines()[-1]
-    said = re.fullmatch(r"(\d+) of 6 trials are kept; the same command goes on", last)
-    # One that has just been written may not have been counted.
-    assert said
-    assert int(said[1]) in (kept - 1, kept)
-
-
-def test_started_again_it_keeps_what_was_there(disturbed, folder):
-    assert disturbed.killed[0] == -signal.SIGKILL
-    assert disturbed.kept
-    assert disturbed.more.startswith(disturbed.kept)
-    assert disturbed.kept.count("\n") < disturbed.more.count("\n") < 6
-    *before, _ = disturbed.more.splitlines()
-    assert_ends_with(disturbed.last, 0)
-    assert results_of(folder / "disturbed").splitlines()[: len(before)] == before
-
-
-def test_disturbed_it_ends_as_undisturbed(disturbed, folder, whole):
-    assert_ends_with(disturbed.last, 0)
-    ends = [
-        [(x.strategy, x.seed, x.key, x.params_sha256, x.accuracy) for x in trials]
-        for trials in (trials_of(folder / "disturbed"), trials_of(whole))
-    ]
-    assert ends[0] == ends[1]
-
-
-def test_a_last_line_that_was_cut_off_is_made_again(disturbed, folder):
-    assert_ends_with(disturbed.last, 0)
-    lost = json.loads(disturbed.more.splitlines()[-1])
-    text = (folder / "disturbed" / "results.jsonl").read_text()
-    assert disturbed.cut
-    assert disturbed.cut not in text
-    assert [json.loads(x)["key"] for x in text.splitlines()].count(lost["key"]) == 1
 
 
 def test_a_corrupt_line_is_named_and_nothing_is_touched(started, folder, whole):
@@ -449,21 +246,6 @@ def test_any_corrupt_line_is_named(tmp_path, whole, line):
     path.write_text(corrupted(results_of(whole), line))
     with pytest.raises(WorkdirError, match=f"{re.escape(str(path))}, line 2:"):
         Book(path)
-
-
-def test_interrupted_at_the_start_it_ends_without_a_traceback(started):
-    outcome, _ = started["early"].result()
-    assert_ends_with(outcome, 130, "0 of 5 trials are kept")
-
-
-def test_interrupted_in_a_long_trial_it_ends_soon(started):
-    outcome, took_s = started["late"].result()
-    assert took_s < SOON_S
-    assert_ends_with(outcome, 130, "0 of 5 trials are kept")
-
-
-def test_terminated_it_leaves_no_process_behind(started):
-    assert started["terminated"].result() == []
 
 
 # ------------------------------------------------------------- choosing settings
