@@ -97,6 +97,8 @@ def _between(now: jax.Array, target: jax.Array, share: jax.Array | float) -> jax
     w, g = now.astype(jnp.float32), target.astype(jnp.float32)
     between = (1.0 - share) * g + share * w
     between = jnp.clip(between, jnp.minimum(w, g), jnp.maximum(w, g))
+    if now.dtype == jnp.float32:  # held between two that are equal, it is the same
+        return between
     if not jnp.issubdtype(now.dtype, jnp.inexact):
         between = jnp.round(between)
     return jnp.where(now == target, now, between.astype(now.dtype))

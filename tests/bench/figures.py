@@ -145,7 +145,9 @@ def as_json(figure: Figure) -> dict[str, Any]:
     """The line of a figure, rounded to what is worth reading."""
     said = figure._asdict() | {"is_reached": figure.is_reached}
     del said["is_floor"]
-    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in said.items()}
+    return {
+        k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in said.items()
+    }
 
 
 def table(figures: Iterable[Figure]) -> str:
