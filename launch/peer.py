@@ -62,7 +62,12 @@ def join(
     peer = make(experiment, settings, journal)
     on_ready(peer.stop)
     transport = ZmqTransport.connect_to(
-        wait_for_address(), experiment.template.num_bytes, peer.depth, keys, insecure
+        wait_for_address(),
+        experiment.template.num_bytes,
+        peer.depth,
+        keys,
+        insecure,
+        settings.shared_memory,
     )
     ended = peer.run(transport, build.experiment_digest(config))
     journal.close()

@@ -15,6 +15,7 @@ from asyn2f.runtime.addresses import AddressError, parse_address
 from asyn2f.runtime.keys import ServerKeys
 from asyn2f.runtime.ledger import COUNTED
 from asyn2f.runtime.server import Observer, Server
+from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.store import OrbaxStore
 from asyn2f.runtime.zmq_transport import ZmqTransport, check_free
 from asyn2f.status import RunStatus
@@ -78,7 +79,7 @@ def serve(
     )
     # Before the sockets: a server that still serves this run ends, and frees its ports.
     incarnation = store.begin_incarnation()
-    transport, address = _bind(folder, settings.address, experiment, keys, insecure)
+    transport, address = _bind(folder, settings, experiment, keys, insecure)
     run_id = workdir.read_json(folder / workdir.RUN)["run"]
     workdir.write_json(
         folder / workdir.SPLIT, {"counts": class_counts(experiment.task)}
@@ -151,7 +152,7 @@ def empty_summary(
 
 def _bind(
     folder: Path,
-    address: str,
+    settings: RuntimeSettings,
     experiment: Experiment,
     keys: ServerKeys | None,
     insecure: bool,
@@ -159,10 +160,18 @@ def _bind(
     """The sockets, and the address that peers are to be given. A run that goes on
     listens where it did, if it can: its peers are still calling there."""
     size, workers = experiment.template.num_bytes, experiment.workers
-    host, port = parse_address(address)
+    host, port = parse_address(settings.address)
 
     def bind(ports: tuple[int, int, int] | None) -> ZmqTransport:
-        return ZmqTransport.bind(address, size, workers, ports, keys, insecure)
+        return ZmqTransport.bind(
+            settings.address,
+            size,
+            workers,
+            ports,
+            keys,
+            insecure,
+            settings.shared_memory,
+        )
 
     transport = None
     if port == 0 and (folder / workdir.SERVER).exists():

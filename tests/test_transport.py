@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from asyn2f.runtime import shared_memory
 from asyn2f.runtime.addresses import AddressError, parse_address
 from asyn2f.runtime.transport import (
     UPDATES,
@@ -26,11 +27,14 @@ class _Pair:
     def __init__(self, kind: str) -> None:
         self.ends: list = []
         self._network = MemoryNetwork() if kind == "memory" else None
+        self._shares = kind == "zmq, memory shared"
         if self._network:
             self.server = self._keep(self._network.server)
         else:
             self.server = self._keep(
-                ZmqTransport.bind("tcp://127.0.0.1:0", PAYLOAD, workers=4)
+                ZmqTransport.bind(
+                    "tcp://127.0.0.1:0", PAYLOAD, 4, shared_memory=self._shares
+                )
             )
 
     def _keep(self, end):
@@ -43,18 +47,23 @@ class _Pair:
             end = self._keep(self._network.peer())
         else:
             address = f"tcp://127.0.0.1:{self.server.ports()[0]}"
-            end = self._keep(ZmqTransport.connect_to(address, PAYLOAD, depth))
+            end = self._keep(
+                ZmqTransport.connect_to(
+                    address, PAYLOAD, depth, shared_memory=self._shares
+                )
+            )
         if topics:
             end.connect(list(topics), *self.server.ports()[1:])
             for topic in topics:
-                until(self.server, lambda x, t=topic: x == Subscribed(t))
+                until(self.server, lambda x, t=topic: x == Subscribed(t), end)
             # A bound subscriber speaks only when its own thread attends to it.
             until(end, lambda x: x == Subscribed(UPDATES), attending=self.server)
         return end
 
 
-@pytest.fixture(params=["memory", "zmq"])
-def pair(request):
+@pytest.fixture(params=["memory", "zmq", "zmq, memory shared"])
+def pair(request, monkeypatch):
+    monkeypatch.setattr(shared_memory, "LEAST_BYTES", 0)
     made = _Pair(request.param)
     _waiting.clear()
     yield made

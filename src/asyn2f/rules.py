@@ -139,6 +139,7 @@ _RULES: dict[str, _Rule] = {
     "runtime.lease_s": _number(float, 0, open_low=True),
     "runtime.join_timeout_s": _number(float, 0, open_low=True),
     "runtime.max_updates_per_s": _SECONDS,
+    "runtime.shared_memory": _ANY_BOOL,
     "worker_speeds": _each(_number(float, 0)),
     "runtime.pin": _ANY_BOOL,
     "sim.profiles": _Rule(str, "drawn, or a file .csv or .jsonl", _is_profiles),

@@ -9,6 +9,16 @@ import zmq
 
 from asyn2f.runtime.addresses import AddressError, check_safe, parse_address
 from asyn2f.runtime.keys import PeerKeys, ServerKeys
+from asyn2f.runtime.shared_memory import (
+    Borrower,
+    Lender,
+    is_question,
+    is_shared,
+    pays,
+    question,
+    shared,
+    unshared,
+)
 from asyn2f.runtime.transport import (
     UPDATES,
     Channel,
@@ -61,6 +71,11 @@ class ZmqTransport:
         self._curve = {} if keys is None else curve_options(keys)
         self._gate: Gate | None = None
         self._denied: zmq.Socket | None = None  # says when a server refuses our key
+        # Where peers share a machine; see shared_memory.
+        self._lender: Lender | None = None  # a server's
+        self._borrower: Borrower | None = None  # a peer's
+        self._topics: list[bytes] = []  # that a peer hears
+        self._shares_memory = False
         # A plain pair: any thread may write to it, while ZeroMQ's may not be shared.
         self._alarm, self._ring = socket.socketpair()
         self._alarm.setblocking(False)
@@ -79,9 +94,11 @@ class ZmqTransport:
         ports: tuple[int, int, int] | None = None,
         keys: ServerKeys | None = None,
         insecure: bool = False,
+        shared_memory: bool = False,
     ) -> "ZmqTransport":
         """A server's end, at `ports` if they are given (those of a run that goes on),
-        else at the address's port and the two above it; 0 = any free ones.
+        else at the address's port and the two above it; 0 = any free ones. With
+        `shared_memory` it offers peers on its machine to pass large payloads there.
 
         Raises:
           AddressError: not an address, one that is in use, or one that others can
@@ -95,13 +112,17 @@ class ZmqTransport:
         try:
             self._control = self._open(Channel.CONTROL, zmq.ROUTER, ports[0])
             self._published = self._open(Channel.MODEL, zmq.XPUB, ports[1])
-            self._open(Channel.UPDATE, zmq.SUB, ports[2]).subscribe(UPDATES)
+            updates = self._open(Channel.UPDATE, zmq.SUB, ports[2])
         except zmq.ZMQError as error:
             self.close()
             raise AddressError(
                 f"address: cannot listen at {address}, ports {ports}: "
                 f"{error.strerror}; choose another port, or 0 for any free one"
             ) from None
+        updates.subscribe(UPDATES)
+        if shared_memory:
+            self._lender = Lender.create(payload_bytes, workers + 1)  # an evaluator
+            updates.subscribe(shared(UPDATES))
         if keys is not None and self._gate is not None:
             try:
                 check_closed(list(self._channels), keys, self._gate.answer)
@@ -119,8 +140,10 @@ class ZmqTransport:
         depth: int,
         keys: PeerKeys | None = None,
         insecure: bool = False,
+        shared_memory: bool = False,
     ) -> "ZmqTransport":
-        """A peer's end; `depth` is how many models may wait to be read.
+        """A peer's end; `depth` is how many models may wait to be read. With
+        `shared_memory` it takes what a server on its machine offers.
 
         Raises:
           AddressError: not an address, or one on another machine, without keys and
@@ -131,6 +154,7 @@ class ZmqTransport:
         if port == 0:
             raise AddressError(f"address: found {address!r}, a peer needs the port")
         self = cls("peer", host, payload_bytes, depth, keys)
+        self._shares_memory = shared_memory and pays(payload_bytes)
         self._control = self._open(Channel.CONTROL, zmq.DEALER, port)
         return self
 
@@ -163,7 +187,10 @@ class ZmqTransport:
             if channel is not Channel.CONTROL:  # after a restart of the server
                 self._drop(opened)
         models = self._open(Channel.MODEL, zmq.SUB, model_port)
-        for topic in topics:
+        self._topics = list(topics)
+        self._return_memory()
+        # Who asks hears its topics when it knows how: nothing comes twice meanwhile.
+        for topic in [question()] if self._shares_memory else topics:
             models.subscribe(topic)
         self._published = self._open(Channel.UPDATE, zmq.XPUB, update_port)
 
@@ -208,19 +235,54 @@ class ZmqTransport:
         channel = self._channels[opened]
         if opened is self._published:
             first = bytes(parts[0][:256])
-            if len(parts) == 1 and first[:1] == b"\x01":
-                return Subscribed(first[1:])
-            if len(parts) == 1 and first[:1] == b"\x00":
-                return None  # unsubscribed: whoever it was has gone
-            return Malformed(channel, "somebody spoke on a one-way channel")
+            if len(parts) != 1 or first[:1] not in (b"\x00", b"\x01"):
+                return Malformed(channel, "somebody spoke on a one-way channel")
+            return self._heard(first[1:], begins=first[:1] == b"\x01")
         if channel is Channel.CONTROL:
             sender = bytes(parts.pop(0)) if self._role == "server" else b""
             if len(parts) == 1:
                 return Frames(channel, sender, bytes(parts[0]), b"", identity)
         elif len(parts) == 3 and len(parts[1]) <= MAX_HEADER_BYTES:
             topic, header = bytes(parts[0][:128]), bytes(parts[1])
+            if is_question(topic) and self._role == "peer":
+                self._borrow(opened, parts[2])
+                return None
+            if is_shared(topic):
+                return self._unwrap(channel, topic, header, parts[2], identity)
             return Frames(channel, topic, header, parts[2], identity)
         return Malformed(channel, f"{len(parts)} frames, or too long a header")
+
+    def _heard(self, topic: bytes, begins: bool) -> Subscribed | None:
+        """Somebody begins to hear what is published here under this topic; or all who
+        did have gone."""
+        lender = self._lender
+        if is_question(topic):
+            if begins:
+                answer = b"" if lender is None else lender.lend(topic)
+                self._send_published([topic, b"", answer])
+            elif lender is not None:
+                lender.take_back(topic)
+            return None
+        if is_shared(topic) and lender is not None:
+            lender.hears_slips(unshared(topic), begins)
+        return Subscribed(unshared(topic)) if begins else None
+
+    def _borrow(self, models: zmq.Socket, answer: memoryview) -> None:
+        """Hears the peer's topics, in shared memory if the server's can be seen."""
+        self._return_memory()
+        self._borrower = Borrower.of(answer)
+        for topic in self._topics:
+            models.subscribe(topic if self._borrower is None else shared(topic))
+
+    def _unwrap(
+        self, channel: Channel, topic: bytes, header: bytes, slip: Buffer, name: str
+    ) -> Frames | Malformed:
+        """A message whose payload is in shared memory."""
+        place = self._lender or self._borrower
+        payload = None if place is None else place.arena.read(slip)
+        if payload is None:
+            return Malformed(channel, "its payload is no longer in shared memory")
+        return Frames(channel, unshared(topic), header, payload, name)
 
     def send(self, peer: bytes, header: bytes) -> bool:
         assert self._control is not None
@@ -234,10 +296,22 @@ class ZmqTransport:
     def publish(self, topic: bytes, header: bytes, payload: Buffer) -> bool:
         if self._published is None:
             return False
+        slip = None
+        if self._lender is not None:
+            slip = self._lender.slip(topic, payload)
+        elif self._borrower is not None:
+            slip = self._borrower.slip(payload)
+        if slip is None:
+            return self._send_published([topic, header, payload])
+        sent = self._send_published([shared(topic), header, slip])
+        if self._lender is not None:  # for who does not see its memory
+            sent = self._send_published([topic, header, payload])
+        return sent
+
+    def _send_published(self, frames: list[Buffer]) -> bool:
+        assert self._published is not None
         try:
-            self._published.send_multipart(
-                [topic, header, payload], zmq.DONTWAIT, copy=False
-            )
+            self._published.send_multipart(frames, zmq.DONTWAIT, copy=False)
         except zmq.Again:
             return False
         return True
@@ -246,6 +320,11 @@ class ZmqTransport:
         # Full means that it is ringing already; closed, that nobody listens any more.
         with contextlib.suppress(OSError):
             self._ring.send(b"\0")
+
+    def _return_memory(self) -> None:
+        if self._borrower is not None:
+            self._borrower.arena.close()
+            self._borrower = None
 
     def _drop(self, opened: zmq.Socket, linger_s: float = 0.0) -> None:
         self._poller.unregister(opened)
@@ -257,6 +336,9 @@ class ZmqTransport:
             self._control.disable_monitor()
         for opened in list(self._channels):
             self._drop(opened, linger_s)
+        self._return_memory()
+        if self._lender is not None:
+            self._lender.arena.close()
         if self._gate is not None:
             self._gate.close()
         if self._denied is not None:
