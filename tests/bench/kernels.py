@@ -29,14 +29,14 @@ HALF = jnp.float32(0.5)
 
 
 def measure() -> Iterator[Figure]:
-    models = [_resnet18(seed) for seed in range(K)]
+    models = [resnet18_params(seed) for seed in range(K)]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(models[0]))
     yield from _merge(models, size)
     yield from _aggregation(models, size)
     yield from _small()
 
 
-def _resnet18(seed: int) -> Params:
+def resnet18_params(seed: int) -> Params:
     """11.2 million float32 and batch norm's statistics, as random as they begin."""
     model, image = resnet18(num_classes=10), jnp.zeros((1, 32, 32, 3))
     init = jax.jit(lambda key: model.init(key, image, train=False))

@@ -181,7 +181,7 @@ def open_letter(experiment: Experiment, letter: Letter) -> GlobalModel:
     problem = _problem(header, experiment.training)
     if problem:
         raise wire.WireError(f"version {header.version}: {problem}")
-    return global_model(header, jax.tree.map(jnp.array, params))
+    return global_model(header, payloads.to_device(params))
 
 
 def _problem(header: wire.ModelHeader, training: Training) -> str:

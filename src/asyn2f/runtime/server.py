@@ -253,7 +253,7 @@ class Server:
         bad = payloads.nonfinite_leaf(params)
         if bad:
             return f"{bad} is not finite: has training diverged?"
-        params = jax.tree.map(jnp.array, params)
+        params = payloads.to_device(params)
         problem = self._guard_norm(key, params)
         if problem:
             return problem
