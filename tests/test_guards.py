@@ -44,16 +44,15 @@ def real(count):
 
 
 @given(losses_, st.sampled_from([1.0, 1.5, 2.0, 10.0]))
-def test_losses_are_moved_into_the_bounds_and_no_further(losses, factor):
+def test_small_losses_are_raised_to_the_bound_and_no_further(losses, factor):
     clamped = np.asarray(clamp_losses(padded(losses), real(len(losses)), factor))
     said = np.array(losses, np.float32)
     tiny = float(np.finfo(np.float32).tiny)  # XLA takes what is smaller for 0
-    middle = float(np.median(said.astype(np.float64)))
-    low, high = middle / factor, middle * factor
-    expected = np.clip(said.astype(np.float64), low, high)
+    least = float(np.median(said.astype(np.float64))) / factor
+    expected = np.maximum(said.astype(np.float64), least)
     np.testing.assert_allclose(clamped[: len(said)], expected, rtol=1e-6, atol=2 * tiny)
-    inside = (said > low * (1 + 1e-6)) & (said < high * (1 - 1e-6)) & (said > tiny)
-    np.testing.assert_array_equal(clamped[: len(said)][inside], said[inside])
+    above = (said > least * (1 + 1e-6)) & (said > tiny)
+    np.testing.assert_array_equal(clamped[: len(said)][above], said[above])
     assert np.isnan(clamped[len(said) :]).all(), "padding comes back as it was"
 
 
@@ -66,6 +65,20 @@ def test_the_order_of_the_updates_does_not_matter(losses, random):
     one = np.asarray(clamp_losses(padded(losses), mask, 2.0))
     other = np.asarray(clamp_losses(padded(shuffled), mask, 2.0))
     np.testing.assert_array_equal(one[places], other[: len(losses)])
+
+
+@given(losses_, st.floats(1.0, 1e12), st.sampled_from([1.0, 2.0, 10.0]))
+def test_a_large_loss_is_never_changed_and_earns_no_share(losses, times, factor):
+    """Larger than all others, it stays to the bit, however large: its update has the
+    smallest share of updates that are otherwise alike."""
+    losses = [*losses, float(np.float32(max(losses) * times))]
+    count = len(losses)
+    clamped = np.asarray(clamp_losses(padded(losses), real(count), factor))
+    assert clamped[count - 1] == np.float32(losses[-1])
+    alike = {name: padded([1.0] * count) for name in ("num_examples", "quality")}
+    alike["staleness"] = padded([0.0] * count)
+    shares = np.asarray(coefficients(loss=clamped, mask=real(count), **alike))[:count]
+    assert shares[-1] <= shares.min() * (1 + SHARE_ROUNDING)
 
 
 # ------------------------------------------------------------- shares (S-04)
@@ -131,10 +144,12 @@ def test_a_negative_loss_never_gets_that_far():
 @given(st.integers(2, PADDED), st.integers(0, 2**32 - 1))
 @example(count=2, seed=0)
 def test_with_no_guard_triggered_the_shares_are_the_formulas(count, seed):
-    """To the last bit those without guards, and to float32's rounding the formula."""
+    """To the last bit those without guards, and to float32's rounding the formula; no
+    loss triggers one that is above half of the median."""
     random = np.random.default_rng(seed)
     report = draw_updates(count, random)
-    report["loss"] = random.uniform(0.45, 0.55, count)
+    report["loss"] = 0.5 * 10 ** random.uniform(0, 6, count)
+    report["loss"][: count // 2 + 1] = random.uniform(0.45, 0.55, count // 2 + 1)
     exact = {n: padded(v, 1.0)[:count].astype(np.float64) for n, v in report.items()}
     raw = exact["quality"] * exact["num_examples"]
     raw /= (exact["loss"] + 1e-7) * (1 + exact["staleness"])
@@ -317,7 +332,7 @@ def test_an_observed_run_takes_it_and_says_so(tmp_path):
 
 
 def test_a_guarded_run_comes_again_bit_for_bit(tmp_path):
-    """Every loss is clamped to the median, every share to one half."""
+    """Losses are raised to the median, shares held at one half."""
     changes = {"guards__loss_factor": 1.0, "guards__max_share": 0.4}
     run, summary = run_with(tmp_path, small(guards__mode="enforce", **changes))
     assert summary["guarded"] >= 8

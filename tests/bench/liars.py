@@ -30,15 +30,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "as published": {},
     "guards enforced": {"guards.mode": "enforce"},
     "median": {"strategy.asyn2f.aggregate": "median"},
-    "trimmed mean, 0.2": {"strategy.asyn2f.aggregate": "trimmed_mean"},
 }
 LIES: dict[str, Lie | None] = {
     "none": None,
     "sign flipped": moved(-1.0),
     "labels flipped": None,  # its data lie, not its update
     "loss 0": saying(loss=0.0),
+    "loss 1e6": saying(loss=1e6),
 }
-FAR = {"none": None, "times 1e3": moved(1e3), "times 1e6": moved(1e6)}
+FAR = {
+    "none": None,
+    "times 1e3": moved(1e3),
+    "times 1e6": moved(1e6),
+    "times 1e30": moved(1e30),
+}
 
 
 def measure() -> Iterator[dict]:
