@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from asyn2f.deltas import trained, with_trained
 from asyn2f.types import Params
 
 GuardMode = Literal["off", "observe", "enforce"]
+Kind = Literal["rejected", "loss raised", "share held"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""What the guards do, the gravest first."""
 
 REMEMBERED = 64
 """How many accepted distances the median is taken of."""
@@ -118,6 +121,28 @@ def findings(
             parts.append(held if is_done else f"share {share:.3g} {would}{cap:.3g}")
         lines.append("; ".join(parts))
     return lines if any(lines) else []
+
+
+def kinds_of(line: str) -> tuple[Kind, ...]:
+    """What was, or would have been, done by a line of `trace.Aggregated.guards`.
+
+    >>> kinds_of("loss 0 taken as 0.2; share held at 0.5")
+    ('loss raised', 'share held')
+    >>> kinds_of("would be rejected: " + too_far(12.0, 7.0)), kinds_of("")
+    (('rejected',), ())
+    """
+    heads = {
+        "rejected": "would be rejected",
+        "loss raised": "loss",
+        "share held": "share",
+    }
+    parts = line.split("; ")
+    return tuple(k for k in KINDS if any(part.startswith(heads[k]) for part in parts))
+
+
+def too_far(far: float, limit: float) -> str:
+    """Why an update is rejected that is farther from the global model than allowed."""
+    return f"{far:.3g} from the global model, allowed {limit:.3g}"
 
 
 @jax.jit
