@@ -93,9 +93,7 @@ def test_a_check_that_is_always_on_is_shown_with_guards_off():
 
 
 def test_what_came_after_the_end_was_found_by_nobody():
-    assert (
-        guarded.section(run_of(rejected(1, 1, "the run is over"), mode="off")) is None
-    )
+    assert guarded.section(run_of(rejected(1, 1, trace.TOO_LATE), mode="off")) is None
     (found,) = guarded.judged(run_of(rejected(1, 1, "of run a, this is b")))
     assert found.kinds == ("rejected",)
 

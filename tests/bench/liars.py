@@ -12,7 +12,7 @@ others go into the versions as without it ("absent"). Results: BUILD_NOTES.md.
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,16 @@ FAR: dict[str, Lie | None] = {
 }
 
 
+class Outcome(NamedTuple):
+    """Accuracy of a real run, and what became of updates."""
+
+    best: float
+    final: float
+    rejected: int  # of worker 0, for being too far away
+    honest_rejected: int  # of the others, for the same
+    committed: int  # of worker 0
+
+
 def measure() -> Iterator[dict]:
     for partition in ("iid", "dirichlet"):
         for lie in LIES:
@@ -61,10 +71,10 @@ def measure() -> Iterator[dict]:
         # As published, honest workers cannot train from what comes of it.
         changes = {"task.partition": "iid", **METHODS["guards enforced"]}
         found = [in_threads(seed, lie, changes) for seed in SEEDS]
-        best, final, rejected, honest = np.array(found).T
         head = {"split": "iid", "lie": lie, "method": "guards enforced"}
-        counts = {"rejected": rejected.tolist(), "honest_rejected": honest.tolist()}
-        yield head | {"threads": True} | summary_of(best, final) | counts
+        best, final, *counts = zip(*found, strict=True)
+        named = dict(zip(Outcome._fields[2:], counts, strict=True))
+        yield head | summary_of(np.array(best), np.array(final)) | named
 
 
 def summary_of(best: np.ndarray, final: np.ndarray) -> dict[str, Any]:
@@ -120,11 +130,8 @@ def with_flipped_labels(experiment: Experiment) -> Experiment:
     )
 
 
-def in_threads(
-    seed: int, lie: str, changes: dict[str, Any]
-) -> tuple[float, float, int, int]:
-    """Best and final accuracy, and how many updates of worker 0 and of the others were
-    rejected for being too far away."""
+def in_threads(seed: int, lie: str, changes: dict[str, Any]) -> Outcome:
+    """What comes of a real run."""
     everybody, told = range(5), FAR[lie]
     if lie == "absent":
         everybody, changes = range(1, 5), {**changes, "min_workers": 4}
@@ -140,7 +147,10 @@ def in_threads(
         summary = run.finish()
         settled = run.events(trace.Settled)
     far = [e.worker == LIAR for e in settled if "from the global model" in e.reason]
-    nan = float("nan")
-    best, final = summary["best_accuracy"], summary["final_accuracy"]
-    final = nan if final is None else final
-    return best or nan, final, sum(far), len(far) - sum(far)
+    return Outcome(
+        best=summary["best_accuracy"],
+        final=summary["final_accuracy"],
+        rejected=sum(far),
+        honest_rejected=len(far) - sum(far),
+        committed=sum(e.worker == LIAR and e.verdict == "committed" for e in settled),
+    )

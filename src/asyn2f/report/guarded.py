@@ -22,7 +22,6 @@ MAX_MARKS = 4_000
 """Updates of one kind in the figure: of more, so many at even distances."""
 
 _MOST_REASONS = 3  # said of one worker
-_AFTERWARDS = "the run is over"  # of what came too late: nobody has looked at it
 _NUMBER = re.compile(r"\b(?:inf|nan|\d[\w.+-]*)")
 _COLOURS: dict[Kind | None, str] = {
     "rejected": "#D55E00",
@@ -54,7 +53,7 @@ def judged(run: Run) -> list[Judged]:
     for event in run.events:
         time_s = event.time_s - run.start_s
         if isinstance(event, trace.Settled) and event.verdict == "rejected":
-            if event.reason != _AFTERWARDS:
+            if event.reason != trace.TOO_LATE:
                 key = event.worker, event.session, event.seq
                 found[key] = Judged(event.worker, time_s, ("rejected",), event.reason)
         elif isinstance(event, trace.Aggregated):
