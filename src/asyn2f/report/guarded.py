@@ -27,7 +27,7 @@ _COLOURS: dict[Kind | None, str] = {
     "rejected": "#D55E00",
     "loss raised": "#E69F00",
     "share held": "#2187C9",
-    None: "#CBD5E1",
+    None: "rgba(148,163,184,0.5)",
 }
 _HOW_TO_READ = {
     "off": "The guards were off; this was rejected by checks that are always on.",
