@@ -73,7 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.guards = guards = ml_collections.ConfigDict()
     guards.mode = "off"  # off | observe (changes nothing, writes down) | enforce
     guards.norm_factor = 10.0  # distance over the median of those accepted; >= 1
-    guards.loss_factor = 2.0  # losses within median / this and median * this; >= 1
+    guards.loss_factor = 2.0  # a loss counts as median / this at least; >= 1
     guards.max_share = 0.5  # largest coefficient; asyn2f, others have none to cap
 
     config.runtime = runtime = ml_collections.ConfigDict()

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -27,6 +28,20 @@ SETTINGS = RuntimeSettings(
 )
 
 
+class Audible:
+    """A trace's writer that tells of what it has written."""
+
+    def __init__(
+        self, writer: trace.TraceWriter, tell: Callable[[trace.Event], None]
+    ) -> None:
+        self._writer, self._tell = writer, tell
+        self.close = writer.close
+
+    def write(self, event: trace.Event) -> None:
+        self._writer.write(event)
+        self._tell(event)
+
+
 class LocalRun:
     """One run as threads: what `launch.local` does with processes."""
 
@@ -37,7 +52,10 @@ class LocalRun:
         kind: str = "memory",
         settings: RuntimeSettings = SETTINGS,
         store=None,
+        hear: Callable[[trace.Event], None] = lambda event: None,
     ) -> None:
+        """`hear`: told of each event when it stands in the trace; on any thread."""
+        self._hear = hear
         self.experiment = experiment
         self.settings = settings
         self.folder = folder
@@ -66,7 +84,8 @@ class LocalRun:
         self._keep("server", lambda: self.server.run())
 
     def _journal(self, name: str) -> Journal:
-        self._journals.append(Journal(trace.TraceWriter(self.folder / "trace", name)))
+        writer = Audible(trace.TraceWriter(self.folder / "trace", name), self._hear)
+        self._journals.append(Journal(writer))
         return self._journals[-1]
 
     def _keep(self, name: str, run) -> None:

@@ -1,7 +1,9 @@
 """Who has no key is not heard, and who has one is heard under its own name only."""
 
+import contextlib
 import itertools
 import random
+import socket
 import time
 
 import pytest
@@ -171,6 +173,35 @@ def test_a_peer_whose_key_is_unknown_is_refused_at_once(ring, tmp_path):
         assert peer.finish.status == "refused"
         assert "does not know this key" in peer.finish.reason
         assert run.finish() == {}
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+def test_a_peer_hears_at_once_that_only_one_side_has_keys(ring, tmp_path, has_key):
+    """The time allowed for joining is a minute: it has ended long before."""
+    theirs, own = (None, ring.peer("worker-0")) if has_key else (ring.server, None)
+    with SocketRun(tmp_path, workers=2, size=SIZE, keys=theirs) as run:
+        peer = run.start_worker(0, keys=own)
+        run.until("it has ended", lambda: peer.finish, PATIENCE_S)
+        assert peer.finish.status == "refused"
+        wanted = "it has no keys" if has_key else "it lets in only who has a key"
+        assert wanted in peer.finish.reason
+        assert "config.runtime.keys_dir" in peer.finish.reason
+        assert run.finish() == {}
+
+
+def test_a_handshake_that_breaks_otherwise_says_nothing_of_keys():
+    """A greeting of ZMTP 3 without keys, as both sides want it, and then garbage."""
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(52, b"\0")
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        peer = ZmqTransport.connect_to(
+            f"tcp://127.0.0.1:{door.getsockname()[1]}", SIZE, depth=1
+        )
+        door.settimeout(PATIENCE_S)
+        with contextlib.closing(door.accept()[0]) as caller:
+            caller.sendall(greeting + b"\x04\x05\x04JUNK")
+            assert peer._denied.poll(1000 * PATIENCE_S), "it takes the garbage for good"
+            assert peer.poll(0.0) == []
+        peer.close()
 
 
 def test_where_nobody_looks_at_keys_nobody_comes_in(ring, server):

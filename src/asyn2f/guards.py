@@ -1,17 +1,17 @@
 """Soft guards: bounds on what an update may say of itself that no formula sets.
 
 They depart from the paper, so they are off unless a config asks for them. `enforce`
-acts: a loss is clamped, a share is capped, a model too far away is rejected. `observe`
-changes no bit and writes down where it would have acted. Which losses are clamped and
-which shares are capped follows from the updates alone, so whoever executes a run again
-computes the same; what was rejected is in its trace.
+acts: a small loss is raised, a share is capped, a model too far away is rejected.
+`observe` changes no bit and writes down where it would have acted. Which losses are
+raised and which shares are capped follows from the updates alone, so whoever executes a
+run again computes the same; what was rejected is in its trace.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from asyn2f.deltas import trained, with_trained
 from asyn2f.types import Params
 
 GuardMode = Literal["off", "observe", "enforce"]
+Kind = Literal["rejected", "loss raised", "share held"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""What the guards do, the gravest first."""
 
 REMEMBERED = 64
 """How many accepted distances the median is taken of."""
@@ -38,7 +41,7 @@ class Guards:
       norm_factor: an update may be so many times as far from the global model as the
         accepted ones are in the median; >= 1. See `norm_limit`.
       loss_factor: a loss counts as at least the median of its aggregation divided by
-        this, and at most the median times this; >= 1. See `clamp_losses`.
+        this; >= 1. See `clamp_losses`.
       max_share: largest coefficient, in (0, 1], of strategies that weigh by
         `aggregation.coefficients`; 1 for all others, which have their own rules.
     """
@@ -50,9 +53,14 @@ class Guards:
 
 
 def clamp_losses(loss: jax.Array, mask: jax.Array, factor: float) -> jax.Array:
-    """Each loss, moved into [median / factor, factor * median] of the real rows.
+    """Each loss, or the median of the real rows / factor, whichever is larger.
 
-    A loss near 0 would give its update any coefficient: a_k grows as 1 / L_k.
+        L_k' = max(L_k, median(L) / factor)
+
+    A loss near 0 would give its update any coefficient: a_k grows as 1 / L_k. A large
+    one is left as it is, since it costs its own update: taken for a smaller one, it
+    would give a share to whoever pushes in the wrong direction and truly says so. Not
+    in the Asyn2F paper.
 
     Args:
       loss: f32 [K].
@@ -60,22 +68,21 @@ def clamp_losses(loss: jax.Array, mask: jax.Array, factor: float) -> jax.Array:
       factor: >= 1.
 
     Returns:
-      f32 [K]; a loss within the bounds keeps its bits.
+      f32 [K]; a loss that is large enough keeps its bits.
 
     >>> import jax.numpy as jnp
     >>> real = jnp.array([True, True, True, False])
     >>> print(clamp_losses(jnp.array([0.0, 0.5, 9.0, 7.0]), real, 2.0))
-    [0.25 0.5  1.   7.  ]
+    [0.25 0.5  9.   7.  ]
     """
-    low, high = _bounds(jnp.sort(jnp.where(mask, loss, jnp.inf)), jnp.sum(mask), factor)
-    return jnp.where(mask, jnp.clip(loss, low, high), loss)
+    least = _least(jnp.sort(jnp.where(mask, loss, jnp.inf)), jnp.sum(mask), factor)
+    return jnp.where(mask, jnp.maximum(loss, least), loss)
 
 
-def _bounds(ascending, count, factor):
+def _least(ascending, count, factor):
     """Of losses in ascending order, the first `count` of which are real."""
     lower, upper = ascending[(count - 1) // 2], ascending[count // 2]
-    middle = lower / 2 + upper / 2  # their sum could overflow
-    return middle / factor, middle * factor
+    return (lower / 2 + upper / 2) / factor  # halved first: their sum could overflow
 
 
 def findings(
@@ -100,22 +107,42 @@ def findings(
     is_done, count = guards.mode == "enforce", len(losses)
     would = "" if is_done else "would be "
     said = np.asarray(losses, np.float32)
-    with np.errstate(over="ignore"):
-        low, high = _bounds(np.sort(said), count, np.float32(guards.loss_factor))
+    least_loss = _least(np.sort(said), count, np.float32(guards.loss_factor))
     # A cap below 1 / m acts as 1 / m.
     cap = max(guards.max_share, 1.0 / count)
     lines = []
     for loss, share in zip(said, shares, strict=True):
         parts = []
-        used = min(max(loss, low), high)
-        if used != loss:
-            parts.append(f"loss {loss:.3g} {would or 'taken as '}{used:.3g}")
+        if loss < least_loss:
+            parts.append(f"loss {loss:.3g} {would or 'taken as '}{least_loss:.3g}")
         least = cap * (1 - _ROUNDING if is_done else 1 + _ROUNDING)
         if cap < 1 and share >= least:
             held = f"share held at {cap:.3g}"
             parts.append(held if is_done else f"share {share:.3g} {would}{cap:.3g}")
         lines.append("; ".join(parts))
     return lines if any(lines) else []
+
+
+def kinds_of(line: str) -> tuple[Kind, ...]:
+    """What was, or would have been, done by a line of `trace.Aggregated.guards`.
+
+    >>> kinds_of("loss 0 taken as 0.2; share held at 0.5")
+    ('loss raised', 'share held')
+    >>> kinds_of("would be rejected: " + too_far(12.0, 7.0)), kinds_of("")
+    (('rejected',), ())
+    """
+    heads = {
+        "rejected": "would be rejected",
+        "loss raised": "loss",
+        "share held": "share",
+    }
+    parts = line.split("; ")
+    return tuple(k for k in KINDS if any(part.startswith(heads[k]) for part in parts))
+
+
+def too_far(far: float, limit: float) -> str:
+    """Why an update is rejected that is farther from the global model than allowed."""
+    return f"{far:.3g} from the global model, allowed {limit:.3g}"
 
 
 @jax.jit

@@ -123,6 +123,10 @@ class Pushed(NamedTuple):
     metric: float
 
 
+TOO_LATE = "the run is over"
+"""Why an update is rejected that nobody has looked at any more."""
+
+
 class Settled(NamedTuple):
     """The last word on an update: committed in a version, superseded, or rejected.
 

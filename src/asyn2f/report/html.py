@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from asyn2f import trace
-from asyn2f.report import figures, table, tally, units
+from asyn2f.report import figures, guarded, table, tally, units
 from asyn2f.report.run import Run, load_run
 from asyn2f.report.sections import Section, to_page
 from asyn2f.report.timeline import Timeline, timeline
@@ -78,6 +78,8 @@ def _sections(run: Run) -> Iterator[Section]:
         shares[0] if shares else None,
         "The trace has no aggregation.",
     )
+    if found := guarded.section(run):
+        yield found
     yield Section(
         "losses",
         "Training loss",

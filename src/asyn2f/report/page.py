@@ -82,6 +82,7 @@ th, td { text-align: right; padding: 6px 8px; border-bottom: 1px solid var(--lin
 th { color: var(--soft); font-weight: 500; position: sticky; top: 0;
   background: var(--panel); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th.said, td.said { text-align: left; white-space: normal; padding-left: 16px; }
 tr.total td { font-weight: 600; border-bottom: 0; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%;
   margin-right: 8px; }

@@ -161,6 +161,9 @@ def _is_sound_aggregation(event: trace.Aggregated) -> bool:
         and all(isinstance(seq, int | str) for key in event.updates for seq in key[1:])
         and all(_is_count(behind) and behind >= 0 for behind in event.staleness)
         and all(_is_number(share) for share in event.coefficients)
+        and isinstance(event.guards, list)
+        and len(event.guards) in (0, len(event.updates))
+        and all(map(_is_text, event.guards))
     )
 
 

@@ -288,7 +288,7 @@ class Server:
         if far <= limit:
             self._accepted.append(far)
             return ""
-        problem = f"{far:.3g} from the global model, allowed {limit:.3g}"
+        problem = guards.too_far(far, limit)
         logging.warning("update %s: %s", key, problem)
         if settings.mode == "enforce":
             self._guarded += 1

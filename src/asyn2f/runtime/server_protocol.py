@@ -102,7 +102,7 @@ class ServerProtocol:
                 self._figures.bytes_up += len(wire.encode(header))
                 self._figures.bytes_up += memoryview(payload).nbytes
                 if self._is_from(event.identity, header.session):
-                    closed = "the run is over" if self._ending.has_begun else ""
+                    closed = trace.TOO_LATE if self._ending.has_begun else ""
                     version = self._newest.header.version
                     problem = self._intake.receive(header, payload, version, closed)
                     if problem:
@@ -366,7 +366,7 @@ class ServerProtocol:
             return
         self._ending.begin(status, reason, self._now)
         on_its_way = self._versions.end()
-        self._intake.settle_all(on_its_way, Verdict("rejected", -1, "the run is over"))
+        self._intake.settle_all(on_its_way, Verdict("rejected", -1, trace.TOO_LATE))
         for session in self._roster:
             if session.is_worker:
                 self._do(p.Send(session.peer, wire.StopRun(reason)))

@@ -6,6 +6,7 @@ import time
 from urllib.parse import urlsplit
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from asyn2f.runtime.addresses import AddressError, check_safe, parse_address
 from asyn2f.runtime.keys import PeerKeys, ServerKeys
@@ -31,8 +32,23 @@ from asyn2f.runtime.zmq_gate import Gate, check_closed
 from asyn2f.runtime.zmq_options import curve_options, socket_options
 
 # What a server's door says by staying shut; the sockets do not knock again.
+_SHUT = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _UNKNOWN_KEY = encode(
     Refused("it does not know this key: is it in keys/server/allowed?", retry=False)
+)
+_WANTS_KEYS = encode(
+    Refused(
+        "it lets in only who has a key, and none is given here: "
+        "say where it is with --config.runtime.keys_dir",
+        retry=False,
+    )
+)
+_HAS_NO_KEYS = encode(
+    Refused(
+        "it has no keys, and one is given here: give keys to both or to neither "
+        "(config.runtime.keys_dir)",
+        retry=False,
+    )
 )
 
 
@@ -70,7 +86,7 @@ class ZmqTransport:
         self._published: zmq.Socket | None = None
         self._curve = {} if keys is None else curve_options(keys)
         self._gate: Gate | None = None
-        self._denied: zmq.Socket | None = None  # says when a server refuses our key
+        self._denied: zmq.Socket | None = None  # says when a server's door stays shut
         # Where peers share a machine; see shared_memory.
         self._lender: Lender | None = None  # a server's
         self._borrower: Borrower | None = None  # a peer's
@@ -168,9 +184,8 @@ class ZmqTransport:
         if self._role == "server":
             opened.bind(f"tcp://{self._host}:{port or '*'}")
         else:
-            if self._curve and channel is Channel.CONTROL:  # before it can be refused
-                refused = zmq.EVENT_HANDSHAKE_FAILED_AUTH
-                self._denied = opened.get_monitor_socket(refused)
+            if channel is Channel.CONTROL:  # before it can be refused
+                self._denied = opened.get_monitor_socket(_SHUT)
                 self._poller.register(self._denied, zmq.POLLIN)
             opened.connect(f"tcp://{self._host}:{port}")
         return opened
@@ -201,8 +216,9 @@ class ZmqTransport:
             if self._gate is not None and ready is self._gate.socket:
                 self._gate.answer()
             elif ready is self._denied:
-                self._denied.recv_multipart()
-                arrived.append(Frames(Channel.CONTROL, b"", _UNKNOWN_KEY, b""))
+                header = self._why_shut(self._denied.recv_multipart())
+                if header:
+                    arrived.append(Frames(Channel.CONTROL, b"", header, b""))
             elif isinstance(ready, zmq.Socket):
                 arrived.extend(self._drain(ready))
             else:
@@ -211,6 +227,16 @@ class ZmqTransport:
         if self._gate is not None:
             self._gate.refresh(time.monotonic())
         return arrived
+
+    def _why_shut(self, frames: list[bytes]) -> bytes:
+        """The refusal in a monitor's message; b"" = garbage came, of which nothing
+        follows."""
+        said = parse_monitor_message(frames)
+        if said["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return _UNKNOWN_KEY
+        if said["value"] == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+            return _HAS_NO_KEYS if self._curve else _WANTS_KEYS
+        return b""
 
     def _drain(self, opened: zmq.Socket) -> list[Frames | Subscribed | Malformed]:
         """What one socket has, at most so much that the others are not kept waiting."""
@@ -332,8 +358,10 @@ class ZmqTransport:
         opened.close(linger=round(linger_s * 1000))
 
     def close(self, linger_s: float = 0.0) -> None:
-        if self._denied is not None and self._control is not None:
+        if self._denied is not None and not self._denied.closed:
+            assert self._control is not None
             self._control.disable_monitor()
+            self._denied.close(linger=0)
         for opened in list(self._channels):
             self._drop(opened, linger_s)
         self._return_memory()
@@ -341,8 +369,6 @@ class ZmqTransport:
             self._lender.arena.close()
         if self._gate is not None:
             self._gate.close()
-        if self._denied is not None:
-            self._denied.close(linger=0)
         self._context.term()
         self._alarm.close()
         self._ring.close()
