@@ -16,6 +16,7 @@ import pytest
 
 from asyn2f.experiment import initial_server_state
 from asyn2f.runtime import fence as fences
+from asyn2f.runtime import integrity
 from asyn2f.runtime import store as stores
 from asyn2f.runtime.server import start_of
 from asyn2f.runtime.store import Fenced, OrbaxStore, StoreError
@@ -305,6 +306,18 @@ def test_records_of_old_had_a_digest_of_their_arrays(make, monkeypatch):
     for version in (2, 3):
         with pytest.raises(StoreError, match="damaged"):
             store.load(version, state_of(0))
+
+
+def test_records_were_signed_with_sha256_once(make, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(integrity, "_digest", integrity._old_digest)
+        make().save(1, state_of(1), {"version": 1})
+        patch.setattr(integrity, "_bytes_of", lambda leaf: memoryview(b"others"))
+        make().save(2, state_of(2), {"version": 2})
+    store = make()
+    assert len(store.load(1, state_of(0)).record["digest"]) == 64
+    with pytest.raises(StoreError, match="damaged"):
+        store.load(2, state_of(0))
 
 
 def test_a_version_that_is_another_one_is_noticed(make, folder):

@@ -174,7 +174,7 @@ class OrbaxStore:
     One server writes, and finds out if another has taken its place; others may read. A
     version is written beside and gets its name when all of it is on the disk, so it is
     there whole or not at all. Orbax does not notice flipped bits, so each record
-    carries a SHA-256 of itself and the arrays, compared on reading.
+    carries a digest of itself and the arrays, compared on reading.
 
     Who may read it is left to the umask, as for all of the run's folder.
     """
