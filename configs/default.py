@@ -82,6 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
     runtime.announce = "durable"  # durable (once saved) | early
     runtime.keep_last = 10  # versions in the store, beside best and young ones
     runtime.keep_younger_than_s = 120.0
+    runtime.write_ahead = True  # a plain file at once, Orbax behind; small versions
     runtime.beat_s = 1.0  # seconds between signs of life
     runtime.dead_after_s = 3.0  # silence after which a peer counts as gone
     runtime.lease_s = 60.0  # silence of the server after which a peer ends

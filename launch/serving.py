@@ -75,7 +75,10 @@ def serve(
     experiment, settings = build.build_experiment(config), build.build_runtime(config)
     keys = security.server_keys(config)
     store = OrbaxStore(
-        folder / workdir.MODELS, settings.keep_last, settings.keep_younger_than_s
+        folder / workdir.MODELS,
+        settings.keep_last,
+        settings.keep_younger_than_s,
+        write_ahead=settings.write_ahead,
     )
     # Before the sockets: a server that still serves this run ends, and frees its ports.
     incarnation = store.begin_incarnation()

@@ -32,7 +32,7 @@ class _Clock:
         return self.now
 
 
-@pytest.fixture(params=["memory", "orbax"])
+@pytest.fixture(params=["memory", "orbax", "written ahead"])
 def make(request, tmp_path):
     """Makes a store; the same one again where there is a disk."""
     kept: list = []
@@ -40,7 +40,9 @@ def make(request, tmp_path):
     def build(**settings):
         if request.param == "memory":
             return MemoryStore(**settings)
-        kept.append(OrbaxStore(tmp_path / "models", **settings))
+        is_ahead = request.param == "written ahead"
+        store = OrbaxStore(tmp_path / "models", write_ahead=is_ahead, **settings)
+        kept.append(store)
         return kept[-1]
 
     yield build

@@ -134,6 +134,7 @@ _RULES: dict[str, _Rule] = {
     "runtime.announce": _one_of(get_args(Announce)),
     "runtime.keep_last": _COUNT,
     "runtime.keep_younger_than_s": _SECONDS,
+    "runtime.write_ahead": _ANY_BOOL,
     "runtime.beat_s": _number(float, 0, open_low=True),
     "runtime.dead_after_s": _number(float, 0, open_low=True),
     "runtime.lease_s": _number(float, 0, open_low=True),

@@ -22,6 +22,8 @@ class RuntimeSettings:
       keep_last: versions kept in the store, at least; and whatever is younger than
         `keep_younger_than_s`; and the best, for ever.
       keep_younger_than_s: seconds.
+      write_ahead: small versions (4 MiB at most) are in the store as soon as a plain
+        file holds them; Orbax follows behind.
       beat_s: how often a peer says how it is.
       dead_after_s: a peer that is silent for longer counts as gone until it is heard.
       lease_s: a peer that hears nothing from the server for longer ends itself.
@@ -40,6 +42,7 @@ class RuntimeSettings:
     announce: Announce = "durable"
     keep_last: int = 10
     keep_younger_than_s: float = 120.0
+    write_ahead: bool = True
     beat_s: float = 1.0
     dead_after_s: float = 3.0
     lease_s: float = 60.0

@@ -1,0 +1,71 @@
+"""Work that follows what it was called for, on a thread of its own."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+MOST_CALLS = 2  # that wait
+
+
+class Behind:
+    """Does a job again and again, once at least after each call.
+
+    Who calls waits while two calls are not answered yet, so that what is to follow
+    stays near; but not if the job has failed: it is tried again with the next call.
+    """
+
+    def __init__(self, job: Callable[[], None]) -> None:
+        self._job = job
+        self._changed = threading.Condition()
+        self._calls = 0
+        self._has_failed = False
+        self._said = ""  # the last failure that was logged
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+
+    def call(self) -> None:
+        """Has the job done after this; waits if it is far behind."""
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="behind", daemon=True
+                )
+                self._thread.start()
+            self._changed.wait_for(lambda: self._calls < MOST_CALLS or self._has_failed)
+            self._calls += 1
+            self._has_failed = False
+            self._changed.notify_all()
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the thread when the job has been done for all calls; or leaves it alone,
+        if it hangs."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._calls or self._is_closed)
+                if not self._calls:
+                    return
+                calls = self._calls
+            has_failed = self._do()
+            with self._changed:
+                self._calls -= calls
+                self._has_failed = has_failed
+                self._changed.notify_all()
+
+    def _do(self) -> bool:
+        """The job; whether it has failed."""
+        try:
+            self._job()
+        except Exception as error:  # nobody else would ever hear of it
+            if str(error) != self._said:
+                self._said = str(error)
+                logging.warning("%s; it will be tried again", error)
+            return True
+        self._said = ""
+        return False

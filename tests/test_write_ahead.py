@@ -1,0 +1,265 @@
+"""Versions that a file holds before Orbax does: as much in the store as the others."""
+
+import errno
+import random
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from asyn2f.experiment import initial_server_state
+from asyn2f.runtime import behind, write_ahead
+from asyn2f.runtime.server import start_of
+from asyn2f.runtime.store import Fenced, OrbaxStore, StoreError
+from tests.test_runtime import small
+from tests.test_store import state_of
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def make(folder):
+    made: list[OrbaxStore] = []
+
+    def build(**settings):
+        made.append(OrbaxStore(folder, write_ahead=True, **settings))
+        return made[-1]
+
+    yield build
+    for store in made:
+        store.close()
+
+
+@pytest.fixture
+def orbax(monkeypatch):
+    """Orbax, which can be held up, and can fail."""
+
+    class Gate:
+        def __init__(self) -> None:
+            self.open = threading.Event()
+            self.open.set()
+            self.error: Exception | None = None
+            self.called = threading.Semaphore(0)
+
+    gate, to_orbax = Gate(), OrbaxStore._to_orbax
+
+    def wrapped(self, *args):
+        gate.called.release()
+        assert gate.open.wait(PATIENCE_S)
+        if gate.error is not None:
+            raise gate.error
+        to_orbax(self, *args)
+
+    monkeypatch.setattr(OrbaxStore, "_to_orbax", wrapped)
+    yield gate
+    gate.open.set()
+
+
+def same(one, other) -> bool:
+    pairs = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one, other)
+    return jax.tree.all(pairs)
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_version_is_there_before_orbax_has_written_anything(make, folder, orbax):
+    orbax.open.clear()
+    store = make()
+    store.save(1, state_of(1), {"parent": 0, "version": 1})
+    assert names(folder / "ahead") == {"1"}
+    assert not (folder / "1").exists()
+    for reader in (store, OrbaxStore(folder)):
+        assert reader.versions() == [1]
+        state, record = reader.load(1, state_of(0))
+        assert same(state, state_of(1))
+        assert record["parent"] == 0
+        assert reader.record(1)["parent"] == 0
+    orbax.open.set()
+    store.close()
+    assert names(folder / "ahead") == set()
+    again = OrbaxStore(folder)
+    assert again.versions() == [1]
+    assert same(again.load(1, state_of(0)).state, state_of(1))
+    assert again.record(1) == record
+    again.close()
+
+
+def test_orbax_has_all_of_them_in_the_end(make, folder):
+    store = make()
+    for version in range(12):
+        store.save(version, state_of(version), {"version": version})
+    assert store.versions() == list(range(12))
+    store.close()
+    assert names(folder) == {"ahead", *map(str, range(12))}
+    assert names(folder / "ahead") == set()
+
+
+def test_who_saves_waits_for_orbax_when_it_is_two_behind(make, folder, orbax):
+    orbax.open.clear()
+    store = make()
+    store.save(0, state_of(0), {})
+    assert orbax.called.acquire(timeout=PATIENCE_S)  # it is at version 0
+    saved = []
+
+    def save():
+        for version in (1, 2, 3, 4):
+            store.save(version, state_of(version), {})
+            saved.append(version)
+
+    saving = threading.Thread(target=save)
+    saving.start()
+    saving.join(1.0)
+    assert saving.is_alive()
+    assert len(saved) < behind.MOST_CALLS + 1
+    assert len(names(folder / "ahead")) <= behind.MOST_CALLS + 1
+    orbax.open.set()
+    saving.join(PATIENCE_S)
+    assert saved == [1, 2, 3, 4]
+
+
+def test_nothing_is_lost_or_held_up_while_orbax_fails(make, folder, orbax, caplog):
+    orbax.error = OSError(errno.ENOSPC, "No space left on device")
+    store = make()
+    for version in range(6):
+        store.save(version, state_of(version), {"version": version})
+        assert orbax.called.acquire(timeout=PATIENCE_S)
+    assert store.versions() == list(range(6))
+    assert not (folder / "5").exists()
+    orbax.error = None
+    store.save(6, state_of(6), {"version": 6})
+    store.close()
+    assert names(folder) == {"ahead", *map(str, range(7))}
+    for version in range(7):
+        assert same(store.load(version, state_of(0)).state, state_of(version))
+    said = [x.message for x in caplog.records if "the disk is full" in x.message]
+    assert 1 <= len(said) <= 6
+    assert "it will be tried again" in said[0]
+
+
+def test_what_is_left_behind_by_a_crash_is_followed_up(make, folder, orbax):
+    """The first writer's Orbax never gets anywhere."""
+    orbax.error = RuntimeError("killed")
+    first = make()
+    first.begin_incarnation()
+    for version in range(3):
+        first.save(version, state_of(version), {"version": version, "incarnation": 1})
+    first.close()
+    (folder / "ahead" / "3.1.unfinished").write_bytes(b"cut sho")
+    orbax.error = None
+    second = make()
+    assert second.begin_incarnation() == 2
+    assert names(folder / "ahead") == {"0", "1", "2"}
+    assert second.versions() == [0, 1, 2]
+    assert same(second.load(2, state_of(0)).state, state_of(2))
+    second.save(3, state_of(3), {"version": 3})
+    second.close()
+    assert names(folder) == {"ahead", "incarnations", *map(str, range(4))}
+
+
+def test_every_flipped_bit_is_found(make, folder, orbax):
+    orbax.error = RuntimeError("never")
+    store = make()
+    store.save(1, state_of(1), {"version": 1})
+    path = folder / "ahead" / "1"
+    whole, chance = path.read_bytes(), random.Random(1)
+    print("seed 1")
+    for _ in range(200):
+        place, bit = chance.randrange(len(whole)), chance.randrange(8)
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError):
+            store.load(1, state_of(0))
+    for size in (0, 5, 16, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(StoreError):
+            store.load(1, state_of(0))
+    path.write_bytes(whole + b"x")
+    with pytest.raises(StoreError):
+        store.load(1, state_of(0))
+    path.write_bytes(whole)
+    assert same(store.load(1, state_of(0)).state, state_of(1))
+
+
+def test_a_server_begins_with_the_newest_that_is_right(make, folder, orbax):
+    experiment = small()
+    first = initial_server_state(experiment)
+    orbax.error = RuntimeError("never")
+    store = make()
+    for version in range(3):
+        number = jax.numpy.int32(version)
+        state = first._replace(model=first.model._replace(version=number))
+        store.save(version, state, {"version": version})
+    path = folder / "ahead" / "2"
+    path.write_bytes(path.read_bytes()[:-1])
+    again = make()
+    again.begin_incarnation()
+    assert int(start_of(experiment, again).state.model.version) == 1
+    assert again.versions() == [0, 1]
+    assert again.damaged() == {2}
+    again.save(2, first, {"version": 2})
+    assert again.versions() == [0, 1, 2]
+
+
+def test_what_orbax_has_serves_where_the_file_is_damaged(make, folder):
+    """A crash may leave both."""
+    store = make()
+    store.save(1, state_of(1), {"version": 1})
+    store.close()
+    (folder / "ahead" / "1").write_bytes(b"asyn2f-1 damaged")
+    again = OrbaxStore(folder)
+    assert same(again.load(1, state_of(0)).state, state_of(1))
+    assert again.record(1)["version"] == 1
+    again.set_aside(1)
+    assert again.versions() == []
+    again.close()
+
+
+def test_who_was_replaced_writes_nothing_ahead(make, folder):
+    store = make()
+    store.begin_incarnation()
+    store.save(0, state_of(0), {})
+    other = OrbaxStore(folder)
+    other.begin_incarnation()
+    with pytest.raises(Fenced):
+        store.save(1, state_of(1), {})
+    assert 1 not in other.versions()
+    other.close()
+
+
+def test_a_version_is_not_overwritten_in_either_form(make, orbax):
+    store = make()
+    orbax.open.clear()
+    store.save(1, state_of(1), {})
+    with pytest.raises(StoreError, match="there already"):
+        store.save(1, state_of(2), {})
+    orbax.open.set()
+    store.close()
+    again = make()
+    with pytest.raises(StoreError, match="there already"):
+        again.save(1, state_of(2), {})
+    assert same(again.load(1, state_of(0)).state, state_of(1))
+
+
+def test_the_best_may_be_one_that_orbax_does_not_have_yet(make, folder, orbax):
+    orbax.error = RuntimeError("killed")
+    store = make()
+    store.save(1, state_of(1), {})
+    store.set_best(1, 0.5)
+    assert OrbaxStore(folder).best() == (0.5, 1)
+
+
+def test_large_versions_go_to_orbax_at_once(make, folder, monkeypatch):
+    monkeypatch.setattr(write_ahead, "MOST_BYTES", 10)
+    store = make()
+    store.save(1, state_of(1), {})
+    assert (folder / "1").is_dir()
+    assert not (folder / "ahead").exists()
