@@ -20,7 +20,7 @@ from absl import flags
 
 from asyn2f import build, causality, provenance, trace, workdir
 from asyn2f.experiment import initial_server_state
-from asyn2f.runtime.store import OrbaxStore
+from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.sim.execute import Execution, execution_of
 from asyn2f.sim.order import Order
 from asyn2f.sim.recorded import order_of

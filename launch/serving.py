@@ -14,9 +14,9 @@ from asyn2f.runtime import crashes
 from asyn2f.runtime.addresses import AddressError, parse_address
 from asyn2f.runtime.keys import ServerKeys
 from asyn2f.runtime.ledger import COUNTED
+from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.server import Observer, Server
 from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.runtime.store import OrbaxStore
 from asyn2f.runtime.zmq_transport import ZmqTransport, check_free
 from asyn2f.status import RunStatus
 from asyn2f.tasks.base import class_counts

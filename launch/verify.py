@@ -14,7 +14,8 @@ from absl import flags
 from asyn2f import build, invariants, trace, workdir
 from asyn2f.experiment import initial_server_state
 from asyn2f.invariants import INVARIANTS, Found, Judgement, commit_of
-from asyn2f.runtime.store import OrbaxStore, StoreError
+from asyn2f.runtime.orbax_store import OrbaxStore
+from asyn2f.runtime.store import StoreError
 from configs import of_run
 from launch import program
 

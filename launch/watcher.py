@@ -11,7 +11,7 @@ from absl import flags
 from asyn2f import build, workdir
 from asyn2f.evaluate import Score, make_evaluate
 from asyn2f.experiment import Experiment
-from asyn2f.runtime.store import OrbaxStore
+from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.sim.execute import Execution
 from asyn2f.sim.progress import Progress, read_progress, write_progress
 from asyn2f.types import ServerState

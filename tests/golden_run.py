@@ -19,7 +19,7 @@ import numpy as np
 
 from asyn2f import build
 from asyn2f.experiment import initial_server_state
-from asyn2f.runtime.store import OrbaxStore
+from asyn2f.runtime.orbax_store import OrbaxStore
 from configs.of_run import get_config as of_run
 from launch import program
 

@@ -16,9 +16,9 @@ from asyn2f import trace
 from asyn2f.experiment import Experiment
 from asyn2f.runtime import payloads, wire
 from asyn2f.runtime.io_thread import Journal
+from asyn2f.runtime.memory_store import MemoryStore
 from asyn2f.runtime.server import Observer, Server, shards_of
 from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.runtime.store import MemoryStore
 from asyn2f.runtime.transport import UPDATES, Channel, Frames, MemoryNetwork, Subscribed
 from asyn2f.runtime.worker import update_header
 from asyn2f.trees import params_sha256

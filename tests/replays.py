@@ -9,7 +9,7 @@ import jax
 
 from asyn2f import trace
 from asyn2f.experiment import initial_server_state
-from asyn2f.runtime.store import OrbaxStore
+from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.sim.recorded import order_of
 from asyn2f.sim.serial import execute_serially
 from tests.executions import Seen, experiment_of

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from asyn2f import trace
 from asyn2f.causality import CausalityError, check
 from asyn2f.lineage import surviving
-from asyn2f.runtime.store import MemoryStore
+from asyn2f.runtime.memory_store import MemoryStore
 from asyn2f.trace import (
     Adopted,
     Aggregated,

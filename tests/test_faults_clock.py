@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from asyn2f.runtime import store
+from asyn2f.runtime import memory_store, orbax_store
 from tests.socket_run import SocketRun
 from tests.test_store import state_of
 
@@ -27,24 +27,26 @@ class Wall:
     """A clock on the wall that somebody sets; the store's own module reads it, loaded
     anew so that it cannot have kept the real one."""
 
-    def __init__(self, monkeypatch) -> None:
+    def __init__(self, monkeypatch, module=orbax_store) -> None:
         self.wrong_s, right = 0.0, time.time
         monkeypatch.setattr(time, "time", lambda: right() + self.wrong_s)
-        spec = importlib.util.spec_from_file_location("store_anew", store.__file__)
+        spec = importlib.util.spec_from_file_location("store_anew", module.__file__)
         self.store = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.store)
 
 
-@pytest.mark.parametrize("kind", ["MemoryStore", "OrbaxStore"])
-def test_a_wall_clock_that_is_set_makes_no_version_old(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("module", [memory_store, orbax_store])
+def test_a_wall_clock_that_is_set_makes_no_version_old(tmp_path, monkeypatch, module):
     """Whoever was told of a version finds it for as long as was promised (I6)."""
-    wall = Wall(monkeypatch)
-    folder = [tmp_path] if kind == "OrbaxStore" else []
-    made = getattr(wall.store, kind)(*folder, keep_last=1)
+    wall = Wall(monkeypatch, module)
+    if module is memory_store:
+        made = wall.store.MemoryStore(keep_last=1)
+    else:
+        made = wall.store.OrbaxStore(tmp_path, keep_last=1)
     for version, wall.wrong_s in enumerate([0.0, 3600.0, -3600.0, 7200.0]):
         made.save(version, state_of(version), {})
     assert made.versions() == [0, 1, 2, 3]
-    if folder:
+    if module is orbax_store:
         made.close()
 
 

@@ -19,9 +19,9 @@ from asyn2f.report.html import write_report
 from asyn2f.report.live import plain_line, render
 from asyn2f.runtime import payloads, wire
 from asyn2f.runtime import protocol as p
+from asyn2f.runtime.memory_store import MemoryStore
 from asyn2f.runtime.peer import Letter, open_letter
 from asyn2f.runtime.server import problem_of, start_of
-from asyn2f.runtime.store import MemoryStore
 from asyn2f.runtime.transport import Channel, Frames
 from asyn2f.runtime.worker import Worker
 from asyn2f.trees import template_of

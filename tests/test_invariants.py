@@ -12,7 +12,7 @@ import pytest
 
 from asyn2f import trace
 from asyn2f.invariants import INVARIANTS, Commit, Found, check, commit_of
-from asyn2f.runtime.store import OrbaxStore
+from asyn2f.runtime.orbax_store import OrbaxStore
 from tests.hand_made_trace import by_time, hand_made
 from tests.test_runtime import SETTINGS, LocalRun, small
 

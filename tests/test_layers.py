@@ -29,7 +29,7 @@ NEVER = [
 ]
 ONLY_IN = {
     "zmq": {"runtime/zmq_", "runtime/keys.py"},
-    "orbax": {"runtime/store.py"},
+    "orbax": {"runtime/orbax_store.py"},
     "flax": {"tasks/models.py", "tasks/convolution.py", "tasks/classification.py"},
     "ml_collections": set(),  # configs and launch alone
     "absl": set(),  # launch alone

@@ -20,7 +20,8 @@ import pytest
 from asyn2f import trace, workdir
 from asyn2f.experiment import initial_server_state
 from asyn2f.runtime import payloads, wire
-from asyn2f.runtime.store import OrbaxStore, StoreError
+from asyn2f.runtime.orbax_store import OrbaxStore
+from asyn2f.runtime.store import StoreError
 from asyn2f.trees import template_of
 from tests.test_runtime import LocalRun, small
 

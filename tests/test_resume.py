@@ -9,8 +9,8 @@ import pytest
 
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime.ledger import Ledger, Verdict
+from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.server import start_of
-from asyn2f.runtime.store import OrbaxStore
 from asyn2f.strategies import BUILDERS
 from asyn2f.types import WorkerUpdate
 from tests.experiments import experiment_with

@@ -13,9 +13,11 @@ from asyn2f import trace
 from asyn2f.experiment import Experiment
 from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.io_thread import Journal
+from asyn2f.runtime.memory_store import MemoryStore
+from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.server import Observer, Server, start_of
 from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.runtime.store import MemoryStore, OrbaxStore, StoreError
+from asyn2f.runtime.store import StoreError
 from asyn2f.runtime.transport import MemoryNetwork
 from asyn2f.runtime.worker import Worker
 from asyn2f.runtime.zmq_transport import ZmqTransport

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyn2f.runtime.store import MemoryStore, OrbaxStore, StoreError, superfluous
+from asyn2f.runtime.memory_store import MemoryStore
+from asyn2f.runtime.orbax_store import OrbaxStore
+from asyn2f.runtime.store import StoreError, superfluous
 from asyn2f.strategies.base import initial_state
 from asyn2f.types import ServerState
 

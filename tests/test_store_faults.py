@@ -17,9 +17,10 @@ import pytest
 from asyn2f.experiment import initial_server_state
 from asyn2f.runtime import fence as fences
 from asyn2f.runtime import integrity
-from asyn2f.runtime import store as stores
+from asyn2f.runtime import orbax_store as stores
+from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.server import start_of
-from asyn2f.runtime.store import Fenced, OrbaxStore, StoreError
+from asyn2f.runtime.store import Fenced, StoreError
 from asyn2f.trees import params_sha256
 from tests.test_runtime import small
 from tests.test_store import state_of

@@ -17,8 +17,10 @@ from asyn2f.invariants import Found, check, commit_of
 from asyn2f.report.metrics import MetricsWriter, read_metrics
 from asyn2f.runtime import ending, server_protocol
 from asyn2f.runtime import server as servers
+from asyn2f.runtime.memory_store import MemoryStore
+from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.server import Server
-from asyn2f.runtime.store import Fenced, MemoryStore, OrbaxStore, StoreError
+from asyn2f.runtime.store import Fenced, StoreError
 from tests.test_launch import ENDLESS, ROOT, finish, start, wait_for_line
 from tests.test_runtime import PATIENCE_S, SETTINGS, LocalRun, small
 

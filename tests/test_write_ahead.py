@@ -10,8 +10,9 @@ import pytest
 
 from asyn2f.experiment import initial_server_state
 from asyn2f.runtime import behind, write_ahead
+from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.server import start_of
-from asyn2f.runtime.store import Fenced, OrbaxStore, StoreError
+from asyn2f.runtime.store import Fenced, StoreError
 from tests.test_runtime import small
 from tests.test_store import state_of
 

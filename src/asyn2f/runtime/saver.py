@@ -9,7 +9,8 @@ from typing import Any
 
 from asyn2f.runtime import crashes
 from asyn2f.runtime import protocol as p
-from asyn2f.runtime.store import Fenced, ModelStore, Record, StoreError
+from asyn2f.runtime.integrity import Record
+from asyn2f.runtime.store import Fenced, ModelStore, StoreError
 from asyn2f.types import ServerState
 
 _LOOK_S = 0.5

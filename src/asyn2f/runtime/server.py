@@ -16,12 +16,13 @@ from asyn2f.experiment import Experiment, initial_server_state
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import crashes, payloads, wire
 from asyn2f.runtime import protocol as p
+from asyn2f.runtime.integrity import Record
 from asyn2f.runtime.io_thread import IoThread, Journal
 from asyn2f.runtime.ledger import COUNTED, Ledger
 from asyn2f.runtime.saver import Saver
 from asyn2f.runtime.server_protocol import ServerProtocol
 from asyn2f.runtime.settings import RuntimeSettings, ServerSettings
-from asyn2f.runtime.store import Fenced, ModelStore, Record, StoreError
+from asyn2f.runtime.store import Fenced, ModelStore, StoreError
 from asyn2f.runtime.transport import Transport
 from asyn2f.status import RunStatus
 from asyn2f.strategies.base import params_themselves

@@ -1,0 +1,335 @@
+"""The model store on a disk: every version whole, or not there at all."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from asyn2f.runtime import crashes, write_ahead
+from asyn2f.runtime.behind import Behind
+from asyn2f.runtime.fence import Fence, numbers, sync_folder
+from asyn2f.runtime.integrity import (
+    Record,
+    first_link,
+    is_as_signed,
+    other_shapes,
+    signed,
+)
+from asyn2f.runtime.store import (
+    Fenced,
+    Stored,
+    StoreError,
+    check_is_there,
+    superfluous,
+)
+from asyn2f.trees import num_bytes
+from asyn2f.types import ServerState
+
+_UNFINISHED = ".unfinished"
+_PATIENCE_S = 10.0  # at the end, for a disk that does not answer
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SAID_WHEN_FULL = ("No space left", "quota exceeded")
+_Write = Callable[[Path, ServerState, Record], None]
+
+
+class OrbaxStore:
+    """A folder of Orbax checkpoints, `<folder>/<version>/{state,record}`.
+
+    One server writes, and finds out if another has taken its place; others may read. A
+    version is written beside and gets its name when all of it is on the disk, so it is
+    there whole or not at all. Orbax does not notice flipped bits, so each record
+    carries a digest of itself and the arrays, compared on reading.
+
+    With `write_ahead` a small version is saved when a single file holds it
+    (`write_ahead`), and Orbax, which takes much longer, follows behind, two versions at
+    most. What only such files hold is as much in the store for all who read it.
+
+    Who may read it is left to the umask, as for all of the run's folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep_last: int = 10,
+        keep_younger_than_s: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
+        write_ahead: bool = False,
+    ) -> None:
+        self._folder = folder.absolute()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._ahead = self._folder / "ahead"
+        self._behind = Behind(self._follow) if write_ahead else None
+        self._like: ServerState | None = None  # shapes of what Orbax is to follow with
+        self._books = threading.RLock()  # of `_saved_s`, and of what is deleted
+        self._fence = Fence(self._folder / "incarnations")
+        self._clock = clock
+        self._keep = (keep_last, keep_younger_than_s)
+        self._accuracy, self._best = self._read_best()
+        # What wall clocks say of their age is not to be relied on: all are young.
+        self._saved_s = dict.fromkeys(self.versions(), clock())
+        # Compression saves 7 % of trained float32 weights and half again the time.
+        self._checkpointer = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                state=ocp.PyTreeCheckpointHandler(use_compression=False),
+                record=ocp.JsonCheckpointHandler(),
+            )
+        )
+
+    def save(self, version: int, state: ServerState, record: Record) -> None:
+        arrays = jax.tree.map(np.asarray, state)
+        record = signed(record, arrays)
+        if self._behind is None or num_bytes(arrays) > write_ahead.MOST_BYTES:
+            self._write(self._folder / str(version), self._to_orbax, arrays, record)
+            self._clean()
+            return
+        if os.path.lexists(self._folder / str(version)):
+            raise StoreError(f"version {version} is there already")
+        self._ahead.mkdir(exist_ok=True)
+        path, self._like = self._ahead / str(version), arrays
+        self._write(path, write_ahead.write, arrays, record)
+        crashes.reach("ahead")
+        self._behind.call()
+
+    def _write(
+        self, path: Path, write: _Write, arrays: ServerState, record: Record
+    ) -> None:
+        """Writes a version beside, and gives it its name if this server still may."""
+        beside = path.with_name(f"{path.name}.{self._fence.number}{_UNFINISHED}")
+        try:
+            self._check_may_write(path)
+            _delete(beside)
+            write(beside, arrays, record)
+            with self._locked():
+                self._check_may_write(path)
+                self._name(beside, path)
+        except Exception as error:  # Orbax raises whatever its layers raise
+            _delete(beside)
+            if isinstance(error, StoreError):
+                raise
+            with contextlib.suppress(OSError):  # unless the folder itself is away
+                self._check_may_write(path)
+                self._clean()  # what has grown old in the meantime makes room
+            why = _why(error, self._folder, num_bytes(arrays))
+            raise StoreError(f"cannot save {path}: {why}") from error
+        with self._books:
+            self._saved_s.setdefault(int(path.name), self._clock())
+
+    def _to_orbax(self, beside: Path, arrays: ServerState, record: Record) -> None:
+        self._checkpointer.save(
+            beside,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(arrays._asdict()),
+                record=ocp.args.JsonSave(record),
+            ),
+        )
+
+    def _follow(self) -> None:
+        """Has Orbax write what has only been written ahead. What it cannot write stays
+        where it is, and its turn comes again with the next one."""
+        assert self._like is not None
+        for version in sorted(numbers(self._ahead)):
+            path = self._folder / str(version)
+            if not os.path.lexists(path):
+                found = write_ahead.read(self._ahead / str(version), self._like)
+                self._write(path, self._to_orbax, *found)
+            (self._ahead / str(version)).unlink()
+        self._clean()
+
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        """No other server can begin while inside; one that writes alone needs none."""
+        return self._fence.held() if self._fence.number else contextlib.nullcontext()
+
+    def _check_may_write(self, path: Path) -> None:
+        if reason := self.shut_out():
+            raise Fenced(reason)
+        if os.path.lexists(path):
+            raise StoreError(f"{path} is there already")
+
+    def _name(self, beside: Path, path: Path) -> None:
+        """From now on the version is there, for good, or it is not."""
+        beside.rename(path)
+        crashes.reach("written")
+        try:
+            sync_folder(path.parent)
+        except OSError:
+            path.rename(beside)  # it may not be there after a power cut
+            raise
+
+    def load(self, version: int, like: ServerState) -> Stored:
+        path = self._folder / str(version)
+        if version not in self.versions():
+            raise StoreError(f"version {version} is not in {self._folder}")
+        self._like = like
+        ahead = self._ahead / str(version)
+        try:
+            return self._checked(version, ahead, like, *write_ahead.read(ahead, like))
+        except (OSError, write_ahead.WriteAheadError, StoreError) as error:
+            if not os.path.lexists(path):
+                raise StoreError(f"cannot read {ahead}: {error}") from error
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)._asdict()
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        if link := first_link(path):
+            raise StoreError(f"cannot read {path}: {link} is a symbolic link")
+        try:
+            restored = self._checkpointer.restore(
+                path,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(item=target, restore_args=numpy),
+                    record=ocp.args.JsonRestore(),
+                ),
+            )
+            state, record = ServerState(**restored.state), dict(restored.record)
+        except Exception as error:  # Orbax raises whatever its layers raise
+            raise StoreError(f"cannot read {path}: {_in_short(error)}") from error
+        return self._checked(version, path, like, state, record)
+
+    def _checked(
+        self,
+        version: int,
+        path: Path,
+        like: ServerState,
+        state: ServerState,
+        record: Record,
+    ) -> Stored:
+        """What was read, if it is what was written. Raises StoreError."""
+        if problem := other_shapes(state, like):
+            raise StoreError(f"version {version}, {problem}")
+        if not is_as_signed(record, state):
+            raise StoreError(f"{path} is damaged: its digest is another")
+        if record.get("version", version) != version:
+            raise StoreError(f"{path} is damaged: it is version {record['version']}")
+        return Stored(state, record)
+
+    def record(self, version: int) -> Record:
+        """What a version's checkpoint says of it, without its arrays; {} if it cannot
+        be read."""
+        with contextlib.suppress(OSError, write_ahead.WriteAheadError):
+            return write_ahead.read_record(self._ahead / str(version))
+        try:
+            only = ocp.args.Composite(record=ocp.args.JsonRestore())
+            restored = self._checkpointer.restore(
+                self._folder / str(version), args=only
+            )
+        except Exception:  # Orbax raises whatever its layers raise
+            return {}
+        return dict(restored.record) if isinstance(restored.record, dict) else {}
+
+    def versions(self) -> list[int]:
+        ahead = numbers(self._ahead) if self._ahead.is_dir() else []
+        # In this order: what is written ahead goes when Orbax has it.
+        return sorted({*ahead, *numbers(self._folder)})
+
+    def set_aside(self, version: int) -> None:
+        aside = self._folder / f"{version}.damaged"
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            (self._ahead / str(version)).rename(aside)
+        if os.path.lexists(path := self._folder / str(version)):
+            aside.unlink(missing_ok=True)
+            path.rename(aside)
+        self._saved_s.pop(version, None)
+
+    def damaged(self) -> frozenset[int]:
+        """The versions that were set aside."""
+        names = [path.stem for path in self._folder.glob("*.damaged")]
+        return frozenset(int(name) for name in names if name.isdecimal())
+
+    def set_best(self, version: int, accuracy: float) -> None:
+        beside = self._folder / ".best.json"
+        try:
+            check_is_there(version, self.versions())
+            if reason := self.shut_out():
+                raise Fenced(reason)
+            with beside.open("w") as file:
+                json.dump({"version": version, "accuracy": accuracy}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self._folder / "best.json")
+        except OSError as error:
+            why = _why(error, self._folder, 100)
+            raise StoreError(f"cannot write {self._folder}/best.json: {why}") from error
+        self._best, self._accuracy = version, accuracy
+
+    def best(self) -> tuple[float | None, int | None]:
+        return self._accuracy, self._best
+
+    def _read_best(self) -> tuple[float | None, int | None]:
+        """As it was written, if its version is there: not set aside."""
+        try:
+            best = json.loads((self._folder / "best.json").read_text())
+            accuracy, version = float(best["accuracy"]), best["version"]
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
+            return None, None
+        return (accuracy, version) if version in self.versions() else (None, None)
+
+    def begin_incarnation(self) -> int:
+        newest = max(self.versions(), default=None)
+        made_in = self.record(newest).get("incarnation", 0) if newest is not None else 0
+        try:
+            number = self._fence.begin(above=made_in)
+        except OSError as error:
+            raise StoreError(f"cannot begin in {self._folder}: {error}") from error
+        # Whatever those before have left half done: they cannot finish it now.
+        for pattern in (f"*{_UNFINISHED}", "*.orbax-checkpoint-tmp*", ".deleted-*"):
+            for left_over in [*self._folder.glob(pattern), *self._ahead.glob(pattern)]:
+                _delete(left_over)
+        crashes.reach("begun")
+        return number
+
+    def shut_out(self) -> str:
+        return self._fence.shut_out()
+
+    def _clean(self) -> None:
+        with self._books:
+            now = self._clock()
+            old = superfluous(self._saved_s, self._best, *self._keep, now)
+            for version in old:
+                del self._saved_s[version]
+        for version in old:
+            # Renamed first: a version half deleted must not look like one.
+            gone = self._folder / f".deleted-{version}"
+            with contextlib.suppress(OSError):  # it stays, then
+                (self._folder / str(version)).rename(gone)
+            crashes.reach("cleaning")
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def close(self) -> None:
+        """Lets Orbax follow to the last version, and ends its threads."""
+        if self._behind is not None:
+            self._behind.close(_PATIENCE_S)
+        self._checkpointer.close()
+
+
+def _delete(path: Path) -> None:
+    """And what Orbax has made beside it, if that is what it was writing."""
+    for each in [path, *path.parent.glob(f"{path.name}.*")]:
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each, ignore_errors=True)
+        else:
+            each.unlink(missing_ok=True)
+
+
+def _why(error: Exception, folder: Path, needed_bytes: int) -> str:
+    """What went wrong; of a full disk, what would help."""
+    is_full = isinstance(error, OSError) and error.errno in _FULL
+    if is_full or any(words in str(error) for words in _SAID_WHEN_FULL):
+        free = shutil.disk_usage(folder).free
+        return f"the disk is full: {needed_bytes:,} bytes are needed, {free:,} are free"
+    return _in_short(error)
+
+
+def _in_short(error: Exception) -> str:
+    """What its layers say can be pages long."""
+    return str(error).partition("[tensorstore_spec")[0].strip()[:400]
