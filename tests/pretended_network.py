@@ -6,7 +6,7 @@ from typing import Any
 
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
-from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
+from asyn2f.runtime.transport import UPDATES, Subscribed
 from tests.net.net import Net
 from tests.net.node import Node
 from tests.net.world import TIMINGS, World

@@ -1,4 +1,4 @@
-"""The real network: `ZmqTransport`s, and a chaos proxy between each peer and the server."""
+"""The real network: `ZmqTransport`s, with a chaos proxy before each peer."""
 
 import time
 from collections import Counter

@@ -42,6 +42,10 @@ class Faults:
                 for name in fault.channels.split():
                     self._wires.stall(node.lines[name], seconds)
                 return
+            case "half open":
+                for name in fault.channels.split():
+                    self._wires.half_open(node.lines[name])
+                return
             case "twin":
                 net.start_peer(fault.worker)
             case "hang":

@@ -222,7 +222,9 @@ PLANTED = (
     Planted(
         "announce before the save", _announce_before_the_save, _durable, 10, ("I6",)
     ),
-    Planted("ledger not saved", _ledger_not_in_the_checkpoint, _crashing, 100, ("I2",)),
+    Planted(
+        "ledger not saved", _ledger_not_in_the_checkpoint, _crashing, 50, ("I2", "I4")
+    ),
     Planted("receipt is final", _receipt_is_final, _crashing, 50, ("I7",)),
     Planted(
         "a second update overwrites the first",
@@ -232,9 +234,13 @@ PLANTED = (
         ("I7", "I8"),
     ),
     Planted(
-        "no session in the key", _session_missing_from_the_key, _endless, 100, ("I3",)
+        "no session in the key",
+        _session_missing_from_the_key,
+        _endless,
+        50,
+        ("I3", "I8"),
     ),
-    Planted("a new number", _resend_under_a_new_number, _overtaking, 50, ("I2",)),
+    Planted("a new number", _resend_under_a_new_number, _overtaking, 50, ("I2", "I10")),
     Planted("base unchecked", _base_version_unchecked, _losing, 100, ("I13",)),
     Planted("older version", _older_version_accepted, _overtaking, 10, ("I11",)),
     Planted("who are you", _who_ignored, _crashing, 50, ("I8",)),
@@ -250,7 +256,7 @@ PLANTED = (
         "rejection trusted",
         _rejection_trusted_across_incarnations,
         _late_words,
-        1500,
+        300,
         ("I4",),
     ),
     Planted(

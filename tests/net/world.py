@@ -43,7 +43,10 @@ class Fault(NamedTuple):
       "pause": the process stands still so long, and then finds all that has come.
       "cut": the connections break; what was on its way is lost. They come back after
         `seconds`.
-      "stall": the connections carry nothing so long, and then all of it.
+      "stall": the connections carry nothing so long, and then all of it, unless they
+        have been given up.
+      "half open": the connections break; the peer notices later, and what it sends
+        until then is lost.
       "twin": a second process begins with that worker's number.
       "hang": the worker trains no more, but its process speaks.
       "retire": the process is asked to stop, and stays away.
@@ -58,7 +61,7 @@ class Fault(NamedTuple):
     kind: str
     worker: int = -2  # -1 = the evaluator, -2 = the server
     seconds: float = 0.0
-    channels: str = "control model update"  # that a cut or stall concerns
+    channels: str = "control model update"  # that the faults of connections concern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +202,7 @@ def _draw_faults(draw: random.Random, workers: int, calm_s: float) -> list[Fault
         faults.append(Fault(when(), "cut", anybody(), uniform(0.0, 1.5), where))
     for _ in several(0.25, 3):
         where = choice(_CHANNELS)
-        faults.append(Fault(when(), "stall", anybody(), uniform(0.1, 2.5), where))
+        faults.append(Fault(when(), "stall", anybody(), uniform(0.1, 4.0), where))
     for _ in several(0.15, 2):
         faults.append(Fault(when(), "twin", worker()))
     for _ in several(0.3, 2):
@@ -210,4 +213,7 @@ def _draw_faults(draw: random.Random, workers: int, calm_s: float) -> list[Fault
         faults.append(Fault(when(), "successor", -2, uniform(0.1, 3.0)))
     for _ in several(0.1, 1):
         faults.append(Fault(when(), "full", -2, uniform(0.1, 2.0)))
+    for _ in several(0.2, 3):
+        where = choice(_CHANNELS)
+        faults.append(Fault(when(), "half open", anybody(), channels=where))
     return faults
