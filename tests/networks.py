@@ -89,6 +89,12 @@ class Network(Protocol):
     def push_and_cut(self, peer: End, number: int) -> bool:
         """Pushes; its connection ends when half of that has passed."""
 
+    def kill_server(self) -> None:
+        """It ends at once; its peers notice."""
+
+    def start_server(self) -> None:
+        """Another one takes its place, and is `server` from now on."""
+
     def rest_at_server(self) -> None:
         """Until something waits at the server, which is busy, to be read."""
 

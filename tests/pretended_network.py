@@ -82,8 +82,7 @@ class PretendedNetwork:
 
     def part(self, peer: End) -> None:
         self._stall(peer, _PART_S)
-        lines = self._nodes[peer].lines.values()
-        self.until("it is given up", lambda: all(x.server is None for x in lines))
+        self._until_broken(self._nodes[peer])
 
     def half_open(self, peer: End) -> None:
         for line in self._nodes[peer].lines.values():
@@ -106,6 +105,15 @@ class PretendedNetwork:
         self._wires.cut(self._nodes[peer].lines["update"], 0.0)
         return told
 
+    def kill_server(self) -> None:
+        self._net.faults.kill(self._nodes[self.server])
+        for peer in self._net.peers:
+            self._until_broken(peer)
+
+    def start_server(self) -> None:
+        self._net.start_server()
+        self.server = self._give_ears(self._net.server)
+
     def rest_at_server(self) -> None:
         self._net.run(self._net.now + 1.0)
 
@@ -116,6 +124,10 @@ class PretendedNetwork:
         self._healed_s[peer] = self._net.now + seconds
         for line in self._nodes[peer].lines.values():
             self._wires.stall(line, seconds)
+
+    def _until_broken(self, node: Node) -> None:
+        lines = node.lines.values()
+        self.until("it is given up", lambda: not any(line.server for line in lines))
 
     def _cut(self, peer: End, seconds: float) -> None:
         for line in self._nodes[peer].lines.values():

@@ -26,19 +26,30 @@ class RealNetwork:
     """Sockets on this machine; implements `Network`."""
 
     def __init__(self) -> None:
-        self.server = End()
-        bound = ZmqTransport.bind("tcp://127.0.0.1:0", PAYLOAD_BYTES, workers=1)
-        self._transports = {self.server: bound}
+        self._transports: dict[End, ZmqTransport] = {}
+        self._ports: tuple[int, int, int] | None = None
         self._monitors: dict[tuple[End, Channel], zmq.Socket] = {}
         self._seen: Counter[tuple[End, Channel, int]] = Counter()
         self._proxies: dict[End, ChaosProxy] = {}
         self._refused: set[End] = set()
+        self.start_server()
+
+    def start_server(self) -> None:
+        address = "tcp://127.0.0.1:0"
+        bound = ZmqTransport.bind(address, PAYLOAD_BYTES, workers=1, ports=self._ports)
+        self.server, self._ports = End(), bound.ports()
+        self._transports[self.server] = bound
         self._watch(self.server)
 
+    def kill_server(self) -> None:
+        ends = self._noticing(*self._proxies)
+        self._close(self.server)
+        self.until("all peers have noticed", ends)
+
     def peer(self) -> End:
-        peer, ports = End(), self._transports[self.server].ports()
-        number = len(self._proxies)
-        proxy = ChaosProxy(f"127.0.0.{number + 2}", ports, seed=number)
+        assert self._ports is not None
+        peer, number = End(), len(self._proxies)
+        proxy = ChaosProxy(f"127.0.0.{number + 2}", self._ports, seed=number)
         self._proxies[peer] = proxy
         connected = ZmqTransport.connect_to(proxy.address, PAYLOAD_BYTES, depth=2)
         self._transports[peer] = connected
@@ -46,8 +57,8 @@ class RealNetwork:
         return peer
 
     def subscribe(self, peer: End, *topics: bytes) -> None:
-        ports = self._transports[self.server].ports()
-        self._transports[peer].connect(list(topics), *ports[1:])
+        assert self._ports is not None
+        self._transports[peer].connect(list(topics), *self._ports[1:])
         self._watch(peer)
 
     def say(self, peer: End, number: int) -> bool:
@@ -133,15 +144,17 @@ class RealNetwork:
         self.until("something has come", lambda: bool(poller.poll(2)))
 
     def close(self) -> None:
-        for transport in self._transports.values():
-            for opened in transport._channels:
-                opened.disable_monitor()  # says so to the monitors that are open still
-        for monitor in self._monitors.values():
-            monitor.close(linger=0)
-        for transport in self._transports.values():
-            transport.close()
+        for end in list(self._transports):
+            self._close(end)
         for proxy in self._proxies.values():
             proxy.close()
+
+    def _close(self, end: End) -> None:
+        transport = self._transports.pop(end)
+        for opened, channel in transport._channels.items():
+            opened.disable_monitor()  # which the monitor hears, so it is closed later
+            self._monitors.pop((end, channel)).close(linger=0)
+        transport.close()
 
     # ------------------------------------------------------------- what sockets notice
 

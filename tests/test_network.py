@@ -325,3 +325,34 @@ def test_what_has_reached_a_busy_reader_survives_its_connection(net):
     back_again(net, peer, heard)
     show_that_all_works(net, peer, 1)
     assert net.server.updates == [0, 1]
+
+
+def test_the_next_server_gets_what_was_said_and_pushed_while_there_was_none(net):
+    peer = joined(net)
+    show_that_all_works(net, peer, 0)
+    heard = len(peer.hears)
+    net.kill_server()
+    assert all(net.say(peer, number) for number in (1, 2))
+    assert net.push(peer, 1)
+    net.start_server()
+    net.until("it hears again", lambda: ALL in net.server.hears)
+    net.until("it is heard again", lambda: len(peer.hears) > heard)
+    show_that_all_works(net, peer, 3)
+    assert net.server.said == [1, 2, 3]
+    assert net.server.updates == [1, 3]
+
+
+def test_a_peer_that_connects_anew_forgets_what_it_kept(net):
+    """As it does when a server of another incarnation welcomes it."""
+    peer = joined(net)
+    show_that_all_works(net, peer, 0)
+    net.kill_server()
+    assert net.push(peer, 1)
+    heard = len(peer.hears)
+    net.subscribe(peer, ALL)
+    assert net.push(peer, 2)
+    net.start_server()
+    net.until("it is heard again", lambda: len(peer.hears) > heard)
+    assert net.push(peer, 3)
+    net.until("the next has come", lambda: 3 in net.server.updates)
+    assert net.server.updates == [3]
