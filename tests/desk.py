@@ -56,7 +56,7 @@ class Desk:
     def __init__(self, timing=ASYN2F, announce="durable", version=0, **changes):
         runtime = RuntimeSettings(announce=announce, **RUNTIME)
         own = {"min_workers": timing.min_workers, "replaces": timing.replaces}
-        own |= {"waits": timing.after_push == "wait"}
+        own |= {"waits": timing.after_push == "wait", "deadline_s": timing.deadline_s}
         changes = own | {"runtime": runtime} | changes
         program = programs.server_program(timing, version)
         self.now = 0.0

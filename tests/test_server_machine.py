@@ -71,6 +71,7 @@ class ServerMachine(RuleBasedStateMachine):
             most_open=MOST_OPEN,
             replaces=self.timing.replaces,
             waits=self.timing.after_push == "wait",
+            deadline_s=self.timing.deadline_s,
             books=self.store[version][1],
             runtime=RuntimeSettings(announce=self.announce, **RUNTIME),
         )

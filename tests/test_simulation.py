@@ -44,6 +44,7 @@ FLOORS = {
     "repeat": 8000,
     "retire": 80,
     "rotted": 60,
+    "round of nothing": 14,
     "save failed": 100,
     "servers": 1500,
     "stalled": 700,

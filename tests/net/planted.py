@@ -17,6 +17,7 @@ from asyn2f.runtime import wire
 from asyn2f.runtime.intake import Intake
 from asyn2f.runtime.ledger import Ledger
 from asyn2f.runtime.peer_protocol import PeerProtocol
+from asyn2f.runtime.standstill import Standstill
 from asyn2f.runtime.versions import Versions
 from tests.net import net as net_module
 from tests.net.world import ENDLESS, TIMINGS, Fault, World, draw_world
@@ -153,6 +154,10 @@ def _nobody_begins_again(patch: Patch) -> None:
     patch.setattr(PeerProtocol, "_waits_for_nothing", lambda _: False)
 
 
+def _round_of_nothing_unnoticed(patch: Patch) -> None:
+    patch.setattr(Standstill, "reason", lambda *_: "")
+
+
 # ------------------------------------------------------------- where it matters
 
 
@@ -206,6 +211,18 @@ def _rounds(seed: int) -> World:
     stall = (Fault(0.9 + seed % 7 / 2, "stall", 0, 1.0, "model"),)
     timing = replace(TIMINGS["fedavg"])
     return replace(world, timing=timing, faults=stall + faults, bad_updates=0.0)
+
+
+def _nothing(seed: int) -> World:
+    """Many updates are refused, and a worker goes, stops or trains no more."""
+    name = ("fedavg", "fedasync", "fedasmu", "asafl")[seed % 4]
+    kind = ("hang", "retire", "pause", "kill")[seed // 4 % 4]
+    fault = Fault(0.5 + seed % 5 / 2, kind, seed % 2, 2.0)
+    deadline_s = 0.5 if kind == "hang" else 0.0
+    timing = replace(TIMINGS[name], deadline_s=deadline_s)
+    lease_s = (2.5, 8.0)[seed % 3 % 2]
+    own = {"bad_updates": 0.3, "lease_s": lease_s, "calm_s": 5.0}
+    return World(timing=timing, faults=(fault,), **own)
 
 
 class Planted(NamedTuple):
@@ -263,5 +280,12 @@ PLANTED = (
         "older server followed", _older_server_followed, _late_words, 100, ("I11",)
     ),
     Planted("receipt not withdrawn", _receipt_not_withdrawn, _crashing, 200, ("I7",)),
+    Planted(
+        "a round of nothing is not noticed",
+        _round_of_nothing_unnoticed,
+        _nothing,
+        20,
+        ("I8",),
+    ),
     Planted("nobody begins again", _nobody_begins_again, _rounds, 50, ("I8",)),
 )

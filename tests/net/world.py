@@ -112,7 +112,6 @@ def draw_world(seed: int, calm_s: float = CALM_S) -> World:
     workers = choice((1, 2, 2, 3, 3, 4))
     name = choice(sorted(TIMINGS))
     hangs = workers > 1 and chance() < 0.1
-    waits = TIMINGS[name].after_push == "wait"
     retires = workers > 1 + hangs and chance() < 0.15
     timing = replace(
         TIMINGS[name],
@@ -135,7 +134,7 @@ def draw_world(seed: int, calm_s: float = CALM_S) -> World:
         Stop(max_time_s=uniform(0.1, 4.0)),
         Stop(target_accuracy=uniform(0.01, 0.1)),
     ]
-    world = World(
+    return World(
         timing=timing,
         announce=choice(("durable", "durable", "durable", "early")),
         workers=workers,
@@ -157,17 +156,10 @@ def draw_world(seed: int, calm_s: float = CALM_S) -> World:
         repeat=perhaps(0.4),
         late=perhaps(0.3),
         save_fails=perhaps(0.4, share=0.2),
-        bad_updates=0.0 if waits and hangs else perhaps(0.3, share=0.2),
-        bad_versions=0.0 if waits and hangs else perhaps(0.2, share=0.1),
+        bad_updates=perhaps(0.3, share=0.2),
+        bad_versions=perhaps(0.2, share=0.1),
         crash_at=tuple(draw.randint(10, 400) for _ in range(choice((0, 0, 0, 1, 2)))),
         faults=tuple(sorted(faults)),
-    )
-    # Who waits after a push that is rejected waits for the others; if one of them hangs
-    # or goes after that, for ever: no deadline begins without an update, and that a
-    # round has nothing is seen only when an update is refused.
-    goes = any(fault.kind in ("kill", "pause", "retire") for fault in faults)
-    return (
-        replace(world, bad_updates=0.0, bad_versions=0.0) if waits and goes else world
     )
 
 
