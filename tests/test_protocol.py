@@ -44,7 +44,7 @@ ANNOUNCE = ("durable", "early")
 @pytest.mark.parametrize(
     ("worker", "changes", "words"),
     [
-        (0, {"protocol": 1}, "protocol 1, the server speaks 2"),
+        (0, {"protocol": 1}, "protocol 1, the server speaks 3"),
         (0, {"role": "spy"}, "role 'spy', allowed: worker, evaluator"),
         (0, {"fingerprint": "bush"}, "its model has other arrays"),
         (-1, {"fingerprint": "bush"}, "its model has other arrays"),
@@ -848,9 +848,17 @@ def test_a_pulse_renews_the_lease():
 def test_the_end_of_the_run_ends_the_work_and_not_yet_the_peer():
     seat = Seat()
     seat.enter()
-    effects = seat.hear(wire.StopRun("version 1 reached"))
+    effects = seat.hear(wire.StopRun(1, "version 1 reached"))
     assert those(effects, p.StopWork) == [p.StopWork("version 1 reached")]
     assert not those(effects, p.Finish)
+
+
+def test_the_end_that_an_older_server_has_told_is_not_that_of_the_run():
+    """It was to end and died before that; the next one goes on."""
+    seat = Seat()
+    seat.enter(WELCOME._replace(incarnation=2))
+    assert not those(seat.hear(wire.StopRun(1, "stopped")), p.StopWork)
+    assert those(seat.hear(wire.StopRun(2, "stopped")), p.StopWork)
 
 
 def test_a_peer_that_shall_stop_says_goodbye():

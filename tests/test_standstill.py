@@ -109,6 +109,24 @@ def test_who_was_refused_for_an_older_version_has_a_newer_one_to_go_on_with():
     assert "can be used" in ends(refused(desk, "0", 1, base=1))
 
 
+@pytest.mark.parametrize("timing", [FEDAVG, ASYNCHRONOUS], ids=["all", "each"])
+def test_who_is_refused_before_the_run_goes_on_is_not_waited_for(timing):
+    """After a restart an update may be there before the workers that it takes."""
+    desk = Desk(with_(timing, min_workers=2), version=3)
+    desk.join("0")
+    assert not ends(refused(desk, "0", base=3))
+    desk.join("1")
+    assert those(desk.push("1", 0, base=3), p.Make)
+
+
+def test_those_refused_before_the_run_goes_on_count_among_all():
+    desk = Desk(with_(FEDAVG, min_workers=2), version=3)
+    desk.join("0")
+    refused(desk, "0", base=3)
+    desk.join("1")
+    assert "can be used" in ends(refused(desk, "1", base=3))
+
+
 def test_runs_with_rounds_of_nothing_end_or_go_on():
     (world,) = [x.world for x in PLANTED if "round of nothing" in x.name]
     ended = 0

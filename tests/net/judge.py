@@ -152,9 +152,13 @@ def _observers(net: Net) -> Iterator[str]:
     may_lose = net.world.announce == "early" or net.disk.rotted
     newest: dict[str, int] = defaultdict(lambda: -1)
     server: dict[str, int] = {}
-    for _, node, _, effects in net.log:
+    for _, node, event, effects in net.log:
         if node.worker == -2:
             continue
+        if isinstance(event, p.FromWire) and isinstance(event.message, wire.StopRun):
+            said, own = event.message.incarnation, server.get(node.name, 0)
+            if said < own and effects:
+                yield f"I11: {node.name} of server {own} was stopped by server {said}"
         for effect in effects:
             if isinstance(effect, p.Connect):
                 newest[node.name] -= 1 if not may_lose else newest[node.name] + 1

@@ -108,13 +108,16 @@ def _no_deadline(patch: Patch) -> None:
     patch.setattr(programs, "_deadline", lambda *_: None)
 
 
+_OF_A_SERVER = wire.Pulse | wire.Verdict | wire.ModelHeader | wire.StopRun
+
+
 def _incarnation_ignored(patch: Patch) -> None:
     """Whatever server speaks is taken for the one that this peer knows."""
 
     def on(self: PeerProtocol, event: p.Event, now: float) -> list[p.Effect]:
         if isinstance(event, p.FromWire) and self._welcome is not None:
             message = event.message
-            if isinstance(message, wire.Pulse | wire.Verdict | wire.ModelHeader):
+            if isinstance(message, _OF_A_SERVER):
                 own = self._welcome.incarnation
                 event = event._replace(message=message._replace(incarnation=own))
         return original(self, event, now)
@@ -152,6 +155,15 @@ def _receipt_not_withdrawn(patch: Patch) -> None:
 
 def _nobody_begins_again(patch: Patch) -> None:
     patch.setattr(PeerProtocol, "_waits_for_nothing", lambda _: False)
+
+
+def _older_stop_followed(patch: Patch) -> None:
+    def hear(self: PeerProtocol, message: wire.Message) -> bool:
+        if isinstance(message, wire.StopRun):
+            self._do(p.StopWork(message.reason))
+        return isinstance(message, wire.StopRun)
+
+    _hears(patch, hear)
 
 
 def _round_of_nothing_unnoticed(patch: Patch) -> None:
@@ -225,6 +237,16 @@ def _nothing(seed: int) -> World:
     return World(timing=timing, faults=(fault,), **own)
 
 
+def _late_ends(seed: int) -> World:
+    """A server says that the run is over and dies; the next one goes on with it."""
+    times = (1.5 + seed % 7 / 3, 3.0 + seed % 5 / 3, 4.5)
+    faults = tuple(Fault(time_s, "crash", -2, 0.02) for time_s in times)
+    fast = {"subscribe_s": (0.0, 0.0), "reconnect_s": (0.01, 0.05), "workers": 1}
+    often = {"late": 0.5, "late_s": 3.0, "bad_updates": 0.7, "step_s": (0.05, 0.2)}
+    timing = TIMINGS["fedasync"]
+    return World(timing=timing, calm_s=5.0, faults=faults, **fast, **often)
+
+
 class Planted(NamedTuple):
     """An error; `most_seeds` it may take to find it."""
 
@@ -287,5 +309,6 @@ PLANTED = (
         20,
         ("I8",),
     ),
+    Planted("older stop followed", _older_stop_followed, _late_ends, 200, ("I11",)),
     Planted("nobody begins again", _nobody_begins_again, _rounds, 50, ("I8",)),
 )

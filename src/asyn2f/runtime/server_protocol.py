@@ -160,17 +160,21 @@ class ServerProtocol:
     def _newest(self) -> p.Made:
         return self._versions.newest
 
+    @property
+    def _stop(self) -> wire.StopRun:
+        return wire.StopRun(self._settings.incarnation, self._ending.reason)
+
     # ------------------------------------------------------------- versions
 
     def _publish(self, first: bool) -> None:
         """Gives out the newest version; the first one goes to whoever subscribes."""
         receivers = 0
-        self._standstill.begin()
-        if first:
+        if first:  # who was refused before that waits all the same
             self._figures.start(self._now)
             for session in self._roster:
                 self._welcome(session)
         else:
+            self._standstill.begin()
             hearers = [s for s in self._roster.live_workers() if s.hears_models]
             receivers = len(hearers)
             self._figures.announce(self._now)
@@ -242,7 +246,7 @@ class ServerProtocol:
                 self._do(p.Send(peer, wire.Pulse(self._settings.incarnation, newest)))
                 told = session.is_worker or self._ending.is_farewell
                 if self._ending.has_begun and told:  # it may have missed it
-                    self._do(p.Send(peer, wire.StopRun(self._ending.reason)))
+                    self._do(p.Send(peer, self._stop))
                 self._ledger.forget(session.name, message.settled_below)
                 for seq in message.unsettled:
                     self._intake.answer(session, seq)
@@ -268,7 +272,7 @@ class ServerProtocol:
         may_score = hello.role == "evaluator" and not self._ending.is_farewell
         is_here = self._roster.get(hello.session) is not None
         if self._ending.has_begun and is_here and refused is None:
-            self._do(p.Send(peer, wire.StopRun(self._ending.reason)))
+            self._do(p.Send(peer, self._stop))
             return
         if self._ending.has_begun and not may_score:
             why = f"the run is over: {self._ending.reason}"
@@ -328,7 +332,7 @@ class ServerProtocol:
         self._look_for_standstill()
 
     def _look_for_standstill(self) -> None:
-        is_idle = not self._ledger.unsettled()
+        is_idle = self._figures.has_started and not self._ledger.unsettled()
         reason = self._standstill.reason(self._roster, self._now) if is_idle else ""
         if reason:
             self._end("failed", reason)
@@ -383,7 +387,7 @@ class ServerProtocol:
         self._intake.settle_all(on_its_way, Verdict("rejected", -1, "the run is over"))
         for session in self._roster:
             if session.is_worker:
-                self._do(p.Send(session.peer, wire.StopRun(reason)))
+                self._do(p.Send(session.peer, self._stop))
 
     def _give_way(self, reason: str) -> None:
         """Ends at once, without a word to anybody: the run is another server's now,
@@ -404,7 +408,7 @@ class ServerProtocol:
         waits = self._figures.has_started and has_evaluator and not is_scored
         if ending.bid_farewell(waits, self._now):
             for session in self._roster:
-                self._do(p.Send(session.peer, wire.StopRun(ending.reason)))
+                self._do(p.Send(session.peer, self._stop))
         is_alone = not any(s.live for s in self._roster)
         if ending.completes(is_alone, self._now):
             self._do(
