@@ -11,7 +11,7 @@ from asyn2f.runtime.server_protocol import ServerProtocol
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
 from asyn2f.timing import Timing
-from tests.protocol_net import RUNTIME, hello_of, made, produced, server_settings
+from tests.messages import RUNTIME, hello_of, made, produced, server_settings
 
 ASYN2F = Timing(while_training="merge", after_push="continue", quorum="some")
 FEDAVG = Timing(

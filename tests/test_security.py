@@ -12,7 +12,7 @@ from asyn2f.runtime.addresses import AddressError
 from asyn2f.runtime.keys import AllowList, KeysError
 from asyn2f.runtime.transport import UPDATES, Channel, Frames, Malformed, Subscribed
 from asyn2f.runtime.zmq_transport import ZmqTransport
-from tests.protocol_net import hello_of, produced
+from tests.messages import hello_of, produced
 from tests.socket_run import SocketRun
 from tests.strangers import KINDS, Keyring, Recorder, strangers
 

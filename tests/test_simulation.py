@@ -4,12 +4,14 @@ import ast
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from asyn2f.runtime import peer_protocol, protocol, server_protocol
 from tests.net.judge import judgement
+from tests.net.net import Net
 from tests.net.world import TIMINGS, World, draw_world
 from tests.simulate import Outcome, simulate, sweep
 
@@ -102,6 +104,15 @@ def test_without_faults_every_strategy_makes_versions(name, announce):
     assert problems == []
     assert len(net.disk.kept) > 5
     assert not net.count["save failed"] + net.count["not believed"]
+    assert {x.reason for _, x in net.believed if x.verdict == "rejected"} <= {"stale"}
+
+
+def test_a_cold_start_loses_no_first_version():
+    """Subscriptions come late; nobody sleeps, and everybody gets version 0."""
+    timing = replace(TIMINGS["asyn2f"], min_workers=4)
+    world = World(timing=timing, workers=4, subscribe_s=(0.0, 1.0))
+    net = Net(3, world).run(3.0)
+    assert all(peer.newest >= 0 for peer in net.peers)
 
 
 def test_a_seed_is_a_run_whatever_order_python_gives_to_sets():

@@ -7,8 +7,8 @@ import pytest
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
 from tests.desk import FEDAVG, Desk, those, with_
+from tests.messages import RUNTIME
 from tests.net.planted import PLANTED
-from tests.protocol_net import RUNTIME
 from tests.simulate import simulate
 
 ASYNCHRONOUS = with_(FEDAVG, quorum="each", max_staleness=None)
