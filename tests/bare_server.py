@@ -20,7 +20,7 @@ from asyn2f.runtime.transport import Transport
 from asyn2f.runtime.zmq_transport import ZmqTransport
 from asyn2f.timing import Stop, Timing
 from tests.bare_worker import PATIENCE_S, RUNTIME, Changes, body_of, open_journal
-from tests.protocol_net import made, server_settings
+from tests.messages import made, server_settings
 
 # Every update is committed: what is lost cannot hide behind what is superseded.
 EVERY_UPDATE = Timing(

@@ -16,7 +16,7 @@ from asyn2f.runtime.io_thread import IoThread, Journal
 from asyn2f.runtime.peer_protocol import PeerProtocol
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import Transport
-from tests.protocol_net import hello_of, produced
+from tests.messages import hello_of, produced
 
 WINDOW = 4  # updates under way: as many as a worker keeps
 RUNTIME = RuntimeSettings(lease_s=60.0, join_timeout_s=60.0)

@@ -11,7 +11,7 @@ from asyn2f.runtime.server_protocol import ServerProtocol
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
 from asyn2f.timing import Timing
-from tests.protocol_net import RUNTIME, hello_of, made, produced, server_settings
+from tests.messages import RUNTIME, hello_of, made, produced, server_settings
 
 ASYN2F = Timing(while_training="merge", after_push="continue", quorum="some")
 FEDAVG = Timing(
@@ -56,7 +56,7 @@ class Desk:
     def __init__(self, timing=ASYN2F, announce="durable", version=0, **changes):
         runtime = RuntimeSettings(announce=announce, **RUNTIME)
         own = {"min_workers": timing.min_workers, "replaces": timing.replaces}
-        own |= {"waits": timing.after_push == "wait"}
+        own |= {"waits": timing.after_push == "wait", "deadline_s": timing.deadline_s}
         changes = own | {"runtime": runtime} | changes
         program = programs.server_program(timing, version)
         self.now = 0.0

@@ -22,7 +22,7 @@ from tests.desk import (
     verdicts,
     with_,
 )
-from tests.protocol_net import RUNTIME, hello_of
+from tests.messages import RUNTIME, hello_of
 
 BUFFER = with_(ASYN2F, pending="all", min_updates=3)
 LIMITED = RuntimeSettings(**RUNTIME, max_updates_per_s=2.0)

@@ -12,7 +12,7 @@ import zmq
 from asyn2f.runtime import wire
 from asyn2f.runtime.transport import UPDATES
 from asyn2f.runtime.zmq_options import curve_options
-from tests.protocol_net import hello_of, produced
+from tests.messages import hello_of, produced
 from tests.socket_run import SocketRun
 from tests.strangers import KINDS, Keyring, speak_raw, strangers
 

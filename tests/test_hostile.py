@@ -485,8 +485,8 @@ MARKUP = "</script><script>alert(1)</script><b>[red]"
 @pytest.mark.parametrize("text", EVIL)
 def test_what_cannot_be_printed_is_neither_read_nor_sent(text):
     with pytest.raises(wire.WireError, match=r"not printable|not msgpack"):
-        wire.decode(msgpack.packb(["StopRun", text], unicode_errors="surrogatepass"))
-    sent = wire.decode(wire.encode(wire.StopRun(text)))
+        wire.decode(msgpack.packb(["StopRun", 1, text], unicode_errors="surrogatepass"))
+    sent = wire.decode(wire.encode(wire.StopRun(1, text)))
     assert sent.reason.isprintable()
     assert len(sent.reason) == len(text)
 

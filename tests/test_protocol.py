@@ -1,9 +1,7 @@
-"""Both protocols, told by hand what happens, and together on a pretended network."""
+"""Both protocols, told by hand what happens."""
 
 import math
-import random
 import re
-from collections import Counter
 
 import pytest
 
@@ -25,16 +23,13 @@ from tests.desk import (
     verdicts,
     with_,
 )
-from tests.protocol_net import (
+from tests.messages import (
     RUNTIME,
-    Net,
-    World,
     hello_of,
     made,
     produced,
 )
 
-RULES = {"asyn2f": ASYN2F, "fedavg": FEDAVG}
 ANNOUNCE = ("durable", "early")
 
 
@@ -44,7 +39,7 @@ ANNOUNCE = ("durable", "early")
 @pytest.mark.parametrize(
     ("worker", "changes", "words"),
     [
-        (0, {"protocol": 1}, "protocol 1, the server speaks 2"),
+        (0, {"protocol": 1}, "protocol 1, the server speaks 3"),
         (0, {"role": "spy"}, "role 'spy', allowed: worker, evaluator"),
         (0, {"fingerprint": "bush"}, "its model has other arrays"),
         (-1, {"fingerprint": "bush"}, "its model has other arrays"),
@@ -764,7 +759,7 @@ def test_the_server_does_not_wait_for_a_score_for_ever():
         effects = desk.beat("e") + desk.wait(0.5)
 
 
-@pytest.mark.parametrize("timing", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("timing", [ASYN2F, FEDAVG], ids=["asyn2f", "fedavg"])
 def test_a_deadline_that_passes_during_the_end_is_no_reason_for_haste(timing):
     desk = Desk(with_(timing, min_updates=2, min_workers=2, deadline_s=0.5))
     desk.join("0", "1")
@@ -848,9 +843,17 @@ def test_a_pulse_renews_the_lease():
 def test_the_end_of_the_run_ends_the_work_and_not_yet_the_peer():
     seat = Seat()
     seat.enter()
-    effects = seat.hear(wire.StopRun("version 1 reached"))
+    effects = seat.hear(wire.StopRun(1, "version 1 reached"))
     assert those(effects, p.StopWork) == [p.StopWork("version 1 reached")]
     assert not those(effects, p.Finish)
+
+
+def test_the_end_that_an_older_server_has_told_is_not_that_of_the_run():
+    """It was to end and died before that; the next one goes on."""
+    seat = Seat()
+    seat.enter(WELCOME._replace(incarnation=2))
+    assert not those(seat.hear(wire.StopRun(1, "stopped")), p.StopWork)
+    assert those(seat.hear(wire.StopRun(2, "stopped")), p.StopWork)
 
 
 def test_a_peer_that_shall_stop_says_goodbye():
@@ -1085,227 +1088,3 @@ def test_an_older_servers_commitment_is_believed():
     seat.push()
     seat.judge(0, "committed", incarnation=1)
     assert seat.unsettled() == ()
-
-
-# ---------------------------------------------------------------- all together
-
-
-def told_committed(net):
-    """Session, number and version of every commitment that reached its worker."""
-    return {
-        (event.message.session, event.message.seq, event.message.version)
-        for _, name, event, _ in net.log
-        if name != "server"
-        and isinstance(event, p.FromWire)
-        and isinstance(event.message, wire.Verdict)
-        and event.message.verdict == "committed"
-    }
-
-
-def problems_of(net):
-    """All that must not be, of a run that has ended."""
-    stored = {key[1:]: v for v, keys in net.store.items() for key in keys}
-    found, saved, told, noted = [], {0}, {}, Counter()
-    newest, finishes, announced = {}, Counter(), []
-    bases = {}
-    for _, name, event, effects in net.log:
-        if isinstance(event, p.Saved):
-            saved.add(event.version)
-        for effect in effects:
-            match effect:
-                case p.Finish():
-                    finishes[name] += 1
-                case p.Announced(version):
-                    announced.append(version)
-                case p.Broadcast(_, wire.ModelHeader() as header):
-                    durable = net.world.announce == "durable"
-                    if durable and header.version not in saved:
-                        found.append(f"{header.version} was sent before it was saved")
-                case p.Deliver(header):
-                    if header.version <= newest.get(name, -1):
-                        found.append(f"{name} got {header.version} after a newer one")
-                    newest[name] = header.version
-                case p.Check(key, header):
-                    bases[key] = header.base_version
-                case p.Record(trace.Settled() as end) if name == "server":
-                    noted[end.session, end.seq] += 1
-                case p.Send(_, wire.Verdict() as end):
-                    if told.setdefault((end.session, end.seq), end) != end:
-                        found.append(f"two verdicts: {end}")
-                    if end.verdict == "rejected" and not end.reason:
-                        found.append(f"rejected without a reason: {end}")
-                    committed = end.verdict == "committed"
-                    if committed and end.version not in saved:
-                        found.append(f"told before it was saved: {end}")
-                    if stored.get((end.session, end.seq), -1) != end.version:
-                        found.append(f"not so: {end}")
-    if sorted(net.store) != list(range(len(net.store))):
-        found.append(f"versions with gaps: {sorted(net.store)}")
-    if announced != list(range(len(net.store)))[: len(announced)]:
-        found.append(f"announced {announced}, saved {sorted(net.store)}")
-    committed = Counter(key for keys in net.store.values() for key in keys)
-    found += [f"committed {n} times: {key}" for key, n in committed.items() if n > 1]
-    found += [f"settled {n} times: {key}" for key, n in noted.items() if n > 1]
-    limit = net.world.timing.max_staleness
-    for version, keys in net.store.items():
-        for key in keys:
-            staleness = version - 1 - bases[key]
-            if staleness < 0 or (limit is not None and staleness > limit):
-                found.append(f"{key} in {version} is of {bases[key]}")
-    fates = net.fates()
-    found += [f"lost: {key}" for key, fate in fates.items() if fate == "lost"]
-    found += [f"was never produced: {key}" for key in committed.keys() - fates.keys()]
-    processes = [net.server, *(peer for peer in net.peers if peer.alive)]
-    for node in processes:
-        if finishes[node.session] != 1:
-            found.append(f"{node.session} finished {finishes[node.session]} times")
-    return found
-
-
-CALM_S, STOP_S = 4.0, 8.0
-
-
-def world_of(seed, rule, announce):
-    """Which faults there are at all, how strong, and how the run is set up."""
-    draw = random.Random(f"world {seed}")
-
-    def perhaps(strongest):
-        return draw.choice([0.0, draw.uniform(0.0, strongest)])
-
-    workers = draw.randint(1, 4)
-    timing = with_(
-        RULES[rule],
-        min_workers=draw.randint(1, workers),
-        min_updates=draw.randint(1, workers),
-        deadline_s=draw.choice([0.0, 0.0, 0.3, 1.0]),
-    )
-    cuts = [
-        (draw.randint(-1, workers - 1), from_s, from_s + draw.uniform(0.1, 2.5), ways)
-        for from_s in (draw.uniform(0.0, 1.5) for _ in range(draw.randint(0, 3)))
-        for ways in [draw.choice(["up", "down", "up down"])]
-    ]
-    deaths = [
-        (draw.uniform(0.2, CALM_S), draw.randrange(workers))
-        for _ in range(draw.choice([0, 0, 1, 2]))
-    ]
-    stops = [Stop()] * 5 + [
-        Stop(max_versions=draw.randint(1, 12)),
-        Stop(max_time_s=draw.uniform(0.1, 4.0)),
-        Stop(target_accuracy=draw.uniform(0.01, 0.1)),
-    ]
-    return World(
-        timing=timing,
-        announce=announce,
-        workers=workers,
-        evaluator=draw.random() < 0.8,
-        stop=draw.choice(stops),
-        calm_s=CALM_S,
-        latency_s=(0.0, draw.choice([0.001, 0.05, 0.4])),
-        subscribe_s=(0.0, draw.choice([0.0, 0.1, 1.0])),
-        step_s=(0.05, draw.choice([0.1, 0.4])),
-        make_s=(0.0, draw.choice([0.01, 0.3])),
-        save_s=(0.0, draw.choice([0.01, 0.1, 0.8])),
-        drop=perhaps(0.5),
-        repeat=perhaps(0.5),
-        save_fails=perhaps(0.4),
-        # In a synchronous round nothing follows an update that is rejected.
-        bad_updates=perhaps(0.3) if rule == "asyn2f" else 0.0,
-        cuts=tuple(cuts),
-        deaths=tuple(deaths),
-    )
-
-
-def replay(seed, rule, announce):
-    """The run of a seed: faults, calm, a stop; and what was wrong with it."""
-    net = Net(seed, world_of(seed, rule, announce))
-    problems = []
-    before = max(net.run(CALM_S).store)
-    net.run(STOP_S)
-    status = net.server.machine.status()
-    if status.state != "stopping" and max(net.store) <= before:
-        problems.append(f"no version after {before}, although faults have stopped")
-    net.tell(net.server, p.StopRequested("enough"))
-    net.run(STOP_S + 13.0)
-    if net.server.finish is None:
-        problems.append("the server does not finish")
-    net.run(STOP_S + 13.0 + 2 * RUNTIME["lease_s"])
-    return net, problems + problems_of(net)
-
-
-SEEDS = 75
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("announce", ANNOUNCE)
-@pytest.mark.parametrize("rule", RULES)
-def test_whatever_happens_nothing_is_lost_and_the_run_goes_on(rule, announce):
-    faults, fates = Counter(), Counter()
-    for seed in range(SEEDS):
-        try:
-            net, problems = replay(seed, rule, announce)
-            again, _ = replay(seed, rule, announce)
-        except Exception as error:
-            error.add_note(f"replay({seed}, {rule!r}, {announce!r})")
-            raise
-        assert not problems, f"replay({seed}, {rule!r}, {announce!r}): {problems}"
-        assert net.log == again.log, f"seed {seed} is not deterministic"
-        faults += net.faults
-        fates += Counter(fate.split(":")[0] for fate in net.fates().values())
-    expected = {"drop", "repeat", "save_fails", "cut"}
-    assert faults.keys() >= expected, f"the world is too kind: {faults}"
-    assert fates.keys() >= {"committed", "superseded", "rejected"}, fates
-
-
-@pytest.mark.parametrize("announce", ANNOUNCE)
-@pytest.mark.parametrize("rule", RULES)
-def test_without_faults_every_update_is_committed_or_superseded(rule, announce):
-    timing = with_(RULES[rule], min_workers=3)
-    net = Net(1, World(timing=timing, announce=announce, workers=3)).run(5.0)
-    before = len(net.store)
-    ends = Counter(fate.split(":")[0] for fate in net.fates().values())
-    assert before > 5
-    assert ends.keys() <= {"committed", "superseded", "lost"}
-    assert ends["lost"] <= 3 * 2, "only those under way"
-
-
-def test_workers_hear_of_their_commitments():
-    net = Net(1, World(timing=with_(ASYN2F, min_workers=2))).run(5.0)
-    stored = {(*k[1:], v) for v, keys in net.store.items() if v < 5 for k in keys}
-    assert stored
-    assert stored <= told_committed(net)
-
-
-def test_a_cold_start_loses_no_first_version():
-    """Subscriptions come late; nobody sleeps, and everybody gets version 0."""
-    world = World(timing=with_(ASYN2F, min_workers=4), workers=4, subscribe_s=(0.0, 1))
-    net = Net(3, world).run(3.0)
-    assert all(peer.newest >= 0 for peer in net.peers)
-
-
-@pytest.mark.parametrize("announce", ANNOUNCE)
-@pytest.mark.parametrize("rule", RULES)
-def test_after_a_crash_of_the_server_the_run_goes_on(rule, announce):
-    for seed in range(20):
-        world = World(timing=with_(RULES[rule], min_workers=2), announce=announce)
-        net = Net(seed, world).run(2.0 + seed / 30)
-        net.crash_server()
-        net.run(net.now + 1.0)
-        before = max(net.store)
-        net.start_server()
-        net.run(net.now + 5.0)
-        assert max(net.store) > before + 2, f"seed {seed}: it hangs at {before}"
-        assert sorted(net.store) == list(range(len(net.store)))
-
-
-@pytest.mark.parametrize("announce", ANNOUNCE)
-@pytest.mark.parametrize("rule", RULES)
-def test_a_commitment_outlives_the_server_that_could_not_tell_it(rule, announce):
-    """Nothing is counted twice, and nothing rejected that is in a version."""
-    for seed in range(10):
-        cut = (0, 1.5, 2.5, "down")  # so that worker 0 does not hear its verdicts
-        net = Net(seed, World(timing=RULES[rule], announce=announce, cuts=(cut,)))
-        net.run(2.5).crash_server()
-        net.run(3.5).start_server()
-        net.run(8.0)
-        found = [x for x in problems_of(net) if x.startswith(("committed", "not so"))]
-        assert not found, f"seed {seed}: {found}"

@@ -14,7 +14,7 @@ from asyn2f.runtime.addresses import AddressError
 from asyn2f.runtime.keys import AllowList, KeysError
 from asyn2f.runtime.transport import UPDATES, Channel, Frames, Malformed, Subscribed
 from asyn2f.runtime.zmq_transport import ZmqTransport
-from tests.protocol_net import hello_of, produced
+from tests.messages import hello_of, produced
 from tests.socket_run import SocketRun
 from tests.strangers import KINDS, Keyring, Recorder, strangers
 
@@ -297,7 +297,7 @@ def test_one_worker_cannot_speak_as_another(ring, tmp_path, caplog):
             hello_of(-1, "y"),
             wire.Bye(worker.session, "goodbye from another"),
             wire.Scored(worker.session, 1, 1.0, 0.0, 1.0),
-            wire.StopRun("because a worker says so"),
+            wire.StopRun(9, "because a worker says so"),
         ]
         header = produced(0, b"x" * SIZE, 0).header._replace(
             run="run-1", session=worker.session, seq=10**6, num_bytes=SIZE
@@ -339,7 +339,7 @@ def test_a_worker_neither_scores_nor_stops_the_run_under_its_own_name(ring, tmp_
             for said in (
                 hello_of(1, "liar"),
                 wire.Scored("liar", 1, 1.0, 0.0, 1.0),
-                wire.StopRun("enough"),
+                wire.StopRun(9, "enough"),
                 wire.Verdict(1, worker.session, 0, "rejected", -1, "so"),
                 wire.Get("liar", 0),
             ):

@@ -12,7 +12,7 @@ from asyn2f.runtime.io_thread import IoThread
 from asyn2f.runtime.keys import AllowList, KeysError
 from asyn2f.runtime.transport import Channel, Frames
 from asyn2f.runtime.zmq_transport import ZmqTransport
-from tests.protocol_net import hello_of
+from tests.messages import hello_of
 from tests.strangers import Keyring
 
 

@@ -19,8 +19,8 @@ from asyn2f.runtime.server_protocol import ServerProtocol
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
 from tests.desk import ASYN2F, FEDAVG, beat_of, with_
+from tests.messages import RUNTIME, hello_of, made, produced, server_settings
 from tests.net.planted import PLANTED
-from tests.protocol_net import RUNTIME, hello_of, made, produced, server_settings
 
 WORKERS = 3
 MOST_OPEN = 4
@@ -71,6 +71,7 @@ class ServerMachine(RuleBasedStateMachine):
             most_open=MOST_OPEN,
             replaces=self.timing.replaces,
             waits=self.timing.after_push == "wait",
+            deadline_s=self.timing.deadline_s,
             books=self.store[version][1],
             runtime=RuntimeSettings(announce=self.announce, **RUNTIME),
         )

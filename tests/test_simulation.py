@@ -4,12 +4,14 @@ import ast
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from asyn2f.runtime import peer_protocol, protocol, server_protocol
 from tests.net.judge import judgement
+from tests.net.net import Net
 from tests.net.world import TIMINGS, World, draw_world
 from tests.simulate import Outcome, simulate, sweep
 
@@ -24,12 +26,14 @@ FLOORS = {
     "believed rejected": 500,
     "believed superseded": 1000,
     "crash": 300,
+    "control kept while cut": 4500,
     "crash inside": 150,
     "cut": 700,
     "drop": 1300,
     "dropped when full": 300,
     "fenced": 30,
     "full": 60,
+    "half open": 300,
     "hang": 50,
     "kill": 350,
     "late": 5000,
@@ -42,13 +46,14 @@ FLOORS = {
     "repeat": 8000,
     "retire": 80,
     "rotted": 60,
+    "round of nothing": 14,
     "save failed": 100,
-    "sent while cut": 4000,
     "servers": 1500,
     "stalled": 700,
     "successor": 80,
+    "swallowed": 650,
     "twin": 150,
-    "unheard": 1000,
+    "update kept while cut": 850,
 }
 
 # Each of these has shown an error once. Their worlds are others whenever `draw_world`
@@ -99,6 +104,16 @@ def test_without_faults_every_strategy_makes_versions(name, announce):
     assert problems == []
     assert len(net.disk.kept) > 5
     assert not net.count["save failed"] + net.count["not believed"]
+    reasons = {said.reason for _, said in net.believed if said.verdict == "rejected"}
+    assert reasons <= {"stale", "the run is over"}
+
+
+def test_a_cold_start_loses_no_first_version():
+    """Subscriptions come late; nobody sleeps, and everybody gets version 0."""
+    timing = replace(TIMINGS["asyn2f"], min_workers=4)
+    world = World(timing=timing, workers=4, subscribe_s=(0.0, 1.0))
+    net = Net(3, world).run(3.0)
+    assert all(peer.newest >= 0 for peer in net.peers)
 
 
 def test_a_seed_is_a_run_whatever_order_python_gives_to_sets():

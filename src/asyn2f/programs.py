@@ -240,6 +240,7 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
     limit = timing.max_staleness
     expected: set[int] = set()  # live when the newest version was published
     missing: set[int] = set()  # of those, live and without a pending update
+    failed: set[int] = set()  # before the run began
     opened_s: float | None = None  # when that was; None = the run has not begun
     is_due = False
     listen = Listen(None)  # nearly every command there is
@@ -247,7 +248,8 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
         if opened_s is None and len(live) >= timing.min_workers:
             opened_s = (yield Publish(version)).time_s
             # After a restart an update may have come before its round was opened.
-            expected, missing = set(live), live - pending.keys()
+            expected = live - failed
+            missing = expected - pending.keys()
         while (
             opened_s is not None
             and pending
@@ -295,6 +297,8 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
         elif isinstance(event, Failed):
             expected.discard(event.worker)
             missing.discard(event.worker)
+            if opened_s is None:
+                failed.add(event.worker)
 
 
 def _is_ready(

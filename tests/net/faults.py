@@ -40,7 +40,11 @@ class Faults:
                 return
             case "stall":
                 for name in fault.channels.split():
-                    node.lines[name].stalled_s = net.now + seconds
+                    self._wires.stall(node.lines[name], seconds)
+                return
+            case "half open":
+                for name in fault.channels.split():
+                    self._wires.half_open(node.lines[name])
                 return
             case "twin":
                 net.start_peer(fault.worker)
@@ -64,7 +68,7 @@ class Faults:
         net = self._net
         for node in [*net.servers, *net.peers]:
             if node.paused:
-                self._resume(node)
+                self.resume(node)
             for line in node.lines.values():
                 line.stalled_s = min(line.stalled_s, net.now)
         net.disk.full = False
@@ -143,7 +147,7 @@ class Faults:
         net = self._net
         if not node.paused:
             node.paused = True
-            net.after((seconds, seconds), None, self._resume, node)
+            net.after((seconds, seconds), None, self.resume, node)
             if seconds > _LOST_AFTER_S:  # the others notice, and come back
                 net.count["pause long"] += 1
                 for line in self._lines_of(node):
@@ -156,7 +160,7 @@ class Faults:
         if line.number == number and stands:
             self._wires.cut(line, 0.0)
 
-    def _resume(self, node: Node) -> None:
+    def resume(self, node: Node) -> None:
         """It goes on; first with all that has come meanwhile."""
         node.paused = False
         backlog, node.backlog = node.backlog, []

@@ -82,14 +82,20 @@ def _verdicts(net: Net) -> Iterator[str]:
     """What workers were told, and what they believed."""
     committed, rotted = net.disk.committed(), net.disk.was_committed()
     told: dict[tuple[int, str, int], wire.Verdict] = {}
-    for _, _, _, effects in net.log:
+    settled: Counter[tuple[str, str, int]] = Counter()
+    for _, node, _, effects in net.log:
         for effect in effects:
+            if node.worker == -2 and isinstance(effect, p.Record):
+                noted = effect.event
+                if isinstance(noted, trace.Settled):
+                    settled[node.name, noted.session, noted.seq] += 1
             if isinstance(effect, p.Send) and isinstance(effect.message, wire.Verdict):
                 said = effect.message
                 if told.setdefault(said[:3], said) != said:
                     yield f"I4: one server, two verdicts: {told[said[:3]]}, {said}"
                 if said.verdict == "rejected" and not said.reason:
                     yield f"I7: rejected without a reason: {said}"
+    yield from (f"I2: settled {n} times: {x}" for x, n in settled.items() if n > 1)
     for said in told.values():
         key, is_committed = (said.session, said.seq), said.verdict == "committed"
         is_there = committed.get(key) == said.version or key in rotted
@@ -152,9 +158,13 @@ def _observers(net: Net) -> Iterator[str]:
     may_lose = net.world.announce == "early" or net.disk.rotted
     newest: dict[str, int] = defaultdict(lambda: -1)
     server: dict[str, int] = {}
-    for _, node, _, effects in net.log:
+    for _, node, event, effects in net.log:
         if node.worker == -2:
             continue
+        if isinstance(event, p.FromWire) and isinstance(event.message, wire.StopRun):
+            said, own = event.message.incarnation, server.get(node.name, 0)
+            if said < own and effects:
+                yield f"I11: {node.name} of server {own} was stopped by server {said}"
         for effect in effects:
             if isinstance(effect, p.Connect):
                 newest[node.name] -= 1 if not may_lose else newest[node.name] + 1

@@ -23,6 +23,7 @@ from tests.net.work import RUN, STEPS_PER_EPOCH, Work, made
 from tests.net.world import Span, World
 
 BEAT_S, DEAD_AFTER_S, JOIN_TIMEOUT_S = 0.5, 1.5, 8.0
+NOTHING = "no update of the round can be used"
 Logged = tuple[float, Node, p.Event, list[p.Effect]]
 
 
@@ -138,6 +139,7 @@ class Net:
             min_workers=world.timing.min_workers,
             replaces=world.timing.replaces,
             waits=world.timing.after_push == "wait",
+            deadline_s=world.timing.deadline_s,
             most_open=max(4, world.timing.most_updates(world.workers)),
             stop=world.stop,
             runtime=self._runtime,
@@ -273,8 +275,11 @@ class Net:
                     stop = p.StopRequested(reason)
                     self.after((0.0, 0.1), node, self.tell, node, stop)
                 self._work.wake(node)
-            case p.Finish():
+            case p.Finish(_, reason):
                 node.finish = effect
+                self.count["round of nothing"] += (
+                    node.worker == -2 and NOTHING in reason
+                )
                 for line in node.lines.values():
                     self.after((0.5, 0.5), None, self._wires.unplug, line)
 

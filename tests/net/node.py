@@ -7,7 +7,6 @@ from typing import Any
 
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import protocol as p
-from asyn2f.runtime import wire
 from tests.net.disk import Kept
 
 
@@ -25,7 +24,8 @@ class Line:
     free_s: list[float] = field(default_factory=lambda: [0.0, 0.0])  # up, down
     topics: set[bytes] = field(default_factory=set)  # subscriptions that have arrived
     wanted: tuple[bytes, ...] = ()
-    unsent: list[wire.Message] = field(default_factory=list)  # CONTROL keeps them
+    unsent: list[p.FromWire] = field(default_factory=list)  # kept while it is broken
+    swallows: bool = False  # broken, and its peer has not noticed
 
     @property
     def route(self) -> bytes:

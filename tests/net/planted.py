@@ -17,6 +17,7 @@ from asyn2f.runtime import wire
 from asyn2f.runtime.intake import Intake
 from asyn2f.runtime.ledger import Ledger
 from asyn2f.runtime.peer_protocol import PeerProtocol
+from asyn2f.runtime.standstill import Standstill
 from asyn2f.runtime.versions import Versions
 from tests.net import net as net_module
 from tests.net.world import ENDLESS, TIMINGS, Fault, World, draw_world
@@ -107,13 +108,16 @@ def _no_deadline(patch: Patch) -> None:
     patch.setattr(programs, "_deadline", lambda *_: None)
 
 
+_OF_A_SERVER = wire.Pulse | wire.Verdict | wire.ModelHeader | wire.StopRun
+
+
 def _incarnation_ignored(patch: Patch) -> None:
     """Whatever server speaks is taken for the one that this peer knows."""
 
     def on(self: PeerProtocol, event: p.Event, now: float) -> list[p.Effect]:
         if isinstance(event, p.FromWire) and self._welcome is not None:
             message = event.message
-            if isinstance(message, wire.Pulse | wire.Verdict | wire.ModelHeader):
+            if isinstance(message, _OF_A_SERVER):
                 own = self._welcome.incarnation
                 event = event._replace(message=message._replace(incarnation=own))
         return original(self, event, now)
@@ -151,6 +155,19 @@ def _receipt_not_withdrawn(patch: Patch) -> None:
 
 def _nobody_begins_again(patch: Patch) -> None:
     patch.setattr(PeerProtocol, "_waits_for_nothing", lambda _: False)
+
+
+def _older_stop_followed(patch: Patch) -> None:
+    def hear(self: PeerProtocol, message: wire.Message) -> bool:
+        if isinstance(message, wire.StopRun):
+            self._do(p.StopWork(message.reason))
+        return isinstance(message, wire.StopRun)
+
+    _hears(patch, hear)
+
+
+def _round_of_nothing_unnoticed(patch: Patch) -> None:
+    patch.setattr(Standstill, "reason", lambda *_: "")
 
 
 # ------------------------------------------------------------- where it matters
@@ -208,6 +225,28 @@ def _rounds(seed: int) -> World:
     return replace(world, timing=timing, faults=stall + faults, bad_updates=0.0)
 
 
+def _nothing(seed: int) -> World:
+    """Many updates are refused, and a worker goes, stops or trains no more."""
+    name = ("fedavg", "fedasync", "fedasmu", "asafl")[seed % 4]
+    kind = ("hang", "retire", "pause", "kill")[seed // 4 % 4]
+    fault = Fault(0.5 + seed % 5 / 2, kind, seed % 2, 2.0)
+    deadline_s = 0.5 if kind == "hang" else 0.0
+    timing = replace(TIMINGS[name], deadline_s=deadline_s)
+    lease_s = (2.5, 8.0)[seed % 3 % 2]
+    own = {"bad_updates": 0.3, "lease_s": lease_s, "calm_s": 5.0}
+    return World(timing=timing, faults=(fault,), **own)
+
+
+def _late_ends(seed: int) -> World:
+    """A server says that the run is over and dies; the next one goes on with it."""
+    times = (1.5 + seed % 7 / 3, 3.0 + seed % 5 / 3, 4.5)
+    faults = tuple(Fault(time_s, "crash", -2, 0.02) for time_s in times)
+    fast = {"subscribe_s": (0.0, 0.0), "reconnect_s": (0.01, 0.05), "workers": 1}
+    often = {"late": 0.5, "late_s": 3.0, "bad_updates": 0.7, "step_s": (0.05, 0.2)}
+    timing = TIMINGS["fedasync"]
+    return World(timing=timing, calm_s=5.0, faults=faults, **fast, **often)
+
+
 class Planted(NamedTuple):
     """An error; `most_seeds` it may take to find it."""
 
@@ -222,7 +261,9 @@ PLANTED = (
     Planted(
         "announce before the save", _announce_before_the_save, _durable, 10, ("I6",)
     ),
-    Planted("ledger not saved", _ledger_not_in_the_checkpoint, _crashing, 100, ("I2",)),
+    Planted(
+        "ledger not saved", _ledger_not_in_the_checkpoint, _crashing, 50, ("I2", "I4")
+    ),
     Planted("receipt is final", _receipt_is_final, _crashing, 50, ("I7",)),
     Planted(
         "a second update overwrites the first",
@@ -232,9 +273,13 @@ PLANTED = (
         ("I7", "I8"),
     ),
     Planted(
-        "no session in the key", _session_missing_from_the_key, _endless, 100, ("I3",)
+        "no session in the key",
+        _session_missing_from_the_key,
+        _endless,
+        50,
+        ("I3", "I8"),
     ),
-    Planted("a new number", _resend_under_a_new_number, _overtaking, 50, ("I2",)),
+    Planted("a new number", _resend_under_a_new_number, _overtaking, 50, ("I2", "I10")),
     Planted("base unchecked", _base_version_unchecked, _losing, 100, ("I13",)),
     Planted("older version", _older_version_accepted, _overtaking, 10, ("I11",)),
     Planted("who are you", _who_ignored, _crashing, 50, ("I8",)),
@@ -250,12 +295,20 @@ PLANTED = (
         "rejection trusted",
         _rejection_trusted_across_incarnations,
         _late_words,
-        1500,
+        300,
         ("I4",),
     ),
     Planted(
         "older server followed", _older_server_followed, _late_words, 100, ("I11",)
     ),
     Planted("receipt not withdrawn", _receipt_not_withdrawn, _crashing, 200, ("I7",)),
+    Planted(
+        "a round of nothing is not noticed",
+        _round_of_nothing_unnoticed,
+        _nothing,
+        20,
+        ("I8",),
+    ),
+    Planted("older stop followed", _older_stop_followed, _late_ends, 200, ("I11",)),
     Planted("nobody begins again", _nobody_begins_again, _rounds, 50, ("I8",)),
 )

@@ -2,10 +2,12 @@
 
 A subscription arrives only when the other side attends to its socket; what is published
 before is gone. A full connection drops a model without a word, and says so of an
-update. A connection that breaks takes what was on its way with it; CONTROL keeps what
-is sent meanwhile, the others do not. A server that answers on a connection that is no
-more speaks to nobody. On one connection everything keeps its order, across two nothing
-does; and there is chance: what is lost, comes twice, or is overtaken.
+update. A connection that breaks takes what was on its way with it, but not what waits
+at its reader to be read. What peers send meanwhile is kept, words and as many updates
+as have room; models are not. A server that answers on a connection that is no more
+speaks to nobody, and so does a peer that has not noticed. On one connection everything
+keeps its order, across two nothing does; and there is chance: what is lost, comes
+twice, or is overtaken. `tests/test_network.py` holds all but chance to the sockets.
 """
 
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 UP, DOWN = 0, 1
 CONTROL_DEPTH = 256
+HEARTBEAT_S = 3.0  # a connection that carries nothing so long is given up
 CHANNELS = {c.value: c for c in Channel}
 
 
@@ -42,7 +45,8 @@ class Wires:
         """It connects the other two, again if it had done so."""
         for name, wanted in (("model", tuple(topics)), ("update", (UPDATES,))):
             line = peer.lines[name]
-            line.wanted = wanted
+            self.unplug(line)
+            line.wanted, line.topics, line.unsent = wanted, set(), []
             self.cut(line, 0.0, "")
 
     def cut(self, line: Line, seconds: float, what: str = "cut") -> None:
@@ -59,9 +63,32 @@ class Wires:
         """The connection is no more."""
         if line.server is not None and line.channel == "control":
             del line.server.routes[line.route]
+        if line.channel == "model":
+            line.topics = set()
         line.number += 1
-        line.server, line.in_flight, line.topics = None, 0, set()
-        line.stalled_s = 0.0
+        line.server, line.in_flight = None, 0
+        line.stalled_s, line.swallows = 0.0, False
+
+    def stall(self, line: Line, seconds: float) -> None:
+        """It carries nothing so long; for too long, and it is given up."""
+        line.stalled_s = self._net.now + seconds
+        if seconds > HEARTBEAT_S:
+            span = (HEARTBEAT_S, HEARTBEAT_S)
+            self._net.after(span, None, self._give_up, line, line.number)
+
+    def _give_up(self, line: Line, number: int) -> None:
+        left_s = line.stalled_s - self._net.now
+        if line.number == number and (left_s > 0.0 or line.swallows):
+            self.cut(line, max(left_s, 0.0))
+
+    def half_open(self, line: Line) -> None:
+        """Its server's side ends, which the peer notices by its heartbeats."""
+        if line.server is not None:
+            self._count["half open"] += 1
+            self.unplug(line)
+            line.swallows = True
+            span = (0.5 * HEARTBEAT_S, HEARTBEAT_S)
+            self._net.after(span, None, self._give_up, line, line.number)
 
     def _connect(self, line: Line, number: int) -> None:
         if line.number != number or not line.peer.is_up or line.server:
@@ -74,22 +101,24 @@ class Wires:
         line.server = server
         if line.channel == "control":
             server.routes[line.route] = line
-            unsent, line.unsent = line.unsent, []
-            for message in unsent:
-                self._control(line, UP, message)
+        unsent, line.unsent = line.unsent, []
+        for event in unsent:
+            self._send(line, UP, event)
+        if line.channel == "control":
             return
-        for topic in line.wanted:  # it takes its time, and until the server attends
-            args = (line, number, topic)
-            self._net.after(self._world.subscribe_s, server, self._subscribed, *args)
+        # It takes its time, and until the server attends.
+        args = (line, line.number)
+        self._net.after(self._world.subscribe_s, server, self._subscribed, *args)
 
-    def _subscribed(self, line: Line, number: int, topic: bytes) -> None:
+    def _subscribed(self, line: Line, number: int) -> None:
         """At the server."""
         if line.number != number:
             return
         if line.channel == "model":
-            line.topics.add(topic)
             assert line.server is not None
-            self._net.tell(line.server, Subscribed(topic))
+            for topic in line.wanted:
+                line.topics.add(topic)
+                self._net.tell(line.server, Subscribed(topic))
         else:
             span = self._world.latency_s
             self._net.after(span, line.peer, self._heard, line, number)
@@ -102,42 +131,45 @@ class Wires:
 
     # ------------------------------------------------------------- messages
 
-    def up(self, peer: Node, message: wire.Message) -> None:
-        """From a peer, on CONTROL."""
-        line = peer.lines["control"]
-        if line.server is None:
-            self._count["sent while cut"] += 1
-            if len(line.unsent) < CONTROL_DEPTH:
-                line.unsent.append(message)
-            return
-        self._control(line, UP, message)
+    def up(self, peer: Node, message: wire.Message) -> bool:
+        """From a peer, on CONTROL; whether there is room."""
+        event = p.FromWire(Channel.CONTROL, b"", self._coded(message), b"")
+        return self._rise(peer.lines["control"], event, CONTROL_DEPTH)
 
-    def down(self, server: Node, route: bytes, message: wire.Message) -> None:
-        """From a server, on CONTROL."""
+    def down(self, server: Node, route: bytes, message: wire.Message) -> bool:
+        """From a server, on CONTROL; whether that peer is there."""
         line = server.routes.get(route)
         if line is None:
             self._count["no route"] += 1
-            return
-        self._control(line, DOWN, message)
+            return False
+        event = p.FromWire(Channel.CONTROL, b"", self._coded(message), b"")
+        self._send(line, DOWN, event)
+        return True
 
-    def _control(self, line: Line, way: int, message: wire.Message) -> None:
-        sender = line.route if way == UP else b""
-        event = p.FromWire(Channel.CONTROL, sender, self._coded(message), b"")
-        self._carry(line, way, event)
+    def _rise(self, line: Line, event: p.FromWire, room: int) -> bool:
+        """From a peer; kept where there is no connection."""
+        if len(line.unsent) + line.in_flight >= room:
+            return False
+        if line.swallows:
+            self._count["swallowed"] += 1
+        elif line.server is None:
+            self._count[f"{line.channel} kept while cut"] += 1
+            line.unsent.append(event)
+        else:
+            self._send(line, UP, event)
+        return True
 
     def publish(self, node: Node, sent: p.Broadcast) -> None:
         """From a server to all that hear the topic, or from a peer to its server."""
         message = self._coded(sent.message)
         if isinstance(message, wire.UpdateHeader):
             line = node.lines["update"]
-            if line.server is None or UPDATES not in line.topics:
+            event = p.FromWire(Channel.UPDATE, sent.topic, message, sent.payload)
+            if UPDATES not in line.topics:
                 self._count["unheard"] += 1
-            elif line.in_flight >= self._world.depth:
+            elif not self._rise(line, event, self._world.depth):
                 self._count["not sent"] += 1
                 self._net.tell(node, p.NotSent(message))
-            else:
-                event = p.FromWire(Channel.UPDATE, sent.topic, message, sent.payload)
-                self._publish(line, UP, event)
             return
         event = p.FromWire(Channel.MODEL, sent.topic, message, sent.payload)
         for peer in self._net.peers:
@@ -146,10 +178,14 @@ class Wires:
                 if line.in_flight >= self._world.depth:
                     self._count["dropped when full"] += 1
                 else:
-                    self._publish(line, DOWN, event)
+                    self._send(line, DOWN, event)
 
-    def _publish(self, line: Line, way: int, event: p.FromWire) -> None:
-        if not self._net.happens("drop"):
+    def _send(self, line: Line, way: int, event: p.FromWire) -> None:
+        """On a connection that is there."""
+        if event.channel is Channel.CONTROL:
+            sender = line.route if way == UP else b""
+            self._carry(line, way, event._replace(sender=sender))
+        elif not self._net.happens("drop"):
             self._carry(line, way, event)
 
     def _carry(self, line: Line, way: int, event: p.FromWire) -> None:
@@ -163,16 +199,23 @@ class Wires:
         line.in_flight += line.channel != "control"
         time_s = net.now + net.uniform(self._world.latency_s)
         line.free_s[way] = time_s = max(time_s, line.free_s[way])
-        net.at(time_s, to, self._arrive, line, line.number, to, event)
+        net.at(time_s, None, self._arrive, line, line.number, to, event)
 
     def _arrive(self, line: Line, number: int, to: Node, event: p.FromWire) -> None:
+        """At the socket of its reader, who may stand still."""
         if line.number != number:
             return  # counted when it broke
         if line.stalled_s > self._net.now:
-            self._net.at(line.stalled_s, to, self._arrive, line, number, to, event)
+            self._net.at(line.stalled_s, None, self._arrive, line, number, to, event)
             self._count["stalled"] += 1
-            return
-        line.in_flight -= line.channel != "control"
+        elif to.paused:
+            to.backlog.append((self._read, (line, number, to, event)))
+        else:
+            self._read(line, number, to, event)
+
+    def _read(self, line: Line, number: int, to: Node, event: p.FromWire) -> None:
+        if line.number == number:
+            line.in_flight -= line.channel != "control"
         self._net.tell(to, event)
 
     def _coded(self, message: wire.Message) -> wire.Message:

@@ -43,7 +43,10 @@ class Fault(NamedTuple):
       "pause": the process stands still so long, and then finds all that has come.
       "cut": the connections break; what was on its way is lost. They come back after
         `seconds`.
-      "stall": the connections carry nothing so long, and then all of it.
+      "stall": the connections carry nothing so long, and then all of it, unless they
+        have been given up.
+      "half open": the connections break; the peer notices later, and what it sends
+        until then is lost.
       "twin": a second process begins with that worker's number.
       "hang": the worker trains no more, but its process speaks.
       "retire": the process is asked to stop, and stays away.
@@ -58,7 +61,7 @@ class Fault(NamedTuple):
     kind: str
     worker: int = -2  # -1 = the evaluator, -2 = the server
     seconds: float = 0.0
-    channels: str = "control model update"  # that a cut or stall concerns
+    channels: str = "control model update"  # that the faults of connections concern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,6 @@ def draw_world(seed: int, calm_s: float = CALM_S) -> World:
     workers = choice((1, 2, 2, 3, 3, 4))
     name = choice(sorted(TIMINGS))
     hangs = workers > 1 and chance() < 0.1
-    waits = TIMINGS[name].after_push == "wait"
     retires = workers > 1 + hangs and chance() < 0.15
     timing = replace(
         TIMINGS[name],
@@ -132,7 +134,7 @@ def draw_world(seed: int, calm_s: float = CALM_S) -> World:
         Stop(max_time_s=uniform(0.1, 4.0)),
         Stop(target_accuracy=uniform(0.01, 0.1)),
     ]
-    world = World(
+    return World(
         timing=timing,
         announce=choice(("durable", "durable", "durable", "early")),
         workers=workers,
@@ -154,17 +156,10 @@ def draw_world(seed: int, calm_s: float = CALM_S) -> World:
         repeat=perhaps(0.4),
         late=perhaps(0.3),
         save_fails=perhaps(0.4, share=0.2),
-        bad_updates=0.0 if waits and hangs else perhaps(0.3, share=0.2),
-        bad_versions=0.0 if waits and hangs else perhaps(0.2, share=0.1),
+        bad_updates=perhaps(0.3, share=0.2),
+        bad_versions=perhaps(0.2, share=0.1),
         crash_at=tuple(draw.randint(10, 400) for _ in range(choice((0, 0, 0, 1, 2)))),
         faults=tuple(sorted(faults)),
-    )
-    # Who waits after a push that is rejected waits for the others; if one of them hangs
-    # or goes after that, for ever: no deadline begins without an update, and that a
-    # round has nothing is seen only when an update is refused.
-    goes = any(fault.kind in ("kill", "pause", "retire") for fault in faults)
-    return (
-        replace(world, bad_updates=0.0, bad_versions=0.0) if waits and goes else world
     )
 
 
@@ -199,7 +194,7 @@ def _draw_faults(draw: random.Random, workers: int, calm_s: float) -> list[Fault
         faults.append(Fault(when(), "cut", anybody(), uniform(0.0, 1.5), where))
     for _ in several(0.25, 3):
         where = choice(_CHANNELS)
-        faults.append(Fault(when(), "stall", anybody(), uniform(0.1, 2.5), where))
+        faults.append(Fault(when(), "stall", anybody(), uniform(0.1, 4.0), where))
     for _ in several(0.15, 2):
         faults.append(Fault(when(), "twin", worker()))
     for _ in several(0.3, 2):
@@ -210,4 +205,7 @@ def _draw_faults(draw: random.Random, workers: int, calm_s: float) -> list[Fault
         faults.append(Fault(when(), "successor", -2, uniform(0.1, 3.0)))
     for _ in several(0.1, 1):
         faults.append(Fault(when(), "full", -2, uniform(0.1, 2.0)))
+    for _ in several(0.2, 3):
+        where = choice(_CHANNELS)
+        faults.append(Fault(when(), "half open", anybody(), channels=where))
     return faults

@@ -33,7 +33,7 @@ class Intake:
         self._ledger = ledger
         self._roster = roster
         self._outlet = outlet
-        self._bases: dict[UpdateKey, int] = {}  # base versions of what is being checked
+        self._bases: dict[UpdateKey, int] = {}  # base versions of what is unsettled
 
     def receive(
         self, header: wire.UpdateHeader, payload: wire.Buffer, version: int, closed: str
@@ -78,14 +78,17 @@ class Intake:
             self._outlet.do(p.Check(key, header, payload))
         return problem
 
-    def checked(self, key: UpdateKey, problem: str) -> int | None:
-        """The base version of an update that has been found good; None if it is not, or
-        has been settled in the meantime."""
-        base = self._bases.pop(key, None)
-        if base is not None and problem:
+    def base_of(self, key: UpdateKey) -> int | None:
+        """The base version of an update; None if it has been settled."""
+        return self._bases.get(key)
+
+    def checked(self, key: UpdateKey, problem: str) -> bool:
+        """Whether an update that has been looked at may be used: it has been found
+        good, and has not been settled in the meantime."""
+        is_open = key in self._bases
+        if is_open and problem:
             self.settle(key, Verdict("rejected", -1, problem))
-            return None
-        return base
+        return is_open and not problem
 
     def settle(self, key: UpdateKey, verdict: Verdict) -> None:
         """The last word on an update: written, and told to its worker."""

@@ -208,8 +208,9 @@ class PeerProtocol:
                 self._greet_again()
             case wire.Pulse(incarnation, version):
                 self._on_pulse(incarnation, version)
-            case wire.StopRun(reason):
-                self._do(p.StopWork(reason))
+            case wire.StopRun(incarnation, reason):
+                if not self._is_old(incarnation):
+                    self._do(p.StopWork(reason))
             case wire.Receipt(session, seq):
                 if session == self._hello.session and seq in self._outbox:
                     self._outbox[seq].has_receipt = True
@@ -242,8 +243,13 @@ class PeerProtocol:
         now = self._welcome
         return now is not None and run == now.run and incarnation < now.incarnation
 
+    def _is_old(self, incarnation: int) -> bool:
+        """The same of a message that names no run."""
+        now = self._welcome
+        return now is not None and self._is_of_the_past(now.run, incarnation)
+
     def _on_pulse(self, incarnation: int, version: int) -> None:
-        if self._welcome and self._is_of_the_past(self._welcome.run, incarnation):
+        if self._is_old(incarnation):
             return
         if self._welcome is None or incarnation != self._welcome.incarnation:
             self._greet_again()

@@ -36,6 +36,11 @@ class Session:
         """Who its process is: "worker-3", "evaluator"."""
         return self.hello.actor
 
+    @property
+    def may_come_back(self) -> bool:
+        """Whether it is a worker that has fallen silent without a goodbye."""
+        return self.is_worker and not (self.live or self.gone or self.replaced)
+
 
 class Roster:
     """Sessions by name; admits, remembers when each was heard, notices silence."""

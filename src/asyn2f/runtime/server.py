@@ -181,6 +181,7 @@ class Server:
             min_workers=timing.min_workers,
             replaces=timing.replaces,
             waits=timing.after_push == "wait",
+            deadline_s=timing.deadline_s,
             most_open=max(4, timing.most_updates(experiment.workers)),
             stop=experiment.stop,
             runtime=settings,

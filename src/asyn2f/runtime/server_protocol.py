@@ -20,6 +20,7 @@ from asyn2f.runtime.ledger import Ledger, Verdict
 from asyn2f.runtime.roster import Roster, Session
 from asyn2f.runtime.settings import ServerSettings
 from asyn2f.runtime.standing import status_of
+from asyn2f.runtime.standstill import Standstill
 from asyn2f.runtime.transport import Channel, Subscribed
 from asyn2f.runtime.versions import Program, Versions
 from asyn2f.status import RunStatus
@@ -71,7 +72,9 @@ class ServerProtocol:
             self._outlet,
         )
         self._figures = Figures(settings.books.get("totals", {}), settings.best)
-        self._failed: set[int] = set()  # whose update for this version was no use
+        self._standstill = Standstill(
+            settings.waits, settings.deadline_s, settings.runtime.lease_s
+        )
         # the end
         self._ending = Ending()
         # time
@@ -106,7 +109,8 @@ class ServerProtocol:
                     version = self._newest.header.version
                     problem = self._intake.receive(header, payload, version, closed)
                     if problem:
-                        self._on_failed(header.worker, problem)
+                        key = UpdateKey(header.worker, header.session, header.seq)
+                        self._on_failed(key, header.base_version, problem)
             case p.FromWire(Channel.CONTROL, peer, message):
                 session = getattr(message, "session", "")
                 hello = isinstance(message, wire.Hello)
@@ -115,16 +119,20 @@ class ServerProtocol:
             case Subscribed(topic):
                 self._on_subscribed(topic)
             case p.Checked(key, problem):
-                base = self._intake.checked(key, problem)
-                if base is not None:
+                base = self._intake.base_of(key)
+                if base is not None and self._intake.checked(key, problem):
                     self._versions.feed(programs.Arrived(now, key, base))
-                elif problem:
-                    self._on_failed(key.worker, problem)
+                elif base is not None:
+                    self._on_failed(key, base, problem)
             case p.Made():
                 self._versions.on_made(event)
             case p.NotMade(version, reason):
-                for key in self._versions.on_not_made(version, reason):
-                    self._on_failed(key.worker, reason)
+                keys = self._versions.saving[version]
+                bases = [self._intake.base_of(key) for key in keys]
+                self._versions.on_not_made(version, reason)
+                for key, base in zip(keys, bases, strict=True):
+                    if base is not None:
+                        self._on_failed(key, base, reason)
             case p.Saved(version):
                 self._save_again_s = math.inf
                 saved = trace.Saved(now, version, self._settings.incarnation)
@@ -152,17 +160,21 @@ class ServerProtocol:
     def _newest(self) -> p.Made:
         return self._versions.newest
 
+    @property
+    def _stop(self) -> wire.StopRun:
+        return wire.StopRun(self._settings.incarnation, self._ending.reason)
+
     # ------------------------------------------------------------- versions
 
     def _publish(self, first: bool) -> None:
         """Gives out the newest version; the first one goes to whoever subscribes."""
         receivers = 0
-        self._failed.clear()
-        if first:
+        if first:  # who was refused before that waits all the same
             self._figures.start(self._now)
             for session in self._roster:
                 self._welcome(session)
         else:
+            self._standstill.begin()
             hearers = [s for s in self._roster.live_workers() if s.hears_models]
             receivers = len(hearers)
             self._figures.announce(self._now)
@@ -234,7 +246,7 @@ class ServerProtocol:
                 self._do(p.Send(peer, wire.Pulse(self._settings.incarnation, newest)))
                 told = session.is_worker or self._ending.is_farewell
                 if self._ending.has_begun and told:  # it may have missed it
-                    self._do(p.Send(peer, wire.StopRun(self._ending.reason)))
+                    self._do(p.Send(peer, self._stop))
                 self._ledger.forget(session.name, message.settled_below)
                 for seq in message.unsettled:
                     self._intake.answer(session, seq)
@@ -260,7 +272,7 @@ class ServerProtocol:
         may_score = hello.role == "evaluator" and not self._ending.is_farewell
         is_here = self._roster.get(hello.session) is not None
         if self._ending.has_begun and is_here and refused is None:
-            self._do(p.Send(peer, wire.StopRun(self._ending.reason)))
+            self._do(p.Send(peer, self._stop))
             return
         if self._ending.has_begun and not may_score:
             why = f"the run is over: {self._ending.reason}"
@@ -307,18 +319,23 @@ class ServerProtocol:
             examples = session.hello.num_examples
             noted = trace.WorkerJoined(now, worker, session.name, examples)
         self._do(p.Record(noted))
-        self._failed.discard(worker)
+        self._standstill.stir(now)
         self._versions.feed(change(now, worker))
 
-    def _on_failed(self, worker: int, problem: str) -> None:
-        """An update cannot be used. Where a worker that has pushed waits for the next
-        version, a round of nothing else would wait for ever."""
-        self._versions.feed(programs.Failed(self._now, worker))
-        self._failed.add(worker)
-        live = {s.hello.worker for s in self._roster.live_workers()}
-        is_stuck = self._settings.waits and live and live <= self._failed
-        if is_stuck and not self._ledger.unsettled():
-            self._end("failed", f"no update of the round can be used: {problem}")
+    def _on_failed(self, key: UpdateKey, base: int, problem: str) -> None:
+        """An update cannot be used. A worker that made it of an older version has a
+        newer one to go on with; of another nothing more comes in this round."""
+        if base < self._newest.header.version:
+            return
+        self._versions.feed(programs.Failed(self._now, key.worker))
+        self._standstill.refuse(key.session, problem, self._now)
+        self._look_for_standstill()
+
+    def _look_for_standstill(self) -> None:
+        is_idle = self._figures.has_started and not self._ledger.unsettled()
+        reason = self._standstill.reason(self._roster, self._now) if is_idle else ""
+        if reason:
+            self._end("failed", reason)
 
     def _leave(self, session: Session, reason: str) -> None:
         if self._roster.part(session):
@@ -348,6 +365,7 @@ class ServerProtocol:
         for session in self._roster.obsolete():
             if not session.is_worker or self._intake.end(session.name):
                 self._roster.drop(session)
+        self._look_for_standstill()
         if self._now >= self._save_again_s:
             self._save_again_s = math.inf
             self._versions.save_again()
@@ -369,7 +387,7 @@ class ServerProtocol:
         self._intake.settle_all(on_its_way, Verdict("rejected", -1, trace.TOO_LATE))
         for session in self._roster:
             if session.is_worker:
-                self._do(p.Send(session.peer, wire.StopRun(reason)))
+                self._do(p.Send(session.peer, self._stop))
 
     def _give_way(self, reason: str) -> None:
         """Ends at once, without a word to anybody: the run is another server's now,
@@ -390,7 +408,7 @@ class ServerProtocol:
         waits = self._figures.has_started and has_evaluator and not is_scored
         if ending.bid_farewell(waits, self._now):
             for session in self._roster:
-                self._do(p.Send(session.peer, wire.StopRun(ending.reason)))
+                self._do(p.Send(session.peer, self._stop))
         is_alone = not any(s.live for s in self._roster)
         if ending.completes(is_alone, self._now):
             self._do(

@@ -79,19 +79,13 @@ class Versions:
         if self._announce == "early":
             self._go_on()
 
-    def on_not_made(self, version: int, reason: str) -> tuple[UpdateKey, ...]:
+    def on_not_made(self, version: int, reason: str) -> None:
         """The version that was asked for cannot be used: its updates, each of which may
-        have spoilt it, are rejected.
-
-        Returns:
-          Those updates.
-        """
-        keys = self.saving.pop(version)
-        for key in keys:
+        have spoilt it, are rejected."""
+        for key in self.saving.pop(version):
             self._settle(key, Verdict("rejected", -1, reason))
         self._carry_out(self._program.send(programs.NotMade(self._outlet.now)))
         self._drain_inbox()
-        return keys
 
     def save_again(self) -> None:
         """Has the version that is on its way put into the store."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import msgpack
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_HEADER_BYTES = 4096
 _MAX_TEXT = 512
 _CUT = _MAX_TEXT // 4  # characters of a text that are sent: they fit, whatever they are
@@ -121,8 +121,9 @@ class Bye(NamedTuple):
 
 
 class StopRun(NamedTuple):
-    """Server to peer: the run is over."""
+    """Server to peer: the run is over, unless a newer server goes on with it."""
 
+    incarnation: int
     reason: str
 
 

@@ -1,0 +1,51 @@
+"""What tests of the protocol begin with: settings, and messages that fit them."""
+
+import json
+from typing import Any
+
+from asyn2f.programs import UpdateKey
+from asyn2f.runtime import payloads, wire
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime.settings import RuntimeSettings, ServerSettings
+from asyn2f.timing import Stop
+
+RUNTIME = {"beat_s": 0.5, "dead_after_s": 1.5, "lease_s": 8.0, "join_timeout_s": 8.0}
+ENDLESS = Stop()
+
+
+def server_settings(**changes: Any) -> ServerSettings:
+    """Settings of a new run, but for those."""
+    names = {"run": "run-1", "strategy": "any", "experiment": "same"}
+    sizes = {"fingerprint": "tree", "num_bytes": 100, "workers": 2, "min_workers": 1}
+    ports = {"incarnation": 1, "model_port": 1, "update_port": 2}
+    start = {"stop": ENDLESS, "best": (None, None), "books": {}, "replaces": True}
+    start |= {"waits": False, "most_open": 4}
+    runtime = {"runtime": RuntimeSettings(**RUNTIME)}
+    return ServerSettings(**(names | sizes | ports | start | runtime | changes))
+
+
+def hello_of(worker: int, session: str, /, **changes: Any) -> wire.Hello:
+    """What a worker says first, or for worker -1 the evaluator."""
+    role, examples = ("worker", 10) if worker >= 0 else ("evaluator", 0)
+    known = (session, "same", "tree", examples, 1.0)
+    return wire.Hello(wire.PROTOCOL, role, worker, *known)._replace(**changes)
+
+
+def made(
+    version: int, keys: tuple[UpdateKey, ...] = (), incarnation: int = 1
+) -> p.Made:
+    """A version of these updates."""
+    payload, numbers = json.dumps(keys).encode(), (10.0 * len(keys), 0.5, 1.0, 0.1)
+    sums = ("tree", len(payload), payloads.digest(payload))
+    header = wire.ModelHeader("run-1", incarnation, version, *numbers, *sums)
+    return p.Made(header, payload)
+
+
+def produced(worker: int, payload: bytes, base: int) -> p.Produced:
+    """A worker's update."""
+    numbers, sums = (
+        (10.0, 0.5, 1.0, 0.0, 0.0),
+        ("tree", len(payload), payloads.digest(payload)),
+    )
+    header = wire.UpdateHeader("", 0, worker, "", 0, base, base, 1, *numbers, *sums)
+    return p.Produced(header, payload, time_s=0.0)
