@@ -160,9 +160,18 @@ class RealNetwork:
 
     def _watch(self, end: End) -> None:
         """From now on the connections of its sockets are counted."""
-        for opened, channel in self._transports[end]._channels.items():
+        transport = self._transports[end]
+        for opened, channel in transport._channels.items():
             if (end, channel) not in self._monitors:
-                monitor = opened.get_monitor_socket(_ENDED | _BEGUN)
+                # A socket has one monitor; its own looks for keys, and there are none.
+                if channel is Channel.CONTROL and transport._denied is not None:
+                    transport._poller.unregister(transport._denied)
+                    transport._denied.close(linger=0)
+                    transport._denied = None
+                address = f"inproc://watched-{len(self._monitors)}"
+                opened.monitor(address, _ENDED | _BEGUN)
+                monitor = transport._context.socket(zmq.PAIR)
+                monitor.connect(address)
                 self._monitors[end, channel] = monitor
 
     def _times(self, end: End, channel: Channel, event: int) -> int:
