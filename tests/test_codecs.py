@@ -129,7 +129,9 @@ def test_float32_is_the_identity():
     codec = update_codec(Coding(), SHAPES, True, True)
     params = model(jnp.arange(SIZE, dtype=jnp.float32))
     coded, memory = codec.encode(params, (), ())
-    assert codec.is_plain and coded is params and memory == ()
+    assert codec.is_plain
+    assert coded is params
+    assert memory == ()
     assert codec.decode(coded, ()) is params
 
 
@@ -173,7 +175,8 @@ def test_a_coded_model_is_smaller_and_its_size_does_not_depend_on_it(coding):
 def test_versions_need_no_base_and_no_memory():
     for name in ("bfloat16", "int8"):
         codec = version_codec(Coding(versions=name), SHAPES)
-        assert not codec.needs_base and codec.blank() == ()
+        assert not codec.needs_base
+        assert codec.blank() == ()
 
 
 # ------------------------------------------------------------- error feedback

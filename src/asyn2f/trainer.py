@@ -134,7 +134,7 @@ class Push(Protocol):
 
 
 class Decode(Protocol):
-    def __call__(self, coded: Any, base: Params) -> Params:
+    def __call__(self, coded: Any, base: Params, /) -> Params:
         """What a pushed update's `params` say, with the model of its base version;
         () will do for a codec that needs none."""
 

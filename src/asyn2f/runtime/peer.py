@@ -173,8 +173,11 @@ def open_letter(experiment: Experiment, letter: Letter) -> GlobalModel:
         server of this experiment would send.
     """
     header, payload = letter
-    payloads.check_payload(header, payload, experiment.template)
-    params = payloads.decode_params(experiment.template, payload)
+    publication = experiment.publication
+    payloads.check_payload(header, payload, publication.template)
+    params = payloads.decode_params(publication.template, payload)
+    if not publication.is_plain:
+        params = publication.decode(jax.tree.map(jnp.array, params))
     bad = payloads.nonfinite_leaf(params)
     if bad:
         raise wire.WireError(f"version {header.version}: {bad} is not finite")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import msgpack
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_HEADER_BYTES = 4096
 _MAX_TEXT = 512
 _CUT = _MAX_TEXT // 4  # characters of a text that are sent: they fit, whatever they are
@@ -216,6 +216,7 @@ class UpdateHeader(NamedTuple):
     fingerprint: str
     num_bytes: int
     digest: str
+    base: str = ""  # digest of the version that this is a change of, if it is one
 
 
 Message = (
