@@ -162,6 +162,19 @@ def test_bfloat16_twice_is_bfloat16_once(x):
 
 
 @every_coding
+def test_there_and_back_in_one_program_is_the_same(coding):
+    codec = codec_for(coding)
+    params, base = model(jnp.linspace(-1, 2, SIZE)), model(jnp.ones(SIZE) / 3)
+
+    @jax.jit
+    def whole(params, base):
+        return codec.decode(codec.encode(params, base, codec.blank())[0], base)
+
+    coded, _ = codec.encode(params, base, codec.blank())
+    assert_same(whole(params, base), codec.decode(coded, base))
+
+
+@every_coding
 def test_a_coded_model_is_smaller_and_its_size_does_not_depend_on_it(coding):
     codec = codec_for(coding)
     sizes = set()

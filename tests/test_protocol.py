@@ -44,7 +44,7 @@ ANNOUNCE = ("durable", "early")
 @pytest.mark.parametrize(
     ("worker", "changes", "words"),
     [
-        (0, {"protocol": 1}, "protocol 1, the server speaks 2"),
+        (0, {"protocol": 1}, "protocol 1, the server speaks 3"),
         (0, {"role": "spy"}, "role 'spy', allowed: worker, evaluator"),
         (0, {"fingerprint": "bush"}, "its model has other arrays"),
         (-1, {"fingerprint": "bush"}, "its model has other arrays"),

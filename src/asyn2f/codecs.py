@@ -224,7 +224,11 @@ def _dense(kind: str, shapes: Params, needs_base: bool) -> Codec:
     def encode_leaf(leaf, x):
         if not _is_coded(leaf):
             return x
-        return quantised(x) if kind == "int8" else x.astype(jnp.bfloat16)
+        if kind == "int8":
+            return quantised(x)
+        # Rounded first: of two conversions alone, there and back in one program, XLA is
+        # free to make none.
+        return jax.lax.reduce_precision(x, 8, 7).astype(jnp.bfloat16)
 
     def decode_leaf(leaf, coded):
         if not _is_coded(leaf):
