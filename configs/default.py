@@ -76,6 +76,13 @@ def get_config() -> ml_collections.ConfigDict:
     guards.loss_factor = 2.0  # a loss counts as median / this at least; >= 1
     guards.max_share = 0.5  # largest coefficient; asyn2f, others have none to cap
 
+    # What travels instead of a model in float32; the numbers depend on it.
+    config.wire = wire = ml_collections.ConfigDict()
+    wire.updates = "float32"  # float32 | bfloat16 | int8 | topk
+    wire.delta = False  # bfloat16, int8: code the change since the base version
+    wire.topk_share = 0.1  # topk: of each leaf's entries, in (0, 0.5]
+    wire.versions = "float32"  # float32 | bfloat16 | int8
+
     config.runtime = runtime = ml_collections.ConfigDict()
     runtime.address = "tcp://127.0.0.1:0"  # and the two ports above; 0 = any free
     runtime.keys_dir = ""  # folder that launch.keys made; "" = none, this machine only

@@ -97,7 +97,8 @@ def order_of_config(config: build.Config, experiment: Experiment) -> Order:
             experiment.stop,
             experiment.seed,
             steps_per_epoch=_epochs(experiment),
-            num_bytes=experiment.template.num_bytes,
+            num_bytes=experiment.publication.template.num_bytes,
+            update_bytes=experiment.update_template.num_bytes,
             aggregate_s=config["sim"]["aggregate_s"],
             dead_after_s=config["runtime"]["dead_after_s"],
             signal_of=follower.signal if follower else None,
@@ -126,7 +127,7 @@ def _summary(
     watcher: Watcher,
     folder: Path,
 ) -> dict[str, Any]:
-    num_bytes = execution.experiment.template.num_bytes
+    experiment = execution.experiment
     accuracy, version = watcher.best if watcher.scores else (None, None)
     final = watcher.scores.get(int(result.state.model.version))
     kinds = {
@@ -146,8 +147,9 @@ def _summary(
         "final_f1": final.f1 if final else None,
         "wall_s": order.end_s - order.start_s,  # virtual
         "updates": {"committed": len(order.members), **kinds},
-        "bytes_up": order.num_updates * num_bytes,
-        "bytes_down": int(order.receivers.sum(dtype="int64")) * num_bytes,
+        "bytes_up": order.num_updates * experiment.update_template.num_bytes,
+        "bytes_down": int(order.receivers.sum(dtype="int64"))
+        * experiment.publication.template.num_bytes,
         "params_sha256": params_sha256(result.state.model.params),
         "executor": execution.why,
         "local_steps": order.num_steps,
@@ -164,7 +166,7 @@ def _write(
     """The trace and the metrics."""
     experiment, environment = execution.experiment, program.environment()
     environment |= execution.means._asdict()
-    task, num_bytes = experiment.task, experiment.template.num_bytes
+    task, num_bytes = experiment.task, experiment.publication.template.num_bytes
     events = events_of(
         order,
         result.numbers,
@@ -187,7 +189,7 @@ def _write(
             file.write(trace.to_line(event) + "\n")
             match event:
                 case trace.Pushed():
-                    pushed += num_bytes
+                    pushed += experiment.update_template.num_bytes
                 case trace.Aggregated():
                     behind = event.staleness
                     row = {

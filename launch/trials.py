@@ -15,7 +15,7 @@ import numpy as np
 
 from asyn2f import build, workdir
 from asyn2f.evaluate import make_evaluate
-from asyn2f.experiment import initial_server_state
+from asyn2f.experiment import initial_server_state, published
 from asyn2f.report.comparison import Trial
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import execution_of
@@ -83,15 +83,18 @@ def carry_out(job: Job) -> Trial:
     )
     evaluate = make_evaluate(_part_of(experiment.task, job.half))
     first = initial_server_state(experiment)
-    accuracy = {0: evaluate(first.model.params).accuracy}
+    accuracy = {0: evaluate(published(experiment, first.model).params).accuracy}
 
     def watch(node, time_s, state):
-        accuracy[node] = evaluate(state.model.params).accuracy
+        accuracy[node] = evaluate(published(experiment, state.model).params).accuracy
         return False
 
     result = execution.run(watch)
     jax.block_until_ready(result.state)
-    num_bytes = experiment.template.num_bytes
+    up, down = (
+        experiment.update_template.num_bytes,
+        experiment.publication.template.num_bytes,
+    )
     updates = np.searchsorted(
         order.time_s[order.kind == o.PUSH], order.start_s + ends_s, side="right"
     )
@@ -105,7 +108,7 @@ def carry_out(job: Job) -> Trial:
         time_s=ends_s.tolist(),
         accuracy=[accuracy[node] for node in nodes.tolist()],
         updates=updates.tolist(),
-        num_bytes=((updates + given) * num_bytes).tolist(),
+        num_bytes=(updates * up + given * down).tolist(),
         staleness=np.bincount(result.numbers.staleness).tolist(),
         versions=int(result.state.model.version),
         local_steps=order.num_steps,

@@ -10,7 +10,7 @@ from absl import flags
 
 from asyn2f import build, workdir
 from asyn2f.evaluate import Score, make_evaluate
-from asyn2f.experiment import Experiment
+from asyn2f.experiment import Experiment, published
 from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.sim.execute import Execution
 from asyn2f.sim.progress import Progress, read_progress, write_progress
@@ -32,6 +32,7 @@ class Watcher:
         self.scores: dict[int, Score] = {}
         self.status = "finished"
         self.reason: str | None = None  # why it has ended the run, if it has
+        self._experiment = experiment
         self._evaluate = make_evaluate(experiment.task)
         self._target = experiment.stop.target_accuracy
         self._store = OrbaxStore(folder / workdir.MODELS)
@@ -39,7 +40,9 @@ class Watcher:
         self._shown_s = time.monotonic()
 
     def __call__(self, node: int, time_s: float, state: ServerState) -> bool:
-        score = self.scores[node] = self._evaluate(state.model.params)
+        score = self.scores[node] = self._evaluate(
+            published(self._experiment, state.model).params
+        )
         best, _ = self._store.best()
         if best is None or score.accuracy > best:
             self._keep(node, state)

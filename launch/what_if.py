@@ -11,7 +11,7 @@ import jax
 from asyn2f import build, trace
 from asyn2f.epochs import steps_per_epoch
 from asyn2f.evaluate import make_evaluate
-from asyn2f.experiment import Experiment
+from asyn2f.experiment import Experiment, published
 from asyn2f.sim.execute import Execution
 from asyn2f.sim.order import Order
 from asyn2f.sim.serial import Watch
@@ -57,7 +57,9 @@ def execute(execution: Execution, events: list[trace.Event]) -> int:
         version = int(state.model.version)
         before = recorded.get(version)
         text = "-" if before is None else f"{before:.4f}"
-        accuracy = evaluate(state.model.params).accuracy
+        accuracy = evaluate(
+            published(execution.experiment, state.model).params
+        ).accuracy
         print(f"{version:8d}  {text:>10}  {accuracy:.4f}", flush=True)
         return False
 

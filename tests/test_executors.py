@@ -207,3 +207,32 @@ def test_coefficients_sum_to_1_and_staleness_counts_from_the_base(lanes):
         expected = [node - 1 - bases[update] for update in order.members[span]]
         assert result.numbers.staleness[span].tolist() == expected
     assert result.numbers.staleness.max() > 0
+
+
+# ------------------------------------------------------------- what is coded
+
+CODED = {
+    "int8": {"wire__updates": "int8", "wire__versions": "int8"},
+    "delta": {
+        "wire__updates": "int8",
+        "wire__delta": True,
+        "wire__versions": "bfloat16",
+    },
+    "topk": {"wire__updates": "topk", "wire__topk_share": 0.2},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [("int8", "asyn2f"), ("delta", "asyn2f"), ("topk", "fedbuff"), ("topk", "fedavg")],
+)
+def test_what_is_coded_by_every_means(name, strategy):
+    """Lanes round otherwise, and what is rounded to 127 steps then may go the other
+    way: a few entries differ by a step."""
+    changes = CODED[name] | {"timing__min_updates": 3}
+    experiment, order, serial = order_and_result(strategy, **changes)
+    assert_same_bits(serial, execute_serially(experiment, order))
+    assert_close(serial, in_lanes(experiment, order, 3), tolerance=2e-2)
+    plain = experiment_of(strategy, timing__min_updates=3)
+    with pytest.raises(AssertionError):  # or else nothing has been coded
+        assert_same_bits(serial, execute_serially(plain, order))

@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "asyn2f"
 # A module may import modules of its own layer and of those below it.
 LAYERS = [
     {"types", "timing", "status"},
-    {"trees", "staleness", "aggregation", "deltas", "merging", "guards"},
+    {"trees", "staleness", "aggregation", "deltas", "codecs", "merging", "guards"},
     {"strategies", "tasks"},
     {
         *("trainer", "epochs", "programs", "trace", "evaluate", "experiment"),
@@ -47,6 +47,7 @@ PURE = {
     "aggregation.py",
     "merging.py",
     "deltas.py",
+    "codecs.py",
     "guards.py",
     "staleness.py",
     "programs.py",

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from asyn2f.codecs import Coding, check_coding
 from asyn2f.experiment import Experiment, make_experiment
 from asyn2f.guards import Guards
 from asyn2f.rules import Config, ConfigError, check_values, flatten
@@ -53,6 +54,10 @@ def check(config: Config) -> None:
             f"for each of the {workers} workers"
         )
     _check_kind(config["task"])
+    try:
+        check_coding(Coding(**config["wire"]))
+    except ValueError as error:
+        raise ConfigError(f"config.wire.{error}") from None
     if not any(config["stop"].values()):
         raise ConfigError(
             "config.stop: found nothing that ends the run; set max_versions, "
@@ -211,6 +216,7 @@ def build_experiment(config: Config) -> Experiment:
         Stop(**config["stop"]),
         config["seed"],
         build_guards(config),
+        Coding(**config["wire"]),
     )
 
 

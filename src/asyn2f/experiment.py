@@ -1,18 +1,20 @@
 """One experiment, whole: everything that its numbers depend on, and no I/O."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from asyn2f.codecs import PLAIN, Codec, Coding, update_codec, version_codec
 from asyn2f.guards import Guards, clamp_losses
 from asyn2f.strategies import Strategy
+from asyn2f.strategies.base import params_themselves
 from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop
 from asyn2f.trainer import Trainer, Training, global_learning_rate, make_trainer
 from asyn2f.trees import Template, template_of
-from asyn2f.types import Metrics, ServerState, WorkerUpdate
+from asyn2f.types import GlobalModel, Metrics, Params, ServerState, WorkerUpdate
 
 NO_GUARDS = Guards(mode="off")
 
@@ -34,6 +36,16 @@ class AdvanceServer(Protocol):
         Where guards are enforced, its losses have been clamped before."""
 
 
+class Publication(NamedTuple):
+    """How versions travel; both functions are jitted. The server keeps its own model
+    in float32."""
+
+    encode: Callable[[Params], Any]
+    decode: Callable[[Any], Params]
+    template: Template  # of what travels
+    is_plain: bool
+
+
 class Experiment(NamedTuple):
     """A task, a strategy and their settings, made into functions."""
 
@@ -45,6 +57,9 @@ class Experiment(NamedTuple):
     seed: int
     guards: Guards
     template: Template  # of the model
+    update_template: Template  # of what a worker pushes
+    update_needs_base: bool  # whether that is a change since the base version
+    publication: Publication
     advance_server: AdvanceServer
     aggregate: AggregateUpdates
 
@@ -60,6 +75,7 @@ def make_experiment(
     stop: Stop,
     seed: int,
     guards: Guards = NO_GUARDS,
+    coding: Coding = PLAIN,
 ) -> Experiment:
     """The experiment; the model's shape is found without computing anything.
 
@@ -75,15 +91,25 @@ def make_experiment(
         state, metrics = strategy.aggregate(state, updates, mask)
         return _with_learning_rate(state, training), metrics
 
+    codec = update_codec(
+        coding,
+        shapes,
+        pushes_models=strategy.push is params_themselves,
+        keeps_model=strategy.timing.after_push == "continue",
+    )
+    trainer_key = jax.random.fold_in(key, 1)
     return Experiment(
         task=task,
         strategy=strategy,
         training=training,
-        trainer=make_trainer(task, strategy, training, jax.random.fold_in(key, 1)),
+        trainer=make_trainer(task, strategy, training, trainer_key, codec),
         stop=stop,
         seed=seed,
         guards=guards,
         template=template_of(shapes),
+        update_template=template_of(_coded_shapes(codec, shapes)),
+        update_needs_base=codec.needs_base,
+        publication=_publication(version_codec(coding, shapes), shapes),
         advance_server=advance_server,
         aggregate=_make_aggregate(
             advance_server, strategy.timing.most_updates(len(task.shards))
@@ -101,6 +127,32 @@ def initial_server_state(experiment: Experiment) -> ServerState:
 
     key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
     return jax.jit(init)(key)
+
+
+def published(experiment: Experiment, model: GlobalModel) -> GlobalModel:
+    """A version as workers and evaluators see it, once it has been coded."""
+    publication = experiment.publication
+    if publication.is_plain:
+        return model
+    return model._replace(params=publication.decode(publication.encode(model.params)))
+
+
+def _publication(codec: Codec, shapes: Params) -> Publication:
+    template = template_of(_coded_shapes(codec, shapes))
+    if codec.is_plain:
+        return Publication(lambda x: x, lambda x: x, template, is_plain=True)
+    return Publication(
+        encode=jax.jit(lambda params: codec.encode(params, (), ())[0]),
+        decode=jax.jit(lambda coded: codec.decode(coded, ())),
+        template=template,
+        is_plain=False,
+    )
+
+
+def _coded_shapes(codec: Codec, shapes: Params) -> Any:
+    base = shapes if codec.needs_base else ()
+    memory = jax.eval_shape(codec.blank)
+    return jax.eval_shape(codec.encode, shapes, base, memory)[0]
 
 
 def _with_learning_rate(state: ServerState, training: Training) -> ServerState:

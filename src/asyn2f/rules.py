@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from asyn2f import strategies
+from asyn2f.codecs import UpdateCoding, VersionCoding
 from asyn2f.guards import GuardMode
 from asyn2f.runtime.settings import Announce
 from asyn2f.sim.execute import Executor
@@ -129,6 +130,10 @@ _RULES: dict[str, _Rule] = {
     "guards.norm_factor": _number(float, 1),
     "guards.loss_factor": _number(float, 1),
     "guards.max_share": _number(float, 0, 1, open_low=True),
+    "wire.updates": _one_of(get_args(UpdateCoding)),
+    "wire.delta": _ANY_BOOL,
+    "wire.topk_share": _number(float, 0, 0.5, open_low=True),
+    "wire.versions": _one_of(get_args(VersionCoding)),
     "runtime.address": _Rule(str, "tcp://host:port", lambda x: True),
     "runtime.keys_dir": _Rule(str, "a folder, or empty", lambda x: True),
     "runtime.announce": _one_of(get_args(Announce)),

@@ -6,13 +6,14 @@ running them in another process, gives the same numbers.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from asyn2f.codecs import Codec
 from asyn2f.epochs import (
     Orders,
     batch_places,
@@ -22,7 +23,14 @@ from asyn2f.epochs import (
 )
 from asyn2f.strategies import Strategy
 from asyn2f.tasks.base import Batch, Task
-from asyn2f.types import GlobalModel, Metrics, Shard, WorkerState, WorkerUpdate
+from asyn2f.types import (
+    GlobalModel,
+    Metrics,
+    Params,
+    Shard,
+    WorkerState,
+    WorkerUpdate,
+)
 
 Schedule = Literal["fixed", "cosine", "synchronous"]
 
@@ -121,7 +129,14 @@ class Report(Protocol):
 class Push(Protocol):
     def __call__(self, state: WorkerState) -> tuple[WorkerUpdate, WorkerState]:
         """What the worker pushes, and its state after: what it holds now is what its
-        next cycle starts from."""
+        next cycle starts from. The update's `params` are as they travel: `Decode`
+        makes a model of them again."""
+
+
+class Decode(Protocol):
+    def __call__(self, coded: Any, base: Params, /) -> Params:
+        """What a pushed update's `params` say, with the model of its base version;
+        () will do for a codec that needs none."""
 
 
 class Trainer(NamedTuple):
@@ -138,6 +153,7 @@ class Trainer(NamedTuple):
     adopt: Adopt
     report: Report
     push: Push
+    decode: Decode
 
 
 def shard_of(task: Task, worker: int) -> Shard:
@@ -163,7 +179,11 @@ def shard_of(task: Task, worker: int) -> Shard:
 
 
 def make_trainer(
-    task: Task, strategy: Strategy, training: Training, key: jax.Array
+    task: Task,
+    strategy: Strategy,
+    training: Training,
+    key: jax.Array,
+    codec: Codec,
 ) -> Trainer:
     """The trainer of a task under a strategy.
 
@@ -172,6 +192,7 @@ def make_trainer(
       strategy: how a global version is merged in.
       training: settings.
       key: the run's root key; all of the workers' randomness is folded from it.
+      codec: how pushes travel.
 
     Raises:
       ValueError: an unknown schedule.
@@ -193,6 +214,7 @@ def make_trainer(
     # Who never merges need not know where it was a step ago.
     merges = strategy.timing.while_training != "ignore"
     needs_start, proximal = strategy.needs_start, strategy.proximal
+    needs_base = codec.needs_base
 
     def start(model, worker, num_examples, quality):
         zero, none = jnp.int32(0), jnp.float32(0.0)
@@ -211,6 +233,8 @@ def make_trainer(
             loss_sum=none,
             metric_sum=none,
             epoch_steps=zero,
+            base=model.params if needs_base else (),
+            memory=codec.blank(),
         )
         return adopt(state, model)
 
@@ -224,6 +248,7 @@ def make_trainer(
             learning_rate=jnp.copy(model.learning_rate),
             base_version=jnp.copy(model.version),
             start_version=jnp.copy(model.version),
+            base=jax.tree.map(jnp.copy, model.params) if needs_base else (),
         )
 
     def advance(state, shard):
@@ -291,8 +316,11 @@ def make_trainer(
 
     def push(state):
         # Copied: no two may share a buffer, of which `advance` is given all.
-        update = jax.tree.map(jnp.copy, report(state))
+        update = report(state)
+        coded, memory = codec.encode(update.params, state.base, state.memory)
+        update = jax.tree.map(jnp.copy, update._replace(params=coded))
         begun = state._replace(
+            memory=memory,
             start_version=jnp.copy(state.base_version),
             start=jax.tree.map(jnp.copy, state.params) if needs_start else (),
         )
@@ -310,6 +338,7 @@ def make_trainer(
             opt_state=opt_state,
             learning_rate=jnp.copy(model.learning_rate),
             base_version=jnp.copy(model.version),
+            base=jax.tree.map(jnp.copy, model.params) if needs_base else (),
         )
         return state, metrics
 
@@ -322,4 +351,6 @@ def make_trainer(
         adopt=jax.jit(adopt, donate_argnums=0),
         report=jax.jit(report),
         push=jax.jit(push),
+        # Compiled by itself, not with the coding: the server decodes with this program.
+        decode=codec.decode if codec.is_plain else jax.jit(codec.decode),
     )

@@ -70,6 +70,9 @@ class WorkerState(NamedTuple):
     loss_sum: jax.Array  # f32 []: over the steps of the present epoch
     metric_sum: jax.Array  # f32 []
     epoch_steps: jax.Array  # i32 []: steps behind the two sums
+    # what its pushes are coded with; () where the codec needs none
+    base: Params = ()  # the version of `base_version`
+    memory: Any = ()  # what has not been sent so far
 
 
 class ServerState(NamedTuple):

@@ -173,15 +173,17 @@ def open_letter(experiment: Experiment, letter: Letter) -> GlobalModel:
         server of this experiment would send.
     """
     header, payload = letter
-    payloads.check_payload(header, payload, experiment.template)
-    params = payloads.decode_params(experiment.template, payload)
+    publication = experiment.publication
+    payloads.check_payload(header, payload, publication.template)
+    coded = payloads.decode_params(publication.template, payload)
+    params = publication.decode(payloads.to_device(coded))
     bad = payloads.nonfinite_leaf(params)
     if bad:
         raise wire.WireError(f"version {header.version}: {bad} is not finite")
     problem = _problem(header, experiment.training)
     if problem:
         raise wire.WireError(f"version {header.version}: {problem}")
-    return global_model(header, payloads.to_device(params))
+    return global_model(header, params)
 
 
 def _problem(header: wire.ModelHeader, training: Training) -> str:

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asyn2f import guards, programs, trace
+from asyn2f import codecs, guards, programs, trace
 from asyn2f.experiment import Experiment, initial_server_state
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import crashes, payloads, wire
 from asyn2f.runtime import protocol as p
+from asyn2f.runtime.bases import Bases
 from asyn2f.runtime.integrity import Record
 from asyn2f.runtime.io_thread import IoThread, Journal
 from asyn2f.runtime.ledger import COUNTED, Ledger
@@ -159,6 +160,7 @@ class Server:
         self._rows: dict[int, dict[str, Any]] = {}  # metrics of versions not announced
         self._status: RunStatus | None = None
         self._todo: SimpleQueue[p.Effect] = SimpleQueue()
+        self._bases = Bases(experiment, store)
         first = self._made()
         version, made_in = int(self._state.model.version), self._start.made_in
         if not made_in:
@@ -175,7 +177,7 @@ class Server:
             strategy=experiment.strategy.name,
             experiment=experiment_digest,
             fingerprint=experiment.template.fingerprint,
-            num_bytes=experiment.template.num_bytes,
+            num_bytes=experiment.publication.template.num_bytes,
             workers=experiment.workers,
             shards=shards_of(experiment),
             min_workers=timing.min_workers,
@@ -246,16 +248,16 @@ class Server:
         self, key: UpdateKey, header: wire.UpdateHeader, payload: wire.Buffer
     ) -> str:
         """Keeps an update for its aggregation; or says why it cannot be used."""
-        template = self._experiment.template
+        template = self._experiment.update_template
         try:
             payloads.check_payload(header, payload, template)
-            params = payloads.decode_params(template, payload)
+            coded = payloads.decode_params(template, payload)
+            params = self._decoded(header, coded)
         except wire.WireError as error:
             return str(error)
         bad = payloads.nonfinite_leaf(params)
         if bad:
             return f"{bad} is not finite: has training diverged?"
-        params = payloads.to_device(params)
         problem = self._guard_norm(key, params)
         if problem:
             return problem
@@ -273,6 +275,25 @@ class Server:
         )
         crashes.reach("checked")
         return ""
+
+    def _decoded(self, header: wire.UpdateHeader, coded: Any) -> Params:
+        """What an update says.
+
+        Raises:
+          WireError: it says nothing that a worker would, or its base is not here.
+        """
+        problem = codecs.problem_of(coded)
+        if problem:
+            raise wire.WireError(problem)
+        base: Params = ()
+        if self._experiment.update_needs_base:
+            base = self._bases.find(header.base_version, header.base)
+            if base is None:
+                raise wire.WireError(
+                    f"a change since version {header.base_version}, which is not here "
+                    "any more: keep more with config.runtime.keep_last"
+                )
+        return self._experiment.trainer.decode(payloads.to_device(coded), base)
 
     def _guard_norm(self, key: UpdateKey, params: Params) -> str:
         """Why an update is too far from the global model, if that is enforced.
@@ -349,7 +370,11 @@ class Server:
     def _made(self) -> p.Made:
         """The present version, ready to be sent."""
         model = self._state.model
-        payload = payloads.encode_params(model.params)
+        payload = payloads.encode_params(
+            self._experiment.publication.encode(model.params)
+        )
+        if self._experiment.update_needs_base:
+            self._bases.keep(model.params)
         header = wire.ModelHeader(
             run=self._run,
             incarnation=self._incarnation,
@@ -358,7 +383,7 @@ class Server:
             loss=float(model.loss),
             quality=float(model.quality),
             learning_rate=float(model.learning_rate),
-            fingerprint=self._experiment.template.fingerprint,
+            fingerprint=self._experiment.publication.template.fingerprint,
             num_bytes=len(payload),
             digest=payloads.digest(payload),
         )

@@ -101,8 +101,10 @@ class ServerProtocol:
         """What to do about an event, in this order."""
         self._outlet.now = now
         match event:
-            case p.FromWire(Channel.UPDATE, _, wire.UpdateHeader() as header, payload):
-                self._figures.bytes_up += len(wire.encode(header))
+            case p.FromWire(
+                Channel.UPDATE, topic, wire.UpdateHeader() as header, payload
+            ):
+                self._figures.bytes_up += len(topic) + len(wire.encode(header))
                 self._figures.bytes_up += memoryview(payload).nbytes
                 if self._is_from(event.identity, header.session):
                     closed = trace.TOO_LATE if self._ending.has_begun else ""
@@ -203,7 +205,7 @@ class ServerProtocol:
     def _broadcast(self, topic: bytes, receivers: int) -> None:
         header, payload = self._newest
         self._do(p.Broadcast(topic, header, payload))
-        num_bytes = len(wire.encode(header)) + header.num_bytes
+        num_bytes = len(topic) + len(wire.encode(header)) + header.num_bytes
         self._figures.bytes_down += receivers * num_bytes
 
     def _on_subscribed(self, topic: bytes) -> None:

@@ -217,6 +217,7 @@ class UpdateHeader(NamedTuple):
     fingerprint: str
     num_bytes: int
     digest: str
+    base: str = ""  # digest of the version that this is a change of, if it is one
 
 
 Message = (

@@ -62,6 +62,9 @@ class Worker:
         # Newest version seen, and the incarnation that gave it out; kept once it has
         # been taken in only where it may be adopted again.
         self._fresh: tuple[GlobalModel, int] | None = None
+        self._fresh_digest = self._base_digest = (
+            ""  # of that payload, and of the base's
+        )
         self._adopts_again = experiment.strategy.timing.after_push == "adopt"
         self._newest = -1  # newest version seen that could be used
         self._newest_from = self._base_from = -1  # incarnations: of it, and of the base
@@ -132,6 +135,7 @@ class Worker:
             try:
                 model = open_letter(self._experiment, letter)
                 self._fresh = model, letter.header.incarnation
+                self._fresh_digest = letter.header.digest
                 self._newest = letter.header.version
                 self._newest_from = letter.header.incarnation
             except wire.WireError as error:
@@ -171,6 +175,7 @@ class Worker:
         assert self._fresh is not None
         fresh = self._fresh
         self._base_from = fresh[1]
+        self._base_digest = self._fresh_digest
         if not self._adopts_again:
             self._fresh = None
         return fresh
@@ -234,6 +239,8 @@ class Worker:
         payload = payloads.encode_params(update.params)
         step = int(self._state.step)
         header = update_header(update, step, payload, self._experiment)
+        if self._experiment.update_needs_base:
+            header = header._replace(base=self._base_digest)
         self._link.post(p.Produced(header, payload, time.monotonic()))
 
     def _report_progress(self, state: str, update: WorkerUpdate | None = None) -> None:
@@ -284,7 +291,7 @@ def update_header(
         quality=float(update.quality),
         metric=float(update.metric),
         signal=float(update.signal),
-        fingerprint=experiment.template.fingerprint,
+        fingerprint=experiment.update_template.fingerprint,
         num_bytes=len(payload),
         digest=payloads.digest(payload),
     )

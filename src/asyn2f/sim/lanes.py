@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f.experiment import Experiment, initial_server_state, published
 from asyn2f.sim.packing import (
     Packed,
     Packing,
@@ -177,12 +177,13 @@ def make_run(
 
     def report(state, pushes):
         update, begun = trainer.push(state)
-        start_version, start = jax.tree.map(
+        update = update._replace(params=trainer.decode(update.params, state.base))
+        start_version, start, memory = jax.tree.map(
             lambda after, before: jnp.where(pushes, after, before),
-            (begun.start_version, begun.start),
-            (state.start_version, state.start),
+            (begun.start_version, begun.start, begun.memory),
+            (state.start_version, state.start, state.memory),
         )
-        state = state._replace(start_version=start_version, start=start)
+        state = state._replace(start_version=start_version, start=start, memory=memory)
         rows = state_packing.pack(state), update_packing.pack(update)
         return *rows, update.loss, update.metric
 
@@ -225,7 +226,9 @@ def make_run(
         updates = jax.vmap(update_packing.unpack)(rows)
         server, metrics = experiment.advance_server(carry.server, updates, member)
         versions = write_row(
-            carry.versions, waves.made_slot[a], model_packing.pack(server.model)
+            carry.versions,
+            waves.made_slot[a],
+            model_packing.pack(published(experiment, server.model)),
         )
         notes = notes._replace(
             coefficients=notes.coefficients.at[a].set(metrics["coefficients"]),

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f.experiment import Experiment, initial_server_state, published
 from asyn2f.sim import lanes
 from asyn2f.sim.batches import Batches, Drawn
 from asyn2f.sim.lanes import Carry, Limits, Notes, Waves
@@ -94,7 +94,11 @@ class Machine:
             return Carry(
                 workers=jax.vmap(begin)(worker, sizes[worker], qualities[worker]),
                 updates=update.empty((plan.update_slots + 2) * devices),
-                versions=write_row(versions, jnp.int32(0), model.pack(server.model)),
+                versions=write_row(
+                    versions,
+                    jnp.int32(0),
+                    model.pack(published(experiment, server.model)),
+                ),
                 server=server,
             )
 

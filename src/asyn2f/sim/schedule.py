@@ -49,6 +49,7 @@ def schedule(
     *,
     steps_per_epoch: Sequence[int],
     num_bytes: int = 0,
+    update_bytes: int | None = None,
     aggregate_s: float = 0.0,
     dead_after_s: float = 3.0,
     signal_of: SignalOf | None = None,
@@ -67,7 +68,8 @@ def schedule(
         target accuracy is the business of whoever executes the order (`order.cut`).
       seed: of jitter and drawn outages.
       steps_per_epoch: i [W], of each worker's shard.
-      num_bytes: of a model, up and down.
+      num_bytes: of a version, as it travels.
+      update_bytes: of an update; None = as many.
       aggregate_s: seconds the server takes for a version.
       dead_after_s: see above.
       signal_of: needed where `timing.depends_on_values`.
@@ -95,13 +97,14 @@ def schedule(
     columns = profiles._replace(outages={})._asdict()
     lists = {name: column.tolist() for name, column in columns.items() if len(column)}
     transfer_s = 8e-6 * num_bytes  # at one megabit per second
+    sending_s = 8e-6 * (num_bytes if update_bytes is None else update_bytes)
     workers = [
         VirtualWorker(
             number=k,
             program=programs.worker_program(timing, steps_per_epoch[k]),
             step_s=lists["step_s"][k],
             jitter=lists["jitter"][k],
-            upload_s=lists["upload_s"][k] + transfer_s / lists["upload_mbps"][k],
+            upload_s=lists["upload_s"][k] + sending_s / lists["upload_mbps"][k],
             latency_s=lists["download_s"][k],
             transfer_s=transfer_s / lists["download_mbps"][k],
             leave_s=lists["leave_s"][k],

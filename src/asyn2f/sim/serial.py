@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 import jax
 import numpy as np
 
-from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f.experiment import Experiment, initial_server_state, published
 from asyn2f.sim import order as o
 from asyn2f.sim.numbers import Numbers, Result, empty_numbers, uses_of
 from asyn2f.sim.order import Log, Order
@@ -37,7 +37,7 @@ def execute_serially(
     workers, watched = Workers(experiment), frozenset(watched)
     initial = initial_server_state(experiment)
     # What is needed later: models by workers, states by the version after.
-    models: dict[int, GlobalModel] = {0: initial.model}
+    models: dict[int, GlobalModel] = {0: published(experiment, initial.model)}
     states: dict[int, ServerState] = {0: initial}
     children = np.bincount(order.parent[1:], minlength=len(order.version))
     updates: dict[int, WorkerUpdate] = {}
@@ -86,7 +86,7 @@ def execute_serially(
                 if not uses.updates[member]:
                     del updates[member]
             if uses.versions[value]:
-                models[value] = made.model
+                models[value] = published(experiment, made.model)
             if children[value]:
                 states[value] = made
             if value in watched and watch is not None and watch(value, time_s, made):
@@ -150,10 +150,10 @@ class Workers:
         return self._experiment.trainer.report(self._states[worker])
 
     def push(self, worker: int) -> WorkerUpdate:
-        """What the worker pushes; its next cycle begins."""
-        update, state = self._experiment.trainer.push(self._states[worker])
-        self._states[worker] = state
-        return update
+        """What the server makes of the worker's push; its next cycle begins."""
+        trainer, before = self._experiment.trainer, self._states[worker]
+        update, self._states[worker] = trainer.push(before)
+        return update._replace(params=trainer.decode(update.params, before.base))
 
     def _shard(self, worker: int) -> Shard:
         if worker not in self._shards:
@@ -172,7 +172,7 @@ class Follower:
         self._experiment = experiment
         self._workers = Workers(experiment)
         self._state = initial_server_state(experiment)
-        self._models = {0: self._state.model}
+        self._models = {0: published(experiment, self._state.model)}
         self._held: dict[int, int] = {}  # newest version in each worker's model
         self._updates: dict[int, WorkerUpdate] = {}
         self._done = 0
@@ -208,7 +208,7 @@ class Follower:
         members = log.members[log.member_starts[node] : log.member_starts[node + 1]]
         updates = [self._updates.pop(member) for member in members]
         self._state, _ = self._experiment.aggregate(self._state, updates)
-        self._models[node] = self._state.model
+        self._models[node] = published(self._experiment, self._state.model)
         oldest = min(self._held.values(), default=0)
         for version in [v for v in self._models if v < oldest]:
             del self._models[version]

@@ -1,0 +1,46 @@
+"""What updates may be a change of: versions as they were given out."""
+
+from collections import OrderedDict
+
+import jax
+import jax.numpy as jnp
+
+from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f.runtime import payloads
+from asyn2f.runtime.store import ModelStore, StoreError
+from asyn2f.types import Params
+
+_KEPT = 8  # in memory; older ones are read from the store
+
+
+class Bases:
+    """Versions by the digest of what was given out.
+
+    By digest, not by number: after a crash there may be two versions of one number, and
+    a change of the one must not be added to the other.
+    """
+
+    def __init__(self, experiment: Experiment, store: ModelStore) -> None:
+        self._publication = experiment.publication
+        self._shapes = jax.eval_shape(lambda: initial_server_state(experiment))
+        self._store = store
+        self._kept: OrderedDict[str, Params] = OrderedDict()
+
+    def keep(self, params: Params) -> None:
+        """Remembers a version, by the server's own parameters."""
+        coded = self._publication.encode(params)
+        digest = payloads.digest(payloads.encode_params(coded))
+        self._kept[digest] = self._publication.decode(coded)
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+
+    def find(self, version: int, digest: str) -> Params | None:
+        """A version as its workers saw it; None if it is neither here nor in the store,
+        or is another of the same number."""
+        if digest not in self._kept:
+            try:
+                state, _ = self._store.load(version, self._shapes)
+            except StoreError:
+                return None
+            self.keep(jax.tree.map(jnp.asarray, state.model.params))
+        return self._kept.get(digest)

@@ -1,0 +1,169 @@
+"""Real runs whose updates and versions are coded: the same bits when executed again."""
+
+import jax
+import numpy as np
+import pytest
+
+from asyn2f import trace
+from asyn2f.experiment import initial_server_state
+from asyn2f.runtime import bases, payloads, wire
+from asyn2f.runtime.bases import Bases
+from asyn2f.runtime.memory_store import MemoryStore
+from asyn2f.sim.recorded import order_of
+from asyn2f.sim.serial import execute_serially
+from asyn2f.trees import params_sha256
+from tests.office import Office
+from tests.test_runtime import LocalRun, small
+
+DELTA = {"wire__updates": "int8", "wire__delta": True, "wire__versions": "int8"}
+TOPK = {"wire__updates": "topk", "wire__topk_share": 0.2, "wire__versions": "bfloat16"}
+RUNS = {
+    "int8 asyn2f": {"wire__updates": "int8", "wire__versions": "bfloat16"},
+    "delta asyn2f": DELTA,
+    "topk fedbuff": TOPK | {"strategy__name": "fedbuff"},
+    "topk fedavg": TOPK | {"strategy__name": "fedavg"},
+}
+
+
+def run_with(folder, store=None, **changes):
+    run = LocalRun(folder, small(timing__deadline_s=2.0, **changes), store=store)
+    run.start_evaluator()
+    for number in range(3):
+        run.start_worker(number)
+    return run, run.finish()
+
+
+def rejected(run):
+    """Why updates were refused while the run went on."""
+    settled = [x for x in run.events(trace.Settled) if x.verdict == "rejected"]
+    return [x.reason for x in settled if x.reason != "the run is over"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_coded_run_comes_again_bit_for_bit(tmp_path, name):
+    run, summary = run_with(tmp_path, **RUNS[name])
+    assert summary["versions"] == 8
+    assert rejected(run) == []
+    again = execute_serially(run.experiment, order_of(run.events(trace.Event)))
+    assert params_sha256(again.state.model.params) == summary["params_sha256"]
+
+
+def test_a_run_of_changes_goes_on_after_a_crash(tmp_path):
+    """All that the first server had in memory is gone; its versions are in the store.
+    Memory that is shared by both is what a disk would be."""
+    store = MemoryStore()
+    run, first = run_with(tmp_path / "1", store, **DELTA, stop__max_versions=4)
+    assert first["versions"] == 4
+    again, second = run_with(tmp_path / "2", store, **DELTA, stop__max_versions=8)
+    assert second["versions"] == 8
+    assert rejected(again) == []
+    events = [*run.events(trace.Event), *again.events(trace.Event)]
+    assert any(isinstance(event, trace.Resumed) for event in events)
+
+
+# ------------------------------------------------------------- bases
+
+
+def a_store(experiment, versions):
+    """A store of so many versions, each other than the one before; their digests."""
+    state, store, digests = initial_server_state(experiment), MemoryStore(), []
+    for version in range(versions):
+        state = jax.tree.map(lambda x: x + 1 if x.dtype == np.float32 else x, state)
+        store.save(version, state, {})
+        coded = experiment.publication.encode(state.model.params)
+        digests.append(payloads.digest(payloads.encode_params(coded)))
+    return store, digests
+
+
+def test_a_base_that_is_not_in_memory_is_read_from_the_store():
+    experiment = small(**DELTA)
+    store, digests = a_store(experiment, bases._KEPT + 3)
+    found = Bases(experiment, store)
+    for version, digest in enumerate(digests):
+        assert found.find(version, digest) is not None
+        assert len(found._kept) <= bases._KEPT
+    assert found.find(0, digests[0]) is not None
+    store.set_aside(1)
+    assert found.find(1, digests[1]) is None
+
+
+def test_another_version_of_the_same_number_is_no_base():
+    experiment = small(**DELTA)
+    store, digests = a_store(experiment, 2)
+    found = Bases(experiment, store)
+    assert found.find(1, digests[0]) is None
+    assert found.find(1, "0" * 32) is None
+
+
+# ------------------------------------------------------------- what is refused
+
+
+@pytest.fixture
+def office(tmp_path, request):
+    changes = {"min_workers": 1, "timing__min_updates": 1, **request.param}
+    office = Office(tmp_path, small(**changes))
+    office.join(0, "s")
+    yield office
+    office.close()
+
+
+def pushed(office, change=lambda coded: coded, **fields):
+    """The server's word on an update, coded by the worker's own program."""
+    trainer, model = office.experiment.trainer, office.server._made()
+    update, _ = trainer.push(
+        trainer.start(
+            office.server._state.model,
+            0,
+            int(office._reports[0].num_examples),
+            float(office._reports[0].quality),
+        )
+    )
+    coded = change(jax.tree.map(np.array, update.params))
+    fields = {"base": model.header.digest} | fields
+    (verdict,) = office.push(*office.update(0, "s", params=coded, **fields))
+    return verdict
+
+
+def with_part(name, value):
+    def change(coded):
+        def each(path, leaf):
+            is_part = jax.tree_util.keystr(path).endswith(f".{name}")
+            return np.full_like(leaf, value) if is_part else leaf
+
+        return jax.tree_util.tree_map_with_path(each, coded)
+
+    return change
+
+
+@pytest.mark.parametrize("office", [DELTA, TOPK], indirect=True)
+def test_an_honest_update_is_taken(office):
+    assert pushed(office).verdict == "committed"
+
+
+@pytest.mark.parametrize("office", [DELTA], indirect=True)
+def test_a_change_of_what_is_not_here_is_rejected(office):
+    verdict = pushed(office, base="0" * 32)
+    assert verdict.verdict == "rejected"
+    assert "a change since version 0, which is not here" in verdict.reason
+
+
+@pytest.mark.parametrize("office", [DELTA], indirect=True)
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_a_scale_that_is_not_finite_is_rejected(office, scale):
+    verdict = pushed(office, with_part("scale", scale))
+    assert "is not finite" in verdict.reason
+
+
+@pytest.mark.parametrize("office", [TOPK], indirect=True)
+@pytest.mark.parametrize("place", [-5, 0, 2**31 - 1])
+def test_places_that_no_worker_would_name_are_rejected(office, place):
+    verdict = pushed(office, with_part("places", place))
+    assert "places of its entries" in verdict.reason
+
+
+@pytest.mark.parametrize("office", [DELTA], indirect=True)
+def test_a_version_in_another_coding_is_told(office):
+    plain = small()
+    header, payload = office.server._made()
+    with pytest.raises(wire.WireError, match="other arrays"):
+        payloads.check_payload(header, payload, plain.publication.template)
