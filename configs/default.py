@@ -95,6 +95,7 @@ def get_config() -> ml_collections.ConfigDict:
     runtime.lease_s = 60.0  # silence of the server after which a peer ends
     runtime.join_timeout_s = 60.0  # how long a peer tries to register
     runtime.max_updates_per_s = 0.0  # of one worker; 0 = no limit
+    runtime.zstd = False  # pack what travels, without loss
     runtime.shared_memory = True  # for large models, among processes of one machine
     runtime.pin = True  # one core per worker, in launch.local on a CPU
 

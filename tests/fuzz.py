@@ -162,7 +162,9 @@ class Fuzz:
         self._office.join(0, "w0")
 
     def _draw_payload(self, draw: random.Random) -> tuple[wire.UpdateHeader, bytes]:
-        payload = draw.choice([mutated(draw, self._payload), draw.randbytes(99)])
+        frame = bytes(payloads.packed(self._payload))
+        drawn = [mutated(draw, self._payload), mutated(draw, frame), draw.randbytes(99)]
+        payload = draw.choice(drawn)
         update = wire.decode(self._update)
         assert isinstance(update, wire.UpdateHeader)
         change: dict[str, Any] = {}
@@ -176,7 +178,7 @@ class Fuzz:
         head, payload = drawn
         template = self._experiment.template
         try:
-            payloads.check_payload(head, payload, template)
+            payload = payloads.unpacked(head, payload, template)
         except wire.WireError:
             pass
         else:

@@ -1,5 +1,7 @@
 """Real runs whose updates and versions are coded: the same bits when executed again."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from asyn2f.sim.recorded import order_of
 from asyn2f.sim.serial import execute_serially
 from asyn2f.trees import params_sha256
 from tests.office import Office
-from tests.test_runtime import LocalRun, small
+from tests.test_runtime import SETTINGS, LocalRun, small
 
 DELTA = {"wire__updates": "int8", "wire__delta": True, "wire__versions": "int8"}
 TOPK = {"wire__updates": "topk", "wire__topk_share": 0.2, "wire__versions": "bfloat16"}
@@ -46,6 +48,20 @@ def test_a_coded_run_comes_again_bit_for_bit(tmp_path, name):
     assert rejected(run) == []
     again = execute_serially(run.experiment, order_of(run.events(trace.Event)))
     assert params_sha256(again.state.model.params) == summary["params_sha256"]
+
+
+def test_a_packed_run_has_the_same_bits_in_fewer_bytes(tmp_path):
+    packing = replace(SETTINGS, zstd=True)
+    experiment = small(timing__deadline_s=2.0, **DELTA)
+    run = LocalRun(tmp_path, experiment, settings=packing)
+    for number in range(3):
+        run.start_worker(number)
+    summary = run.finish()
+    assert rejected(run) == []
+    again = execute_serially(run.experiment, order_of(run.events(trace.Event)))
+    assert params_sha256(again.state.model.params) == summary["params_sha256"]
+    pushed = len(run.events(trace.Pushed))
+    assert 0 < summary["bytes_up"] < pushed * experiment.update_template.num_bytes
 
 
 def test_a_run_of_changes_goes_on_after_a_crash(tmp_path):
@@ -166,4 +182,4 @@ def test_a_version_in_another_coding_is_told(office):
     plain = small()
     header, payload = office.server._made()
     with pytest.raises(wire.WireError, match="other arrays"):
-        payloads.check_payload(header, payload, plain.publication.template)
+        payloads.unpacked(header, payload, plain.publication.template)

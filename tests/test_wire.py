@@ -1,4 +1,5 @@
 import contextlib
+import tracemalloc
 import typing
 
 import jax.numpy as jnp
@@ -6,6 +7,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,7 +167,7 @@ def header_of(payload, template=TEMPLATE) -> wire.ModelHeader:
 
 def test_a_payload_that_fits_its_header_passes():
     payload = payloads.encode_params(MODEL)
-    payloads.check_payload(header_of(payload), payload, TEMPLATE)
+    payloads.unpacked(header_of(payload), payload, TEMPLATE)
 
 
 @given(st.integers(0, TEMPLATE.num_bytes - 1), st.integers(0, 7))
@@ -174,20 +176,78 @@ def test_every_flipped_bit_of_a_payload_is_noticed(place, bit):
     damaged = bytearray(payload)
     damaged[place] ^= 1 << bit
     with pytest.raises(wire.WireError, match="damaged"):
-        payloads.check_payload(header_of(payload), damaged, TEMPLATE)
+        payloads.unpacked(header_of(payload), damaged, TEMPLATE)
 
 
 def test_another_size_or_tree_is_refused_before_anything_is_read():
     payload = payloads.encode_params(MODEL)
     header = header_of(payload)
     with pytest.raises(wire.WireError, match="bytes"):
-        payloads.check_payload(header, payload[:-1], TEMPLATE)
+        payloads.unpacked(header, payload[:-1], TEMPLATE)
     with pytest.raises(wire.WireError, match="bytes"):
-        payloads.check_payload(header._replace(num_bytes=2**60), payload, TEMPLATE)
+        payloads.unpacked(header._replace(num_bytes=2**60), payload, TEMPLATE)
     with pytest.raises(wire.WireError, match="other arrays"):
-        payloads.check_payload(header._replace(fingerprint="x"), payload, TEMPLATE)
+        payloads.unpacked(header._replace(fingerprint="x"), payload, TEMPLATE)
     with pytest.raises(wire.WireError, match="bytes"):
         payloads.decode_params(TEMPLATE, b"")
+
+
+def packable(size: int = 4096):
+    """A model that zstd makes shorter, its template, header and bytes."""
+    model = {"w": np.zeros(size // 4, np.float32)}
+    template, payload = template_of(model), payloads.encode_params(model)
+    return template, header_of(payload, template), payload
+
+
+def test_what_was_packed_is_unpacked_to_the_same_bits():
+    template, header, payload = packable()
+    frame = payloads.packed(payload)
+    assert len(frame) < 100
+    assert payloads.unpacked(header, frame, template) == payload
+
+
+def test_what_packing_makes_no_shorter_stays_as_it_is():
+    payload = np.random.default_rng(0).bytes(1000)
+    assert payloads.packed(payload) is payload
+
+
+@given(st.data())
+def test_every_damage_of_what_was_packed_is_noticed(data):
+    template, header, payload = packable()
+    frame = bytearray(payloads.packed(payload))
+    place = data.draw(st.integers(0, len(frame) - 1))
+    frame[place] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        unpacked = payloads.unpacked(header, bytes(frame), template)
+    except wire.WireError:
+        return
+    assert unpacked == payload
+
+
+def test_a_bomb_is_refused_before_any_memory_is_taken():
+    """Frames of a gibibyte of zeros: one that says so, one that does not, one that says
+    it is as long as the model, and one that wants a window of half a gibibyte."""
+    template, header, _ = packable()
+    zeros = bytes(1 << 20)
+    says = zstandard.ZstdCompressor(level=1).compressobj(size=1 << 30)
+    bomb = b"".join([says.compress(zeros) for _ in range(1 << 10)]) + says.flush()
+    silent = zstandard.ZstdCompressor(level=1, write_content_size=False)
+    lying = bytearray(zstandard.ZstdCompressor(level=1).compress(bytes(4096)))
+    wide = zstandard.ZstdCompressionParameters.from_level(1, window_log=29)
+    long = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    for frame in (
+        bomb[:4000],
+        silent.compress(zeros),
+        bytes(lying) + bytes(lying),
+        long.compress(zeros) + long.flush(),
+        b"\x28\xb5\x2f\xfd",
+    ):
+        tracemalloc.start()
+        with pytest.raises(wire.WireError):
+            payloads.unpacked(header, frame, template)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 1 << 20
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -145,6 +145,7 @@ _RULES: dict[str, _Rule] = {
     "runtime.lease_s": _number(float, 0, open_low=True),
     "runtime.join_timeout_s": _number(float, 0, open_low=True),
     "runtime.max_updates_per_s": _SECONDS,
+    "runtime.zstd": _ANY_BOOL,
     "runtime.shared_memory": _ANY_BOOL,
     "worker_speeds": _each(_number(float, 0)),
     "runtime.pin": _ANY_BOOL,

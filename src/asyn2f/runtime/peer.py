@@ -174,7 +174,7 @@ def open_letter(experiment: Experiment, letter: Letter) -> GlobalModel:
     """
     header, payload = letter
     publication = experiment.publication
-    payloads.check_payload(header, payload, publication.template)
+    payload = payloads.unpacked(header, payload, publication.template)
     coded = payloads.decode_params(publication.template, payload)
     params = publication.decode(payloads.to_device(coded))
     bad = payloads.nonfinite_leaf(params)

@@ -149,6 +149,7 @@ class Server:
         self._observer = observer
         self._run = run
         self._incarnation = incarnation
+        self._packs = settings.zstd
         self._start = start_of(experiment, store)
         self._state = self._start.state
         self._final: p.Judged | None = None  # score of the newest version
@@ -250,7 +251,7 @@ class Server:
         """Keeps an update for its aggregation; or says why it cannot be used."""
         template = self._experiment.update_template
         try:
-            payloads.check_payload(header, payload, template)
+            payload = payloads.unpacked(header, payload, template)
             coded = payloads.decode_params(template, payload)
             params = self._decoded(header, coded)
         except wire.WireError as error:
@@ -387,7 +388,7 @@ class Server:
             num_bytes=len(payload),
             digest=payloads.digest(payload),
         )
-        return p.Made(header, payload)
+        return p.Made(header, payloads.packed(payload) if self._packs else payload)
 
     def _record(self, aggregated: dict[str, Any]) -> Record:
         """What the store keeps beside the arrays of the present version."""

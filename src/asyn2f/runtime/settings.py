@@ -30,6 +30,7 @@ class RuntimeSettings:
       max_updates_per_s: a worker that pushes more often, after a burst of two seconds'
         worth, is told to wait; 0 = no limit.
       join_timeout_s: how long a peer tries to register.
+      zstd: updates and versions are packed by whom this is set for; all unpack them.
       shared_memory: models of a megabyte or more pass between the server and peers on
         its machine through memory that both see.
       worker_speeds: steps per second of worker 0, 1, ... at most; 0 = as fast as it
@@ -48,6 +49,7 @@ class RuntimeSettings:
     lease_s: float = 60.0
     join_timeout_s: float = 60.0
     max_updates_per_s: float = 0.0
+    zstd: bool = False
     shared_memory: bool = True
     worker_speeds: tuple[float, ...] = (0.0,)
     pin: bool = True

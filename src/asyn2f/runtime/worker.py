@@ -241,7 +241,8 @@ class Worker:
         header = update_header(update, step, payload, self._experiment)
         if self._experiment.update_needs_base:
             header = header._replace(base=self._base_digest)
-        self._link.post(p.Produced(header, payload, time.monotonic()))
+        sent = payloads.packed(payload) if self._settings.zstd else payload
+        self._link.post(p.Produced(header, sent, time.monotonic()))
 
     def _report_progress(self, state: str, update: WorkerUpdate | None = None) -> None:
         if self._state is None:
