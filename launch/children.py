@@ -29,7 +29,7 @@ from asyn2f.status import RunStatus
 from launch import peer, program
 from launch.serving import serve
 
-_PRELOADED = ["launch.children", "flax.linen", "optax", "sklearn.datasets"]
+_PRELOADED = ["launch.children", "flax.linen", "optax"]
 
 
 class Child(NamedTuple):

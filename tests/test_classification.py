@@ -1,3 +1,5 @@
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from asyn2f.evaluate import make_evaluate
+from asyn2f.tasks import data
 from asyn2f.tasks.augmentation import crop_and_flip
 from asyn2f.tasks.classification import classification
 from asyn2f.tasks.data import Dataset
@@ -189,3 +192,19 @@ def test_f1_worked_by_hand():
     score = make_evaluate(task)({})
     assert score.accuracy == 0.6
     np.testing.assert_allclose(score.f1, 2 / 3)
+
+
+def test_digits_are_those_of_scikit_learn_however_they_are_read(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    bunch, read = load_digits(), data.digits()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    through_it = data.digits()
+    test = np.arange(len(bunch.target)) % 5 == 0
+    for found in (read, through_it):
+        for split, rows in ((found.train, ~test), (found.test, test)):
+            assert split["input"].dtype == np.float32
+            np.testing.assert_array_equal(
+                split["input"][..., 0] * 16, bunch.images[rows]
+            )
+            np.testing.assert_array_equal(split["label"], bunch.target[rows])

@@ -108,7 +108,7 @@ def interrupt(folder: Path, library: str) -> tuple[Outcome, float]:
 def terminate(folder: Path) -> list[int]:
     """Which of its processes live on when it has been terminated."""
     with running(folder, *SMALL, "--strategies=fedavg", "--jobs=1") as process:
-        wait_until(process, lambda: has_loaded(process, "sklearn"))
+        wait_until(process, lambda: has_loaded(process, "jaxlib"))
         family = [process.pid, *children_of(process.pid)]
         process.terminate()
         by_s = time.monotonic() + SOON_S
@@ -177,7 +177,7 @@ def test_interrupted_at_the_start_it_ends_without_a_traceback(tmp_path):
 
 
 def test_interrupted_in_a_long_trial_it_ends_soon(tmp_path):
-    outcome, took_s = interrupt(tmp_path / "late", "sklearn")
+    outcome, took_s = interrupt(tmp_path / "late", "jaxlib")
     assert took_s < SOON_S
     assert_ends_with(outcome, 130, "0 of 5 trials are kept")
 

@@ -62,9 +62,7 @@ class Worker:
         # Newest version seen, and the incarnation that gave it out; kept once it has
         # been taken in only where it may be adopted again.
         self._fresh: tuple[GlobalModel, int] | None = None
-        self._fresh_digest = self._base_digest = (
-            ""  # of that payload, and of the base's
-        )
+        self._fresh_digest = self._base_digest = ""  # of its payload, of the base's
         self._adopts_again = experiment.strategy.timing.after_push == "adopt"
         self._newest = -1  # newest version seen that could be used
         self._newest_from = self._base_from = -1  # incarnations: of it, and of the base
