@@ -29,6 +29,9 @@ from asyn2f.status import RunStatus
 from launch import peer, program
 from launch.serving import serve
 
+# Those that train give way to the server: on machines of their own they would not be in
+# its way either.
+_NICE = 10
 _PRELOADED = ["launch.children", "flax.linen", "optax"]
 
 
@@ -155,6 +158,7 @@ def _worker(
     can_pin = hasattr(os, "sched_setaffinity")
     if can_pin and config["runtime"]["pin"] and config["workers"] >= len(cores):
         os.sched_setaffinity(0, {cores[worker % len(cores)]})
+    os.nice(_NICE)
     _join(name, pipe, config, folder, insecure, peer.make_worker(worker))
 
 
