@@ -1,6 +1,7 @@
 """Running a server: what `launch.server` and `launch.local` have in common."""
 
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from asyn2f.status import RunStatus
 from asyn2f.tasks.base import class_counts
 from launch import program, security
 
+_SWITCH_S = 5e-4  # between threads; Python's own is ten times that
 _PORTS_FREE_S = 5.0  # by then a server whose place is taken has ended
 
 EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
@@ -72,6 +74,8 @@ def serve(
     Returns:
       The summary, which has been written into the folder as well.
     """
+    # What talks to peers and writes must not wait long for what computes.
+    sys.setswitchinterval(_SWITCH_S)
     experiment, settings = build.build_experiment(config), build.build_runtime(config)
     keys = security.server_keys(config)
     store = OrbaxStore(

@@ -15,6 +15,7 @@ from asyn2f.runtime.wire import Buffer, ModelHeader, UpdateHeader, WireError
 from asyn2f.trees import Template
 from asyn2f.types import Params
 
+_WORTH_LAYING_OUT = 1 << 20  # bytes
 _LEAST_WINDOW = 1 << 20  # zstd asks for some whatever the size
 
 ALIGNMENT = 64
@@ -63,6 +64,8 @@ def to_device(params: Params) -> Params:
     copies others one by one: to lay them out anew first takes a third of that.
     """
     leaves, treedef = jax.tree.flatten(params)
+    if sum(leaf.nbytes for leaf in leaves) < _WORTH_LAYING_OUT:
+        return jax.device_put(params)
     starts = np.cumsum(
         [0] + [-(-leaf.nbytes // ALIGNMENT) * ALIGNMENT for leaf in leaves]
     )

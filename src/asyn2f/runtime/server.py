@@ -32,6 +32,11 @@ from asyn2f.types import Metrics, Params, ServerState, WorkerUpdate
 
 _SUM_TO_1_WITHIN = 1e-4  # shares are float32
 
+# Numbers of numpy, which JAX takes: to put one on the device costs as much as a small
+# model, and many an update is superseded before it is used.
+_I32: Any = np.int32
+_F32: Any = np.float32
+
 _STORE_PATIENCE_S = 2.0  # at the end, for a store that does not answer
 
 
@@ -265,14 +270,14 @@ class Server:
         self._headers[key] = header
         self._updates[key] = WorkerUpdate(
             params=params,
-            worker=jnp.int32(header.worker),
-            base_version=jnp.int32(header.base_version),
-            start_version=jnp.int32(header.start_version),
-            num_examples=jnp.float32(header.num_examples),
-            loss=jnp.float32(header.loss),
-            quality=jnp.float32(header.quality),
-            metric=jnp.float32(header.metric),
-            signal=jnp.float32(header.signal),
+            worker=_I32(header.worker),
+            base_version=_I32(header.base_version),
+            start_version=_I32(header.start_version),
+            num_examples=_F32(header.num_examples),
+            loss=_F32(header.loss),
+            quality=_F32(header.quality),
+            metric=_F32(header.metric),
+            signal=_F32(header.signal),
         )
         crashes.reach("checked")
         return ""
