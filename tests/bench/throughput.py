@@ -1,8 +1,8 @@
 """How many versions per second does a run of digits sustain, and what limits it?
 
-Eight unpaced workers, real processes, this machine's cores shared by all. What limits it
-is Orbax, which writes one version after the other: how many it saves a second by itself,
-with nothing else on the cores, is measured in the same run.
+Eight unpaced workers, real processes, this machine's cores shared by all. What limits
+it is Orbax, which writes one version after the other: how many it saves a second by
+itself, with nothing else on the cores, is measured in the same run.
 """
 
 import json

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from asyn2f import trace
-from asyn2f.report import figures, guarded, table, tally, units
+from asyn2f.report import figures, guarded, limits, table, tally, units
 from asyn2f.report.run import Run, load_run
 from asyn2f.report.sections import Section, to_page
 from asyn2f.report.timeline import Timeline, timeline
@@ -69,6 +69,8 @@ def _sections(run: Run) -> Iterator[Section]:
         "No worker has left a trace.",
         above=_buttons(course) if course else "",
     )
+    if bounds := limits.section(run):
+        yield bounds
     shares = figures.coefficients(run)
     yield Section(
         "coefficients",
