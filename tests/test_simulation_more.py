@@ -1,10 +1,7 @@
 """As many seeds again, beside the others where tests run two by two."""
 
-import pytest
-
 from tests.test_simulation import SEEDS, check_seeds
 
 
-@pytest.mark.slow
 def test_whatever_happens_nothing_is_lost_and_the_run_goes_on():
     check_seeds(range(SEEDS, 2 * SEEDS))
