@@ -154,6 +154,17 @@ def test_a_peer_that_is_asked_greets_again():
     assert messages(seat.wait(0.1), wire.Hello)
 
 
+def test_a_peer_that_is_asked_many_times_greets_once():
+    """Each beat that has waited for the next server is answered by this question."""
+    seat = Seat()
+    seat.enter()
+    effects = []
+    for _ in range(10):
+        effects += seat.hear(wire.Who(2)) + seat.hear(wire.Pulse(2, 0))
+        effects += seat.wait(0.001)
+    assert len(messages(effects, wire.Hello)) == 1
+
+
 def test_a_silent_worker_is_not_waited_for():
     desk = Desk(with_(FEDAVG, min_workers=2))
     desk.join("0", "1")
