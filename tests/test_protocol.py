@@ -501,6 +501,23 @@ def test_a_version_that_could_not_be_saved_is_saved_again(announce):
     assert verdicts(desk.save(1)) == [("0", 0, "committed")]
 
 
+def test_of_a_store_that_does_not_answer_is_said_so_once_per_save():
+    """It may hang for ever, and then nothing else would tell."""
+    desk = Desk()
+    desk.join("0")
+    desk.push("0", 0)
+    desk.make(1)
+    assert not those(desk.wait(9.0), p.Warn)
+    (warned,) = those(desk.wait(60.0), p.Warn)
+    assert "version 1" in warned.text
+    desk.save(1)
+    desk.push("0", 1, base=1)
+    desk.make(2)
+    desk.wait(5.0)
+    desk.save(2)
+    assert not those(desk.wait(60.0), p.Warn), "this one was in time"
+
+
 def test_durable_does_not_announce_a_version_that_could_not_be_saved():
     desk = Desk(announce="durable")
     desk.join("0")
