@@ -44,9 +44,7 @@ class Changes:
         return time.monotonic() - start_s
 
 
-def open_journal(
-    folder: Path, name: str, actor: str, incarnation: int = 0
-) -> Journal:
+def open_journal(folder: Path, name: str, actor: str, incarnation: int = 0) -> Journal:
     """A life's own file of the trace; peers are of no incarnation."""
     journal = Journal(trace.TraceWriter(folder / "trace", name))
     journal.write(trace.Recorded(time.monotonic(), actor, "run-1", incarnation, {}))

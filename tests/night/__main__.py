@@ -45,6 +45,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="monkey, soak: how long")
     given = parser.parse_args()
     given.folder = given.folder or Path(tempfile.mkdtemp(prefix=f"{given.name}-"))
+    given.folder.mkdir(parents=True, exist_ok=True)
     print(f"{given.name}: seed {given.seed}, {given.folder}", flush=True)
     line = line_of(given.name, given.seed, FAULTS[given.name](given))
     print(line, flush=True)

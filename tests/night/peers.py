@@ -11,9 +11,8 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
-from asyn2f.runtime.transport import Frames, Transport
+from asyn2f.runtime.transport import Channel, Frames, Transport
 from asyn2f.runtime.zmq_transport import ZmqTransport
 from tests.bare_server import BareServer
 from tests.bare_worker import BareWorker
@@ -108,16 +107,19 @@ class _Counted:
     def poll(self, timeout_s: float | None) -> list:
         arrived = self._inner.poll(timeout_s)
         for item in arrived:
-            if isinstance(item, Frames) and item.channel is p.Channel.CONTROL:
-                if isinstance(wire.decode(item.header), wire.Hello):
-                    self._hello(time.monotonic())
+            if not isinstance(item, Frames) or item.channel is not Channel.CONTROL:
+                continue
+            if isinstance(wire.decode(item.header), wire.Hello):
+                self._hello(time.monotonic())
         return arrived
 
     def __getattr__(self, name: str):
         return getattr(self._inner, name)
 
 
-def _crowd(folder: Path, numbers: range, address: str) -> tuple[BaseProcess, threading.Event]:
+def _crowd(
+    folder: Path, numbers: range, address: str
+) -> tuple[BaseProcess, threading.Event]:
     """Workers that push nothing, in a process of their own; and what tells that all of
     them have joined."""
     context = multiprocessing.get_context("forkserver")
