@@ -85,7 +85,8 @@ def run(main: Callable[[], int | None]) -> None:
         try:
             _leave(main() or 0)
         except SPEAKING_ERRORS as error:
-            fail(str(error))
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            _leave(USAGE_ERROR)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:  # `| head` has seen enough

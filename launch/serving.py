@@ -1,5 +1,6 @@
 """Running a server: what `launch.server` and `launch.local` have in common."""
 
+import logging
 import secrets
 import sys
 import time
@@ -24,7 +25,7 @@ from asyn2f.tasks.base import class_counts
 from launch import program, security
 
 _SWITCH_S = 5e-4  # between threads; Python's own is ten times that
-_PORTS_FREE_S = 5.0  # by then a server whose place is taken has ended
+_PORTS_FREE_S = 5.0  # by then a server whose place is taken has usually ended
 
 EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 
@@ -165,7 +166,8 @@ def _bind(
     insecure: bool,
 ) -> tuple[ZmqTransport, str]:
     """The sockets, and the address that peers are to be given. A run that goes on
-    listens where it did, if it can: its peers are still calling there."""
+    listens where it did, if it can while its peers still call there: a server whose
+    place is taken frees its ports at once, or, if it stands still, when it goes on."""
     size, workers = experiment.template.num_bytes, experiment.workers
     host, port = parse_address(settings.address)
 
@@ -183,11 +185,19 @@ def _bind(
     transport = None
     if port == 0 and (folder / workdir.SERVER).exists():
         ports = tuple(workdir.read_json(folder / workdir.SERVER)["ports"])
-        give_up_s = time.monotonic() + _PORTS_FREE_S
-        while transport is None and time.monotonic() < give_up_s:
+        start_s, warned = time.monotonic(), False
+        while transport is None and time.monotonic() < start_s + settings.lease_s:
             try:
                 transport = bind(ports)
             except AddressError:
+                if not warned and time.monotonic() > start_s + _PORTS_FREE_S:
+                    logging.warning(
+                        "its ports %s are in use: if the server before this one stands "
+                        "still, end it; waiting for them, %g s at most",
+                        ports,
+                        settings.lease_s,
+                    )
+                    warned = True
                 time.sleep(0.1)
     if transport is None:
         transport = bind(None)

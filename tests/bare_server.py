@@ -49,12 +49,13 @@ class BareServer:
         changes: Changes | None = None,
         wrap: Callable[[Transport], Transport] = lambda transport: transport,
         keys: ServerKeys | None = None,
+        incarnation: int = 1,
         **settings: Any,
     ) -> None:
         """`wrap` puts something between the sockets and the protocol; `settings`: of
         the protocol, where they are others than usual."""
         self.changes = changes or Changes()
-        self.size = size
+        self.size, self._incarnation = size, incarnation
         transport = ZmqTransport.bind(address, size, workers, keys=keys)
         self.ports = transport.ports()
         self.finish: p.Finish | None = None
@@ -64,7 +65,7 @@ class BareServer:
         self._making: dict[int, tuple[UpdateKey, ...]] = {}
         self._todo: SimpleQueue[p.Effect | Callable[[], object]] = SimpleQueue()
         self._held: set[UpdateKey] = set()  # updates in memory
-        self.journal = open_journal(folder, "server", "server")
+        self.journal = open_journal(folder, "server", "server", incarnation)
         machine = ServerProtocol(
             server_settings(
                 workers=workers,
@@ -75,6 +76,7 @@ class BareServer:
                 runtime=runtime,
                 model_port=self.ports[1],
                 update_port=self.ports[2],
+                incarnation=incarnation,
                 **settings,
             ),
             programs.server_program(timing),
@@ -103,7 +105,7 @@ class BareServer:
 
     def _made(self, version: int) -> p.Made:
         payload = f"version {version};".encode().ljust(self.size, b".")
-        header = made(version).header._replace(
+        header = made(version, incarnation=self._incarnation).header._replace(
             num_bytes=self.size, digest=payloads.digest(payload)
         )
         return p.Made(header, payload)
@@ -138,7 +140,7 @@ class BareServer:
                     trace.Aggregated(
                         time.monotonic(),
                         version,
-                        1,
+                        self._incarnation,
                         [list(key) for key in keys],
                         bases,
                         [version - 1 - base for base in bases],

@@ -44,10 +44,9 @@ class Changes:
         return time.monotonic() - start_s
 
 
-def open_journal(folder: Path, name: str, actor: str) -> Journal:
-    """A life's own file of the trace."""
+def open_journal(folder: Path, name: str, actor: str, incarnation: int = 0) -> Journal:
+    """A life's own file of the trace; peers are of no incarnation."""
     journal = Journal(trace.TraceWriter(folder / "trace", name))
-    incarnation = int(actor == "server")
     journal.write(trace.Recorded(time.monotonic(), actor, "run-1", incarnation, {}))
     return journal
 

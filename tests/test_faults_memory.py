@@ -22,7 +22,7 @@ from tests.socket_run import (
     spawn_worker,
 )
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = pytest.mark.processes
 MIB = 2**20
 SIZE = 8 * MIB
 EACH = EVERY_UPDATE.__class__(
@@ -75,6 +75,7 @@ class Scene:
         self.server.join(30.0)
 
 
+@pytest.mark.timed
 def test_a_subscriber_that_does_not_read_costs_two_payloads(tmp_path):
     scene = Scene(tmp_path)
     context = zmq.Context()

@@ -11,10 +11,13 @@ import pytest
 from asyn2f import trace
 from tests.socket_run import RUNTIME, SocketRun
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = pytest.mark.processes
 MIB = 2**20
 QUICK = replace(RUNTIME, beat_s=0.2, dead_after_s=1.0)
 NOTICED_S = 5.0  # promised
+# "lost" is none. Rejected: too late, at the end of the run; withdrawn: so was its worker
+# when it left. Here no update replaces another, so none is superseded.
+ENDS = {"committed", "died", "rejected", "withdrawn"}
 
 
 # -------------------------------------------------------------
@@ -49,9 +52,10 @@ def kill_in_mid_upload(folder, seed: int, kills: int) -> None:
     assert noticed_s < NOTICED_S
     assert fates["committed"] > 20
     assert fates["died"] >= kills
-    assert fates.keys() <= {"committed", "died", "rejected"}  # at the end of the run
+    assert fates.keys() <= ENDS
 
 
+@pytest.mark.timed
 def test_a_worker_killed_in_mid_upload_leaves_no_half_update(tmp_path):
     kill_in_mid_upload(tmp_path, seed=1, kills=5)
 
@@ -99,7 +103,7 @@ def kill_and_restart(folder, lives: int) -> None:
         fates = run.finish()
     print(dict(fates))
     assert fates["committed"] > 0
-    assert fates.keys() <= {"committed", "died", "rejected"}
+    assert fates.keys() <= ENDS
     joined_by = [e.session for e in run.events(trace.WorkerJoined) if e.worker == 1]
     assert len(set(joined_by)) == lives
 
@@ -151,10 +155,11 @@ def stop_and_continue(folder, stopped_s: float) -> None:
         ]
         print(f"back {back_s:.2f} s, stale versions {late} of {newest}, {dict(fates)}")
     assert back_s < 3.0
-    assert len(late) <= 4
-    assert fates.keys() <= {"committed", "rejected"}  # at the end of the run
+    assert len(late) <= 1
+    assert fates.keys() <= ENDS - {"died"}
 
 
+@pytest.mark.timed
 def test_a_stopped_worker_continues_with_the_newest_version(tmp_path):
     stop_and_continue(tmp_path, stopped_s=5.0)
 

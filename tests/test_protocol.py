@@ -154,6 +154,17 @@ def test_a_peer_that_is_asked_greets_again():
     assert messages(seat.wait(0.1), wire.Hello)
 
 
+def test_a_peer_that_is_asked_many_times_greets_once():
+    """Each beat that has waited for the next server is answered by this question."""
+    seat = Seat()
+    seat.enter()
+    effects = []
+    for _ in range(10):
+        effects += seat.hear(wire.Who(2)) + seat.hear(wire.Pulse(2, 0))
+        effects += seat.wait(0.001)
+    assert len(messages(effects, wire.Hello)) == 1
+
+
 def test_a_silent_worker_is_not_waited_for():
     desk = Desk(with_(FEDAVG, min_workers=2))
     desk.join("0", "1")
@@ -488,6 +499,23 @@ def test_a_version_that_could_not_be_saved_is_saved_again(announce):
     desk.on(p.SaveFailed(1, "no space left on device"))
     assert [save.version for save in those(desk.wait(1.5), p.Save)] == [1]
     assert verdicts(desk.save(1)) == [("0", 0, "committed")]
+
+
+def test_of_a_store_that_does_not_answer_is_said_so_once_per_save():
+    """It may hang for ever, and then nothing else would tell."""
+    desk = Desk()
+    desk.join("0")
+    desk.push("0", 0)
+    desk.make(1)
+    assert not those(desk.wait(9.0), p.Warn)
+    (warned,) = those(desk.wait(60.0), p.Warn)
+    assert "version 1" in warned.text
+    desk.save(1)
+    desk.push("0", 1, base=1)
+    desk.make(2)
+    desk.wait(5.0)
+    desk.save(2)
+    assert not those(desk.wait(60.0), p.Warn), "this one was in time"
 
 
 def test_durable_does_not_announce_a_version_that_could_not_be_saved():

@@ -446,7 +446,7 @@ def test_no_frame_may_be_longer_than_what_can_be_right():
 def test_queues_are_short_where_messages_are_models():
     assert said(Channel.MODEL, zmq.XPUB)[zmq.SNDHWM] == 2
     assert said(Channel.UPDATE, zmq.XPUB)[zmq.SNDHWM] == 4
-    assert said(Channel.MODEL, zmq.SUB, depth=1)[zmq.RCVHWM] == 2
+    assert said(Channel.MODEL, zmq.SUB, depth=1)[zmq.RCVHWM] == 1
     assert said(Channel.UPDATE, zmq.SUB, depth=40)[zmq.RCVHWM] == 40
     assert said(Channel.CONTROL, zmq.ROUTER)[zmq.RCVHWM] == 256
 

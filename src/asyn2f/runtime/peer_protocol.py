@@ -147,6 +147,8 @@ class PeerProtocol:
             self._hello_pause_s = min(self._hello_pause_s * 1.6, _HELLO_S[1])
 
     def _greet_again(self) -> None:
+        if not self._is_welcome:
+            return  # all who lost their server would otherwise greet it several times
         self._is_welcome = False
         self._waiting_s = self._hello_at_s = self._now
         self._hello_pause_s = _HELLO_S[0]

@@ -28,6 +28,12 @@ from asyn2f.status import RunStatus
 _TICK_S = 0.25
 _BACK_S = 10.0  # peers that live are back by then
 _SAVE_AGAIN_S = 1.0
+_SAVE_TAKES_S = 10.0  # a store that takes longer may never answer
+_NO_ANSWER = (
+    f"version {{}} was given to the store {_SAVE_TAKES_S:g} s ago and is not saved; no "
+    "other is made before. If disk and memory are well and it does not go on, end this "
+    "server, with SIGKILL if need be, and start it again with --resume"
+)
 
 
 class ServerProtocol:
@@ -79,7 +85,7 @@ class ServerProtocol:
         self._ending = Ending()
         # time
         self._tick_s = self._began_s = now
-        self._save_again_s = math.inf
+        self._save_again_s = self._save_late_s = math.inf
         self._versions = Versions(
             program,
             first,
@@ -136,12 +142,12 @@ class ServerProtocol:
                     if base is not None:
                         self._on_failed(key, base, reason)
             case p.Saved(version):
-                self._save_again_s = math.inf
+                self._save_again_s = self._save_late_s = math.inf
                 saved = trace.Saved(now, version, self._settings.incarnation)
                 self._do(p.Record(saved))
                 self._versions.on_saved(version)
             case p.SaveFailed(_, reason):
-                self._save_again_s = now + _SAVE_AGAIN_S
+                self._save_again_s, self._save_late_s = now + _SAVE_AGAIN_S, math.inf
                 if self._ending.gives_up(now):
                     self._save_again_s = math.inf
                     self._versions.give_up(f"could not be saved: {reason}")
@@ -195,6 +201,7 @@ class ServerProtocol:
     def _save(self, version: int, keys: tuple[UpdateKey, ...]) -> None:
         ledger = self._ledger.snapshot(version, keys)
         totals = self._figures.totals(self._now)
+        self._save_late_s = self._now + _SAVE_TAKES_S
         self._do(p.Save(version, {"ledger": ledger, "totals": totals}))
 
     def _counted(self) -> tuple[float, int, int]:
@@ -371,6 +378,10 @@ class ServerProtocol:
         if self._now >= self._save_again_s:
             self._save_again_s = math.inf
             self._versions.save_again()
+        if self._now >= self._save_late_s:
+            self._save_late_s = math.inf
+            version = min(self._versions.saving)
+            self._do(p.Warn(_NO_ANSWER.format(version)))
         is_old = self._now >= self._began_s + _BACK_S
         if is_old and not self._figures.has_started and self.status().progress >= 1.0:
             self._end("finished", "it had come to its end before it was resumed")

@@ -61,7 +61,7 @@ def socket_options(
         if kind == zmq.ROUTER:
             own[zmq.ROUTER_MANDATORY] = 1
     elif kind == zmq.SUB:
-        own = {zmq.RCVHWM: max(2 if channel is Channel.MODEL else 4, depth)}
+        own = {zmq.RCVHWM: max(1 if channel is Channel.MODEL else 4, depth)}
     else:
         longest = _SUBSCRIPTION_BYTES
         own = {zmq.SNDHWM: 2 if channel is Channel.MODEL else 4, zmq.XPUB_VERBOSE: 1}

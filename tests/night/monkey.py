@@ -1,19 +1,17 @@
 """A long run in which something is killed, stopped or cut off every few seconds (R-24).
 
-    python -m tests.chaos_run --minutes=30 --seed=1 [--workdir=runs/chaos]
-
 A server, eight workers, each behind a `ChaosProxy`, and an evaluator, as processes; the
 server is killed as well, and goes on with --resume. In the end all faults stop, the run
-must go on, end, and be found in order by `launch.verify`. Exit code 0: it was.
+must go on, end, and be in order; its accuracy is compared with that of a run of as many
+versions without faults.
 """
 
-import argparse
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -21,13 +19,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from asyn2f import trace, workdir
+from asyn2f.invariants import check
 from asyn2f.programs import UpdateKey
+from launch.verify import found_in
 from tests.chaos import ChaosProxy
+from tests.night.figures import Figure
+from tests.night.programs import broken
 
 WORKERS = 8
 MEAN_S = 5.0  # between two faults
 GOES_ON_S = 60.0  # promised: updates are settled again, once faults have stopped
 ENDS_S = 30.0
+ACCURACY = 0.01  # promised: lost to faults, at most
+LAST = 10  # scores that a run's accuracy is the median of
 STARTS_S = 300.0  # ten processes compile at once
 FLAGS = (
     "--config=configs/digits.py",
@@ -39,6 +43,7 @@ FLAGS = (
     "--config.stop.max_time_s=1e6",
     "--config.worker_speeds=(60.0,30.0)",
 )
+LOCAL = (sys.executable, "-m", "launch.local")
 KINDS = ("kill", "stop", "cut", "stall", "kill server", "stop server")
 OFTEN = (4, 3, 4, 4, 1, 1)
 
@@ -193,31 +198,44 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workdir", type=Path)
-    given = parser.parse_args()
-    folder = given.workdir or Path(tempfile.mkdtemp(prefix="chaos-")) / "run"
-    print(f"seed {given.seed}, {given.minutes:g} minutes, {folder}", flush=True)
-    chaos = Chaos(folder, given.seed)
+def monkey(folder: Path, seed: int, minutes: float) -> list[Figure]:
+    """Faults for so long, then calm, then the end; and a run of as many versions
+    without any, to compare."""
+    run = folder / "run"
+    chaos = Chaos(run, seed)
     try:
-        until_s = time.monotonic() + 60 * given.minutes
+        until_s = time.monotonic() + 60 * minutes
         while time.monotonic() < until_s:
             chaos.disturb()
-        took_s = chaos.heal()
+        back_s = chaos.heal()
         ended_s, codes = chaos.end()
     finally:
         chaos.close()
-    print(f"faults: {dict(chaos.faults)}; all at work again {took_s:.1f} s after them")
-    print(f"ended {ended_s:.1f} s after SIGTERM: {codes}", flush=True)
-    judged = subprocess.run(
-        [sys.executable, "-m", "launch.verify", f"--run={folder}"], check=False
-    )
     expected = {name: 130 if name == "server" else 0 for name in codes}
-    return int(judged.returncode != 0 or codes != expected)
+    found = found_in(run)
+    fates = dict(check(found).fates)
+    versions = max(found.commits)
+    print(f"faults: {dict(chaos.faults)}; {versions} versions of {fates}; {codes}")
+    calm, last = folder / "calm", f"--config.stop.max_versions={versions}"
+    subprocess.run(
+        [*LOCAL, *FLAGS, last, f"--workdir={calm}"],
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    accuracies = [_settled_accuracy(each) for each in (calm, run)]
+    print(f"accuracy {accuracies[0]:.4f} without faults, {accuracies[1]:.4f} with")
+    return [
+        Figure("back_s", back_s, GOES_ON_S),
+        Figure("ended_s", ended_s, ENDS_S),
+        Figure("other_exit_codes", sum(codes[n] != expected[n] for n in codes), 0),
+        Figure("accuracy_lost", accuracies[0] - accuracies[1], ACCURACY),
+        broken(found),
+    ]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _settled_accuracy(run: Path) -> float:
+    """The median of the last scores: one alone varies by more."""
+    events = trace.read(run / workdir.TRACE)
+    scores = [e for e in events if isinstance(e, trace.Evaluated)]
+    last = sorted(scores, key=lambda e: e.version)[-LAST:]
+    return statistics.median(e.accuracy for e in last)

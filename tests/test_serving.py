@@ -1,0 +1,48 @@
+"""Where a server listens that goes on with a run."""
+
+import dataclasses
+
+import pytest
+
+from asyn2f import build, workdir
+from asyn2f.runtime.zmq_transport import ZmqTransport
+from launch import serving
+from tests.experiments import config_with, experiment_with
+
+
+@pytest.fixture
+def rival():
+    """Listens where the server before it did."""
+    transport = ZmqTransport.bind("tcp://127.0.0.1:0", 1000, workers=1)
+    yield transport
+    transport.close()
+
+
+def bind(folder, ports, lease_s: float) -> tuple[int, int, int]:
+    """The ports of a server that goes on with a run that had those."""
+    workdir.write_json(folder / workdir.SERVER, {"ports": ports})
+    settings = build.build_runtime(config_with())
+    settings = dataclasses.replace(settings, lease_s=lease_s)
+    transport, _ = serving._bind(folder, settings, experiment_with(), None, False)
+    found = transport.ports()
+    transport.close()
+    return found
+
+
+def test_ports_are_waited_for_as_long_as_peers_call_there(tmp_path, rival, monkeypatch):
+    """A server that stands still frees them when it goes on, and peers come back."""
+    ports, waits = rival.ports(), []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            rival.close()
+
+    monkeypatch.setattr(serving.time, "sleep", wait)
+    assert bind(tmp_path, ports, lease_s=60.0) == ports
+    assert len(waits) == 3
+
+
+def test_ports_that_are_not_freed_in_time_are_left_to_the_other(tmp_path, rival):
+    found = bind(tmp_path, rival.ports(), lease_s=0.2)
+    assert not set(found) & set(rival.ports())
