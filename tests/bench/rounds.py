@@ -1,0 +1,139 @@
+"""What does a round cost in which nobody computes anything?
+
+The server sends a version to all, each sends it back, the server aggregates (FedAvg).
+Real sockets, each worker a process of its own, digests and checks as in any run; a
+small model and one of 45 MB. With and without the store, so that its part is seen.
+"""
+
+import multiprocessing
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from asyn2f import build, trace
+from asyn2f.experiment import Experiment
+from asyn2f.runtime import payloads
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime.io_thread import Journal
+from asyn2f.runtime.memory_store import MemoryStore
+from asyn2f.runtime.orbax_store import OrbaxStore
+from asyn2f.runtime.peer import Link, Mailbox, hello_of, open_letter
+from asyn2f.runtime.server import Observer, Server
+from asyn2f.runtime.settings import RuntimeSettings
+from asyn2f.runtime.wire import UpdateHeader
+from asyn2f.runtime.zmq_transport import ZmqTransport
+from configs.digits import get_config
+from tests.bench.figures import Figure
+
+ROUNDS = 24
+WARM_UP = 4
+SIZES = {"19 kB": (64,), "45 MB": (3309, 3309)}
+PATIENCE_S = 120.0
+
+
+def measure() -> Iterator[Figure]:
+    for size in SIZES:
+        for workers in (2, 10):
+            for store in ("memory", "disk"):
+                seconds = _round_s(size, workers, store)
+                what = f"no-op round, {workers} workers, {size}, versions in {store}"
+                yield Figure(what, seconds, "s", None, "nothing", seconds)
+
+
+def _experiment(size: str, workers: int) -> Experiment:
+    config = get_config()
+    config.workers = workers
+    config.strategy.name = "fedavg"
+    config.strategy.asyn2f.max_share = 1.0
+    config.task.partition = "iid"
+    config.task.hidden = SIZES[size]
+    config.min_workers = workers
+    config.stop.max_versions = ROUNDS
+    return build.build_experiment(config.to_dict())
+
+
+def _round_s(size: str, workers: int, kind: str) -> float:
+    """The median of what lies between two versions."""
+    experiment, settings = _experiment(size, workers), RuntimeSettings()
+    num_bytes = experiment.template.num_bytes
+    with tempfile.TemporaryDirectory() as folder:
+        transport = ZmqTransport.bind(
+            "tcp://127.0.0.1:0", num_bytes, workers, shared_memory=True
+        )
+        address = f"tcp://127.0.0.1:{transport.ports()[0]}"
+        writer = trace.TraceWriter(Path(folder) / "trace", "server")
+        store = MemoryStore()
+        if kind == "disk":
+            store = OrbaxStore(Path(folder) / "models", write_ahead=True)
+        observer = Observer(lambda row: None, lambda status: None)
+        journal = Journal(writer)
+        server = Server(
+            *(experiment, "same", "run", settings, transport, store, journal),
+            *(observer, store.begin_incarnation()),
+        )
+        context = multiprocessing.get_context("spawn")
+        peers = [
+            context.Process(target=_echo, args=(size, workers, number, address))
+            for number in range(workers)
+        ]
+        for peer in peers:
+            peer.start()
+        watchdog = threading.Timer(PATIENCE_S, server.stop, ["it takes too long"])
+        watchdog.start()
+        summary = server.run()
+        watchdog.cancel()
+        journal.close()
+        for peer in peers:
+            peer.join(PATIENCE_S)
+        events = trace.read(Path(folder) / "trace")
+    assert summary["versions"] == ROUNDS, summary
+    made_s = [e.time_s for e in events if isinstance(e, trace.Aggregated)]
+    return statistics.median(np.diff(made_s[WARM_UP:]))
+
+
+def _echo(size: str, workers: int, number: int, address: str) -> None:
+    """A worker that pushes what it got."""
+    experiment = _experiment(size, workers)
+    num_examples = len(experiment.task.shards[number])
+    quality = float(np.float32(experiment.task.qualities[number]))
+    hello = hello_of(experiment, "same", "worker", number, num_examples, quality)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(trace.TraceWriter(Path(folder), f"worker-{number}"))
+        mailbox = Mailbox()
+        num_bytes = experiment.template.num_bytes
+        transport = ZmqTransport.connect_to(address, num_bytes, 1, shared_memory=True)
+        link = Link(hello, RuntimeSettings(), transport, journal, mailbox)
+        link.start()
+        while mailbox.stopped is None:
+            mailbox.wait()
+            letter = mailbox.take()
+            if letter is None:
+                continue
+            model = open_letter(experiment, letter)
+            payload = payloads.encode_params(model.params)
+            header = UpdateHeader(
+                run="",
+                incarnation=0,
+                worker=number,
+                session="",
+                seq=0,
+                base_version=letter.header.version,
+                start_version=letter.header.version,
+                step=1,
+                num_examples=float(num_examples),
+                loss=0.5,
+                quality=quality,
+                metric=0.5,
+                signal=0.5,
+                fingerprint=experiment.template.fingerprint,
+                num_bytes=len(payload),
+                digest=payloads.digest(payload),
+            )
+            link.post(p.Produced(header, payload, time.monotonic()))
+        link.leave()
+        journal.close()
