@@ -109,7 +109,9 @@ def _compute(run: Run, updates: float, trained_s: _Seconds) -> Bound | None:
     rate = sum(n / trained_s[w] for w, n in pushes.items() if trained_s.get(w, 0) > 0)
     if not rate:
         return None
-    said = f"{rate:.3g} updates a second from training alone, {updates:.3g} a version"
+    speeds = (run.config or {}).get("worker_speeds") or (0.0,)
+    paced = " at the pace of worker_speeds" if any(speeds) else ""
+    said = f"{rate:.3g} updates a second from training alone{paced}, {updates:.3g} each"
     return Bound("compute", rate / updates, said)
 
 
@@ -123,8 +125,9 @@ def _store(run: Run, made: dict[int, trace.Aggregated]) -> Bound | None:
     took = [seconds for seconds in took if seconds > 0]
     if not took:
         return None
-    middle = float(np.median(took))
-    return Bound("store", 1 / middle, f"{1000 * middle:.3g} ms a version")
+    # The mean: now and then one waits for those before it, and they are one at a time.
+    mean = float(np.mean(took))
+    return Bound("store", 1 / mean, f"{1000 * mean:.3g} ms a version")
 
 
 def _wire(run: Run, updates: float) -> Bound | None:
