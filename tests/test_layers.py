@@ -1,6 +1,8 @@
 """Imports point downwards only, and each library is known to one place."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,17 @@ def test_nothing_is_unpickled_anywhere():
     for path in [*FILES, *(SOURCE.parent.parent / "launch").glob("*.py")]:
         roots = {name.split(".")[0] for name in imports_of(path)}
         assert not roots & {"pickle", "cloudpickle", "dill", "shelve", "marshal"}, path
+
+
+def test_a_worker_loads_nothing_that_only_others_need():
+    """Each of these is a part of a second of every worker's start."""
+    needless = "orbax tensorstore tensorflow_datasets tensorboardX plotly sklearn"
+    code = (
+        "import sys, launch.worker\n"
+        f"found = [name for name in {needless.split()!r} if name in sys.modules]\n"
+        "sys.exit(f'loaded: {found}' if found else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SOURCE.parent.parent, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
