@@ -15,8 +15,8 @@ pytestmark = pytest.mark.processes
 MIB = 2**20
 QUICK = replace(RUNTIME, beat_s=0.2, dead_after_s=1.0)
 NOTICED_S = 5.0  # promised
-# "lost" is none. Rejected: too late, at the end of the run; withdrawn: so was its
-# worker when it left. Here no update replaces another, so none is superseded.
+# None is "lost". Rejected: came after the end; withdrawn: its worker left before there
+# was a verdict. Here no update replaces another, so none is superseded.
 ENDS = {"committed", "died", "rejected", "withdrawn"}
 
 

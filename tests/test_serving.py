@@ -1,6 +1,7 @@
 """Where a server listens that goes on with a run."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,16 +32,17 @@ def bind(folder, ports, lease_s: float) -> tuple[int, int, int]:
 
 def test_ports_are_waited_for_as_long_as_peers_call_there(tmp_path, rival, monkeypatch):
     """A server that stands still frees them when it goes on, and peers come back."""
-    ports, waits = rival.ports(), []
+    ports, now = rival.ports(), [0.0]
 
-    def wait(seconds: float) -> None:
-        waits.append(seconds)
-        if len(waits) == 3:
+    def sleep(_: float) -> None:
+        now[0] += 10.0
+        if now[0] == 30.0:
             rival.close()
 
-    monkeypatch.setattr(serving.time, "sleep", wait)
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(serving, "time", clock)
     assert bind(tmp_path, ports, lease_s=60.0) == ports
-    assert len(waits) == 3
+    assert now == [30.0]
 
 
 def test_ports_that_are_not_freed_in_time_are_left_to_the_other(tmp_path, rival):
