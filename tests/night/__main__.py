@@ -1,4 +1,4 @@
-"""Faults that take long (README, "Reliability"), each by name:
+"""Faults that take minutes or hours, each by name:
 
     python -m tests.night joins [--count=1000]
     python -m tests.night restart [--count=200]

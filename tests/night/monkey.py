@@ -215,7 +215,10 @@ def monkey(folder: Path, seed: int, minutes: float) -> list[Figure]:
     found = found_in(run)
     fates = dict(check(found).fates)
     versions = max(found.commits)
-    print(f"faults: {dict(chaos.faults)}; {versions} versions of {fates}; {codes}")
+    print(f"faults: {dict(chaos.faults)}; {versions} versions of {fates}")
+    print(
+        f"back after {back_s:.1f} s, ended after {ended_s:.1f} s: {codes}", flush=True
+    )
     calm, last = folder / "calm", f"--config.stop.max_versions={versions}"
     subprocess.run(
         [*LOCAL, *FLAGS, last, f"--workdir={calm}"],

@@ -101,13 +101,13 @@ def mib_per_hour(looks: list[Look]) -> float:
     return float(np.polyfit(hours, mib, 1)[0])
 
 
-def _more(what: str, processes: list[list[Look]]) -> float:
-    """How much more the process that has gained most has in the last quarter of the
-    time than in the first, as medians."""
+def _more(what: str, processes: list[list[Look]]) -> int:
+    """How many more, at least, the process that has gained most has in the last quarter
+    of the time than in the first: who takes and gives back varies above that."""
 
-    def gained(looks: list[Look]) -> float:
+    def gained(looks: list[Look]) -> int:
         values = [getattr(look, what) for look in looks]
         quarter = max(1, len(values) // 4)
-        return float(np.median(values[-quarter:]) - np.median(values[:quarter]))
+        return min(values[-quarter:]) - min(values[:quarter])
 
     return max(map(gained, processes))
