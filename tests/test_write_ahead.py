@@ -160,9 +160,28 @@ def test_what_is_left_behind_by_a_crash_is_followed_up(make, folder, orbax):
     assert names(folder / "ahead") == {"0", "1", "2"}
     assert second.versions() == [0, 1, 2]
     assert same(second.load(2, state_of(0)).state, state_of(2))
-    second.save(3, state_of(3), {"version": 3})
-    second.close()
-    assert names(folder) == {"ahead", "incarnations", *map(str, range(4))}
+    second.close()  # it need not have saved anything itself
+    assert names(folder) == {"ahead", "incarnations", *map(str, range(3))}
+
+
+@pytest.mark.parametrize("is_of_another", [False, True])
+def test_a_damaged_file_holds_nothing_up(make, folder, orbax, caplog, is_of_another):
+    """It is set aside, and the versions after it are followed up."""
+    orbax.error = RuntimeError("killed")
+    store = make()
+    for version in range(3):
+        store.save(version, state_of(version), {"version": version})
+        assert orbax.called.acquire(timeout=PATIENCE_S)
+    damaged, whole = (folder / "ahead" / "1"), (folder / "ahead" / "2").read_bytes()
+    damaged.write_bytes(whole if is_of_another else damaged.read_bytes()[:-1])
+    orbax.error = None
+    store.save(3, state_of(3), {"version": 3})
+    store.close()
+    assert names(folder) == {"ahead", "1.damaged", "0", "2", "3"}
+    assert names(folder / "ahead") == set()
+    assert store.versions() == [0, 2, 3]
+    assert store.damaged() == {1}
+    assert [x for x in caplog.messages if "version 1 is set aside" in x]
 
 
 def test_every_flipped_bit_is_found(make, folder, orbax):

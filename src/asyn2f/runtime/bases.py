@@ -1,6 +1,7 @@
 """What updates may be a change of: versions as they were given out."""
 
 from collections import OrderedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,8 @@ class Bases:
         self._store = store
         self._kept: OrderedDict[str, Params] = OrderedDict()
 
-    def keep(self, params: Params) -> None:
-        """Remembers a version, by the server's own parameters."""
-        coded = self._publication.encode(params)
-        digest = payloads.digest(payloads.encode_params(coded))
+    def keep(self, digest: str, coded: Any) -> None:
+        """Remembers a version as it is given out, by its payload's digest."""
         self._kept[digest] = self._publication.decode(coded)
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
@@ -42,5 +41,7 @@ class Bases:
                 state, _ = self._store.load(version, self._shapes)
             except StoreError:
                 return None
-            self.keep(jax.tree.map(jnp.asarray, state.model.params))
+            params = jax.tree.map(jnp.asarray, state.model.params)
+            coded = self._publication.encode(params)
+            self.keep(payloads.digest(payloads.encode_params(coded)), coded)
         return self._kept.get(digest)

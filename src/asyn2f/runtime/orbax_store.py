@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
 import threading
@@ -134,12 +135,18 @@ class OrbaxStore:
 
     def _follow(self) -> None:
         """Has Orbax write what has only been written ahead. What it cannot write stays
-        where it is, and its turn comes again with the next one."""
+        where it is, and its turn comes again with the next one; what is damaged is set
+        aside, so that nothing waits behind it."""
         assert self._like is not None
         for version in sorted(numbers(self._ahead)):
             path = self._folder / str(version)
             if not os.path.lexists(path):
-                found = write_ahead.read(self._ahead / str(version), self._like)
+                try:
+                    found = self._load_ahead(version, self._like)
+                except (write_ahead.WriteAheadError, StoreError) as error:
+                    logging.warning("version %d is set aside: %s", version, error)
+                    self.set_aside(version)
+                    continue
                 self._write(path, self._to_orbax, *found)
             (self._ahead / str(version)).unlink()
         self._clean()
@@ -169,11 +176,11 @@ class OrbaxStore:
         if version not in self.versions():
             raise StoreError(f"version {version} is not in {self._folder}")
         self._like = like
-        ahead = self._ahead / str(version)
         try:
-            return self._checked(version, ahead, like, *write_ahead.read(ahead, like))
+            return self._load_ahead(version, like)
         except (OSError, write_ahead.WriteAheadError, StoreError) as error:
             if not os.path.lexists(path):
+                ahead = self._ahead / str(version)
                 raise StoreError(f"cannot read {ahead}: {error}") from error
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)._asdict()
         numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
@@ -191,6 +198,10 @@ class OrbaxStore:
         except Exception as error:  # Orbax raises whatever its layers raise
             raise StoreError(f"cannot read {path}: {_in_short(error)}") from error
         return self._checked(version, path, like, state, record)
+
+    def _load_ahead(self, version: int, like: ServerState) -> Stored:
+        path = self._ahead / str(version)
+        return self._checked(version, path, like, *write_ahead.read(path, like))
 
     def _checked(
         self,
@@ -239,7 +250,8 @@ class OrbaxStore:
         if os.path.lexists(path := self._folder / str(version)):
             aside.unlink(missing_ok=True)
             path.rename(aside)
-        self._saved_s.pop(version, None)
+        with self._books:
+            self._saved_s.pop(version, None)
 
     def damaged(self) -> frozenset[int]:
         """The versions that were set aside."""
@@ -308,6 +320,8 @@ class OrbaxStore:
     def close(self) -> None:
         """Lets Orbax follow to the last version, and ends its threads."""
         if self._behind is not None:
+            if self._like is not None and self._ahead.is_dir() and numbers(self._ahead):
+                self._behind.call()  # a server that died may have left some
             self._behind.close(_PATIENCE_S)
         self._checkpointer.close()
 

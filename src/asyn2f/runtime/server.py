@@ -376,11 +376,11 @@ class Server:
     def _made(self) -> p.Made:
         """The present version, ready to be sent."""
         model = self._state.model
-        payload = payloads.encode_params(
-            self._experiment.publication.encode(model.params)
-        )
+        coded = self._experiment.publication.encode(model.params)
+        payload = payloads.encode_params(coded)
+        digest = payloads.digest(payload)
         if self._experiment.update_needs_base:
-            self._bases.keep(model.params)
+            self._bases.keep(digest, coded)
         header = wire.ModelHeader(
             run=self._run,
             incarnation=self._incarnation,
@@ -391,7 +391,7 @@ class Server:
             learning_rate=float(model.learning_rate),
             fingerprint=self._experiment.publication.template.fingerprint,
             num_bytes=len(payload),
-            digest=payloads.digest(payload),
+            digest=digest,
         )
         return p.Made(header, payloads.packed(payload) if self._packs else payload)
 
