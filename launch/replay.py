@@ -42,7 +42,7 @@ _TOLERANCE = flags.DEFINE_float(
     None,
     "Largest difference, relative to the model's largest parameter, that counts as "
     "agreement; unless given, 0 for the run's own executor (serial for a real run) and "
-    "1e-5 for the others.",
+    "0.05 for the others.",
 )
 _EXPLAIN = flags.DEFINE_integer("explain", None, "Only say what this version is of.")
 
@@ -52,7 +52,10 @@ _NUMBERS_DEPEND_ON = (
     *("steps_per_call", "dtype", "xla_flags", "x64"),
 )
 _CLOCKS_S = 0.05  # processes of one machine read their clocks that far apart
-_LARGEST = 1e-5
+# Another executor rounds otherwise: by 1e-6, until a merge goes by the direction in
+# which a parameter has moved that has hardly moved at all, or a ReLU by such a sign.
+# Then 1e-3 to 1e-2 come of it, in one run of ten.
+_ROUNDING, _LARGEST = 1e-5, 0.05
 
 
 class Compared(NamedTuple):
@@ -204,6 +207,9 @@ def _compare(execution: Execution, folder: Path, tolerance: float) -> int:
         print("there is nothing to compare with: no version in the folder, no summary")
         return 1
     bits = all(row.same_bits for row in found) and told in (None, sha256)
+    beyond = [row.version for row in found if row.relative > _ROUNDING]
+    if beyond and agree:
+        print(f"from version {beyond[0]} on by more than rounding: it decided a sign")
     how = "bit for bit" if bits else f"within {tolerance:g}"
     print(f"the parameters agree, {how}" if agree else "the parameters DIFFER")
     return 0 if agree else 1

@@ -166,9 +166,13 @@ def test_a_real_run_replays_in_lanes_up_to_rounding(started, folder):
     outcome = started["real in lanes"].result()
     assert_ends_with(outcome, 0, "the parameters agree")
     rows = [line.split() for line in outcome[1].splitlines()]
-    compared = {int(row[0]) for row in rows if len(row) == 4 and row[0].isdigit()}
+    compared = {
+        int(row[0]): float(row[3]) for row in rows if len(row) == 4 and row[0].isdigit()
+    }
     kept = {int(path.name) for path in (folder / "real" / "models").glob("[1-9]*")}
-    assert compared == kept
+    assert compared.keys() == kept
+    # Of the later ones a merge may make more, where rounding decides a direction.
+    assert compared[min(compared)] <= 1e-5
 
 
 def test_a_history_that_forks_is_compared_along_its_surviving_branch(started):

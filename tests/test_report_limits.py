@@ -105,6 +105,8 @@ def test_what_the_trace_does_not_tell_is_not_there(left_out):
     assert names == {"compute", "store", "wire"} - missing
     assert bool(found.stretches) == (left_out is trace.Saved)
     assert "What bounds this run" in to_html(run_of(events))
+    above = section(run_of(events)).above
+    assert above.count("not recorded") == len(missing)
 
 
 def test_of_a_run_of_one_version_nothing_is_said():

@@ -129,7 +129,11 @@ def _accelerator() -> str:
 
 
 def keep(bench: str, figures: Sequence[Figure], date: str) -> None:
-    """Puts them in the place of this benchmark's last ones of this kind of machine."""
+    """Puts them in the place of this benchmark's last ones of this kind of machine.
+
+    Raises:
+      ValueError: a figure is not a finite number: nothing is kept.
+    """
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     on = machine()
     kept.setdefault(bench, {})[on["accelerator"]] = {
@@ -138,7 +142,8 @@ def keep(bench: str, figures: Sequence[Figure], date: str) -> None:
         "machine": on,
         "figures": [as_json(figure) for figure in figures],
     }
-    RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(kept, indent=1, sort_keys=True, allow_nan=False)
+    RESULTS.write_text(text + "\n")
 
 
 def as_json(figure: Figure) -> dict[str, Any]:

@@ -6,6 +6,7 @@ where.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from html import escape
 from typing import NamedTuple
 
@@ -117,12 +118,7 @@ def _compute(run: Run, updates: float, trained_s: _Seconds) -> Bound | None:
 
 def _store(run: Run, made: dict[int, trace.Aggregated]) -> Bound | None:
     """One version at a time is on its way to the store."""
-    took = [
-        event.time_s - made[event.version].time_s
-        for event in run.events
-        if isinstance(event, trace.Saved) and event.version in made
-    ]
-    took = [seconds for seconds in took if seconds > 0]
+    took = _seconds_after(made, run, trace.Saved)
     if not took:
         return None
     # The mean: now and then one waits for those before it, and they are one at a time.
@@ -133,18 +129,29 @@ def _store(run: Run, made: dict[int, trace.Aggregated]) -> Bound | None:
 def _wire(run: Run, updates: float) -> Bound | None:
     """All of a version's messages, one after the other, as fast as the fastest."""
     published = {e.version: e for e in run.events if isinstance(e, trace.Published)}
-    took = [
-        event.time_s - published[event.version].time_s
-        for event in run.events
-        if isinstance(event, trace.Received) and event.version in published
-    ]
-    took = [seconds for seconds in took if seconds > 0]
+    took = _seconds_after(published, run, trace.Received)
     if not took:
         return None
     receivers = float(np.mean([event.receivers for event in published.values()]))
     messages, fastest = updates + receivers, min(took)
     said = f"{messages:.3g} models a version, {1000 * fastest:.3g} ms each at best"
     return Bound("wire", 1 / (messages * fastest), said)
+
+
+def _seconds_after(
+    before: Mapping[int, trace.Aggregated | trace.Published],
+    run: Run,
+    kind: type[trace.Saved | trace.Received],
+) -> list[float]:
+    """How long after its version's event `before` each event of a kind came. What did
+    not come after it is left out: clocks differ, and of a version that was made twice,
+    after a crash, only the second is in `before`."""
+    took = [
+        event.time_s - before[event.version].time_s
+        for event in run.events
+        if isinstance(event, kind) and event.version in before
+    ]
+    return [seconds for seconds in took if seconds > 0]
 
 
 def _stretches(run: Run, made: dict[int, trace.Aggregated]) -> tuple[Stretch, ...]:
@@ -238,6 +245,10 @@ def figure(found: Limits) -> go.Figure:
 def table(found: Limits) -> str:
     """A row per bound, nearest first, and how near it was."""
     rows = "".join(_row(bound, found.reached_per_s) for bound in found.bounds)
+    told = {bound.name for bound in found.bounds}
+    for name in ("compute", "wire", "store"):
+        if name not in told:
+            rows += f'<tr><td>{name}</td><td colspan="4">not recorded</td></tr>'
     return (
         '<div class="scroll"><table><thead><tr><th>bound</th>'
         "<th>versions a second</th><th>reached</th><th></th>"

@@ -89,7 +89,7 @@ class Arena:
         return None
 
     def write(self, slot: int, payload: Buffer) -> bytes:
-        """Puts a payload into a slot; its slip."""
+        """Puts a payload into a slot; its slip. ValueError if it is longer than one."""
         data = np.frombuffer(payload, np.uint8)
         self._slot(slot)[: data.size] = data
         return _SLIP.pack(slot, data.size, xxhash.xxh3_128_digest(data.data))
