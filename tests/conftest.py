@@ -12,10 +12,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 
+import gc
+
 import hypothesis
 import pytest
 
 from asyn2f.runtime.peer import zero_params  # noqa: F401  (JAX reads the above first)
+
+# What JAX keeps of hundreds of programs is looked through at each full collection.
+gc.set_threshold(50_000, 20, 50)
 
 hypothesis.settings.register_profile("asyn2f", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("asyn2f")

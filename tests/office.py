@@ -108,6 +108,7 @@ class Office:
             session,
             "same",
             template.fingerprint,
+            str(self.experiment.coding),
             examples,
             quality,
         )

@@ -64,6 +64,7 @@ def sweep(seeds: Iterable[int]) -> Swept:
     """The runs of these seeds, one after the other."""
     num_seeds, events, count, failed = 0, 0, Counter[str](), dict[int, str]()
     gc.disable()  # a third of the time; most of what a run leaves is one big cycle
+    gc.freeze()  # the rest of the process has nothing to do with it
     try:
         for seed in seeds:
             try:
@@ -79,6 +80,7 @@ def sweep(seeds: Iterable[int]) -> Swept:
             if num_seeds % 50 == 0:
                 gc.collect()
     finally:
+        gc.unfreeze()
         gc.enable()
     return Swept(num_seeds, events, count, failed)
 

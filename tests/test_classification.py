@@ -30,7 +30,11 @@ def images(count=40, classes=3, dtype=np.uint8, seed=0) -> Dataset:
 def task_of(dataset: Dataset, model=None, **settings):
     shards = [np.arange(len(dataset.train["label"]))]
     model = model or MLP((5,), dataset.num_classes)
-    return classification("any", model, dataset, shards, [1.0], **settings)
+    task = classification("any", model, dataset, shards, [1.0], **settings)
+    # Compiled as one program, not operation by operation.
+    return task._replace(
+        init=jax.jit(task.init), loss=jax.jit(task.loss), score=jax.jit(task.score)
+    )
 
 
 def batch_of(dataset: Dataset, rows=slice(None)):
@@ -152,7 +156,9 @@ def test_bfloat16_computes_so_and_keeps_its_parameters_in_float32():
         assert loss.dtype == jnp.float32
         assert loss != same
         np.testing.assert_allclose(loss, same, rtol=0.03)
-        of = jax.grad(lambda p: task.loss({**params, "params": p}, batch, KEY)[0])
+        of = jax.jit(
+            jax.grad(lambda p: task.loss({**params, "params": p}, batch, KEY)[0])
+        )
         grads = jax.tree.leaves(of(params["params"]))
         assert all(leaf.dtype == jnp.float32 for leaf in grads)
 

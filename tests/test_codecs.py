@@ -246,3 +246,19 @@ def test_a_coding_that_makes_no_sense_is_refused(coding, words):
 def test_places_that_no_codec_writes_are_told(places):
     coded = {"w": Sparse(np.ones(2, np.float32), np.array(places, np.int32))}
     assert problem_of(coded)
+
+
+@pytest.mark.parametrize(
+    ("coding", "said"),
+    [
+        (Coding(), "updates float32, versions float32"),
+        (Coding(updates="topk"), "updates topk 0.1, versions float32"),
+        (
+            Coding(updates="int8", delta=True, versions="bfloat16"),
+            "updates int8 of changes, versions bfloat16",
+        ),
+    ],
+)
+def test_a_coding_says_what_it_is(coding, said):
+    """As a refusal names it."""
+    assert str(coding) == said

@@ -11,9 +11,11 @@ from asyn2f.experiment import initial_server_state
 from asyn2f.runtime import bases, payloads, wire
 from asyn2f.runtime.bases import Bases
 from asyn2f.runtime.memory_store import MemoryStore
+from asyn2f.runtime.zmq_transport import ZmqTransport
 from asyn2f.sim.recorded import order_of
 from asyn2f.sim.serial import execute_serially
 from asyn2f.trees import params_sha256
+from tests.chaos import ChaosProxy
 from tests.office import Office
 from tests.test_runtime import SETTINGS, LocalRun, small
 
@@ -114,6 +116,17 @@ def test_another_version_of_the_same_number_is_no_base():
 # ------------------------------------------------------------- what is refused
 
 
+def test_who_codes_otherwise_is_told_how(tmp_path):
+    run = LocalRun(tmp_path, small(min_workers=1, **TOPK))
+    run.experiment = small(min_workers=1, **DELTA)
+    run.start_worker(0)
+    run._threads[-1].join(20.0)
+    ended = run.ended["worker-0"]
+    assert ended.status == "refused"
+    assert "is updates int8 of changes, versions int8; the" in ended.reason
+    assert ended.reason.endswith("updates topk 0.2, versions bfloat16")
+
+
 @pytest.fixture
 def office(tmp_path, request):
     changes = {"min_workers": 1, "timing__min_updates": 1, **request.param}
@@ -183,3 +196,51 @@ def test_a_version_in_another_coding_is_told(office):
     header, payload = office.server._made()
     with pytest.raises(wire.WireError, match="other arrays"):
         payloads.unpacked(header, payload, plain.publication.template)
+
+
+# ------------------------------------------------------------- bytes
+
+
+class Proxied(LocalRun):
+    """Each worker's bytes pass one who counts them."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        self.proxies: list[ChaosProxy] = []
+        super().__init__(*args, **kwargs)
+
+    def _peer_transport(self, depth: int):
+        host = f"127.0.0.{2 + len(self.proxies)}"
+        proxy = ChaosProxy(host, self._transport.ports())
+        self.proxies.append(proxy)
+        size = self.experiment.template.num_bytes
+        return ZmqTransport.connect_to(proxy.address, size, depth)
+
+
+@pytest.mark.parametrize("name", ["plain", "int8", "topk, packed"])
+def test_bytes_are_counted_as_they_go_over_the_wire(tmp_path, name):
+    """In rounds, so that no version is skipped. What ZeroMQ adds: a greeting and a
+    handshake per connection, and a few bytes per frame, of which there are three."""
+    wires = {"plain": {}, "int8": DELTA, "topk, packed": TOPK}
+    settings = replace(SETTINGS, zstd="packed" in name)
+    experiment = small(strategy__name="fedavg", **wires[name])
+    run = Proxied(tmp_path, experiment, "zmq", settings=settings)
+    for number in range(3):
+        run.start_worker(number)
+    try:
+        summary = run.finish()
+    finally:
+        for proxy in run.proxies:
+            proxy.close()
+    up = sum(proxy.update.up_bytes for proxy in run.proxies)
+    down = sum(proxy.model.down_bytes for proxy in run.proxies)
+    pushed = len(run.events(trace.Pushed))
+    given = sum(event.receivers for event in run.events(trace.Published))
+    assert pushed >= 3 * 8
+    # Who hears that the run is over need not take its last version.
+    last = 3 * summary["bytes_down"] / given
+    for counted, there, messages, less in (
+        (summary["bytes_up"], up, pushed, 0),
+        (summary["bytes_down"], down, given, last),
+    ):
+        print(f"{counted} counted, {there} on the wire, {messages} messages")
+        assert counted - less <= there <= counted + 3 * 400 + 30 * messages

@@ -67,8 +67,19 @@ SETTINGS = RuntimeSettings(  # of real runs
     worker_speeds=(300.0, 80.0, 50.0, 150.0, 40.0),
 )
 LIMITS = Limits(waves=16, ticks=32, versions=8)
+IN_SHARDS = "test_lanes_on_several_devices"
 
 every_strategy = pytest.mark.parametrize("name", sorted(strategies.BUILDERS))
+# Where compiling takes long: all of them, but most with the slow tests. These three
+# merge in mid-epoch, run in rounds, and keep a memory of every worker.
+in_lanes = pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("asyn2f", "fedavg", "ca2fl") else slow
+        for name in sorted(strategies.BUILDERS)
+        for slow in [pytest.param(name, marks=pytest.mark.slow)]
+    ],
+)
 
 
 # ------------------------------------------------------------- a run of each
@@ -260,7 +271,7 @@ def test_pushes_depend_on_the_values_that_are_executed(unsent):
 # ------------------------------------------------------------- the same numbers
 
 
-@every_strategy
+@in_lanes
 def test_many_lanes(name):
     _, order, serial, _ = run_of(name)
     machine = machine_of(name, 3)
@@ -273,9 +284,9 @@ class Shards:
     """The same in a process of its own, as JAX's devices are counted once; it runs
     beside the other tests. Values are pickled to it, and are read back as JSON."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: list[str]) -> None:
         path = folder / "serial.pickle"
-        runs = {name: run_of(name) for name in sorted(strategies.BUILDERS)}
+        runs = {name: run_of(name) for name in names}
         serial = {k: (r.order, jax.device_get(r.result)) for k, r in runs.items()}
         path.write_bytes(pickle.dumps(serial))
         self._found: dict[str, list] = {}
@@ -302,8 +313,12 @@ class Shards:
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    started = Shards(tmp_path_factory.mktemp("shards"))
+def shards(request, tmp_path_factory):
+    tests = [
+        x for x in request.session.items if getattr(x, "originalname", "") == IN_SHARDS
+    ]
+    names = [test.callspec.params["name"] for test in tests]
+    started = Shards(tmp_path_factory.mktemp("shards"), names)
     yield started
     started.end()
 
@@ -364,7 +379,7 @@ def events_of_same_bits(order: Order, same: set[int]) -> list[int]:
 # ------------------------------------------------------------- however it is cut
 
 
-@every_strategy
+@in_lanes
 def test_how_a_run_is_cut_into_calls_and_waves_changes_no_bit(name):
     experiment, order, serial, _ = run_of(name)
     usual = machine_of(name, 1)
@@ -501,7 +516,7 @@ def test_only_where_updates_are_replaced_a_newer_one_replaces_an_older(name, whe
 # ------------------------------------------------------------- on several devices
 
 
-@every_strategy
+@in_lanes
 def test_lanes_on_several_devices(name, shards):
     assert shards[name] == [DEVICES, ""]
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,19 +10,24 @@ from asyn2f.tasks.convolution import Conv
 from asyn2f.tasks.data import digits
 
 
+def made(model, x):
+    """Its parameters; compiled as one program, not operation by operation."""
+    return jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
+
+
 def count(params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params["params"]))
 
 
 def test_the_digits_mlp_has_2410_parameters():
     model = models.MLP((32,), 10)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+    params = jax.eval_shape(lambda: made(model, jnp.zeros((1, 8, 8, 1))))
     assert count(params) == 2410
 
 
 def test_a_cnn_without_batch_norm_has_only_parameters():
     model = models.CNN((16, 32), 10)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+    params = jax.eval_shape(lambda: made(model, jnp.zeros((1, 8, 8, 1))))
     # 3*3*1*16+16, 3*3*16*32+32, and 4*4*32 inputs to 10 outputs
     assert count(params) == 160 + 4640 + 5130
     assert list(params) == ["params"]
@@ -43,11 +50,11 @@ def test_networks_have_the_sizes_that_are_published(
     dtype = jnp.int32 if len(inputs) == 1 else jnp.float32
     x = jnp.zeros((2, *inputs), dtype)
 
-    def made():
+    def applied():
         params = model.init(jax.random.key(0), x, train=False)
         return params, model.apply(params, x, train=False)
 
-    params, logits = jax.eval_shape(made)
+    params, logits = jax.eval_shape(applied)
     assert count(params) == parameters
     assert sum(x.size for x in jax.tree.leaves(params)) == parameters + statistics
     assert logits.shape == (2, model.num_classes)
@@ -57,15 +64,17 @@ def test_networks_have_the_sizes_that_are_published(
 def test_a_residual_network_learns_and_keeps_its_statistics():
     model = models.ResNet((1, 1), (4, 8), 3)
     x = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
-    params = model.init(jax.random.key(0), x, train=False)
+    params = made(model, x)
 
-    def loss(trained):
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(trained):
         logits, changed = model.apply(
             {**params, "params": trained}, x, train=True, mutable=["batch_stats"]
         )
         return (logits**2).mean(), changed
 
-    grads, changed = jax.grad(loss, has_aux=True)(params["params"])
+    grads, changed = gradient(params["params"])
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
     assert jax.tree.structure(changed["batch_stats"]) == jax.tree.structure(
         params["batch_stats"]
@@ -75,13 +84,14 @@ def test_a_residual_network_learns_and_keeps_its_statistics():
 def test_the_ember_network_has_the_softmax_of_one_logit():
     model = models.EmberNet()
     x = jax.random.randint(jax.random.key(1), (4, 2381), 0, 260)
-    params = model.init(jax.random.key(0), x, train=False)
-    logits = model.apply(params, x, train=False)
+    params = made(model, x)
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    logits = apply(params, x)
     assert not logits[:, 0].any()
     assert logits[:, 1].any()
     # The last features, which fill no stride, count too.
-    other = model.apply(params, x.at[:, -1].set(7), train=False)
-    grads = jax.grad(lambda p: model.apply(p, x, train=True).sum())(params)
+    other = apply(params, x.at[:, -1].set(7))
+    grads = jax.jit(jax.grad(lambda p: model.apply(p, x, train=True).sum()))(params)
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
     assert other.shape == logits.shape
 
@@ -98,8 +108,9 @@ def test_both_convolutions_agree_in_value_and_gradient(
     lax = Conv(5, size, stride, padding, "lax")
     im2col = Conv(5, size, stride, padding, "im2col")
     x = jax.random.normal(jax.random.key(1), (2, 7, 9, 3))
-    params = lax.init(jax.random.key(0), x)
+    params = jax.jit(lax.init)(jax.random.key(0), x)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def run(conv):
         out, pull = jax.vjp(conv.apply, params, x)
         return out, pull(jnp.sin(out))
@@ -112,9 +123,9 @@ def test_both_convolutions_agree_in_value_and_gradient(
 
 def test_auto_is_im2col_on_a_cpu():
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    params = Conv(4).init(jax.random.key(0), x)
-    expected = Conv(4, impl="im2col").apply(params, x)
-    assert jnp.array_equal(Conv(4).apply(params, x), expected)
+    params = jax.jit(Conv(4).init)(jax.random.key(0), x)
+    expected = jax.jit(Conv(4, impl="im2col").apply)(params, x)
+    assert jnp.array_equal(jax.jit(Conv(4).apply)(params, x), expected)
 
 
 def test_digits_are_split_without_overlap_and_scaled():

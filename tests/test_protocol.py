@@ -39,11 +39,12 @@ ANNOUNCE = ("durable", "early")
 @pytest.mark.parametrize(
     ("worker", "changes", "words"),
     [
-        (0, {"protocol": 1}, "protocol 1, the server speaks 3"),
+        (0, {"protocol": 1}, "protocol 1, the server speaks 4"),
         (0, {"role": "spy"}, "role 'spy', allowed: worker, evaluator"),
         (0, {"fingerprint": "bush"}, "its model has other arrays"),
         (-1, {"fingerprint": "bush"}, "its model has other arrays"),
         (0, {"experiment": "other"}, "its config differs"),
+        (0, {"coding": "int8"}, "config.wire is int8; the server's plain"),
         (2, {}, r"worker 2, the data is cut for 0\.\.1"),
         (0, {"worker": -1}, r"worker -1, the data is cut for 0\.\.1"),
         (0, {"num_examples": 0}, "0 examples"),

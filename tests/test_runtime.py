@@ -287,10 +287,18 @@ def test_batch_norm_statistics_travel_merge_and_stay_variances(tmp_path):
     assert not np.allclose(statistics["mean"], 0.0)
 
 
-def test_a_worker_joins_late_and_another_leaves_early(tmp_path):
+@pytest.mark.parametrize(
+    "wire",
+    [
+        {},
+        {"wire__updates": "int8", "wire__delta": True, "wire__versions": "int8"},
+        {"wire__updates": "topk", "wire__versions": "bfloat16"},
+    ],
+)
+def test_a_worker_joins_late_and_another_leaves_early(tmp_path, wire):
     run = LocalRun(
         tmp_path,
-        small(min_workers=1, stop__max_versions=12, timing__min_updates=1),
+        small(min_workers=1, stop__max_versions=12, timing__min_updates=1, **wire),
         settings=SETTINGS,
     )
     first = run.start_worker(0)

@@ -15,6 +15,7 @@ ENDED_S = 2.0  # promised
 
 @pytest.mark.processes
 @pytest.mark.timed
+@pytest.mark.slow
 def test_a_second_server_takes_a_live_run_over_with_its_workers(tmp_path):
     folder = tmp_path / "run"
     logs = tmp_path / "logs"

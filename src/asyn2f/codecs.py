@@ -39,6 +39,12 @@ class Coding:
     topk_share: float = 0.1
     versions: VersionCoding = "float32"
 
+    def __str__(self) -> str:
+        """As a peer says it at registration: "updates topk 0.1, versions bfloat16"."""
+        share = f" {self.topk_share:g}" if self.updates == "topk" else ""
+        change = " of changes" if self.delta else ""
+        return f"updates {self.updates}{share}{change}, versions {self.versions}"
+
 
 PLAIN = Coding()
 

@@ -56,6 +56,7 @@ class Experiment(NamedTuple):
     stop: Stop
     seed: int
     guards: Guards
+    coding: Coding
     template: Template  # of the model
     update_template: Template  # of what a worker pushes
     update_needs_base: bool  # whether that is a change since the base version
@@ -106,6 +107,7 @@ def make_experiment(
         stop=stop,
         seed=seed,
         guards=guards,
+        coding=coding,
         template=template_of(shapes),
         update_template=template_of(_coded_shapes(codec, shapes)),
         update_needs_base=codec.needs_base,

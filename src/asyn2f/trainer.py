@@ -157,7 +157,8 @@ class Trainer(NamedTuple):
 
 
 def shard_of(task: Task, worker: int) -> Shard:
-    """Worker `worker`'s data, with only its own rows, padded to the largest shard.
+    """Worker `worker`'s data, with only its own rows, padded to the largest shard: a
+    step is compiled for shapes, and one program serves all workers.
 
     Raises:
       ValueError: there is no such shard.
@@ -169,11 +170,12 @@ def shard_of(task: Task, worker: int) -> Shard:
         )
     rows = task.shards[worker]
     longest = max(len(shard) for shard in task.shards)
-    indices = np.zeros(longest, np.int32)
-    indices[: len(rows)] = np.arange(len(rows))
+    # Its own rows come first; those beyond them, the first again, are never trained on.
+    padded = np.resize(rows, longest)
+    own = np.arange(longest, dtype=np.int32)
     return Shard(
-        arrays={name: jnp.asarray(array[rows]) for name, array in task.train.items()},
-        indices=jnp.asarray(indices),
+        arrays={name: jnp.asarray(array[padded]) for name, array in task.train.items()},
+        indices=jnp.asarray(np.where(own < len(rows), own, 0)),
         num_examples=jnp.int32(len(rows)),
     )
 

@@ -3,10 +3,14 @@
 The server sends a version to all, each sends it back, the server aggregates (FedAvg).
 Real sockets, each worker a process of its own, digests and checks as in any run; a
 small model and one of 45 MB. With and without the store, so that its part is seen.
+Where FLOWER_PYTHON names the Python of an environment with Flower (peers/README.md),
+its deployment engine does the same in the same run; it keeps nothing on a disk.
 """
 
+import json
 import multiprocessing
-import statistics
+import os
+import subprocess
 import tempfile
 import threading
 import time
@@ -33,16 +37,38 @@ from tests.bench.figures import Figure
 ROUNDS = 24
 WARM_UP = 4
 SIZES = {"19 kB": (64,), "45 MB": (3309, 3309)}
+TIMES = {"19 kB": 500, "45 MB": 30}  # as fast as Flower, at least
 PATIENCE_S = 120.0
+PEER = Path(__file__).parent / "peers" / "flower_rounds.py"
 
 
 def measure() -> Iterator[Figure]:
     for size in SIZES:
         for workers in (2, 10):
+            peer_s = _flower_s(size, workers)
             for store in ("memory", "disk"):
                 seconds = _round_s(size, workers, store)
                 what = f"no-op round, {workers} workers, {size}, versions in {store}"
-                yield Figure(what, seconds, "s", None, "nothing", seconds)
+                if peer_s is None:
+                    yield Figure(what, seconds, "s", None, "nothing", seconds)
+                    continue
+                against, ratio = "Flower's deployment engine", peer_s / seconds
+                # What is kept on a disk is more than the other does: no bound.
+                wanted = TIMES[size] if store == "memory" else None
+                yield Figure(what, seconds, "s", peer_s, against, ratio, wanted, True)
+
+
+def _flower_s(size: str, workers: int) -> float | None:
+    """The median of Flower's rounds, if it is here."""
+    python = os.environ.get("FLOWER_PYTHON")
+    if python is None:
+        return None
+    kilobytes = _experiment(size, workers).template.num_bytes // 1000
+    flags = [f"--nodes={workers}", f"--kilobytes={kilobytes}", "--patience=580"]
+    found = subprocess.run(
+        [python, PEER, *flags], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return float(json.loads(found.stdout.splitlines()[-1])["median_s"])
 
 
 def _experiment(size: str, workers: int) -> Experiment:
@@ -93,7 +119,7 @@ def _round_s(size: str, workers: int, kind: str) -> float:
         events = trace.read(Path(folder) / "trace")
     assert summary["versions"] == ROUNDS, summary
     made_s = [e.time_s for e in events if isinstance(e, trace.Aggregated)]
-    return statistics.median(np.diff(made_s[WARM_UP:]))
+    return float(np.median(np.diff(made_s[WARM_UP:])))
 
 
 def _echo(size: str, workers: int, number: int, address: str) -> None:

@@ -134,6 +134,7 @@ class Net:
             strategy="any",
             experiment="same",
             fingerprint="tree",
+            coding="plain",
             num_bytes=100,
             workers=world.workers,
             min_workers=world.timing.min_workers,
@@ -170,7 +171,7 @@ class Net:
         life = len(self.peers)
         role, examples = ("worker", 10) if worker >= 0 else ("evaluator", 0)
         session = session_of(worker, life)
-        known = (role, worker, session, "same", "tree", examples, 1.0)
+        known = (role, worker, session, "same", "tree", "plain", examples, 1.0)
         hello, clock_s = wire.Hello(wire.PROTOCOL, *known), self._clock()
         machine = PeerProtocol(hello, self._runtime, self.now + clock_s)
         node = Node(machine, f"{worker}-{life}", clock_s, worker, session=session)

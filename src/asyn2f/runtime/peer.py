@@ -141,6 +141,7 @@ def hello_of(
         session=secrets.token_hex(8),
         experiment=experiment_digest,
         fingerprint=experiment.template.fingerprint,
+        coding=str(experiment.coding),
         num_examples=num_examples,
         quality=quality,
     )

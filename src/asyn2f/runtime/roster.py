@@ -49,12 +49,14 @@ class Roster:
         self,
         experiment: str,
         fingerprint: str,
+        coding: str,
         workers: int,
         shards: tuple[tuple[int, float], ...],
         dead_after_s: float,
     ) -> None:
         self._experiment = experiment
         self._fingerprint = fingerprint
+        self._coding = coding
         self._workers = workers
         self._shards = shards
         self._dead_after_s = dead_after_s
@@ -81,6 +83,10 @@ class Roster:
             return no(f"role {hello.role[:20]!r}, allowed: worker, evaluator")
         if hello.fingerprint != self._fingerprint:
             return no("its model has other arrays than the server's")
+        if hello.coding != self._coding:
+            return no(
+                f"config.wire is {hello.coding[:50]}; the server's {self._coding}"
+            )
         if hello.experiment != self._experiment:
             return no(
                 "its config differs from the server's in task, strategy or training"

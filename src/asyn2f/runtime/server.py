@@ -183,6 +183,7 @@ class Server:
             strategy=experiment.strategy.name,
             experiment=experiment_digest,
             fingerprint=experiment.template.fingerprint,
+            coding=str(experiment.coding),
             num_bytes=experiment.publication.template.num_bytes,
             workers=experiment.workers,
             shards=shards_of(experiment),

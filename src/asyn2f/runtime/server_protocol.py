@@ -59,6 +59,7 @@ class ServerProtocol:
         self._roster = Roster(
             settings.experiment,
             settings.fingerprint,
+            settings.coding,
             settings.workers,
             settings.shards,
             settings.runtime.dead_after_s,
@@ -212,7 +213,7 @@ class ServerProtocol:
     def _broadcast(self, topic: bytes, receivers: int) -> None:
         header, payload = self._newest
         self._do(p.Broadcast(topic, header, payload))
-        num_bytes = len(topic) + len(wire.encode(header)) + header.num_bytes
+        num_bytes = len(topic) + len(wire.encode(header)) + memoryview(payload).nbytes
         self._figures.bytes_down += receivers * num_bytes
 
     def _on_subscribed(self, topic: bytes) -> None:

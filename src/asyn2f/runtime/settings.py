@@ -64,6 +64,7 @@ class ServerSettings:
     strategy: str
     experiment: str  # digest of the settings the numbers depend on
     fingerprint: str
+    coding: str  # of updates and versions, in words
     num_bytes: int
     workers: int
     # By worker, the examples and the quality it must register with; () = any.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import msgpack
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_HEADER_BYTES = 4096
 _MAX_TEXT = 512
 _CUT = _MAX_TEXT // 4  # characters of a text that are sent: they fit, whatever they are
@@ -39,6 +39,7 @@ class Hello(NamedTuple):
     session: str  # drawn by the process at its start
     experiment: str  # digest of the settings the numbers depend on
     fingerprint: str  # of the model's template
+    coding: str  # of updates and versions, in words
     num_examples: int
     quality: float
 

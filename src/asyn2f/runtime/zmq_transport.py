@@ -138,6 +138,7 @@ class ZmqTransport:
         updates.subscribe(UPDATES)
         if shared_memory:
             self._lender = Lender.create(payload_bytes, workers + 1)  # an evaluator
+        if self._lender is not None:
             updates.subscribe(shared(UPDATES))
         if keys is not None and self._gate is not None:
             try:
