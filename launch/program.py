@@ -82,6 +82,8 @@ def run(main: Callable[[], int | None]) -> None:
     def guarded(_: list[str]) -> None:
         for name in ("absl", "jax"):  # which accelerators JAX has not found, and such
             logging.getLogger(name).setLevel(logging.WARNING)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `launch`
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             _leave(main() or 0)
         except SPEAKING_ERRORS as error:

@@ -57,9 +57,8 @@ def started():
 
     yield begin
     for process in processes:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
+        process.kill()
+        process.communicate()  # closes what has not been read, too
 
 
 def scores(folder: Path) -> set[int]:
