@@ -98,6 +98,9 @@ def get_config() -> ml_collections.ConfigDict:
     runtime.zstd = False  # pack what travels, without loss
     runtime.shared_memory = True  # for large models, among processes of one machine
     runtime.pin = True  # one core per worker, in launch.local on a CPU
+    # There, workers compute when nobody else wants to. False: a tenth of a core that
+    # other programs keep busy is theirs, and the server waits longer for its disk.
+    runtime.background = True
 
     config.sim = sim = ml_collections.ConfigDict()  # launch.simulate alone
     sim.profiles = "drawn"  # from what follows, or a file: .csv or .jsonl

@@ -29,9 +29,7 @@ from asyn2f.status import RunStatus
 from launch import peer, program
 from launch.serving import serve
 
-# Those that train give way to the server: on machines of their own they would not be in
-# its way either.
-_NICE = 10
+_NICE = 10  # where a process cannot say that it is idle, or is not to
 _PRELOADED = ["launch.children", "flax.linen", "optax"]
 
 
@@ -158,14 +156,25 @@ def _worker(
     can_pin = hasattr(os, "sched_setaffinity")
     if can_pin and config["runtime"]["pin"] and config["workers"] >= len(cores):
         os.sched_setaffinity(0, {cores[worker % len(cores)]})
-    os.nice(_NICE)
+    _give_way(config)
     _join(name, pipe, config, folder, insecure, peer.make_worker(worker))
 
 
 def _evaluator(
     name: str, pipe: Connection, config: build.Config, folder: Path, insecure: bool
 ) -> None:
+    _give_way(config)
     _join(name, pipe, config, folder, insecure, Evaluator)
+
+
+def _give_way(config: build.Config) -> None:
+    """To the server, which has many small things to do, and to whoever writes to disks
+    for it: on machines of their own the workers would not be in their way either."""
+    if config["runtime"]["background"] and hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):  # not everybody may choose
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            return
+    os.nice(_NICE)
 
 
 def _join(

@@ -1,5 +1,6 @@
 """Real runs whose updates and versions are coded: the same bits when executed again."""
 
+import itertools
 from dataclasses import replace
 
 import jax
@@ -206,11 +207,11 @@ class Proxied(LocalRun):
 
     def __init__(self, *args, **kwargs) -> None:
         self.proxies: list[ChaosProxy] = []
+        self._hosts = itertools.count(2)  # workers start at the same time
         super().__init__(*args, **kwargs)
 
     def _peer_transport(self, depth: int):
-        host = f"127.0.0.{2 + len(self.proxies)}"
-        proxy = ChaosProxy(host, self._transport.ports())
+        proxy = ChaosProxy(f"127.0.0.{next(self._hosts)}", self._transport.ports())
         self.proxies.append(proxy)
         size = self.experiment.template.num_bytes
         return ZmqTransport.connect_to(proxy.address, size, depth)

@@ -31,7 +31,7 @@ NEVER = [
 ]
 ONLY_IN = {
     "zmq": {"runtime/zmq_", "runtime/keys.py"},
-    "orbax": {"runtime/orbax_store.py"},
+    "orbax": {"runtime/orbax_"},
     "flax": {"tasks/models.py", "tasks/convolution.py", "tasks/classification.py"},
     "ml_collections": set(),  # configs and launch alone
     "absl": set(),  # launch alone

@@ -1,18 +1,25 @@
 """Versions that a file holds before Orbax does: as much in the store as the others."""
 
 import errno
+import itertools
 import random
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from asyn2f.experiment import initial_server_state
-from asyn2f.runtime import behind, write_ahead
+from asyn2f.runtime import behind, orbax_writer, write_ahead
 from asyn2f.runtime.orbax_store import OrbaxStore
+from asyn2f.runtime.orbax_writer import OrbaxWriter
 from asyn2f.runtime.server import start_of
 from asyn2f.runtime.store import Fenced, StoreError
+from tests.test_launch import has_ended
 from tests.test_runtime import small
 from tests.test_store import state_of
 
@@ -103,7 +110,10 @@ def test_orbax_has_all_of_them_in_the_end(make, folder):
     assert names(folder / "ahead") == set()
 
 
-def test_who_saves_waits_for_orbax_when_it_is_two_behind(make, folder, orbax):
+def test_who_saves_waits_for_orbax_when_it_is_far_behind(
+    make, folder, orbax, monkeypatch
+):
+    monkeypatch.setattr(behind, "MOST_CALLS", 2)
     orbax.open.clear()
     store = make()
     store.save(0, state_of(0), {})
@@ -275,6 +285,77 @@ def test_the_best_may_be_one_that_orbax_does_not_have_yet(make, folder, orbax):
     store.save(1, state_of(1), {})
     store.set_best(1, 0.5)
     assert OrbaxStore(folder).best() == (0.5, 1)
+
+
+def test_who_waits_goes_on_as_soon_as_one_is_written(make, orbax, monkeypatch):
+    """Not only when all of them are."""
+    monkeypatch.setattr(behind, "MOST_CALLS", 2)
+    orbax.open.clear()
+    store, saved = make(), threading.Semaphore(0)
+
+    def save():
+        for version in range(4):
+            store.save(version, state_of(version), {})
+            saved.release()
+
+    saving = threading.Thread(target=save, daemon=True)
+    saving.start()
+    for _ in range(2):
+        assert saved.acquire(timeout=PATIENCE_S)
+    assert not saved.acquire(timeout=0.5)
+    orbax.open.set()
+    for _ in range(2):
+        assert saved.acquire(timeout=PATIENCE_S)
+
+
+def test_a_writer_that_dies_is_replaced(tmp_path):
+    writer = OrbaxWriter()
+    writer.write(tmp_path / "1", state_of(1), {"version": 1})
+    writer._process._process.kill()
+    with pytest.raises(OSError, match="has ended with -9"):
+        writer.write(tmp_path / "2", state_of(2), {"version": 2})
+    writer.write(tmp_path / "3", state_of(3), {"version": 3})
+    writer.close()
+    assert names(tmp_path) >= {"1", "3"}
+
+
+def test_a_writer_is_renewed_now_and_then(tmp_path, monkeypatch):
+    """By one that has started before; what they write is the same."""
+    monkeypatch.setattr(orbax_writer, "MOST_SAVES", 4)
+    monkeypatch.setattr(orbax_writer, "_STARTS_BEFORE", 2)
+    writer, numbers = OrbaxWriter(), []
+    for version in range(10):
+        writer.write(tmp_path / str(version), state_of(version), {"version": version})
+        numbers.append(writer._process._process.pid)
+    writer.close()
+    assert [len(list(same)) for _, same in itertools.groupby(numbers)] == [4, 4, 2]
+    store = OrbaxStore(tmp_path)
+    assert store.versions() == list(range(10))
+    assert [store.record(v) for v in range(10)] == [{"version": v} for v in range(10)]
+    store.close()
+
+
+def test_a_writer_ends_with_the_process_that_started_it(tmp_path):
+    """However that one ends; and writes to its end what it was at, or nothing."""
+    code = (
+        "import os, signal, sys\n"
+        "from asyn2f.runtime.orbax_writer import OrbaxWriter\n"
+        "print(OrbaxWriter()._process._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL
+    # The pipe closes when the last who holds it has ended: nobody is left.
+    assert has_ended(int(done.stdout), time.monotonic() + PATIENCE_S)
+
+
+def test_what_a_writer_cannot_do_is_said(tmp_path):
+    writer = OrbaxWriter()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        writer.write(tmp_path / "file" / "1", state_of(1), {})
+    writer.write(tmp_path / "1", state_of(1), {})
+    writer.close()
 
 
 def test_large_versions_go_to_orbax_at_once(make, folder, monkeypatch):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from asyn2f.codecs import PLAIN, Codec, Coding, update_codec, version_codec
 from asyn2f.guards import Guards, clamp_losses
@@ -176,8 +177,9 @@ def _make_aggregate(advance_server: AdvanceServer, most: int) -> AggregateUpdate
             raise ValueError(f"updates: found {count}, allowed 1 to {most}")
         # Padded to one shape, so that one program serves every number of updates.
         rows = (*updates, *[updates[0]] * (most - count))
-        state, metrics = run(state, rows, jnp.arange(most) < count)
+        state, metrics = run(state, rows, np.arange(most) < count)
         # Of a metric that is one number there is nothing to cut off.
+        metrics = jax.device_get(metrics)
         return state, jax.tree.map(lambda x: x[:count] if x.ndim else x, metrics)
 
     return aggregate

@@ -149,6 +149,7 @@ _RULES: dict[str, _Rule] = {
     "runtime.shared_memory": _ANY_BOOL,
     "worker_speeds": _each(_number(float, 0)),
     "runtime.pin": _ANY_BOOL,
+    "runtime.background": _ANY_BOOL,
     "sim.profiles": _Rule(str, "drawn, or a file .csv or .jsonl", _is_profiles),
     "sim.step_s": _each(_SECONDS),
     "sim.step_spread": _number(float, 1),

@@ -2,22 +2,25 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-MOST_CALLS = 2  # that wait
+MOST_CALLS = 16  # that wait
 
 
 class Behind:
     """Does a job again and again, once at least after each call.
 
-    Who calls waits while two calls are not answered yet, so that what is to follow
-    stays near; but not if the job has failed: it is tried again with the next call.
+    The job yields as often as it has done a part of its work, which answers a call. Who
+    calls waits while many calls are not answered yet, so that what is to follow stays
+    near; but not if the job has failed: it is tried again with the next call.
     """
 
-    def __init__(self, job: Callable[[], None]) -> None:
+    def __init__(self, job: Callable[[], Iterator[None]]) -> None:
         self._job = job
         self._changed = threading.Condition()
-        self._calls = 0
+        self._called = 0
+        self._answered = 0
+        self._seen = 0  # calls the last job began after
         self._has_failed = False
         self._said = ""  # the last failure that was logged
         self._is_closed = False
@@ -31,8 +34,10 @@ class Behind:
                     target=self._run, name="behind", daemon=True
                 )
                 self._thread.start()
-            self._changed.wait_for(lambda: self._calls < MOST_CALLS or self._has_failed)
-            self._calls += 1
+            self._changed.wait_for(
+                lambda: self._called - self._answered < MOST_CALLS or self._has_failed
+            )
+            self._called += 1
             self._has_failed = False
             self._changed.notify_all()
 
@@ -48,20 +53,25 @@ class Behind:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._calls or self._is_closed)
-                if not self._calls:
+                self._changed.wait_for(
+                    lambda: self._called > self._seen or self._is_closed
+                )
+                if self._called == self._seen:
                     return
-                calls = self._calls
+                self._seen = self._called
             has_failed = self._do()
             with self._changed:
-                self._calls -= calls
                 self._has_failed = has_failed
+                self._answered = max(self._answered, self._seen)
                 self._changed.notify_all()
 
     def _do(self) -> bool:
         """The job; whether it has failed."""
         try:
-            self._job()
+            for _ in self._job():
+                with self._changed:
+                    self._answered = min(self._answered + 1, self._called)
+                    self._changed.notify_all()
         except Exception as error:  # nobody else would ever hear of it
             if str(error) != self._said:
                 self._said = str(error)

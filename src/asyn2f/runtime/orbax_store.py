@@ -8,14 +8,15 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from asyn2f.runtime import crashes, write_ahead
+from asyn2f.runtime import crashes, orbax_writer, write_ahead
 from asyn2f.runtime.behind import Behind
 from asyn2f.runtime.fence import Fence, numbers, sync_folder
 from asyn2f.runtime.integrity import (
@@ -25,6 +26,7 @@ from asyn2f.runtime.integrity import (
     other_shapes,
     signed,
 )
+from asyn2f.runtime.orbax_writer import OrbaxWriter
 from asyn2f.runtime.store import (
     Fenced,
     Stored,
@@ -51,8 +53,9 @@ class OrbaxStore:
     carries a digest of itself and the arrays, compared on reading.
 
     With `write_ahead` a small version is saved when a single file holds it
-    (`write_ahead`), and Orbax, which takes much longer, follows behind, two versions at
-    most. What only such files hold is as much in the store for all who read it.
+    (`write_ahead`), and Orbax, which takes much longer, follows in a process of its
+    own, a few versions behind. What only such files hold is as much in the store for
+    all who read it.
 
     Who may read it is left to the umask, as for all of the run's folder.
     """
@@ -77,19 +80,15 @@ class OrbaxStore:
         self._accuracy, self._best = self._read_best()
         # What wall clocks say of their age is not to be relied on: all are young.
         self._saved_s = dict.fromkeys(self.versions(), clock())
-        # Compression saves 7 % of trained float32 weights and half again the time.
-        self._checkpointer = ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(
-                state=ocp.PyTreeCheckpointHandler(use_compression=False),
-                record=ocp.JsonCheckpointHandler(),
-            )
-        )
+        self._checkpointer = orbax_writer.checkpointer()
+        self._writer: OrbaxWriter | None = None  # for what is written ahead
 
     def save(self, version: int, state: ServerState, record: Record) -> None:
         arrays = jax.tree.map(np.asarray, state)
         record = signed(record, arrays)
         if self._behind is None or num_bytes(arrays) > write_ahead.MOST_BYTES:
-            self._write(self._folder / str(version), self._to_orbax, arrays, record)
+            write = partial(orbax_writer.write, self._checkpointer)
+            self._write(self._folder / str(version), write, arrays, record)
             self._clean()
             return
         if os.path.lexists(self._folder / str(version)):
@@ -125,18 +124,14 @@ class OrbaxStore:
             self._saved_s.setdefault(int(path.name), self._clock())
 
     def _to_orbax(self, beside: Path, arrays: ServerState, record: Record) -> None:
-        self._checkpointer.save(
-            beside,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(arrays._asdict()),
-                record=ocp.args.JsonSave(record),
-            ),
-        )
+        if self._writer is None:
+            self._writer = OrbaxWriter()
+        self._writer.write(beside, arrays, record)
 
-    def _follow(self) -> None:
-        """Has Orbax write what has only been written ahead. What it cannot write stays
-        where it is, and its turn comes again with the next one; what is damaged is set
-        aside, so that nothing waits behind it."""
+    def _follow(self) -> Iterator[None]:
+        """Has Orbax write what has only been written ahead, one after the other. What
+        it cannot write stays where it is, and its turn comes again with the next one;
+        what is damaged is set aside, so that nothing waits behind it."""
         assert self._like is not None
         for version in sorted(numbers(self._ahead)):
             path = self._folder / str(version)
@@ -149,6 +144,7 @@ class OrbaxStore:
                     continue
                 self._write(path, self._to_orbax, *found)
             (self._ahead / str(version)).unlink()
+            yield
         self._clean()
 
     def _locked(self) -> contextlib.AbstractContextManager[None]:
@@ -235,9 +231,12 @@ class OrbaxStore:
         return dict(restored.record) if isinstance(restored.record, dict) else {}
 
     def versions(self) -> list[int]:
-        ahead = numbers(self._ahead) if self._ahead.is_dir() else []
+        ahead = self._numbers_ahead()
         # In this order: what is written ahead goes when Orbax has it.
         return sorted({*ahead, *numbers(self._folder)})
+
+    def _numbers_ahead(self) -> list[int]:
+        return numbers(self._ahead) if self._ahead.is_dir() else []
 
     def set_aside(self, version: int) -> None:
         aside = self._folder / f"{version}.damaged"
@@ -297,6 +296,8 @@ class OrbaxStore:
         for pattern in (f"*{_UNFINISHED}", "*.orbax-checkpoint-tmp*", ".deleted-*"):
             for left_over in [*self._folder.glob(pattern), *self._ahead.glob(pattern)]:
                 _delete(left_over)
+        if self._behind is not None and self._writer is None:
+            self._writer = OrbaxWriter()  # it imports while the server gets ready
         crashes.reach("begun")
         return number
 
@@ -304,9 +305,12 @@ class OrbaxStore:
         return self._fence.shut_out()
 
     def _clean(self) -> None:
+        # Those that Orbax is about to write have their turn when it has.
+        ahead = self._numbers_ahead()
         with self._books:
             now = self._clock()
             old = superfluous(self._saved_s, self._best, *self._keep, now)
+            old = [version for version in old if version not in ahead]
             for version in old:
                 del self._saved_s[version]
         for version in old:
@@ -320,9 +324,11 @@ class OrbaxStore:
     def close(self) -> None:
         """Lets Orbax follow to the last version, and ends its threads."""
         if self._behind is not None:
-            if self._like is not None and self._ahead.is_dir() and numbers(self._ahead):
+            if self._like is not None and self._numbers_ahead():
                 self._behind.call()  # a server that died may have left some
             self._behind.close(_PATIENCE_S)
+        if self._writer is not None:
+            self._writer.close()
         self._checkpointer.close()
 
 

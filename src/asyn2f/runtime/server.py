@@ -421,15 +421,15 @@ class Server:
         """Runs the aggregation once, so that the first one does not wait for XLA."""
         model = self._state.model
         update = WorkerUpdate(
-            params=model.params,
-            worker=jnp.int32(0),
-            base_version=jnp.int32(0),
-            start_version=jnp.int32(0),
-            num_examples=jnp.float32(1.0),
-            loss=jnp.float32(1.0),
-            quality=jnp.float32(1.0),
-            metric=jnp.float32(0.0),
-            signal=jnp.float32(0.0),
+            params=payloads.to_device(jax.device_get(model.params)),
+            worker=_I32(0),
+            base_version=_I32(0),
+            start_version=_I32(0),
+            num_examples=_F32(1.0),
+            loss=_F32(1.0),
+            quality=_F32(1.0),
+            metric=_F32(0.0),
+            signal=_F32(0.0),
         )
         jax.block_until_ready(self._experiment.aggregate(self._state, [update]))
 
@@ -450,6 +450,7 @@ class Server:
             "final_accuracy": self._final.accuracy if self._final else None,
             "final_f1": self._final.f1 if self._final else None,
             "wall_s": status.elapsed_s,
+            "server_cpu_s": round(time.process_time(), 3),  # since it was started
             "updates": {name: getattr(status, name) for name in COUNTED},
             "guarded": self._guarded,
             "bytes_up": status.bytes_up,

@@ -36,6 +36,8 @@ class RuntimeSettings:
       worker_speeds: steps per second of worker 0, 1, ... at most; 0 = as fast as it
         can. A shorter list is repeated. To show stragglers on one machine.
       pin: give each worker one core, worker i core i modulo their number.
+      background: workers and evaluator of `launch.local` compute only when nobody else
+        on the machine wants to; otherwise they are merely nicer than others.
     """
 
     address: str = "tcp://127.0.0.1:0"
@@ -53,6 +55,7 @@ class RuntimeSettings:
     shared_memory: bool = True
     worker_speeds: tuple[float, ...] = (0.0,)
     pin: bool = True
+    background: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,150 @@
+"""Orbax in a process of its own: for whoever cannot wait for Python's lock.
+
+A save of a small version is twenty milliseconds of Python, in several threads, and
+leaves some kilobytes behind that are never freed (tensorstore). So a server has it done
+elsewhere, and by another process now and then.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+
+from asyn2f.runtime.integrity import Record
+from asyn2f.types import ServerState
+
+MOST_SAVES = 5000
+"""By one process; it has grown by about 30 MB then."""
+
+_STARTS_BEFORE = 200  # saves, in which its successor can import what it needs
+_PATIENCE_S = 2.0
+
+
+def checkpointer() -> ocp.Checkpointer:
+    """Orbax's writer and reader of versions."""
+    # Compression saves 7 % of trained float32 weights and half again the time.
+    return ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler(
+            state=ocp.PyTreeCheckpointHandler(use_compression=False),
+            record=ocp.JsonCheckpointHandler(),
+        )
+    )
+
+
+def write(
+    checkpointer: ocp.Checkpointer, folder: Path, arrays: ServerState, record: Record
+) -> None:
+    """Has Orbax write a version into a folder that is not there yet.
+
+    Raises:
+      Exception: whatever Orbax's layers raise.
+    """
+    checkpointer.save(
+        folder,
+        args=ocp.args.Composite(
+            state=ocp.args.PyTreeSave(arrays._asdict()),
+            record=ocp.args.JsonSave(record),
+        ),
+    )
+
+
+class OrbaxWriter:
+    """A process that writes versions, one after the other; it ends with this one.
+
+    For one thread. If the process dies, what it was at has failed, and the next version
+    has a new one.
+    """
+
+    def __init__(self) -> None:
+        """Starts it, and does not wait until it is ready."""
+        self._process: _Process | None = _Process()
+        self._next: _Process | None = None
+        self._saves = 0
+
+    def write(self, folder: Path, arrays: ServerState, record: Record) -> None:
+        """Like `write`.
+
+        Raises:
+          OSError: that was not possible, and what was said of it.
+        """
+        self._saves += 1
+        if self._saves == MOST_SAVES - _STARTS_BEFORE:
+            self._next = _Process()
+        if self._process is None or self._saves > MOST_SAVES:
+            if self._process is not None:
+                self._process.close()
+            self._process, self._next, self._saves = self._next or _Process(), None, 1
+        try:
+            problem = self._process.write(folder, arrays, record)
+        except (EOFError, OSError):
+            code = self._process.close()
+            self._process = None
+            problem = f"the process that has Orbax write has ended with {code}"
+        if problem:
+            raise OSError(problem)
+
+    def close(self) -> None:
+        """Ends the process."""
+        for process in (self._process, self._next):
+            if process is not None:
+                process.close()
+
+
+class _Process:
+    """One of them, and the pipe to it."""
+
+    def __init__(self) -> None:
+        self._pipe, there = multiprocessing.Pipe()
+        number = there.fileno()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(number)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[number],
+            # What the keyboard sends is not for it: it ends when its pipe does.
+            process_group=0,
+            # It computes nothing, and shall not take an accelerator's memory.
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        there.close()
+
+    def write(self, folder: Path, arrays: ServerState, record: Record) -> str:
+        self._pipe.send((folder, arrays, record))
+        return str(self._pipe.recv())
+
+    def close(self) -> int:
+        self._pipe.close()
+        try:
+            return self._process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def _serve(pipe: Connection) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        # Its threads take turns anyway, and on one core they hand over sooner.
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    orbax = checkpointer()
+    while True:
+        folder, arrays, record = pipe.recv()
+        problem = ""
+        try:
+            write(orbax, folder, arrays, record)
+        except Exception as error:  # it is told, and the next version may work
+            problem = str(error) or type(error).__name__
+        try:
+            pipe.send(problem)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)  # nobody will give it its name
+            raise
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(EOFError, OSError):
+        _serve(Connection(int(sys.argv[1])))
