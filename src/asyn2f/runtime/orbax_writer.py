@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 from asyn2f.runtime.integrity import Record
 from asyn2f.types import ServerState
 
-MOST_SAVES = 5000
-"""By one process; it has grown by about 30 MB then."""
+MOST_SAVES = 2000
+"""By one process; it has grown by some 8 MB then."""
 
 _STARTS_BEFORE = 200  # saves, in which its successor can import what it needs
 _PATIENCE_S = 2.0
