@@ -411,3 +411,17 @@ def test_a_killed_server_comes_back_and_its_workers_with_it(tmp_path):
     assert len(keys) == len(set(keys))
     sessions = {e.session for e in events if isinstance(e, trace.WorkerJoined)}
     assert len(sessions) == 2
+
+
+@pytest.mark.parametrize("is_background", [True, False])
+def test_workers_give_way(is_background):
+    """To the server; to everybody, if they may."""
+    code = (
+        "import os\n"
+        "from launch.children import _give_way\n"
+        f"_give_way({{'runtime': {{'background': {is_background}}}}})\n"
+        "print(os.sched_getscheduler(0) == os.SCHED_IDLE, os.nice(0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = "True 0" if is_background else "False 10"
+    assert done.stdout.split() == said.split(), done.stderr
