@@ -287,25 +287,31 @@ def test_the_best_may_be_one_that_orbax_does_not_have_yet(make, folder, orbax):
     assert OrbaxStore(folder).best() == (0.5, 1)
 
 
-def test_who_waits_goes_on_as_soon_as_one_is_written(make, orbax, monkeypatch):
-    """Not only when all of them are."""
+def test_who_waits_goes_on_as_soon_as_a_part_is_done(monkeypatch):
+    """Not only when the whole job is."""
     monkeypatch.setattr(behind, "MOST_CALLS", 2)
-    orbax.open.clear()
-    store, saved = make(), threading.Semaphore(0)
+    begun, go, called = (threading.Semaphore(0) for _ in range(3))
 
-    def save():
-        for version in range(4):
-            store.save(version, state_of(version), {})
-            saved.release()
+    def job():
+        for _ in range(3):
+            begun.release()
+            assert go.acquire(timeout=PATIENCE_S)
+            yield
 
-    saving = threading.Thread(target=save, daemon=True)
-    saving.start()
-    for _ in range(2):
-        assert saved.acquire(timeout=PATIENCE_S)
-    assert not saved.acquire(timeout=0.5)
-    orbax.open.set()
-    for _ in range(2):
-        assert saved.acquire(timeout=PATIENCE_S)
+    def call():
+        follower.call()
+        called.release()
+
+    follower = behind.Behind(job)
+    follower.call()
+    follower.call()
+    assert begun.acquire(timeout=PATIENCE_S)
+    threading.Thread(target=call, daemon=True).start()
+    assert not called.acquire(timeout=0.5)
+    go.release()
+    assert called.acquire(timeout=PATIENCE_S)
+    go.release(20)
+    follower.close(PATIENCE_S)
 
 
 def test_a_writer_that_dies_is_replaced(tmp_path):
@@ -336,17 +342,23 @@ def test_a_writer_is_renewed_now_and_then(tmp_path, monkeypatch):
 
 
 def test_a_writer_ends_with_the_process_that_started_it(tmp_path):
-    """However that one ends; and writes to its end what it was at, or nothing."""
+    """Even if that is killed in the middle of a save; nothing is left of it then."""
     code = (
         "import os, signal, sys\n"
+        "from pathlib import Path\n"
         "from asyn2f.runtime.orbax_writer import OrbaxWriter\n"
-        "print(OrbaxWriter()._process._process.pid, flush=True)\n"
+        "from tests.test_store import state_of\n"
+        "process, folder = OrbaxWriter()._process, Path(sys.argv[1])\n"
+        "process.write(folder / '1', state_of(1), {})\n"
+        "process._pipe.send((folder / '2', state_of(2), {}))\n"
+        "print(process._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL
-    # The pipe closes when the last who holds it has ended: nobody is left.
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert has_ended(int(done.stdout), time.monotonic() + PATIENCE_S)
+    assert names(tmp_path) == {"1"}
 
 
 def test_what_a_writer_cannot_do_is_said(tmp_path):

@@ -178,8 +178,8 @@ def _make_aggregate(advance_server: AdvanceServer, most: int) -> AggregateUpdate
         # Padded to one shape, so that one program serves every number of updates.
         rows = (*updates, *[updates[0]] * (most - count))
         state, metrics = run(state, rows, np.arange(most) < count)
-        # Of a metric that is one number there is nothing to cut off.
         metrics = jax.device_get(metrics)
+        # Of a metric that is one number there is nothing to cut off.
         return state, jax.tree.map(lambda x: x[:count] if x.ndim else x, metrics)
 
     return aggregate

@@ -2,7 +2,7 @@
 
 Real processes on loopback, 4 workers paced so that the cores are idle most of the time,
 one update per version: the digits MLP, and one of 11.2 million parameters (45 MB). Of
-three runs the median of each figure, and the stretches of the middle one. What
+all runs the median of each figure, and the stretches of the middle one. What
 an update's way consists of is shown apart, the store's part among it. The reference
 system polls: mean 6 s, median measured 4.5 s.
 """
@@ -33,6 +33,7 @@ LARGE = [  # 64 x 3309 + 3309 x 3309 + 3309 x 10, and biases
 REFERENCE_MS = 4500.0
 AGAINST = "the reference system's design, by polling"
 WARM_UP = 5  # versions
+REPEATS = 3
 
 
 def measure() -> Iterator[Figure | dict]:
@@ -42,9 +43,8 @@ def measure() -> Iterator[Figure | dict]:
         ("45 MB", LARGE, "early", (None, None)),
         ("45 MB", LARGE, "durable", (600.0, None)),
     ):
-        runs = [
-            traced([*flags, f"--config.runtime.announce={announce}"]) for _ in "123"
-        ]
+        flags = [*flags, f"--config.runtime.announce={announce}"]
+        runs = [traced(flags) for _ in range(REPEATS)]
         all_ms = [1000 * np.array(latencies_s(events)) for events in runs]
         what = f"push to reception, {name}, {announce}"
         for word, q, bound in (("median", 50, bounds[0]), ("p99", 99, bounds[1])):
@@ -58,7 +58,7 @@ def measure() -> Iterator[Figure | dict]:
                 value,
                 bound,
             )
-        middle = sorted(zip(map(np.median, all_ms), range(3), strict=True))[1][1]
+        middle = np.argsort([np.median(ms) for ms in all_ms])[REPEATS // 2]
         yield {"what": what, **stretches_ms(runs[middle])}
 
 

@@ -297,7 +297,8 @@ class OrbaxStore:
             for left_over in [*self._folder.glob(pattern), *self._ahead.glob(pattern)]:
                 _delete(left_over)
         if self._behind is not None and self._writer is None:
-            self._writer = OrbaxWriter()  # it imports while the server gets ready
+            with contextlib.suppress(OSError):  # who needs it tries again, and says so
+                self._writer = OrbaxWriter()  # it imports while the server gets ready
         crashes.reach("begun")
         return number
 

@@ -23,7 +23,7 @@ MOST_SAVES = 2000
 """By one process; it has grown by some 8 MB then."""
 
 _STARTS_BEFORE = 200  # saves, in which its successor can import what it needs
-_PATIENCE_S = 2.0
+_PATIENCE_S = 2.0  # until a process that shall end is killed
 
 
 def checkpointer() -> ocp.Checkpointer:
@@ -41,6 +41,11 @@ def write(
     checkpointer: ocp.Checkpointer, folder: Path, arrays: ServerState, record: Record
 ) -> None:
     """Has Orbax write a version into a folder that is not there yet.
+
+    Args:
+      folder: absolute; its parent is there.
+      arrays: on the host, of any shapes and dtypes.
+      record: JSON.
 
     Raises:
       Exception: whatever Orbax's layers raise.
@@ -73,13 +78,14 @@ class OrbaxWriter:
         Raises:
           OSError: that was not possible, and what was said of it.
         """
+        if self._process is not None and self._saves == MOST_SAVES:
+            self._process.close()
+            self._process = None
+        if self._process is None:
+            self._process, self._next, self._saves = self._next or _Process(), None, 0
         self._saves += 1
         if self._saves == MOST_SAVES - _STARTS_BEFORE:
             self._next = _Process()
-        if self._process is None or self._saves > MOST_SAVES:
-            if self._process is not None:
-                self._process.close()
-            self._process, self._next, self._saves = self._next or _Process(), None, 1
         try:
             problem = self._process.write(folder, arrays, record)
         except (EOFError, OSError):
@@ -90,7 +96,7 @@ class OrbaxWriter:
             raise OSError(problem)
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, and its successor."""
         for process in (self._process, self._next):
             if process is not None:
                 process.close()

@@ -114,7 +114,7 @@ def wait_for(port: int, patience_s: float) -> None:
         with socket.socket() as tried:
             if tried.connect_ex(("127.0.0.1", port)) == 0:
                 return
-        time.sleep(0.1)
+        time.sleep(0.1)  # a program of others: it says nothing when it listens
     sys.exit(f"nobody listens on port {port}")
 
 
