@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from absl import flags
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import config_flags
 from sklearn.ensemble import RandomForestClassifier
@@ -335,6 +335,7 @@ def test_features_and_labels_are_left_as_they_are():
     st.booleans(),
     st.integers(0, 2**32 - 1),
 )
+@example(4, 2, 1, 0.0, True, 720783)  # a correlation of more than 1, by rounding
 @settings(max_examples=40)
 def test_every_score_is_between_0_and_1(count, width, classes, missing, whole, seed):
     rng = np.random.default_rng(seed)

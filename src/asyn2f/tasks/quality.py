@@ -98,7 +98,8 @@ def feature_correlation(features: np.ndarray) -> float:
     """
     standard = _standardised(features)
     each = standard.T @ standard / len(features)
-    pairs = np.abs(each[np.triu_indices(len(each), k=1)])
+    # Of two features that are alike, rounding makes a little more than 1.
+    pairs = np.minimum(np.abs(each[np.triu_indices(len(each), k=1)]), 1.0)
     return float(1 - pairs.mean()) if len(pairs) else 1.0
 
 
