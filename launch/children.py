@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,7 +29,6 @@ from launch import peer, program
 from launch.serving import serve
 
 _NICE = 10  # where a process cannot say that it is idle, or is not to
-_PRELOADED = ["launch.children", "flax.linen", "optax"]
 
 
 class Child(NamedTuple):
@@ -46,15 +44,6 @@ class Child(NamedTuple):
             self.pipe.send_bytes(json.dumps(message).encode())
         except OSError:
             logging.debug("%s has ended", self.name)
-
-
-def begin_preloading() -> None:
-    """Has the server that children are forked from import what they need, meanwhile."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    # Several processes share one accelerator: none may take all of its memory at once.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    forkserver.ensure_running()
 
 
 def start_all(

@@ -5,6 +5,11 @@
 Any key can be given as a flag: --config.workers=8 --config.strategy.name=fedavg
 """
 
+from launch import preloading
+
+if __name__ == "__main__":
+    preloading.begin()  # takes as long as the imports below
+
 import signal
 import socket
 import time
@@ -146,7 +151,6 @@ def main() -> int:
         raise build.ConfigError(
             f"--start_workers: found {workers}, allowed: 0 to {config['workers']}"
         )
-    children.begin_preloading()
     build.build_task(config)
     insecure = security.INSECURE.value
     prepare(

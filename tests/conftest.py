@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 
 import gc
+import signal
 
 import hypothesis
 import pytest
@@ -21,6 +22,9 @@ from asyn2f.runtime.peer import zero_params  # noqa: F401  (JAX reads the above 
 
 # What JAX keeps of hundreds of programs is looked through at each full collection.
 gc.set_threshold(50_000, 20, 50)
+
+# `make test &` in a script has it ignored, and so would what the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("asyn2f", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("asyn2f")

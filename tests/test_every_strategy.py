@@ -339,7 +339,7 @@ def execute_in_shards(path: str) -> None:
     print(json.dumps(found))
 
 
-@every_strategy
+@in_lanes
 def test_one_lane_has_the_bits_of_every_worker_up_to_a_version_of_other_bits(name):
     """XLA may compile a sum of several updates to another order inside of a loop, and
     a worker has other bits from where it takes that in."""
@@ -399,7 +399,7 @@ def test_how_a_run_is_cut_into_calls_and_waves_changes_no_bit(name):
     assert_close(serial, execute_in_lanes(many, order))
 
 
-@every_strategy
+@in_lanes
 def test_a_second_execution_and_that_of_another_order_compile_nothing(name):
     experiment, order, *_ = run_of(name)
     other = order_with_all(experiment, seed=1)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ FAST = [
 ENDLESS = [*FAST, "--config.stop.max_versions=100000"]
 
 
-def start(program: str, *flags: str) -> subprocess.Popen:
+def start(program: str, *flags: str, **options: Any) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", f"launch.{program}", *flags],
         cwd=ROOT,
@@ -38,6 +39,7 @@ def start(program: str, *flags: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        **options,
     )
 
 
@@ -80,6 +82,14 @@ def children_of(pid: int) -> set[int]:
             child = int(stat.parent.name)
             found |= {child} | children_of(child)
     return found
+
+
+def has_loaded(pid: int, library: str) -> bool:
+    """Whether a process has a library of such a name (Linux)."""
+    try:
+        return library in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False
 
 
 def has_ended(pid: int, by_s: float) -> bool:
@@ -273,6 +283,22 @@ def test_a_signal_before_the_run_has_begun_ends_it_too(tmp_path):
     assert time.monotonic() - start_s < 5.0
     assert code == 130, out + err
     assert read(folder / "summary.json")["status"] == "interrupted"
+
+
+def test_ctrl_c_while_it_imports_shows_nothing_and_leaves_nothing(tmp_path):
+    """Neither the launcher nor what its children are forked from."""
+    flags = [*ENDLESS, f"--workdir={tmp_path / 'run'}"]
+    process = start("local", *flags, process_group=0)
+    while not any(has_loaded(pid, "_multiarray") for pid in children_of(process.pid)):
+        assert process.poll() is None
+        os.sched_yield()
+    family = children_of(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    code, out, err = finish(process)
+    assert code in (130, -signal.SIGINT)
+    assert "Traceback" not in out + err
+    by_s = time.monotonic() + PATIENCE_S
+    assert all(has_ended(pid, by_s) for pid in family)
 
 
 @pytest.mark.timed

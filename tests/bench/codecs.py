@@ -1,25 +1,29 @@
 """How many bytes does each codec need until a model is good?
 
-Simulated: Asyn2F, configs/digits.py, and MNIST with the same network and workers; three
-seeds. Bytes are those of payloads, up and down. Then a run of real processes of each on
-digits, with the bytes that its server counted. Results: BUILD_NOTES.md.
+Asyn2F, configs/digits.py, and MNIST with the same network and workers. Simulated with
+three seeds, bytes of payloads alone; then a run of real processes of each, bytes as its
+server counted them: with headers, resends, and what the evaluator was sent. Up and
+down in both. Results: BUILD_NOTES.md.
 
     python -m tests.bench codecs
 """
 
-import json
+import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from asyn2f import build
 from asyn2f.evaluate import make_evaluate
 from asyn2f.experiment import published
+from asyn2f.report.run import load_run
+from asyn2f.report.tally import scores
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import execution_of
 from configs.digits import get_config
@@ -41,30 +45,40 @@ CODECS = {
 TASKS = {"digits": (150, 0.94), "mnist": (60, 0.92)}
 
 
+class Reached(NamedTuple):
+    """What came of a run."""
+
+    final: float  # accuracy
+    until_target: float  # bytes; NaN = it never got there
+    in_all: float  # bytes
+
+
 def measure() -> Iterator[dict]:
-    for task, (versions, target) in TASKS.items():
-        for name, wire in CODECS.items():
-            begun_s = time.perf_counter()
-            runs = [simulated(task, versions, target, wire, seed) for seed in SEEDS]
-            final, needed, total = np.array(runs).T
-            yield {
-                "task": task,
-                "codec": name,
-                "final": final.round(4).tolist(),
-                "mean_final": round(float(final.mean()), 4),
-                "target": target,
-                "megabytes_to_target": (needed / 1e6).round(2).tolist(),
-                "megabytes": round(float(total.mean()) / 1e6, 2),
-                "wall_s": round(time.perf_counter() - begun_s, 1),
-            }
-    for name, wire in CODECS.items():
-        yield {"task": "digits, real", "codec": name, **real(wire)}
+    for by, run, seeds in (
+        ("simulator", simulated, SEEDS),
+        ("runtime", real, SEEDS[:1]),
+    ):
+        for task, (versions, target) in TASKS.items():
+            for codec, wire in CODECS.items():
+                begun_s = time.perf_counter()
+                runs = [run(task, versions, target, wire, seed) for seed in seeds]
+                final, until_target, in_all = np.array(runs).T
+                yield {
+                    "by": by,
+                    "task": task,
+                    "codec": codec,
+                    "final": final.round(4).tolist(),
+                    "mean_final": round(float(final.mean()), 4),
+                    "target": target,
+                    "megabytes_to_target": (until_target / 1e6).round(2).tolist(),
+                    "megabytes": round(float(in_all.mean()) / 1e6, 2),
+                    "wall_s": round(time.perf_counter() - begun_s, 1),
+                }
 
 
 def simulated(
     task: str, versions: int, target: float, wire: dict, seed: int
-) -> tuple[float, float, float]:
-    """The final accuracy, the bytes until the target (NaN: never), and in all."""
+) -> Reached:
     config = get_config()
     config.seed, config.task.dataset = seed, task
     config.stop.max_versions = versions
@@ -87,17 +101,25 @@ def simulated(
     given = np.cumsum(order.receivers, dtype=np.int64)[nodes]
     moved = pushes * experiment.update_template.num_bytes
     moved += given * experiment.publication.template.num_bytes
-    reached = [i for i, node in enumerate(nodes) if accuracy[node] >= target]
-    needed = moved[reached[0]] if reached else np.nan
-    return accuracy[int(nodes[-1])], float(needed), float(moved[-1])
+    found = [accuracy[node] for node in nodes]
+    return reached(zip(found, moved, strict=True), target)
 
 
-def real(wire: dict) -> dict:
+def real(task: str, versions: int, target: float, wire: dict, seed: int) -> Reached:
     with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
         command = [sys.executable, "-m", "launch.local", "--config=configs/digits.py"]
-        command += [f"--workdir={folder}/run", "--config.stop.max_versions=60"]
+        command += [f"--workdir={run}", f"--config.seed={seed}"]
+        command += [f"--config.task.dataset={task}"]
+        command += [f"--config.stop.max_versions={versions}"]
         command += [f"--config.wire.{key}={value}" for key, value in wire.items()]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
-    names = ("best_accuracy", "final_accuracy", "wall_s", "bytes_up", "bytes_down")
-    return {name: summary[name] for name in names}
+        found = scores(load_run(run))
+    return reached(((x.accuracy, x.num_bytes) for x in found), target)
+
+
+def reached(way: Iterable[tuple[float, float]], target: float) -> Reached:
+    """Of accuracies, one after the other, and the bytes moved by then."""
+    way = list(way)
+    first = next((moved for accuracy, moved in way if accuracy >= target), math.nan)
+    return Reached(way[-1][0], first, way[-1][1])

@@ -1,0 +1,23 @@
+"""The process that the children of `launch.local` are forked from.
+
+It imports what they need, which takes as long as the launcher's own imports: so this
+module imports nothing that takes time, and can be the first.
+"""
+
+import multiprocessing
+import os
+import signal
+from multiprocessing import forkserver
+
+_MODULES = ["launch.children", "flax.linen", "optax"]
+
+
+def begin() -> None:
+    """Has it import, meanwhile; it ends with this process if nobody needs it."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_MODULES)
+    # Several processes share one accelerator: none may take all of its memory at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # What ignores Ctrl-C from its first moment shows no traceback while it imports.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, before)
