@@ -30,7 +30,8 @@ def kill_in_mid_save(folder: Path, seed: int, kills: int) -> int:
     """Each writer is killed 0 to 600 ms into its second save; how many kills found one
     that was not complete."""
     print(f"seed {seed}")
-    chance, context = random.Random(seed), multiprocessing.get_context("spawn")
+    chance, context = random.Random(seed), multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_store_killed"])
     saved, cut_short = 0, 0
     for _ in range(kills):
         here, there = context.Pipe(duplex=False)
