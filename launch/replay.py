@@ -24,6 +24,7 @@ from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.sim.execute import Execution, execution_of
 from asyn2f.sim.order import Order
 from asyn2f.sim.recorded import order_of
+from asyn2f.simulation import CLOCKS_S
 from asyn2f.trees import params_sha256
 from asyn2f.types import Params, ServerState
 from configs import of_run
@@ -51,7 +52,6 @@ _NUMBERS_DEPEND_ON = (
     *("asyn2f", "source", "jax", "jaxlib", "platform", "device", "threads"),
     *("steps_per_call", "dtype", "xla_flags", "x64"),
 )
-_CLOCKS_S = 0.05  # processes of one machine read their clocks that far apart
 # Another executor rounds otherwise: by 1e-6, until a merge goes by the direction in
 # which a parameter has moved that has hardly moved at all, or a ReLU by such a sign.
 # Then 1e-3 to 1e-2 come of it, in one run of ten.
@@ -85,7 +85,7 @@ def main() -> int:
     executor: Any = _EXECUTOR.value or recorded.get("executor", "serial")
     _set_environment(recorded, executor)
     program.prepare_jax()
-    causality.check(events, tolerance_s=_CLOCKS_S)
+    causality.check(events, tolerance_s=CLOCKS_S)
     print(f"{len(events):,} events; none contradicts another")
     experiment = build.build_experiment(config)
     order = order_of(events)

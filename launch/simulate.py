@@ -16,7 +16,6 @@ import jax
 from absl import flags
 
 from asyn2f import build, trace, workdir
-from asyn2f.epochs import steps_per_epoch
 from asyn2f.evaluate import Score
 from asyn2f.experiment import Experiment
 from asyn2f.report.metrics import MetricsWriter
@@ -24,9 +23,8 @@ from asyn2f.sim import order as o
 from asyn2f.sim.execute import Execution, execution_of
 from asyn2f.sim.numbers import Result
 from asyn2f.sim.order import Order
-from asyn2f.sim.schedule import schedule
-from asyn2f.sim.serial import Follower
 from asyn2f.sim.written import events_of
+from asyn2f.simulation import epochs_of, order_of_config, watched_of
 from asyn2f.tasks.base import class_counts
 from asyn2f.trees import params_sha256
 from launch import program
@@ -38,7 +36,6 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir 
 _RESUME = flags.DEFINE_bool(
     "resume", False, "Go on with the simulation in --workdir, where it was cut off."
 )
-_EVALUATIONS = 200  # in a run, unless the config says how often
 
 
 def simulate(
@@ -80,43 +77,6 @@ def simulate(
     if watcher.status == "finished":
         (folder / workdir.PROGRESS).unlink(missing_ok=True)
     return summary
-
-
-def order_of_config(config: build.Config, experiment: Experiment) -> Order:
-    """The order of the run that a config describes.
-
-    Raises:
-      ConfigError: nothing but a target accuracy ends it, or its profiles are wrong.
-    """
-    timing, profiles = experiment.strategy.timing, build.build_profiles(config)
-    follower = Follower(experiment) if timing.depends_on_values else None
-    try:
-        return schedule(
-            timing,
-            profiles,
-            experiment.stop,
-            experiment.seed,
-            steps_per_epoch=_epochs(experiment),
-            num_bytes=experiment.publication.template.num_bytes,
-            update_bytes=experiment.update_template.num_bytes,
-            aggregate_s=config["sim"]["aggregate_s"],
-            dead_after_s=config["runtime"]["dead_after_s"],
-            signal_of=follower.signal if follower else None,
-        )
-    except ValueError as error:
-        raise build.ConfigError(f"config.{error}") from None
-
-
-def watched_of(order: Order, every: int) -> list[int]:
-    """The nodes to be evaluated: every so many, and the last; 0 = about 200."""
-    last = len(order.version) - 1
-    every = every or max(1, last // _EVALUATIONS)
-    return sorted({*range(every, last + 1, every), last} - {0})
-
-
-def _epochs(experiment: Experiment) -> list[int]:
-    batch_size = experiment.training.batch_size
-    return [steps_per_epoch(len(rows), batch_size) for rows in experiment.task.shards]
 
 
 def _summary(
@@ -175,7 +135,7 @@ def _write(
         environment=environment,
         num_examples=[len(rows) for rows in task.shards],
         qualities=task.qualities,
-        steps_per_epoch=_epochs(experiment),
+        steps_per_epoch=epochs_of(experiment),
         num_bytes=num_bytes,
         guards=experiment.guards,
     )

@@ -19,10 +19,10 @@ from asyn2f.experiment import initial_server_state, published
 from asyn2f.report.comparison import Trial
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import execution_of
+from asyn2f.simulation import bytes_by, order_of_config
 from asyn2f.tasks.base import Task
 from asyn2f.trees import params_sha256
 from launch import program
-from launch.simulate import order_of_config
 
 TIMES = 60  # looks at each run
 
@@ -91,14 +91,8 @@ def carry_out(job: Job) -> Trial:
 
     result = execution.run(watch)
     jax.block_until_ready(result.state)
-    up, down = (
-        experiment.update_template.num_bytes,
-        experiment.publication.template.num_bytes,
-    )
-    updates = np.searchsorted(
-        order.time_s[order.kind == o.PUSH], order.start_s + ends_s, side="right"
-    )
-    given = np.cumsum(order.receivers, dtype=np.int64)[nodes]
+    times_s = order.start_s + ends_s
+    updates = np.searchsorted(order.time_s[order.kind == o.PUSH], times_s, side="right")
     return Trial(
         strategy=config["strategy"]["name"],
         settings=job.settings,
@@ -108,7 +102,7 @@ def carry_out(job: Job) -> Trial:
         time_s=ends_s.tolist(),
         accuracy=[accuracy[node] for node in nodes.tolist()],
         updates=updates.tolist(),
-        num_bytes=(updates * up + given * down).tolist(),
+        num_bytes=bytes_by(experiment, order, times_s).tolist(),
         staleness=np.bincount(result.numbers.staleness).tolist(),
         versions=int(result.state.model.version),
         local_steps=order.num_steps,

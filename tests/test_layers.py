@@ -20,6 +20,7 @@ LAYERS = [
     },
     {"sim", "runtime", "report"},
     {"build", "rules"},
+    {"simulation"},
 ]
 NEVER = [
     ("strategies", "tasks"),

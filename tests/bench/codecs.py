@@ -19,15 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyn2f import build
-from asyn2f.evaluate import make_evaluate
-from asyn2f.experiment import published
 from asyn2f.report.run import load_run
 from asyn2f.report.tally import scores
 from asyn2f.sim import order as o
-from asyn2f.sim.execute import execution_of
+from asyn2f.simulation import bytes_by, simulate
 from configs.digits import get_config
-from launch.simulate import order_of_config, watched_of
 
 SEEDS = (0, 1, 2)
 CODECS = {
@@ -83,25 +79,12 @@ def simulated(
     config.seed, config.task.dataset = seed, task
     config.stop.max_versions = versions
     config.wire.update(wire)
-    plain = dict(config.to_dict())
-    experiment = build.build_experiment(plain)
-    order = order_of_config(plain, experiment)
-    evaluate = make_evaluate(experiment.task)
-    accuracy: dict[int, float] = {}
-
-    def watch(node, time_s, state):
-        accuracy[node] = evaluate(published(experiment, state.model).params).accuracy
-        return False
-
-    execution_of(experiment, order, watched=watched_of(order, 2)).run(watch)
-    nodes = np.array(sorted(accuracy))
-    made_s = order.time_s[order.kind == o.AGGREGATE][nodes - 1]
-    pushed_s = order.time_s[order.kind == o.PUSH]
-    pushes = np.searchsorted(pushed_s, made_s, side="right")
-    given = np.cumsum(order.receivers, dtype=np.int64)[nodes]
-    moved = pushes * experiment.update_template.num_bytes
-    moved += given * experiment.publication.template.num_bytes
-    found = [accuracy[node] for node in nodes]
+    config.sim.evaluate_every = 2
+    run = simulate(config.to_dict())
+    nodes = np.array(sorted(run.scores))[1:]
+    made_s = run.order.time_s[run.order.kind == o.AGGREGATE][nodes - 1]
+    moved = bytes_by(run.experiment, run.order, made_s)
+    found = [run.scores[node].accuracy for node in nodes]
     return reached(zip(found, moved, strict=True), target)
 
 

@@ -17,12 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asyn2f import build, trace
-from asyn2f.evaluate import make_evaluate
 from asyn2f.experiment import Experiment, make_experiment
 from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.sim.serial import execute_serially
+from asyn2f.simulation import simulate
 from configs.digits import get_config
-from launch.simulate import order_of_config
 from tests.liars import Lie, moved, saying, with_liars
 from tests.test_runtime import LocalRun
 
@@ -102,16 +100,10 @@ def simulated(seed: int, lie: str, changes: dict[str, Any]) -> tuple[float, floa
     told = LIES[lie]
     if told is not None:
         experiment = with_liars(experiment, {LIAR}, told)
-    order = order_of_config(config, experiment)
-    evaluate, scores = make_evaluate(experiment.task), []
-
-    def watch(node: int, time_s: float, state) -> bool:
-        scores.append(evaluate(state.model.params).accuracy)
-        return False
-
-    last = len(order.version) - 1
-    execute_serially(experiment, order, {*range(10, last + 1, 10), last}, watch)
-    return max(scores), scores[-1]
+    config["sim"] |= {"executor": "serial", "evaluate_every": 10}
+    scores = simulate(config, experiment).scores
+    accuracies = [score.accuracy for node, score in scores.items() if node]
+    return max(accuracies), accuracies[-1]
 
 
 def with_flipped_labels(experiment: Experiment) -> Experiment:

@@ -1,0 +1,163 @@
+"""A run under a virtual clock as a value: for notebooks, and for whoever makes many.
+
+`launch.simulate` and `launch.replay` do the same with a folder, and say what they do.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from asyn2f import build, causality, trace
+from asyn2f.epochs import steps_per_epoch
+from asyn2f.evaluate import Score, make_evaluate
+from asyn2f.experiment import Experiment, initial_server_state, published
+from asyn2f.sim import order as o
+from asyn2f.sim.execute import Executor, execution_of
+from asyn2f.sim.numbers import Result
+from asyn2f.sim.order import Order
+from asyn2f.sim.recorded import order_of
+from asyn2f.sim.schedule import schedule
+from asyn2f.sim.serial import Follower
+from asyn2f.types import ServerState
+
+_EVALUATIONS = 200  # in a run, unless the config says how often
+
+
+class Simulation(NamedTuple):
+    """A run, and what came of it."""
+
+    experiment: Experiment
+    order: Order  # who did what, and when
+    result: Result  # the newest state; numbers of each update and version
+    scores: dict[int, Score]  # by node of the order: 0, and those that were evaluated
+
+
+def simulate(config: build.Config, experiment: Experiment | None = None) -> Simulation:
+    """Schedules the run that a config describes, and executes it.
+
+    Args:
+      config: plain dicts, as `get_config().to_dict()` of one of `configs/` gives them.
+        By what means it is executed and how often it is evaluated are in `config.sim`.
+      experiment: another than the config describes, as of a strategy of one's own; None
+        = `build.build_experiment(config)`.
+
+    Raises:
+      ConfigError: see `build.check`; or nothing ends the run.
+      PlanError, TooLarge: not by these means.
+    """
+    build.check(config)
+    experiment = experiment or build.build_experiment(config)
+    order, target = order_of_config(config, experiment), experiment.stop.target_accuracy
+    found = _executed(config, experiment, order, target)
+    count = found.result.num_events
+    if count < len(order.time_s):
+        order = o.cut(order, count, f"target accuracy {target:g} reached")
+    return found._replace(order=order)
+
+
+def replay(
+    config: build.Config, folder: Path | str, executor: Executor = "serial"
+) -> Simulation:
+    """Executes what happened in a run, real or simulated.
+
+    With the run's own config and by the run's own means a run's parameters come again
+    bit for bit, on the machine and with the libraries that made them; with another
+    config it is what would have come of the same arrivals.
+
+    Args:
+      config: see `simulate`; `configs.of_run.get_config(folder)` is the run's own.
+      folder: of the run.
+      executor: serial is that of every real run.
+
+    Raises:
+      ConfigError: see `build.check`.
+      ValueError: a line is none of a trace.
+      CausalityError: the trace contradicts itself.
+    """
+    config = {**config, "sim": {**config["sim"], "executor": executor}}
+    build.check(config)
+    events = trace.read(Path(folder) / "trace")
+    causality.check(events, tolerance_s=CLOCKS_S)
+    return _executed(config, build.build_experiment(config), order_of(events))
+
+
+CLOCKS_S = 0.05
+"""Processes of one machine read their clocks that far apart."""
+
+
+def order_of_config(config: build.Config, experiment: Experiment) -> Order:
+    """The order of the run that a config describes.
+
+    Raises:
+      ConfigError: nothing but a target accuracy ends it, or its profiles are wrong.
+    """
+    timing, profiles = experiment.strategy.timing, build.build_profiles(config)
+    follower = Follower(experiment) if timing.depends_on_values else None
+    try:
+        return schedule(
+            timing,
+            profiles,
+            experiment.stop,
+            experiment.seed,
+            steps_per_epoch=epochs_of(experiment),
+            num_bytes=experiment.publication.template.num_bytes,
+            update_bytes=experiment.update_template.num_bytes,
+            aggregate_s=config["sim"]["aggregate_s"],
+            dead_after_s=config["runtime"]["dead_after_s"],
+            signal_of=follower.signal if follower else None,
+        )
+    except ValueError as error:
+        raise build.ConfigError(f"config.{error}") from None
+
+
+def epochs_of(experiment: Experiment) -> list[int]:
+    """Steps in an epoch of each worker."""
+    batch_size = experiment.training.batch_size
+    return [steps_per_epoch(len(rows), batch_size) for rows in experiment.task.shards]
+
+
+def watched_of(order: Order, every: int) -> list[int]:
+    """The nodes to be evaluated: every so many, and the last; 0 = about 200."""
+    last = len(order.version) - 1
+    every = every or max(1, last // _EVALUATIONS)
+    return sorted({*range(every, last + 1, every), last} - {0})
+
+
+def bytes_by(experiment: Experiment, order: Order, times_s: np.ndarray) -> np.ndarray:
+    """Bytes of payloads, up and down, that had been sent by each of these times.
+
+    Args:
+      times_s: f64 [T]; of the order's clock.
+
+    Returns:
+      i64 [T].
+    """
+    pushed_s = order.time_s[order.kind == o.PUSH]
+    made_s = order.time_s[order.kind == o.AGGREGATE]
+    pushed = np.searchsorted(pushed_s, times_s, side="right")
+    nodes = np.searchsorted(made_s, times_s, side="right")
+    given = np.cumsum(order.receivers, dtype=np.int64)[nodes]
+    up, down = experiment.update_template, experiment.publication.template
+    return pushed * up.num_bytes + given * down.num_bytes
+
+
+def _executed(
+    config: build.Config, experiment: Experiment, order: Order, target: float = 0.0
+) -> Simulation:
+    settings, evaluate = config["sim"], make_evaluate(experiment.task)
+
+    def score_of(state: ServerState) -> Score:
+        return evaluate(published(experiment, state.model).params)
+
+    scores = {0: score_of(initial_server_state(experiment))}
+
+    def watch(node: int, time_s: float, state: ServerState) -> bool:
+        scores[node] = score_of(state)
+        return 0.0 < target <= scores[node].accuracy
+
+    watched = watched_of(order, settings["evaluate_every"])
+    execution = execution_of(
+        experiment, order, settings["executor"], settings["lanes"], watched
+    )
+    return Simulation(experiment, order, execution.run(watch), scores)
