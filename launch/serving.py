@@ -198,7 +198,7 @@ def _bind(
                         settings.lease_s,
                     )
                     warned = True
-                time.sleep(0.1)
+                time.sleep(0.1)  # nothing tells when another's port is free
     if transport is None:
         transport = bind(None)
     host = f"[{host}]" if ":" in host else host

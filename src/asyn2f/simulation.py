@@ -45,6 +45,12 @@ def simulate(config: build.Config, experiment: Experiment | None = None) -> Simu
     Raises:
       ConfigError: see `build.check`; or nothing ends the run.
       PlanError, TooLarge: not by these means.
+
+    >>> from configs.digits import get_config
+    >>> config = get_config()
+    >>> config.stop.max_versions = 3
+    >>> list(simulate(config.to_dict()).scores)
+    [0, 1, 2, 3]
     """
     build.check(config)
     experiment = experiment or build.build_experiment(config)
@@ -75,7 +81,7 @@ def replay(
       ValueError: a line is none of a trace.
       CausalityError: the trace contradicts itself.
     """
-    config = {**config, "sim": {**config["sim"], "executor": executor}}
+    config = {**config, "sim": {**config.get("sim", {}), "executor": executor}}
     build.check(config)
     events = trace.read(Path(folder) / "trace")
     causality.check(events, tolerance_s=CLOCKS_S)
