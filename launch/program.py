@@ -213,9 +213,8 @@ def environment() -> dict[str, Any]:
 def open_journal(folder: Path, actor: str, run_id: str, incarnation: int) -> Journal:
     """This process's trace, with its head written."""
     journal = Journal(trace.TraceWriter(folder / workdir.TRACE, actor))
-    journal.write(
-        trace.Recorded(time.monotonic(), actor, run_id, incarnation, environment())
-    )
+    now, here = time.monotonic(), environment()
+    journal.write(trace.Recorded(now, actor, run_id, incarnation, here, trace.FORMAT))
     return journal
 
 

@@ -87,6 +87,8 @@ def main() -> int:
     program.prepare_jax()
     causality.check(events, tolerance_s=CLOCKS_S)
     print(f"{len(events):,} events; none contradicts another")
+    if old := trace.older_format(events):
+        print(old)
     experiment = build.build_experiment(config)
     order = order_of(events)
     lanes = recorded.get("lanes", 0) if executor == recorded.get("executor") else 0

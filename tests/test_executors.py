@@ -22,6 +22,7 @@ from tests.compilation import nothing_compiles
 from tests.executions import (
     assert_close,
     assert_same_bits,
+    epochs_of,
     experiment_of,
     given,
     in_lanes,
@@ -111,6 +112,28 @@ def test_versions_of_five_updates_and_of_fewer_by_one_lane(strategy, leave):
     machine = Machine(experiment, mesh_of(1), plan(order, 1, 1, 16), limits)
     serial = execute_serially(experiment, order)
     assert_close(serial, execute_in_lanes(machine, order))
+
+
+def test_a_merge_right_before_a_push_by_every_means():
+    """Version 1 (after 5 steps of worker 0, 5 s) reaches worker 1 in the last step of
+    its cycle: in lanes that is a wave of no steps, and its update is the merged model.
+    """
+    experiment = experiment_of(workers=2, timing__min_updates=1, task__partition="iid")
+    length = epochs_of(experiment)[0]
+    rows = [{"step_s": 1.0}, {"step_s": 1.0 + 0.5 / length}]
+    order = order_for(experiment, rows, versions=5)
+    pairs = list(zip(order.kind, order.kind[1:], strict=False))
+    assert (o.MERGE, o.PUSH) in pairs
+    serial = execute_serially(experiment, order)
+    machine = machine_for(experiment, order, 1)
+    assert 0 in machine.plan.steps
+    assert_close(serial, execute_in_lanes(machine, order))
+    assert_close(serial, in_lanes(experiment, order, 2))
+    merged = np.flatnonzero(order.kind == o.MERGE)
+    last = [event for event in merged if order.kind[event + 1] == o.PUSH]
+    update = int(order.value[last[0] + 1])
+    place = int(np.flatnonzero(order.members == update)[0])
+    assert serial.numbers.staleness[place] == 0
 
 
 def test_a_serial_execution_gives_the_same_bits_each_time():

@@ -140,6 +140,28 @@ def test_a_merge_in_mid_epoch_leaves_the_rest_of_the_epoch():
     assert program.send(Seen(steps=3, newest=1)) == Push()
 
 
+def test_a_version_at_hand_at_the_last_batch_boundary_is_merged_before_the_push():
+    program = programs.worker_program(asynchronous(), steps_per_epoch=2)
+    next(program)
+    program.send(Seen(newest=0))
+    program.send(Seen(newest=0))
+    assert program.send(Seen(steps=2, newest=1)) == Merge(version=1)
+    # Another one arrives meanwhile: there as anywhere the newest is merged.
+    assert program.send(Seen(newest=2)) == Merge(version=2)
+    assert program.send(Seen(newest=2)) == Push()
+    assert program.send(Seen(newest=2)) == Train(steps=2, known=2)
+
+
+def test_what_decides_on_a_push_is_the_signal_of_the_merged_model():
+    timing = asynchronous(push_after_metric=0.5)
+    program = programs.worker_program(timing, steps_per_epoch=2)
+    next(program)
+    program.send(Seen(newest=0))
+    program.send(Seen(newest=0))
+    assert program.send(Seen(steps=2, newest=1, signal=0.1)) == Merge(version=1)
+    assert program.send(Seen(newest=1, signal=0.6)) == Push()
+
+
 def test_of_several_versions_the_newest_alone_is_merged():
     program = programs.worker_program(asynchronous(), steps_per_epoch=5)
     next(program)
@@ -249,6 +271,16 @@ def test_merging_once_takes_the_newest_in_at_its_slot_and_nowhere_else():
     assert program.send(Seen(steps=3, newest=5)) == Train(steps=1, known=None)
 
 
+@pytest.mark.parametrize("slot", [0.9, 1.0])
+def test_merging_once_does_not_merge_at_the_end_of_a_cycle(slot):
+    timing = replace(adopting(), while_training="merge_once", merge_slot=slot)
+    program = programs.worker_program(timing, steps_per_epoch=3)
+    next(program)
+    program.send(Seen(newest=0))
+    assert program.send(Seen(newest=0)) == Train(steps=3, known=None)
+    assert program.send(Seen(steps=3, newest=1)) == Push()
+
+
 def test_a_push_below_the_mean_waits_for_a_signal_that_is_not_above_it():
     # Means so far: 0.5, (0.5 + 0.7) / 2 = 0.6, (1.2 + 0.3) / 3 = 0.5, 2.0 / 4 = 0.5.
     log = work(
@@ -320,6 +352,14 @@ def test_a_version_at_hand_at_a_batch_boundary_is_merged_before_the_next_stretch
     for did in work(asynchronous(), length, arrivals):
         if isinstance(did.command, Train) and did.newest > did.base:
             assert did.steps == 1
+
+
+@settings
+@hypothesis.given(st.integers(1, 3), epoch_lengths, arrivals)
+def test_asyn2f_pushes_nothing_that_lacks_a_version_at_hand(epochs, length, arrivals):
+    for did in work(asynchronous(epochs_per_push=epochs), length, arrivals):
+        if isinstance(did.command, Push):
+            assert did.newest == did.base
 
 
 @settings

@@ -50,6 +50,32 @@ def test_a_version_that_arrives_at_a_boundary_is_merged_there():
     ]
 
 
+def test_a_version_at_hand_at_the_end_of_a_cycle_is_merged_and_then_pushed():
+    # Version 1 (2 s) reaches worker 1 at 2.2 s, in the last step of its cycle, which
+    # ends at 3 s: its update has base 1, and is of staleness 0 in version 2.
+    rows = [{"step_s": 1.0, "leave_s": 2.5}, {"step_s": 1.5, "download_s": 0.2}]
+    order = run(asynchronous(), rows, steps=2, max_versions=2)
+    assert story(order, o.TRAIN, *VERSIONS, o.PUSH, o.AGGREGATE, worker=1) == [
+        "0.2 1 adopt 0",
+        "3.2 1 train 2",
+        "3.2 1 merge 1",
+        "3.2 1 push 1",
+    ]
+    assert order.members_of(2).tolist() == [1]
+
+
+def test_a_push_may_depend_on_what_the_merge_before_it_has_made():
+    # Worker 0 may always push, worker 1 once it has merged: at 3.2 s, as above.
+    def signal(log, worker):
+        merged = (o.MERGE, worker) in zip(log.kind, log.worker, strict=True)
+        return float(merged or not worker)
+
+    rows = [{"step_s": 1.0}, {"step_s": 1.5, "download_s": 0.2}]
+    timing = asynchronous(push_after_metric=0.5)
+    order = run(timing, rows, steps=2, max_time_s=3.5, signal_of=signal)
+    assert story(order, o.PUSH) == ["2 0 push 0", "3.2 1 push 1"]
+
+
 def test_a_stretch_has_one_step_at_least():
     # Versions come every 0.35 s, faster than worker 1 does a step.
     rows = [{"step_s": 0.35}, {"step_s": 1.0}]

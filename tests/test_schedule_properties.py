@@ -95,6 +95,7 @@ def check_worker(case: Case, order: Order, worker: int) -> None:
             assert step > pushed
             assert step % cycle == 0
             assert case.signal_of or step == pushed + cycle
+            assert not merges or link.newest(did.time_s - EPS_S) <= base
             pushed = step
         elif did.kind == o.WAITED:
             assert timing.after_push == "wait"

@@ -23,7 +23,10 @@ KINDS = typing.get_args(trace.Event)
 def example_of(kind):
     """An event of that kind, made from its annotations."""
     hints = typing.get_type_hints(kind)
-    return kind(**{name: EXAMPLES[hints[name]] for name in kind._fields})
+    values = {name: EXAMPLES[hints[name]] for name in kind._fields}
+    if kind is trace.Recorded:
+        values["format"] = trace.FORMAT
+    return kind(**values)
 
 
 def adopted(time_s, version=0, worker=1):
@@ -211,3 +214,24 @@ def test_two_processes_of_one_name_do_not_write_into_one_file(tmp_path):
     third = trace.TraceWriter(tmp_path, "worker-3")
     third.close()
     assert len(list(tmp_path.iterdir())) == 2, "the place is free again"
+
+
+def head_of_format(number):
+    return trace.Recorded(0.0, "server", "run-1", 1, {"asyn2f": "0.9"}, number)
+
+
+def test_an_older_trace_is_named_with_the_version_that_made_it(tmp_path):
+    """Without a format in its line, as it was written before there was one."""
+    path = write(tmp_path, "server", [head_of_format(1)])
+    path.write_text(path.read_text().replace(', "format": 1', ""))
+    sentence = trace.older_format(trace.read(tmp_path))
+    assert "format 1, of asyn2f 0.9" in sentence
+    assert "pushed before they merged" in sentence
+    assert trace.older_format([head_of_format(trace.FORMAT)]) == ""
+
+
+@pytest.mark.parametrize("number", [trace.FORMAT + 1, 0, "two", None])
+def test_a_format_that_is_not_known_is_refused_and_names_its_version(tmp_path, number):
+    write(tmp_path, "server", [head_of_format(number)])
+    with pytest.raises(ValueError, match=r"format .* written by asyn2f 0\.9; this "):
+        trace.read(tmp_path)

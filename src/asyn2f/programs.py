@@ -83,7 +83,9 @@ def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
     Merge(version=1)
     >>> program.send(Seen(newest=1))
     Train(steps=1, known=1)
-    >>> program.send(Seen(steps=1, newest=1))
+    >>> program.send(Seen(steps=1, newest=2))  # the last batch boundary of the cycle
+    Merge(version=2)
+    >>> program.send(Seen(newest=2))
     Push()
     """
     push = Push()  # always the same one, as a simulation pushes millions of times
@@ -91,7 +93,7 @@ def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
     merges = timing.while_training == "merge"
     slot = -1
     if timing.while_training == "merge_once":
-        slot = min(max(round(cycle * timing.merge_slot), 1), cycle)
+        slot = max(round(cycle * timing.merge_slot), 1)
     seen = yield Wait(known=-1)
     base, trained, pushed, cycles, mean = -1, False, False, 0, 0.0
     while not seen.stop:
@@ -101,14 +103,16 @@ def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
             seen = yield Adopt(base)
             trained = False
         done, merged = 0, False
-        while done < cycle and not seen.stop:
-            is_slot = done == slot and not merged
+        while not seen.stop:
+            is_slot = done == slot < cycle and not merged
             if (merges or is_slot) and seen.newest != base:
                 base, merged = seen.newest, True
                 # Nothing local to keep before the first step: then it is an adoption.
                 seen = yield Merge(base) if trained else Adopt(base)
                 continue
-            until = slot if done < slot else cycle
+            if done == cycle:
+                break
+            until = slot if done < slot < cycle else cycle
             seen = yield Train(until - done, known=base if merges else None)
             done += seen.steps
             trained = trained or seen.steps > 0

@@ -18,8 +18,9 @@ class Timing:
 
     Attributes:
       while_training: what a worker does with a version that arrives in mid-cycle.
-        `merge`: takes it in at the next batch boundary. `merge_once`: takes the newest
-        in when `merge_slot` of the cycle is done. `ignore`: trains on.
+        `merge`: takes it in at the next batch boundary, at that of the cycle's last
+        batch before it pushes. `merge_once`: takes the newest in when `merge_slot` of
+        the cycle is done. `ignore`: trains on.
       after_push: `continue` from its own model; `adopt` the newest version at hand,
         were it the one that the cycle began with; or `wait` for a newer version and
         adopt it.

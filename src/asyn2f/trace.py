@@ -21,6 +21,10 @@ from typing import Any, NamedTuple
 # Times are seconds on the wall clock, taken once per process and carried on by its
 # monotonic clock: comparable within one machine, and never running backwards.
 
+FORMAT = 2
+"""Of the traces written here. In format 1 a worker pushed before it merged a version
+that was at hand at the last batch boundary of its cycle; since 2 it merges first."""
+
 
 class Recorded(NamedTuple):
     """The head of a process's file: what the numbers below it depend on."""
@@ -30,6 +34,7 @@ class Recorded(NamedTuple):
     run: str
     incarnation: int
     environment: dict[str, Any]
+    format: int = 1  # see `FORMAT`; traces of format 1 do not say
 
 
 class Welcomed(NamedTuple):
@@ -347,7 +352,8 @@ def read(folder: Path) -> list[Event]:
     server wrote that did not yet know that another had taken its place.
 
     Raises:
-      ValueError: any other line that is no event, with its file and number.
+      ValueError: any other line that is no event, with its file and number; or a
+        format newer than `FORMAT`.
     """
     files = [_lives(_read_file(path)) for path in sorted(folder.glob("*.jsonl"))]
     by_time = [
@@ -358,6 +364,28 @@ def read(folder: Path) -> list[Event]:
         for lives in files
     ]
     return list(heapq.merge(*by_time, key=lambda event: event.time_s))
+
+
+def older_format(events: Iterable[Event]) -> str:
+    """A sentence that names what an older trace was made by, or "".
+
+    >>> head = Recorded(0.0, "server", "run-1", 1, {"asyn2f": "0.1", "source": "ab12"})
+    >>> older_format([head]).partition(";")[0]
+    'the trace has format 1, of asyn2f 0.1 (source ab12)'
+    >>> older_format([head._replace(format=FORMAT)])
+    ''
+    """
+    for event in events:
+        if isinstance(event, Recorded) and event.format < FORMAT:
+            made_by = event.environment
+            return (
+                f"the trace has format {event.format}, of asyn2f "
+                f"{made_by.get('asyn2f', 'unknown')} (source "
+                f"{made_by.get('source', 'unknown')}); its workers pushed before they "
+                "merged a version at hand at a cycle's last batch, and are executed "
+                "as they did; to run its config to the same events, take that version"
+            )
+    return ""
 
 
 def _lives(events: Iterable[Event]) -> list[list[Event]]:
@@ -393,7 +421,15 @@ def _read_file(path: Path) -> Iterable[Event]:
     lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            yield from_line(line.decode())
+            event = from_line(line.decode())
         except ValueError as error:
             if number < len(lines):
                 raise ValueError(f"{path}:{number}: {error}") from error
+            return
+        if isinstance(event, Recorded) and event.format not in range(1, FORMAT + 1):
+            made_by = event.environment.get("asyn2f", "unknown")
+            raise ValueError(
+                f"{path}:{number}: found a trace of format {event.format!r}, written "
+                f"by asyn2f {made_by}; this version reads 1 to {FORMAT}: take that one"
+            )
+        yield event

@@ -258,12 +258,9 @@ class _World:
     def _go_on(self, worker: VirtualWorker, now: float, steps: int) -> None:
         """Has a worker's program continue after `steps` steps, or after waiting, and
         carries out its commands until one takes time."""
-        signal = 0.0
-        if self._signal_of is not None and worker.base >= 0:
-            signal = self._signal_of(self._log, worker.number)
         newest = worker.newest(now, self._published_s)  # time stands still from here on
-        send, nothing_new = worker.program.send, Seen(0, newest)
-        command = send(Seen(steps, newest, signal))
+        send, seen = worker.program.send, Seen(0, newest)
+        command = send(Seen(steps, newest, self._signal(worker)))
         while True:
             if isinstance(command, Train):
                 self._train(worker, command, now)
@@ -278,7 +275,14 @@ class _World:
                 worker.base = newest
                 what = o.ADOPT if isinstance(command, Adopt) else o.MERGE
                 self._note(now, what, worker.number, newest)
-            command = send(nothing_new)
+                if self._signal_of is not None:  # a push may follow
+                    seen = Seen(0, newest, self._signal(worker))
+            command = send(seen)
+
+    def _signal(self, worker: VirtualWorker) -> float:
+        if self._signal_of is None or worker.base < 0:
+            return 0.0
+        return self._signal_of(self._log, worker.number)
 
     def _train(self, worker: VirtualWorker, train: Train, now: float) -> None:
         """Foresees the end of a stretch: its last step, or the batch boundary at which

@@ -41,7 +41,7 @@ def events_of(
       num_bytes: of a model.
       guards: of the experiment.
     """
-    yield trace.Recorded(0.0, ACTOR, run, 1, environment)
+    yield trace.Recorded(0.0, ACTOR, run, 1, environment, trace.FORMAT)
     workers: dict[int, _Worker] = {}
     updates: dict[int, trace.Pushed] = {}
     is_started = False
