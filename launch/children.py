@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from asyn2f import build, workdir
+from asyn2f.claim import in_use
 from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.server import Server
 from asyn2f.status import RunStatus
@@ -128,7 +129,8 @@ def _server(
         def on_status(status: RunStatus) -> None:
             parent.say(status=status)
 
-        serve(config, folder, on_status, on_ready, insecure)
+        with in_use(folder):
+            serve(config, folder, on_status, on_ready, insecure)
 
     _run(name, pipe, folder, body)
 

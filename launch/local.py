@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import signal
 import socket
 import time
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from asyn2f.report.live import LiveView
 from asyn2f.status import RunStatus, WorkerStatus
 from launch import children, program, security
 from launch.children import Child
-from launch.serving import empty_summary, prepare, say_how_it_ended
+from launch.serving import empty_summary, prepared, say_how_it_ended
 
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
@@ -39,8 +40,14 @@ class Launcher:
     """Starts the processes, passes on what they say, and sees to it that all end."""
 
     def __init__(
-        self, config: build.Config, folder: Path, workers: int, insecure: bool
+        self,
+        config: build.Config,
+        folder: Path,
+        workers: int,
+        insecure: bool,
+        on_begun: Callable[[], None],
     ) -> None:
+        self._on_begun = on_begun  # called when the server listens
         self._view = LiveView()
         self._folder = folder
         self._children = children.start_all(config, folder, workers, insecure)
@@ -85,6 +92,7 @@ class Launcher:
         if message is None:
             del self._pipes[child.pipe]
         elif "address" in message:
+            self._on_begun()
             self._view.message(f"server at {message['address']}")
             for other in self._children[1:]:
                 other.tell(address=message["address"])
@@ -153,22 +161,26 @@ def main() -> int:
         )
     build.build_task(config)
     insecure = security.INSECURE.value
-    prepare(
+    with prepared(
         config,
         folder,
         resume=_RESUME.value,
         overwrite=_OVERWRITE.value,
         insecure=insecure,
-    )
-    launcher = Launcher(config, folder, workers, insecure)
-    reason = launcher.run()
-    if launcher.usage_error is not None:
-        program.fail(launcher.usage_error)
-    if not (folder / workdir.SUMMARY).exists():
-        status = "interrupted" if launcher.interrupted else "failed"
-        summary = empty_summary(config, folder, status, reason or "")
-        workdir.write_json(folder / workdir.SUMMARY, summary)
-    return say_how_it_ended(workdir.read_json(folder / workdir.SUMMARY), folder)
+    ) as claim:
+        launcher = Launcher(config, folder, workers, insecure, claim.begin)
+        reason = launcher.run()
+        if launcher.usage_error is not None:
+            program.fail(launcher.usage_error)
+        if claim.holds_old:
+            program.fail(
+                f"the run has not begun ({reason}); {folder} holds the old one still"
+            )
+        if not (folder / workdir.SUMMARY).exists():
+            status = "interrupted" if launcher.interrupted else "failed"
+            summary = empty_summary(config, folder, status, reason or "")
+            workdir.write_json(folder / workdir.SUMMARY, summary)
+        return say_how_it_ended(workdir.read_json(folder / workdir.SUMMARY), folder)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from asyn2f.report.html import write_report
 from asyn2f.report.live import LiveView
 from asyn2f.runtime.server import Server
 from launch import program, security
-from launch.serving import EXIT_CODES, prepare, serve
+from launch.serving import EXIT_CODES, prepared, serve
 
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
@@ -26,17 +26,20 @@ def main() -> int:
     config = program.plain(program.CONFIG.value)
     build.build_task(config)
     insecure = security.INSECURE.value
-    prepare(
-        config,
-        folder,
-        resume=_RESUME.value,
-        overwrite=_OVERWRITE.value,
-        insecure=insecure,
-    )
     program.prepare_jax()
-    with LiveView() as view:
+    with (
+        prepared(
+            config,
+            folder,
+            resume=_RESUME.value,
+            overwrite=_OVERWRITE.value,
+            insecure=insecure,
+        ) as claim,
+        LiveView() as view,
+    ):
 
         def on_ready(address: str, server: Server) -> None:
+            claim.begin()
             program.stop_on_signals(server.stop)
             view.message(f"listening at {address}, run folder {folder}")
 

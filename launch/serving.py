@@ -1,14 +1,16 @@
 """Running a server: what `launch.server` and `launch.local` have in common."""
 
+import contextlib
 import logging
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from asyn2f import build, workdir
+from asyn2f.claim import Claim, claimed
 from asyn2f.experiment import Experiment
 from asyn2f.report.html import write_report
 from asyn2f.report.metrics import MetricsWriter
@@ -30,15 +32,17 @@ _PORTS_FREE_S = 5.0  # by then a server whose place is taken has usually ended
 EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 
 
-def prepare(
+@contextlib.contextmanager
+def prepared(
     config: build.Config,
     folder: Path,
     *,
     resume: bool,
     overwrite: bool,
     insecure: bool,
-) -> None:
-    """Claims the folder and writes the config into it.
+) -> Iterator[Claim]:
+    """Claims the folder and writes the config into it; `Claim.begin` is to be called
+    when the server listens.
 
     Raises:
       WorkdirError, ConfigError, AddressError, KeysError: nothing has been touched then.
@@ -47,13 +51,16 @@ def prepare(
     address, keys = config["runtime"]["address"], security.server_keys(config)
     security.check(address, keys is not None, insecure)
     check_free(address, keys, insecure)
-    if resume and (folder / workdir.CONFIG).exists():
-        stored = workdir.read_json(folder / workdir.CONFIG)
-        build.check_same_experiment(stored, config)
-    workdir.claim(folder, resume=resume, overwrite=overwrite)
-    workdir.write_json(folder / workdir.CONFIG, dict(config))
-    if not (folder / workdir.RUN).exists():
-        workdir.write_json(folder / workdir.RUN, {"run": secrets.token_hex(6)})
+    with claimed(folder, resume=resume, overwrite=overwrite, takes_over=True) as claim:
+        if resume:
+            stored = workdir.read_json(folder / workdir.CONFIG)
+            build.check_same_experiment(stored, config)
+        claim.clear(overwrite=overwrite)
+        workdir.write_json(folder / workdir.CONFIG, dict(config))
+        if not (folder / workdir.RUN).exists():
+            workdir.write_json(folder / workdir.RUN, {"run": secrets.token_hex(6)})
+        claim.share()
+        yield claim
 
 
 def serve(

@@ -16,6 +16,7 @@ import jax
 from absl import flags
 
 from asyn2f import build, trace, workdir
+from asyn2f.claim import claimed
 from asyn2f.evaluate import Score
 from asyn2f.experiment import Experiment
 from asyn2f.report.metrics import MetricsWriter
@@ -186,6 +187,15 @@ def main() -> int:
     if _RESUME.value and _is_finished(folder, config):
         print(f"nothing to do: the simulation in {folder} is finished")
         return 0
+    with claimed(folder, resume=_RESUME.value, overwrite=_OVERWRITE.value) as claim:
+        experiment, order = _scheduled(config)
+        claim.clear(overwrite=_OVERWRITE.value)
+        _begin(config, experiment, folder)
+        claim.begin()
+        return say_how_it_ended(simulate(config, experiment, order, folder), folder)
+
+
+def _scheduled(config: build.Config) -> tuple[Experiment, Order]:
     begun_s = time.monotonic()
     experiment = build.build_experiment(config)
     order = order_of_config(config, experiment)
@@ -195,7 +205,11 @@ def main() -> int:
         f"and {order.end_s - order.start_s:,.1f} virtual s in {scheduled_s:.1f} s",
         flush=True,
     )
-    workdir.claim(folder, resume=_RESUME.value, overwrite=_OVERWRITE.value)
+    return experiment, order
+
+
+def _begin(config: build.Config, experiment: Experiment, folder: Path) -> None:
+    """Writes what is known of a run before it is executed."""
     if _RESUME.value:  # an interrupted one has written them; they are written anew
         (folder / workdir.METRICS).unlink(missing_ok=True)
         for name in (workdir.TRACE, workdir.TENSORBOARD):
@@ -206,7 +220,6 @@ def main() -> int:
     workdir.write_json(
         folder / workdir.SPLIT, {"counts": class_counts(experiment.task)}
     )
-    return say_how_it_ended(simulate(config, experiment, order, folder), folder)
 
 
 def _is_finished(folder: Path, config: build.Config) -> bool:

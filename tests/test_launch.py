@@ -333,6 +333,10 @@ def test_a_killed_worker_disturbs_nobody_and_another_takes_its_place(tmp_path):
     newcomer = start("worker", *flags, "--worker=1")
     wait_for_line(newcomer, "joined")
     joined_at = newest_saved(folder)
+    for program in ("simulate", "server"):  # which must not delete a live run
+        code, out, err = run(program, *flags, "--overwrite")
+        assert (code, out) == (2, "")
+        assert "is in use by a live run" in err
     while True:  # until it has seen some versions come
         version = re.search(r"version (\d+)", wait_for_line(local, WORKING))
         if int(version.group(1)) > joined_at + 15:

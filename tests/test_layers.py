@@ -16,7 +16,7 @@ LAYERS = [
     {"strategies", "tasks"},
     {
         *("trainer", "epochs", "programs", "trace", "evaluate", "experiment"),
-        *("workdir", "lineage", "causality", "invariants", "provenance"),
+        *("workdir", "claim", "lineage", "causality", "invariants", "provenance"),
     },
     {"sim", "runtime", "report"},
     {"build", "rules"},

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from asyn2f import build, workdir
+from asyn2f.runtime.addresses import AddressError
 from asyn2f.runtime.zmq_transport import ZmqTransport
 from launch import serving
 from tests.experiments import config_with, experiment_with
@@ -48,3 +49,22 @@ def test_ports_are_waited_for_as_long_as_peers_call_there(tmp_path, rival, monke
 def test_ports_that_are_not_freed_in_time_are_left_to_the_other(tmp_path, rival):
     found = bind(tmp_path, rival.ports(), lease_s=0.2)
     assert not set(found) & set(rival.ports())
+
+
+def test_a_port_that_is_taken_after_the_check_costs_no_run(
+    tmp_path, rival, monkeypatch
+):
+    """The check finds it free, the server does not: the old run is still there."""
+    old = {"config.json": "{}", "summary.json": "precious", "models/3": "parameters"}
+    for name, text in old.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    address = f"tcp://127.0.0.1:{rival.ports()[0]}"
+    config = config_with(runtime__address=address)
+    monkeypatch.setattr(serving, "check_free", lambda *_: None)
+    claim = serving.prepared(
+        config, tmp_path, resume=False, overwrite=True, insecure=False
+    )
+    with pytest.raises(AddressError, match="cannot listen"), claim:
+        serving.serve(config, tmp_path, print, print, insecure=False)
+    assert {name: (tmp_path / name).read_text() for name in old} == old

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and how it is claimed."""
+"""The folder of a run: what lies where; `asyn2f.claim` says who may use it."""
 
 import json
 import math
@@ -20,49 +20,25 @@ TRACE = "trace"
 LOGS = "logs"
 TENSORBOARD = "tensorboard"
 
-_FILES = (CONFIG, RUN, SPLIT, SUMMARY, METRICS, REPORT, SERVER, PROGRESS)
-_FOLDERS = (MODELS, TRACE, LOGS, TENSORBOARD)
+ENTRIES = (
+    *(CONFIG, RUN, SPLIT, SUMMARY, METRICS, REPORT, SERVER, PROGRESS),
+    *(MODELS, TRACE, LOGS, TENSORBOARD),
+)
+"""All that a run leaves in its folder."""
 
 
 class WorkdirError(Exception):
     """A folder that cannot be used for a run, and why."""
 
 
-def claim(workdir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Makes the folder ready for a run: new, resumed, or in place of an old one.
-
-    Overwriting deletes what a run leaves in its folder, and nothing else in it.
-
-    Raises:
-      WorkdirError: it holds a run and neither flag is given; or there is nothing to
-        resume; or it cannot be written.
-    """
-    holds_run = (workdir / CONFIG).exists()
-    if resume and overwrite:
-        raise WorkdirError("--resume and --overwrite exclude each other; give one")
-    if resume and not holds_run:
-        raise WorkdirError(
-            f"--resume: {workdir} holds no run (no {CONFIG}); leave --resume out"
-        )
-    if holds_run and not resume and not overwrite:
-        raise WorkdirError(
-            f"{workdir} holds a run already; give --resume to go on with it, "
-            "--overwrite to delete it, or another --workdir"
-        )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for name in _FILES:
-                (workdir / name).unlink(missing_ok=True)
-            for name in _FOLDERS:
-                if (workdir / name).exists():
-                    shutil.rmtree(workdir / name)
-        for name in (SUMMARY, REPORT):
-            (workdir / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise WorkdirError(f"cannot use {workdir}: {error.strerror}") from error
-    if not os.access(workdir, os.W_OK):
-        raise WorkdirError(f"cannot write into {workdir}")
+def delete(workdir: Path) -> None:
+    """Deletes what a run leaves in its folder, and nothing else in it."""
+    for name in ENTRIES:
+        path = workdir / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
