@@ -62,7 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     timing.epochs_per_push = 5  # n: local epochs (the paper: 5)
     timing.push_after_metric = 0.0  # hold pushes until this accuracy; 0 = off
     timing.push_after_epochs = 0  # ... or until that many epochs; 0 = never
-    timing.deadline_s = 15.0  # aggregate what waits for so long; 0 = never
+    timing.deadline_s = 0.0  # aggregate what waits for so long; 0 = never
 
     config.stop = stop = ml_collections.ConfigDict()
     stop.max_versions = 150  # 0 = no limit

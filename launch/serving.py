@@ -11,6 +11,7 @@ from typing import Any
 
 from asyn2f import build, workdir
 from asyn2f.claim import Claim, claimed
+from asyn2f.epochs import steps_per_epoch
 from asyn2f.experiment import Experiment
 from asyn2f.report.html import write_report
 from asyn2f.report.metrics import MetricsWriter
@@ -22,8 +23,9 @@ from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.server import Observer, Server
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.zmq_transport import ZmqTransport, check_free
-from asyn2f.status import RunStatus
+from asyn2f.status import RunStatus, incomplete
 from asyn2f.tasks.base import class_counts
+from asyn2f.timing import deadline_warning
 from launch import program, security
 
 _SWITCH_S = 5e-4  # between threads; Python's own is ten times that
@@ -85,6 +87,9 @@ def serve(
     # What talks to peers and writes must not wait long for what computes.
     sys.setswitchinterval(_SWITCH_S)
     experiment, settings = build.build_experiment(config), build.build_runtime(config)
+    cycles_s = _cycles_s(experiment, settings)
+    if short := deadline_warning(experiment.strategy.timing, cycles_s):
+        print(f"warning: {short}", flush=True)
     keys = security.server_keys(config)
     store = OrbaxStore(
         folder / workdir.MODELS,
@@ -124,12 +129,27 @@ def serve(
     return summary
 
 
+def _cycles_s(experiment: Experiment, settings: RuntimeSettings) -> list[float]:
+    """Seconds that the cycles of the workers take at least, as far as their speeds are
+    limited; 0 where they are not."""
+    speeds = settings.worker_speeds
+    limits = [speeds[k % len(speeds)] for k in range(experiment.workers)]
+    epochs = experiment.strategy.timing.epochs_per_push
+    batch_size = experiment.training.batch_size
+    return [
+        epochs * steps_per_epoch(len(rows), batch_size) / limit if limit else 0.0
+        for rows, limit in zip(experiment.task.shards, limits, strict=True)
+    ]
+
+
 def say_how_it_ended(summary: dict[str, Any], folder: Path) -> int:
     """Writes the report, and says where everything is; the program's exit code."""
     best, version = summary.get("best_accuracy"), summary.get("best_version")
     print(f"{summary['status']}: {summary['reason']}")
     if best is not None:
         print(f"best accuracy {best:.4f} at version {version}")
+    if lacking := incomplete(summary):
+        print(f"warning: {lacking}")
     print(f"results in {folder}: summary.json, metrics.jsonl, models/, tensorboard/")
     print(f"report: {write_report(folder)}", flush=True)
     return EXIT_CODES[summary["status"]]
@@ -159,6 +179,7 @@ def empty_summary(
         "final_accuracy": None,
         "wall_s": totals.get("elapsed_s"),
         "updates": {name: counts.get(name) for name in COUNTED},
+        "incomplete_versions": totals.get("incomplete_versions"),
         "bytes_up": totals.get("bytes_up"),
         "bytes_down": totals.get("bytes_down"),
         "params_sha256": None,

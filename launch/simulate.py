@@ -25,8 +25,9 @@ from asyn2f.sim.execute import Execution, execution_of
 from asyn2f.sim.numbers import Result
 from asyn2f.sim.order import Order
 from asyn2f.sim.written import events_of
-from asyn2f.simulation import epochs_of, order_of_config, watched_of
+from asyn2f.simulation import cycles_of, epochs_of, order_of_config, watched_of
 from asyn2f.tasks.base import class_counts
+from asyn2f.timing import deadline_warning
 from asyn2f.trees import params_sha256
 from launch import program
 from launch.serving import say_how_it_ended
@@ -108,6 +109,7 @@ def _summary(
         "final_f1": final.f1 if final else None,
         "wall_s": order.end_s - order.start_s,  # virtual
         "updates": {"committed": len(order.members), **kinds},
+        "incomplete_versions": int((order.lacking > 0).sum()),
         "bytes_up": order.num_updates * experiment.update_template.num_bytes,
         "bytes_down": int(order.receivers.sum(dtype="int64"))
         * experiment.publication.template.num_bytes,
@@ -155,6 +157,7 @@ def _write(
                     behind = event.staleness
                     row = {
                         "updates": len(event.updates),
+                        "lacking": event.lacking,
                         "staleness_mean": sum(behind) / len(behind),
                         "staleness_max": max(behind),
                         "loss": float(result.numbers.model_loss[event.version]),
@@ -198,6 +201,9 @@ def main() -> int:
 def _scheduled(config: build.Config) -> tuple[Experiment, Order]:
     begun_s = time.monotonic()
     experiment = build.build_experiment(config)
+    cycles_s = cycles_of(experiment, build.build_profiles(config)).tolist()
+    if short := deadline_warning(experiment.strategy.timing, cycles_s):
+        print(f"warning: {short}", flush=True)
     order = order_of_config(config, experiment)
     scheduled_s = time.monotonic() - begun_s
     print(

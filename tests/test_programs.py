@@ -552,7 +552,7 @@ def test_a_buffer_of_workers_that_wait_ends_with_the_last_of_them():
     timing = replace(asynchronous(min_updates=3, pending="all"), after_push="wait")
     program = running(timing, 2)
     commands = without_listening(tell_all(program, [push(0), push(1)]))
-    assert commands == [Aggregate((key(0), key(1))), Publish(1)]
+    assert commands == [Aggregate((key(0), key(1)), 1), Publish(1)]
 
 
 def test_what_has_arrived_before_the_start_is_aggregated_buffer_by_buffer():
@@ -611,14 +611,14 @@ def test_fewer_live_workers_than_min_updates_do_not_block():
     program = running(asynchronous(min_updates=5), 2)
     assert without_listening(tell(program, push(0))) == []
     commands = without_listening(tell(program, push(1)))
-    assert commands == [Aggregate((key(0), key(1))), Publish(1)]
+    assert commands == [Aggregate((key(0), key(1)), 3), Publish(1)]
 
 
 def test_a_worker_that_leaves_does_not_block_the_others():
     program = running(asynchronous(min_updates=3), 3)
     tell_all(program, [push(0), push(1)])
     commands = without_listening(tell(program, leave(2)))
-    assert commands == [Aggregate((key(0), key(1))), Publish(1)]
+    assert commands == [Aggregate((key(0), key(1)), 1), Publish(1)]
 
 
 def test_an_update_of_a_worker_that_left_stands_for_no_live_worker():
@@ -688,6 +688,25 @@ def test_a_rejected_update_leaves_the_pending_one_of_its_worker_alone():
     assert commands == [Aggregate((key(0), key(1))), Publish(10)]
 
 
+def test_a_version_says_how_many_updates_it_lacks():
+    """Of the live workers of its round, or up to `min_updates`; who has left, or has
+    joined since the round began, is not awaited."""
+    program = running(synchronous(min_workers=4, deadline_s=5.0), 4)
+    tell_all(program, [push(0), leave(1), join(4)])
+    (made, _) = without_listening(tell(program, Due(5.0)))
+    assert (made.keys, made.lacking) == ((key(0),), 2)
+    program = running(synchronous(min_workers=2, deadline_s=5.0), 2)
+    (made, _) = without_listening(tell_all(program, [push(0), push(1)]))
+    assert made.lacking == 0
+    program = running(asynchronous(min_updates=4, deadline_s=5.0), 4)
+    tell_all(program, [push(0), push(1)])
+    (made, _) = without_listening(tell(program, Due(5.0)))
+    assert made.lacking == 2
+    program = running(replace(asynchronous(min_updates=3), quorum="each"), 4)
+    (made, _) = without_listening(tell(program, push(0)))
+    assert made.lacking == 0
+
+
 def test_without_a_deadline_the_server_listens_for_ever():
     program = running(asynchronous(min_updates=2), 2)
     assert tell(program, push(0)) == [Listen(until_s=None)]
@@ -699,7 +718,11 @@ def test_the_deadline_counts_from_the_oldest_pending_update():
     assert tell(program, push(0, time_s=10.0)) == [Listen(until_s=15.0)]
     assert tell(program, push(1, time_s=12.0)) == [Listen(until_s=15.0)]
     commands = tell(program, Due(15.0))
-    assert commands == [Aggregate((key(0), key(1))), Publish(1), Listen(until_s=None)]
+    assert commands == [
+        Aggregate((key(0), key(1)), 1),
+        Publish(1),
+        Listen(until_s=None),
+    ]
 
 
 def test_workers_that_push_often_do_not_put_the_deadline_off():
@@ -712,7 +735,7 @@ def test_workers_that_push_often_do_not_put_the_deadline_off():
     commands = tell(program, push(0, seq=2, time_s=14.5))
     assert commands == [Supersede(key(0, 1)), Listen(until_s=15.0)]
     commands = without_listening(tell(program, Due(15.0)))
-    assert commands == [Aggregate((key(1), key(0, 2))), Publish(1)]
+    assert commands == [Aggregate((key(1), key(0, 2)), 1), Publish(1)]
 
 
 def test_a_round_of_fedavg_waits_for_all_live_workers():
@@ -768,7 +791,7 @@ def test_the_deadline_of_a_round_counts_from_its_start():
     tell(program, join(1, time_s=10.0))
     assert tell(program, push(0, time_s=12.0)) == [Listen(until_s=15.0)]
     commands = without_listening(tell(program, Due(15.0)))
-    assert commands == [Aggregate((key(0),)), Publish(1)]
+    assert commands == [Aggregate((key(0),), 1), Publish(1)]
 
 
 def test_the_deadline_of_the_next_round_counts_from_the_next_start():
@@ -793,7 +816,7 @@ def test_the_first_update_after_a_deadline_without_updates_still_makes_a_version
     commands = tell(program, push(0, time_s=16.0))
     if commands[-1].until_s is not None:
         commands += tell(program, Due(max(16.0, commands[-1].until_s)))
-    assert without_listening(commands) == [Aggregate((key(0),)), Publish(1)]
+    assert without_listening(commands) == [Aggregate((key(0),), 1), Publish(1)]
 
 
 def test_a_server_goes_on_after_all_workers_have_left_and_one_comes_back():

@@ -55,6 +55,45 @@ def test_when_those_who_owed_an_update_say_goodbye_the_run_ends(desk):
     assert "can be used: loss nan" in ends(lives_on(desk, 1.0, "0"))
 
 
+def test_without_a_deadline_a_round_does_not_wait_for_the_dead():
+    """Worker 2 dies in the round, without a goodbye: the others' updates make the
+    version once it has been silent for `dead_after_s`, and nothing is lacking."""
+    desk = Desk(with_(FEDAVG, min_workers=3), workers=3)
+    desk.join("0", "1", "2")
+    desk.push("0", 0)
+    desk.push("1", 0)
+    assert not those(lives_on(desk, DEAD_AFTER_S - 1.0, "0", "1"), p.Make)
+    (made,) = those(lives_on(desk, 3.0, "0", "1"), p.Make)
+    assert (len(made.keys), made.lacking) == (2, 0)
+    desk.make(1)
+    desk.save(1)
+    desk.push("0", 1, base=1)
+    (made,) = those(desk.push("1", 1, base=1), p.Make)
+    assert made.version == 2
+    # A live worker is waited for, however long it takes.
+    desk.make(2)
+    desk.save(2)
+    desk.push("0", 2, base=2)
+    assert not those(lives_on(desk, 20 * LEASE_S, "0", "1"), p.Make)
+
+
+def test_a_round_that_a_deadline_closes_says_how_many_live_workers_it_lacks():
+    desk = Desk(with_(FEDAVG, min_workers=3, deadline_s=2.0), workers=3)
+    desk.join("0", "1", "2")
+    desk.push("0", 0)
+    (made,) = those(lives_on(desk, 3.0, "0", "1", "2"), p.Make)
+    assert made.lacking == 2
+    desk.make(1)
+    assert desk.machine.status().incomplete_versions == 1
+    (saved,) = those(desk.machine.on(p.SaveFailed(1, "full"), desk.now), p.Save) or [0]
+    assert not saved
+    desk.save(1)
+    for session in "012":
+        desk.push(session, 1, base=1)
+    desk.make(2)
+    assert desk.machine.status().incomplete_versions == 1
+
+
 def test_who_falls_silent_may_come_back_for_as_long_as_a_lease(desk):
     refused(desk, "0")
     assert not ends(lives_on(desk, LEASE_S, "0"))

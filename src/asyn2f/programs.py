@@ -161,6 +161,9 @@ class Aggregate(NamedTuple):
     """Make the next version of these updates, which stand in order of arrival."""
 
     keys: tuple[UpdateKey, ...]
+    # Updates that it should have had besides: up to `min_updates`, or of the live
+    # workers that a synchronous round was closed without.
+    lacking: int = 0
 
 
 class Publish(NamedTuple):
@@ -260,7 +263,8 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
             and (is_due or _is_ready(timing, pending, live, missing))
         ):
             slots = tuple(pending)[:most]
-            made = yield Aggregate(tuple(pending.pop(slot).key for slot in slots))
+            keys = tuple(pending.pop(slot).key for slot in slots)
+            made = yield Aggregate(keys, _lacking(timing, len(keys), len(missing)))
             is_due = False
             if isinstance(made, NotMade):
                 continue
@@ -321,6 +325,12 @@ def _is_ready(
             return False
         return {update.key.worker for update in pending.values()} >= live
     return pending.keys() >= live
+
+
+def _lacking(timing: Timing, updates: int, missing: int) -> int:
+    if timing.quorum == "all":
+        return missing
+    return 0 if timing.quorum == "each" else max(0, timing.min_updates - updates)
 
 
 def _deadline(

@@ -16,6 +16,7 @@ from asyn2f.sim import order as o
 from asyn2f.sim.execute import Executor, execution_of
 from asyn2f.sim.numbers import Result
 from asyn2f.sim.order import Order
+from asyn2f.sim.profiles import Profiles
 from asyn2f.sim.recorded import order_of
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.serial import Follower
@@ -115,6 +116,16 @@ def order_of_config(config: build.Config, experiment: Experiment) -> Order:
         )
     except ValueError as error:
         raise build.ConfigError(f"config.{error}") from None
+
+
+def cycles_of(experiment: Experiment, profiles: Profiles) -> np.ndarray:
+    """Seconds from push to push of each worker, without jitter and outages, f64 [W]."""
+    epochs = experiment.strategy.timing.epochs_per_push
+    up, down = experiment.update_template, experiment.publication.template
+    links_s = profiles.upload_s + profiles.download_s
+    links_s += 8e-6 * up.num_bytes / profiles.upload_mbps
+    links_s += 8e-6 * down.num_bytes / profiles.download_mbps
+    return epochs * np.array(epochs_of(experiment)) * profiles.step_s + links_s
 
 
 def epochs_of(experiment: Experiment) -> list[int]:

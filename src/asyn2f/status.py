@@ -1,6 +1,7 @@
 """How a run stands at this moment: what the server tells whoever watches."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class WorkerStatus(NamedTuple):
@@ -41,3 +42,24 @@ class RunStatus(NamedTuple):
     bytes_up: int
     bytes_down: int
     workers: tuple[WorkerStatus, ...]
+    # Made of fewer than `min_updates` updates, or, in a synchronous round, without that
+    # of a live worker.
+    incomplete_versions: int = 0
+
+
+def incomplete(summary: Mapping[str, Any]) -> str:
+    """A sentence on versions that lack updates, or "" where none does.
+
+    >>> incomplete({"incomplete_versions": 0, "versions": 30})
+    ''
+    >>> incomplete({"incomplete_versions": 12, "versions": 30})[:47]
+    '12 of 30 versions were made without all updates'
+    """
+    count = summary.get("incomplete_versions") or 0
+    if not count:
+        return ""
+    return (
+        f"{count:,} of {summary.get('versions'):,} versions were made without all "
+        "updates that they wait for: fewer than timing.min_updates, or a synchronous "
+        "round that timing.deadline_s closed without a live worker"
+    )

@@ -1,5 +1,6 @@
 """When things happen: the settings that the programs read, and nothing else reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,3 +97,40 @@ class Stop:
     max_versions: int = 0
     max_time_s: float = 0.0
     target_accuracy: float = 0.0
+
+
+def deadline_warning(timing: Timing, cycles_s: Sequence[float]) -> str:
+    """A sentence, if a deadline will close rounds or make versions before the updates
+    that they wait for can be there; else "".
+
+    A synchronous round waits for the slowest worker; the `min_updates`-th fastest has
+    pushed again after one cycle of its own.
+
+    Args:
+      timing: with its deadline.
+      cycles_s: seconds from push to push of each worker, travelling included.
+
+    >>> timing = Timing(while_training="ignore", after_push="wait", quorum="all",
+    ...                 deadline_s=15.0)
+    >>> print(deadline_warning(timing, [13.0, 40.0, 453.0])[:64])
+    config.timing.deadline_s = 15 is shorter than the cycles of 2 of
+    >>> deadline_warning(timing, [13.0, 14.0])
+    ''
+    """
+    deadline_s = timing.deadline_s
+    if not deadline_s or timing.quorum == "each" or not cycles_s:
+        return ""
+    slower = sum(cycle_s > deadline_s for cycle_s in cycles_s)
+    if timing.quorum == "all":
+        is_short, what = slower > 0, "synchronous rounds will close without them"
+    else:
+        awaited_s = sorted(cycles_s)[min(timing.min_updates, len(cycles_s)) - 1]
+        is_short = awaited_s > deadline_s and timing.min_updates > 1
+        what = f"versions may be made of fewer than {timing.min_updates} updates"
+    if not is_short:
+        return ""
+    return (
+        f"config.timing.deadline_s = {deadline_s:g} is shorter than the cycles of "
+        f"{slower} of {len(cycles_s)} workers, which take up to {max(cycles_s):.3g} s: "
+        f"{what}; 0 waits for every live worker"
+    )

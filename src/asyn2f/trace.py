@@ -161,6 +161,7 @@ class Aggregated(NamedTuple):
     learning_rate: float
     # What `guards` did to each update or, observing, would have; [] = nothing to any.
     guards: list[str] = []  # noqa: RUF012
+    lacking: int = 0  # updates that it should have had besides: `programs.Aggregate`
 
 
 class Saved(NamedTuple):

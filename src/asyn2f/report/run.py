@@ -12,6 +12,7 @@ import numpy as np
 from asyn2f import trace
 from asyn2f import workdir as folders
 from asyn2f.report.metrics import read_rows
+from asyn2f.status import incomplete
 
 _PARTS = (folders.CONFIG, folders.SUMMARY, folders.METRICS, folders.TRACE)
 
@@ -53,6 +54,10 @@ def load_run(workdir: Path) -> Run:
         "the run goes on, or was killed; its key figures come from metrics and trace",
         notes,
     )
+    if number(summary, "incomplete_versions") > 0:
+        counts = ("incomplete_versions", "versions")
+        lacking = incomplete({n: int(number(summary, n)) for n in counts})
+        notes.append(f"{lacking}.")
     config = _read_record(workdir / folders.CONFIG, "the settings are unknown", notes)
     rows, cut = read_rows(workdir / folders.METRICS)
     if not rows:

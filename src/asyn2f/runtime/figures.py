@@ -20,6 +20,7 @@ class Figures:
         self._elapsed_before_s: float = before.get("elapsed_s", 0.0)
         self.bytes_up: int = before.get("bytes_up", 0)
         self.bytes_down: int = before.get("bytes_down", 0)
+        self.incomplete: int = before.get("incomplete_versions", 0)
         self.best_accuracy, self.best_version = best
         self.accuracy: float | None = None  # of the newest version scored
         self.loss: float | None = None
@@ -73,4 +74,5 @@ class Figures:
             "elapsed_s": self.elapsed_s(now),
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
+            "incomplete_versions": self.incomplete,
         }

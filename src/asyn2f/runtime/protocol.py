@@ -197,6 +197,7 @@ class Make(NamedTuple):
 
     version: int
     keys: tuple[UpdateKey, ...]
+    lacking: int = 0  # see `programs.Aggregate`
 
 
 class Save(NamedTuple):

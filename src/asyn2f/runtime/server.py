@@ -235,8 +235,8 @@ class Server:
                 self._updates.pop(key, None)
                 self._headers.pop(key, None)
                 self._far.pop(key, None)
-            case p.Make(version, keys):
-                made = self._make(version, keys)
+            case p.Make(version, keys, lacking):
+                made = self._make(version, keys, lacking)
                 crashes.reach("made")
                 self._io.post(made)
             case p.Save(version, books):
@@ -326,7 +326,9 @@ class Server:
         self._far[key] = f"would be rejected: {problem}"
         return ""
 
-    def _make(self, version: int, keys: tuple[UpdateKey, ...]) -> p.Made | p.NotMade:
+    def _make(
+        self, version: int, keys: tuple[UpdateKey, ...], lacking: int
+    ) -> p.Made | p.NotMade:
         """The next version; the present one stays if that cannot be used."""
         updates = [self._updates[key] for key in keys]
         state, metrics = self._experiment.aggregate(self._state, updates)
@@ -351,12 +353,14 @@ class Server:
             coefficients=shares,
             learning_rate=rate,
             guards=found,
+            lacking=lacking,
         )
         self._journal.write(aggregated)
         record = self._record(aggregated._asdict())
         self._saver.take(version, self._state, record)
         self._rows[version] = {
             "updates": len(keys),
+            "lacking": lacking,
             "staleness_mean": float(np.mean(staleness)),
             "staleness_max": max(staleness),
             "loss": made.header.loss,
@@ -452,6 +456,7 @@ class Server:
             "wall_s": status.elapsed_s,
             "server_cpu_s": round(time.process_time(), 3),  # since it was started
             "updates": {name: getattr(status, name) for name in COUNTED},
+            "incomplete_versions": status.incomplete_versions,
             "guarded": self._guarded,
             "bytes_up": status.bytes_up,
             "bytes_down": status.bytes_down,

@@ -134,6 +134,7 @@ class ServerProtocol:
                 elif base is not None:
                     self._on_failed(key, base, problem)
             case p.Made():
+                self._figures.incomplete += self._versions.lacking > 0
                 self._versions.on_made(event)
             case p.NotMade(version, reason):
                 keys = self._versions.saving[version]

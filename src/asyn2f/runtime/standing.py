@@ -37,6 +37,7 @@ def status_of(
         bytes_up=figures.bytes_up,
         bytes_down=figures.bytes_down,
         workers=roster.worker_statuses(version, ledger.taken_in, now),
+        incomplete_versions=figures.incomplete,
     )
 
 

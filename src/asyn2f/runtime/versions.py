@@ -45,6 +45,7 @@ class Versions:
         self.newest = first  # the newest version given out
         self.until_s: float | None = None  # when the program wants to hear `Due`
         self.saving: dict[int, tuple[UpdateKey, ...]] = {}  # on the way to the store
+        self.lacking = 0  # of the version that is being made: see `Aggregate`
         self._program = program
         self._announce = announce
         self._replaces = replaces
@@ -150,5 +151,5 @@ class Versions:
         if self._held is None or self.saving or self._ended:
             return
         version, keys = self.newest.header.version + 1, self._held.keys
-        self._held, self.saving[version] = None, keys
-        self._outlet.do(p.Make(version, keys))
+        self.lacking, self._held, self.saving[version] = self._held.lacking, None, keys
+        self._outlet.do(p.Make(version, keys, self.lacking))

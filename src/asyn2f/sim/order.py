@@ -44,6 +44,7 @@ class Order(NamedTuple):
     member_starts: np.ndarray  # i64 [M + 1]
     members: np.ndarray  # i32: updates of node m: members[starts[m]:starts[m + 1]]
     receivers: np.ndarray  # i32 [M]: workers it was given out to
+    lacking: np.ndarray  # i32 [M]: see `programs.Aggregate`
     # the run
     newest: int  # node: the version that the run ended with
     num_updates: int
@@ -74,6 +75,7 @@ class Log:
         self.member_starts = array("q", [0, 0])
         self.members = array("i")
         self.receivers = array("i", [0])
+        self.lacking = array("i", [0])
         self.num_updates = 0
         # Bound once: they are called four times for every event.
         self._note_time_s = self.time_s.append
@@ -87,13 +89,16 @@ class Log:
         self._note_worker(worker)
         self._note_value(value)
 
-    def add_version(self, version: int, parent: int, members: list[int]) -> int:
+    def add_version(
+        self, version: int, parent: int, members: list[int], lacking: int = 0
+    ) -> int:
         """The node of a new version; its event is noted apart."""
         self.version.append(version)
         self.parent.append(parent)
         self.members.extend(members)
         self.member_starts.append(len(self.members))
         self.receivers.append(0)
+        self.lacking.append(lacking)
         return len(self.version) - 1
 
     def order(
@@ -111,6 +116,7 @@ class Log:
             member_starts=np.array(self.member_starts, np.int64),
             members=np.array(self.members, np.int32),
             receivers=np.array(self.receivers, np.int32),
+            lacking=np.array(self.lacking, np.int32),
             newest=len(self.version) - 1 if newest is None else newest,
             num_updates=self.num_updates,
             start_s=start_s,
@@ -141,6 +147,7 @@ def cut(order: Order, count: int, reason: str, end_s: float | None = None) -> Or
         member_starts=order.member_starts[: nodes + 1],
         members=order.members[: order.member_starts[nodes]],
         receivers=order.receivers[:nodes],
+        lacking=order.lacking[:nodes],
         newest=nodes - 1,
         num_updates=int(value[kind == PUSH].max(initial=-1)) + 1,
         end_s=end_s,

@@ -171,7 +171,9 @@ class _Reader:
             case trace.Aggregated() if self._is_kept(event):
                 before = self._nodes[self._parent_of(event)]
                 members = [self._updates[w, s, q] for w, s, q in event.updates]
-                node = self._log.add_version(event.version, before, members)
+                node = self._log.add_version(
+                    event.version, before, members, event.lacking
+                )
                 self._nodes[event.incarnation, event.version] = node
                 note(now, o.AGGREGATE, -1, node)
             case trace.Settled():

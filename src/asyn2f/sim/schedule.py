@@ -156,7 +156,7 @@ class _World:
         self._server = programs.server_program(timing)
         self._published_s: list[float] = []
         self._inbox: deque[programs.ServerEvent] = deque()
-        self._making: tuple[UpdateKey, ...] | None = None
+        self._making: Aggregate | None = None
         self._due_s: float | None = None
         self._live: set[int] = set()
         self._ended: str | None = None
@@ -367,7 +367,7 @@ class _World:
                     self.foresee(max(now, self._due_s), self._due, self._due_s)
                 return
             if isinstance(command, Aggregate):
-                self._making = command.keys
+                self._making = command
                 self._due_s = None
                 if self._aggregate_s:
                     self.foresee(now + self._aggregate_s, self._made, None)
@@ -385,8 +385,9 @@ class _World:
         """The version that was being made is there."""
         assert self._making is not None
         before = len(self._log.version) - 1
-        members = [key.seq for key in self._making]
-        node = self._log.add_version(before + 1, before, members)
+        members = [key.seq for key in self._making.keys]
+        lacking = self._making.lacking
+        node = self._log.add_version(before + 1, before, members, lacking)
         self._note(now, o.AGGREGATE, -1, node)
         self._making = None
 

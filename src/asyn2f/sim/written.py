@@ -162,6 +162,7 @@ def _made(
         shares,
         float(numbers.learning_rate[node]),
         findings(guards, [pushed.loss for pushed in members], shares),
+        int(order.lacking[node]),
     )
     for pushed in members:
         yield trace.Settled(
