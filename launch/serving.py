@@ -99,7 +99,11 @@ def serve(
     )
     # Before the sockets: a server that still serves this run ends, and frees its ports.
     incarnation = store.begin_incarnation()
-    transport, address = _bind(folder, settings, experiment, keys, insecure)
+    try:
+        transport, address = _bind(folder, settings, experiment, keys, insecure)
+    except BaseException:
+        store.close()
+        raise
     run_id = workdir.read_json(folder / workdir.RUN)["run"]
     workdir.write_json(
         folder / workdir.SPLIT, {"counts": class_counts(experiment.task)}
