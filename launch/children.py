@@ -85,7 +85,7 @@ class _Parent:
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
-        self._addresses: SimpleQueue[str] = SimpleQueue()
+        self._addresses: SimpleQueue[str | None] = SimpleQueue()
         self._stop: Callable[[str], None] | None = None
         threading.Thread(target=self._listen, name="parent", daemon=True).start()
 
@@ -95,8 +95,15 @@ class _Parent:
             self._pipe.send_bytes(json.dumps(message).encode())
 
     def wait_for_address(self) -> str:
-        """Where the server listens, as soon as the parent knows."""
-        return self._addresses.get()
+        """Where the server listens, as soon as the parent knows.
+
+        Raises:
+          SystemExit: there will be none, as the run ends before it has begun.
+        """
+        address = self._addresses.get()
+        if address is None:
+            sys.exit(0)
+        return address
 
     def obey(self, stop: Callable[[str], None]) -> None:
         """From now on a wish to stop, the parent's end and SIGTERM call this."""
@@ -115,6 +122,7 @@ class _Parent:
             reason = message.get("stop")
         if self._stop is None:
             os._exit(0)  # not at work yet: nothing to bring to an end
+        self._addresses.put(None)
         self._stop(reason)
 
 
@@ -198,12 +206,17 @@ def _run(
         os.dup2(log.fileno(), 2)
     parent = _Parent(pipe)
     program.prepare_jax()
+    code = 0
     try:
         body(parent)
     except program.SPEAKING_ERRORS as error:
         parent.say(error=str(error), usage=True)
-        sys.exit(program.USAGE_ERROR)
+        code = program.USAGE_ERROR
     except Exception as error:
         logging.exception("%s has failed", name)
         parent.say(error=f"{type(error).__name__}: {error} (see {logs / name}.log)")
-        sys.exit(1)
+        code = 1
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    parent.say(code=code)
+    sys.exit(code)

@@ -257,4 +257,4 @@ def _say(folder: Path, config: build.Config, trials: list[Trial]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, outlives_output=True)

@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,12 @@ class Launcher:
         self._folder = folder
         self._children = children.start_all(config, folder, workers, insecure)
         self._server = self._children[0]
-        self._alive = {child.process.sentinel: child for child in self._children}
-        self._pipes = {child.pipe: child for child in self._children}
+        # What tells of a child: its pipe, then, when that has broken, its sentinel. The
+        # sentinel by itself may tell of the end of what the child was forked from.
+        self._watched: dict[Any, Child] = {
+            child.pipe: child for child in self._children
+        }
+        self._codes: dict[str, int] = {}  # of children that have said theirs
         self._deadlines_s: list[float] = []
         self._stop_reason: str | None = None
         self._has_begun = False
@@ -64,33 +68,51 @@ class Launcher:
         ring.setblocking(False)
         signal.set_wakeup_fd(ring.fileno(), warn_on_full_buffer=False)
         self._ring = ring
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in program.stopping_signals():
             signal.signal(number, lambda *_: None)
 
     def run(self) -> str | None:
         """Watches until all have ended; the reason if they were told to stop."""
-        with self._view:
-            while self._alive:
-                timeout_s = None
-                if self._deadlines_s:
-                    timeout_s = max(0.0, self._deadlines_s[0] - time.monotonic())
-                ready = wait([*self._pipes, *self._alive, self._wake], timeout_s)
-                for item in ready:
-                    if item is self._wake:
-                        number = signal.Signals(self._wake.recv(1)[0])
-                        self.interrupted = True
-                        self._stop(f"{number.name} received")
-                    elif item in self._pipes:
-                        self._hear(self._pipes[item])
-                for sentinel in [item for item in ready if item in self._alive]:
-                    self._bury(self._alive.pop(sentinel))
-                self._press()
+        try:
+            with self._view:
+                while self._watched:
+                    self._watch()
+        finally:
+            self._abandon()
         return self._stop_reason
+
+    def _watch(self) -> None:
+        timeout_s = None
+        if self._deadlines_s:
+            timeout_s = max(0.0, self._deadlines_s[0] - time.monotonic())
+        for item in wait([*self._watched, self._wake], timeout_s):
+            if item is self._wake:
+                number = signal.Signals(self._wake.recv(1)[0])
+                self.interrupted = True
+                self._stop(f"{number.name} received")
+            elif isinstance(item, Connection):
+                self._hear(self._watched[item])
+            else:
+                self._bury(self._watched.pop(item))
+        self._press()
+
+    def _abandon(self) -> None:
+        """Ends who is left, if the launcher itself has failed: a broken pipe is a wish
+        to stop."""
+        left = [child.process for child in self._watched.values()]
+        for child in self._watched.values():
+            child.pipe.close()
+        give_up_s = time.monotonic() + sum(_PATIENCE_S)
+        for process in left:
+            process.join(max(0.0, give_up_s - time.monotonic()))
+            process.kill()
 
     def _hear(self, child: Child) -> None:
         message = children.hear(child)
         if message is None:
-            del self._pipes[child.pipe]
+            self._watched[child.process.sentinel] = self._watched.pop(child.pipe)
+        elif "code" in message:
+            self._codes[child.name] = message["code"]
         elif "address" in message:
             self._on_begun()
             self._view.message(f"server at {message['address']}")
@@ -107,14 +129,14 @@ class Launcher:
 
     def _bury(self, child: Child) -> None:
         """A process has ended: the server's end is everybody's, another's is not."""
-        code = child.process.exitcode
-        workers = [c for c in self._alive.values() if c.name.startswith("worker")]
+        code = self._codes.get(child.name, child.process.exitcode)
+        left = {other.name for other in self._watched.values()}
         if child is self._server:
             reason = "the run is over" if code == 0 else f"the server ended with {code}"
             self._stop(reason)
         elif code != 0:
             self._view.message(f"{child.name} ended with code {code}")
-            if not workers:
+            if not any(name.startswith("worker") for name in left):
                 self._stop("no worker is left")
             elif not self._has_begun and not self._deadlines_s:
                 self._stop(f"{child.name} ended before the run began")
@@ -128,15 +150,15 @@ class Launcher:
         self._stop_reason = reason
         self._deadlines_s = [now + _PATIENCE_S[0], now + sum(_PATIENCE_S)]
         self._server.tell(stop=reason)
-        if not self._has_begun or not self._server.process.is_alive():
-            for child in self._alive.values():
+        if not self._has_begun or self._server not in self._watched.values():
+            for child in self._watched.values():
                 child.tell(stop=reason)
 
     def _press(self) -> None:
         """Ends by force who has not ended in time."""
         while self._deadlines_s and time.monotonic() >= self._deadlines_s[0]:
             self._deadlines_s.pop(0)
-            for child in self._alive.values():
+            for child in self._watched.values():
                 if self._deadlines_s:
                     child.process.terminate()
                 else:
@@ -184,4 +206,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, outlives_output=True)

@@ -17,7 +17,10 @@ def begin() -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(_MODULES)
     # Several processes share one accelerator: none may take all of its memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # What ignores Ctrl-C from its first moment shows no traceback while it imports.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What ignores Ctrl-C from its first moment shows no traceback while it imports; and
+    # a terminal that is gone is the launcher's business, which tells its children.
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     forkserver.ensure_running()
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)

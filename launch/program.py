@@ -1,7 +1,6 @@
 """What all programs here have in common: flags, errors, and how a process is set up."""
 
 import atexit
-import contextlib
 import hashlib
 import logging
 import os
@@ -28,6 +27,7 @@ from asyn2f.runtime.store import StoreError
 from asyn2f.sim.plan import PlanError
 from asyn2f.sim.recorded import OrderError
 from asyn2f.sim.vectorised import TooLarge
+from launch.output import OutputError, open_output
 
 USAGE_ERROR = 2
 SPEAKING_ERRORS = (
@@ -40,6 +40,7 @@ SPEAKING_ERRORS = (
     TooLarge,
     OrderError,
     CausalityError,
+    OutputError,
 )
 
 
@@ -54,8 +55,15 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Runs a program: errors that a user can mend are one line and exit code 2."""
+def run(main: Callable[[], int | None], *, outlives_output: bool = False) -> None:
+    """Runs a program: errors that a user can mend are one line and exit code 2.
+
+    Args:
+      main: returns the exit code.
+      outlives_output: what it leaves in files matters, so it goes on when its standard
+        output cannot be written.
+    """
+    open_output(dispensable=outlives_output)
 
     def parse(argv: list[str]) -> list[str]:
         for argument in argv[1:]:
@@ -102,9 +110,12 @@ def _leave(code: int) -> NoReturn:
     taking it apart: to collect the objects of JAX and Plotly one by one takes seconds,
     on a busy machine half a minute."""
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody may be reading any more
-            stream.flush()
+    try:
+        sys.stdout.flush()
+    except OutputError as error:
+        if not code:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(code or USAGE_ERROR)
     os._exit(code)
 
 
@@ -219,7 +230,8 @@ def open_journal(folder: Path, actor: str, run_id: str, incarnation: int) -> Jou
 
 
 def stop_on_signals(stop: Callable[[str], None]) -> None:
-    """SIGINT and SIGTERM end the process in good order; the second one at once."""
+    """SIGINT, SIGTERM and SIGHUP end the process in good order; the second one at
+    once. Who ignores SIGHUP, as `nohup` does, goes on ignoring it."""
     seen: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -228,5 +240,13 @@ def stop_on_signals(stop: Callable[[str], None]) -> None:
         seen.append(number)
         stop(signal.Signals(number).name)
 
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
+    for number in stopping_signals():
+        signal.signal(number, handle)
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """The signals that are a wish to stop."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers

@@ -11,11 +11,10 @@ from pathlib import Path
 from absl import flags
 
 from asyn2f import build
-from asyn2f.report.html import write_report
 from asyn2f.report.live import LiveView
 from asyn2f.runtime.server import Server
 from launch import program, security
-from launch.serving import EXIT_CODES, prepared, serve
+from launch.serving import EXIT_CODES, prepared, say_report, serve
 
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
@@ -45,9 +44,9 @@ def main() -> int:
 
         summary = serve(config, folder, view.update, on_ready, insecure)
     print(f"{summary['status']}: {summary['reason']}")
-    print(f"report: {write_report(folder)}")
+    say_report(folder)
     return EXIT_CODES[summary["status"]]
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, outlives_output=True)

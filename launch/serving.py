@@ -155,8 +155,16 @@ def say_how_it_ended(summary: dict[str, Any], folder: Path) -> int:
     if lacking := incomplete(summary):
         print(f"warning: {lacking}")
     print(f"results in {folder}: summary.json, metrics.jsonl, models/, tensorboard/")
-    print(f"report: {write_report(folder)}", flush=True)
+    say_report(folder)
     return EXIT_CODES[summary["status"]]
+
+
+def say_report(folder: Path) -> None:
+    """Writes the report and says where it is; a run has ended as it has without one."""
+    try:
+        print(f"report: {write_report(folder)}", flush=True)
+    except (OSError, ValueError) as error:
+        print(f"warning: the report cannot be written: {error}", file=sys.stderr)
 
 
 def empty_summary(

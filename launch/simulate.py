@@ -248,4 +248,4 @@ def _is_finished(folder: Path, config: build.Config) -> bool:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, outlives_output=True)

@@ -37,10 +37,8 @@ def start(program: str, *flags: str, **options: Any) -> subprocess.Popen:
         [sys.executable, "-m", f"launch.{program}", *flags],
         cwd=ROOT,
         text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        **options,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
 
 
@@ -252,7 +250,7 @@ def test_a_port_in_use_is_said_so_and_nothing_is_overwritten(tmp_path):
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_everything_within_five_seconds(tmp_path, number):
     folder = tmp_path / "run"
     process = start("local", *ENDLESS, f"--workdir={folder}")
@@ -298,6 +296,44 @@ def test_ctrl_c_while_it_imports_shows_nothing_and_leaves_nothing(tmp_path):
     code, out, err = finish(process)
     assert code in (130, -signal.SIGINT)
     assert "Traceback" not in out + err
+    by_s = time.monotonic() + PATIENCE_S
+    assert all(has_ended(pid, by_s) for pid in family)
+
+
+def test_neither_its_output_nor_its_fork_server_is_needed_to_finish(tmp_path):
+    """A full disk behind standard output, and the process is killed that the others
+    were forked from: all that matters is what they leave."""
+    folder, last = tmp_path / "run", 25
+    flags = [*FAST, f"--config.stop.max_versions={last}", f"--workdir={folder}"]
+    with open("/dev/full", "w") as full:
+        process = start("local", *flags, stdout=full)
+    while not list((folder / "models").glob("[1-9]*")):
+        assert process.poll() is None
+        os.sched_yield()
+    family = children_of(process.pid)
+    os.kill(_parent_of(_pid_of(folder, "server")), signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert "standard output cannot be written: No space left on device" in err
+    summary = read(folder / "summary.json")
+    assert (summary["status"], summary["versions"]) == ("finished", last)
+    by_s = time.monotonic() + PATIENCE_S
+    assert all(has_ended(pid, by_s) for pid in family)
+
+
+@pytest.mark.parametrize(
+    "when", ["logs/server.log", "logs/evaluator.log", "server.json"]
+)
+def test_a_launcher_that_is_killed_early_leaves_no_process(tmp_path, when):
+    """Its children wait for an address that it will not tell them."""
+    folder = tmp_path / "run"
+    process = start("local", *ENDLESS, f"--workdir={folder}")
+    while not (folder / when).exists():
+        assert process.poll() is None
+        os.sched_yield()
+    family = children_of(process.pid)
+    process.kill()
+    process.communicate()
     by_s = time.monotonic() + PATIENCE_S
     assert all(has_ended(pid, by_s) for pid in family)
 
@@ -396,6 +432,10 @@ def test_a_worker_too_many_is_refused(tmp_path):
     code, _, err = run("worker", *FAST, f"--workdir={tmp_path}", "--worker=3")
     assert code == 2
     assert "found 3, allowed: 0 to 2" in err
+
+
+def _parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _pid_of(folder: Path, name: str) -> int:
