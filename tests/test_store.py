@@ -1,5 +1,6 @@
 """One contract for both stores, and what only a disk can suffer."""
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyn2f.runtime import orbax_files, write_ahead
 from asyn2f.runtime.memory_store import MemoryStore
 from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.store import StoreError, superfluous
@@ -285,3 +287,74 @@ def test_an_unwritable_store_says_so(folder):
         store = OrbaxStore(folder)
         with pytest.raises(StoreError, match="cannot save"):
             store.save(1, state_of(1), {})
+
+
+# ------------------------------------------------- whatever the folder is called
+
+ODD = ["lr[0.1]", "back\\slash", "a*b?", "{a,b}", "two\nlines", "gs:", "file:", "[!a]-"]
+ODD += ["[[]x", "50%25", "日本", os.fsdecode(b"latin-\xff")]
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_in_a_folder_of_any_name_what_is_saved_comes_back(tmp_path, is_ahead):
+    for number, name in enumerate(ODD[:3] if is_ahead else ODD):  # a process each
+        folder = tmp_path / name / "models"
+        store = OrbaxStore(folder, write_ahead=is_ahead)
+        store.save(1, state_of(number), {"version": 1, "name": number})
+        store.close()
+        assert (folder / "1" / "state").is_dir(), name
+        again = OrbaxStore(folder)
+        state, record = again.load(1, state_of(0))
+        assert int(state.model.version) == number, name
+        assert record["name"] == again.record(1)["name"] == number
+        again.close()
+    assert {x.name for x in tmp_path.iterdir()} <= {*ODD}
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_what_cannot_be_read_back_does_not_count_as_saved(
+    tmp_path, monkeypatch, is_ahead
+):
+    """Orbax itself only warns where its patterns find nothing."""
+    monkeypatch.setattr(orbax_files, "_plain", contextlib.nullcontext)
+    monkeypatch.setattr(
+        OrbaxStore,
+        "_to_orbax",
+        lambda self, *version: orbax_files.write(self._checkpointer, *version),
+    )
+    folder = tmp_path / "lr[0.1]" / "models"
+    store = OrbaxStore(folder, write_ahead=is_ahead)
+    if is_ahead:
+        store.save(1, state_of(1), {"version": 1})
+    else:
+        with pytest.raises(StoreError, match="cannot save"):
+            store.save(1, state_of(1), {"version": 1})
+    store.close()
+    assert not (folder / "1").exists()
+    again = OrbaxStore(folder)
+    assert again.versions() == ([1] if is_ahead else [])
+    if is_ahead:
+        assert int(again.load(1, state_of(0)).state.model.version) == 1
+    again.close()
+
+
+def test_a_file_that_is_not_read_back_as_it_was_is_not_saved(tmp_path, monkeypatch):
+    encode = write_ahead.encode_params
+    monkeypatch.setattr(
+        write_ahead, "encode_params", lambda state: bytes(len(encode(state)))
+    )
+    store = OrbaxStore(tmp_path / "models", write_ahead=True)
+    with pytest.raises(StoreError, match="not read back as it was written"):
+        store.save(1, state_of(1), {"version": 1})
+    assert store.versions() == []
+    store.close()
+
+
+def test_where_no_such_name_can_be_given_to_orbax_the_folder_is_refused(
+    tmp_path, monkeypatch
+):
+    """As on a system without /proc."""
+    monkeypatch.setattr(orbax_files, "_HANDLES", tmp_path / "no" / "such" / "folder")
+    with pytest.raises(StoreError, match=r"lr\[1\].*pattern.*give a run folder"):
+        OrbaxStore(tmp_path / "lr[1]")
+    OrbaxStore(tmp_path / "lr=1, b").close()

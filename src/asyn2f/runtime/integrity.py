@@ -68,6 +68,17 @@ def first_link(path: Path) -> Path | None:
     return next((each for each in (path, *path.rglob("*")) if each.is_symlink()), None)
 
 
+def other_bytes(found: ServerState, arrays: ServerState) -> str:
+    """The first array that is not the same bit for bit; "" if all are."""
+    for (path, leaf), array in zip(
+        jax.tree_util.tree_leaves_with_path(arrays), jax.tree.leaves(found), strict=True
+    ):
+        same = leaf.dtype == array.dtype and leaf.shape == array.shape
+        if not same or _bytes_of(leaf) != _bytes_of(array):
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return ""
+
+
 def other_shapes(state: ServerState, like: ServerState) -> str:
     """How the arrays differ in number, shape or dtype from those; nothing if not."""
     wanted = jax.tree_util.tree_leaves_with_path(like)

@@ -14,14 +14,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from asyn2f.runtime import crashes, orbax_writer, write_ahead
+from asyn2f.runtime import crashes, orbax_files, write_ahead
 from asyn2f.runtime.behind import Behind
 from asyn2f.runtime.fence import Fence, numbers, sync_folder
 from asyn2f.runtime.integrity import (
     Record,
-    first_link,
     is_as_signed,
     other_shapes,
     signed,
@@ -69,6 +67,8 @@ class OrbaxStore:
         write_ahead: bool = False,
     ) -> None:
         self._folder = folder.absolute()
+        if problem := orbax_files.problem_of(self._folder):
+            raise StoreError(problem)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._ahead = self._folder / "ahead"
         self._behind = Behind(self._follow) if write_ahead else None
@@ -80,14 +80,14 @@ class OrbaxStore:
         self._accuracy, self._best = self._read_best()
         # What wall clocks say of their age is not to be relied on: all are young.
         self._saved_s = dict.fromkeys(self.versions(), clock())
-        self._checkpointer = orbax_writer.checkpointer()
+        self._checkpointer = orbax_files.checkpointer()
         self._writer: OrbaxWriter | None = None  # for what is written ahead
 
     def save(self, version: int, state: ServerState, record: Record) -> None:
         arrays = jax.tree.map(np.asarray, state)
         record = signed(record, arrays)
         if self._behind is None or num_bytes(arrays) > write_ahead.MOST_BYTES:
-            write = partial(orbax_writer.write, self._checkpointer)
+            write = partial(orbax_files.write, self._checkpointer)
             self._write(self._folder / str(version), write, arrays, record)
             self._clean()
             return
@@ -178,19 +178,8 @@ class OrbaxStore:
             if not os.path.lexists(path):
                 ahead = self._ahead / str(version)
                 raise StoreError(f"cannot read {ahead}: {error}") from error
-        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)._asdict()
-        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-        if link := first_link(path):
-            raise StoreError(f"cannot read {path}: {link} is a symbolic link")
         try:
-            restored = self._checkpointer.restore(
-                path,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(item=target, restore_args=numpy),
-                    record=ocp.args.JsonRestore(),
-                ),
-            )
-            state, record = ServerState(**restored.state), dict(restored.record)
+            state, record = orbax_files.read(self._checkpointer, path, like)
         except Exception as error:  # Orbax raises whatever its layers raise
             raise StoreError(f"cannot read {path}: {_in_short(error)}") from error
         return self._checked(version, path, like, state, record)
@@ -221,14 +210,10 @@ class OrbaxStore:
         be read."""
         with contextlib.suppress(OSError, write_ahead.WriteAheadError):
             return write_ahead.read_record(self._ahead / str(version))
-        try:
-            only = ocp.args.Composite(record=ocp.args.JsonRestore())
-            restored = self._checkpointer.restore(
-                self._folder / str(version), args=only
-            )
-        except Exception:  # Orbax raises whatever its layers raise
-            return {}
-        return dict(restored.record) if isinstance(restored.record, dict) else {}
+        path = self._folder / str(version)
+        with contextlib.suppress(Exception):  # Orbax raises whatever its layers raise
+            return orbax_files.read_record(self._checkpointer, path)
+        return {}
 
     def versions(self) -> list[int]:
         ahead = self._numbers_ahead()

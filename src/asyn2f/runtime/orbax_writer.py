@@ -14,8 +14,7 @@ import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import orbax.checkpoint as ocp
-
+from asyn2f.runtime import orbax_files
 from asyn2f.runtime.integrity import Record
 from asyn2f.types import ServerState
 
@@ -24,39 +23,6 @@ MOST_SAVES = 2000
 
 _STARTS_BEFORE = 200  # saves, in which its successor can import what it needs
 _PATIENCE_S = 2.0  # until a process that shall end is killed
-
-
-def checkpointer() -> ocp.Checkpointer:
-    """Orbax's writer and reader of versions."""
-    # Compression saves 7 % of trained float32 weights and half again the time.
-    return ocp.Checkpointer(
-        ocp.CompositeCheckpointHandler(
-            state=ocp.PyTreeCheckpointHandler(use_compression=False),
-            record=ocp.JsonCheckpointHandler(),
-        )
-    )
-
-
-def write(
-    checkpointer: ocp.Checkpointer, folder: Path, arrays: ServerState, record: Record
-) -> None:
-    """Has Orbax write a version into a folder that is not there yet.
-
-    Args:
-      folder: absolute; its parent is there.
-      arrays: on the host, of any shapes and dtypes.
-      record: JSON.
-
-    Raises:
-      Exception: whatever Orbax's layers raise.
-    """
-    checkpointer.save(
-        folder,
-        args=ocp.args.Composite(
-            state=ocp.args.PyTreeSave(arrays._asdict()),
-            record=ocp.args.JsonSave(record),
-        ),
-    )
 
 
 class OrbaxWriter:
@@ -73,7 +39,7 @@ class OrbaxWriter:
         self._saves = 0
 
     def write(self, folder: Path, arrays: ServerState, record: Record) -> None:
-        """Like `write`.
+        """Like `orbax_files.write`.
 
         Raises:
           OSError: that was not possible, and what was said of it.
@@ -136,12 +102,12 @@ def _serve(pipe: Connection) -> None:
     if hasattr(os, "sched_setaffinity"):
         # Its threads take turns anyway, and on one core they hand over sooner.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    orbax = checkpointer()
+    orbax = orbax_files.checkpointer()
     while True:
         folder, arrays, record = pipe.recv()
         problem = ""
         try:
-            write(orbax, folder, arrays, record)
+            orbax_files.write(orbax, folder, arrays, record)
         except Exception as error:  # it is told, and the next version may work
             problem = str(error) or type(error).__name__
         try:

@@ -12,7 +12,7 @@ import struct
 from itertools import zip_longest
 from pathlib import Path
 
-from asyn2f.runtime.integrity import Record
+from asyn2f.runtime.integrity import Record, other_bytes
 from asyn2f.runtime.payloads import decode_params, encode_params
 from asyn2f.runtime.wire import WireError
 from asyn2f.trees import template_of
@@ -31,10 +31,12 @@ class WriteAheadError(Exception):
 
 
 def write(beside: Path, state: ServerState, record: Record) -> None:
-    """Writes it whole, to the disk, under the name it has for the time being.
+    """Writes it whole, to the disk, under the name it has for the time being, and reads
+    it back.
 
     Raises:
       OSError: that is not possible; `beside` may be there in part.
+      WriteAheadError: what is read back is not what was written.
     """
     head = {"record": record, "arrays": _looks(state)}
     said = json.dumps(head).encode()
@@ -44,6 +46,9 @@ def write(beside: Path, state: ServerState, record: Record) -> None:
         file.write(encode_params(state))
         file.flush()
         os.fsync(file.fileno())
+    found, found_record = read(beside, state)
+    if found_record != record or other_bytes(found, state):
+        raise WriteAheadError(f"{beside} is not read back as it was written")
 
 
 def read(path: Path, like: ServerState) -> tuple[ServerState, Record]:
