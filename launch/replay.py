@@ -24,7 +24,6 @@ from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.sim.execute import Execution, execution_of
 from asyn2f.sim.order import Order
 from asyn2f.sim.recorded import order_of
-from asyn2f.simulation import CLOCKS_S
 from asyn2f.trees import params_sha256
 from asyn2f.types import Params, ServerState
 from configs import of_run
@@ -85,7 +84,7 @@ def main() -> int:
     executor: Any = _EXECUTOR.value or recorded.get("executor", "serial")
     _set_environment(recorded, executor)
     program.prepare_jax()
-    causality.check(events, tolerance_s=CLOCKS_S)
+    causality.check(events)
     print(f"{len(events):,} events; none contradicts another")
     if old := trace.older_format(events):
         print(old)

@@ -6,6 +6,7 @@ is of any length.
 """
 
 import random
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from asyn2f import trace
@@ -116,6 +117,30 @@ def _aggregated(
     return trace.Aggregated(
         time_s, version, incarnation, keys, [*bases.values()], behind, coefficients, 0.1
     )
+
+
+def files_of(events: Iterable[Any]) -> list[list[list[Any]]]:
+    """The same as the lives of processes, each with a file of its own."""
+    files: dict[str, list[list[Any]]] = {}
+    for event in events:
+        own = _actor_of(event)
+        lives = files.setdefault(own, [[]])
+        if isinstance(event, trace.Recorded):
+            lives.append([])
+        lives[-1].append(event)
+    return [files[actor] for actor in sorted(files)]
+
+
+def _actor_of(event: Any) -> str:
+    """Who writes an event down."""
+    theirs = trace.Adopted | trace.Trained | trace.Merged | trace.Pushed
+    theirs |= trace.Waited | trace.Received | trace.Concluded
+    is_given_up = isinstance(event, trace.Settled) and event.verdict == "withdrawn"
+    if isinstance(event, theirs) or is_given_up:
+        return f"worker-{event.worker}"
+    if isinstance(event, trace.Evaluated):
+        return "evaluator"
+    return getattr(event, "actor", "server")
 
 
 # ------------------------------------------------------------- and with a change

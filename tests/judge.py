@@ -11,8 +11,6 @@ from asyn2f import trace
 from asyn2f.invariants import Found, check
 from asyn2f.programs import UpdateKey
 
-_CLOCKS = {"causality", "I17"}  # compare wall clocks of processes
-
 
 def judge(
     folder: Path, store: Mapping[int, Iterable[UpdateKey]] | None = None
@@ -30,7 +28,8 @@ def judge(
         not so, a version is missing, or somebody was given an older one than before.
     """
     found = Found(trace.read(folder), commits={})
-    violations = [v for v in check(found).violations if v.invariant not in _CLOCKS]
+    # Workers that are pretended train nothing, so not every trace is one of workers.
+    violations = [v for v in check(found).violations if v.invariant != "causality"]
     assert not violations, violations[:5]
     lives = list(_lives(folder))
     versions = _made(lives) if store is None else {v: [*k] for v, k in store.items()}

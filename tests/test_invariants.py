@@ -45,6 +45,7 @@ MORE = [
     trace.Received(3.4, 0, 2),  # announced early, and lost with its server
     trace.Welcomed(0.45, "evaluator", "run-1", 1),
     trace.Welcomed(4.25, "worker-0", "run-1", 2),
+    trace.Welcomed(4.25, "evaluator", "run-1", 2),
     trace.Received(4.3, 0, 1),
     trace.Received(5.45, 0, 2),
     trace.Evaluated(6.5, 2, 0.8, 0.5),

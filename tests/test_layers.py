@@ -17,6 +17,7 @@ LAYERS = [
     {
         *("trainer", "epochs", "programs", "trace", "evaluate", "experiment"),
         *("workdir", "claim", "lineage", "causality", "invariants", "provenance"),
+        *("events", "ordering"),
     },
     {"sim", "runtime", "report"},
     {"build", "rules"},
@@ -57,6 +58,8 @@ PURE = {
     "trainer.py",
     "epochs.py",
     "experiment.py",
+    "events.py",
+    "ordering.py",
     "lineage.py",
     "causality.py",
     "invariants.py",

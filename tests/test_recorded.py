@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from asyn2f import trace
+from asyn2f.ordering import by_cause, shifted
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Order
 from asyn2f.sim.recorded import OrderError, order_of
@@ -18,7 +19,7 @@ from tests.executions import (
     in_lanes,
     order_for,
 )
-from tests.hand_made_trace import At, by_time, hand_made, random_trace, without
+from tests.hand_made_trace import At, files_of, hand_made, random_trace, without
 
 COMPUTED = (o.ADOPT, o.TRAIN, o.MERGE, o.PUSH, o.AGGREGATE)  # something, by executors
 SETTLED = (o.SUPERSEDE, o.REJECT)
@@ -101,23 +102,15 @@ def test_superseded_and_rejected_updates_are_in_the_order():
 # ------------------------------------------------------------- recorded
 
 
-def skewed(events, seed: int, most_s: float = 3.0):
-    """The events as clocks would have it that are seconds apart."""
+def skewed(events, seed: int, most_s: float = 3600.0):
+    """The events as `trace.read` gives them where clocks are that far apart."""
     random = Random(seed)
-    offsets: dict[object, float] = {}
-
-    def actor(event):
-        if isinstance(event, trace.Recorded):
-            return event.actor.removeprefix("worker-")
-        theirs = trace.Adopted | trace.Trained | trace.Merged | trace.Pushed
-        theirs |= trace.Waited
-        return str(event.worker) if isinstance(event, theirs) else "server"
-
+    files = files_of(events)
     moved = []
-    for event in events:
-        offset_s = offsets.setdefault(actor(event), random.uniform(-most_s, most_s))
-        moved.append(event._replace(time_s=event.time_s + offset_s))
-    return by_time(moved)
+    for lives in files:
+        by_s = random.uniform(-most_s, most_s)
+        moved.append([[shifted(event, by_s) for event in life] for life in lives])
+    return by_cause(moved)
 
 
 def assert_causal(order: Order) -> None:
@@ -137,9 +130,7 @@ def assert_causal(order: Order) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_clocks_that_disagree_change_no_number(simulated, seed):
     experiment, order, _, events = simulated
-    moved = skewed(events, seed)
-    assert [type(e) for e in moved] != [type(e) for e in events]
-    again = order_of(moved)
+    again = order_of(skewed(events, seed))
     assert_causal(again)
     assert acts_by_worker(again) == acts_by_worker(order_of(events))
     assert sha256_of(experiment, again) == sha256_of(experiment, order)
@@ -150,7 +141,7 @@ def test_clocks_that_disagree_while_servers_crash(seed):
     """By chance, with lost versions, some of them used, and workers that begin anew."""
     experiment = experiment_of(workers=3, task__partition="iid")
     events = random_trace(seed, 300, crashes=0.03)
-    order, again = order_of(events), order_of(skewed(events, seed, most_s=0.05))
+    order, again = order_of(events), order_of(skewed(events, seed))
     assert_causal(order)
     assert_causal(again)
     assert sorted(again.version.tolist()) == sorted(order.version.tolist())

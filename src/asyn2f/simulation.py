@@ -85,12 +85,8 @@ def replay(
     config = {**config, "sim": {**config.get("sim", {}), "executor": executor}}
     build.check(config)
     events = trace.read(Path(folder) / "trace")
-    causality.check(events, tolerance_s=CLOCKS_S)
+    causality.check(events)
     return _executed(config, build.build_experiment(config), order_of(events))
-
-
-CLOCKS_S = 0.05
-"""Processes of one machine read their clocks that far apart."""
 
 
 def order_of_config(config: build.Config, experiment: Experiment) -> Order:

@@ -6,260 +6,41 @@ enough to draw the run, to check it, and to execute it again.
 """
 
 import fcntl
-import heapq
 import io
-import json
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Iterable
-from itertools import chain, count
+from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-# Times are seconds on the wall clock, taken once per process and carried on by its
-# monotonic clock: comparable within one machine, and never running backwards.
-
-FORMAT = 2
-"""Of the traces written here. In format 1 a worker pushed before it merged a version
-that was at hand at the last batch boundary of its cycle; since 2 it merges first."""
-
-
-class Recorded(NamedTuple):
-    """The head of a process's file: what the numbers below it depend on."""
-
-    time_s: float
-    actor: str  # "server", "worker-3", "evaluator"
-    run: str
-    incarnation: int
-    environment: dict[str, Any]
-    format: int = 1  # see `FORMAT`; traces of format 1 do not say
-
-
-class Welcomed(NamedTuple):
-    """The server has let this process in; again after the server has come back."""
-
-    time_s: float
-    actor: str
-    run: str
-    incarnation: int
-
-
-class WorkerJoined(NamedTuple):
-    time_s: float
-    worker: int
-    session: str
-    num_examples: int
-
-
-class WorkerLeft(NamedTuple):
-    time_s: float
-    worker: int
-    session: str
-    reason: str
-
-
-class Received(NamedTuple):
-    """A version has reached a worker's process; it need not have looked at it yet."""
-
-    time_s: float
-    worker: int
-    version: int
-
-
-class Waited(NamedTuple):
-    """A worker stood still from `start_s` to `time_s`, for want of a newer version."""
-
-    time_s: float
-    worker: int
-    start_s: float
-    newest: int
-
-
-class Adopted(NamedTuple):
-    """`incarnation`: of the server that gave the version out. A crash can take a
-    version that was announced early; the next one of that number is another model."""
-
-    time_s: float
-    worker: int
-    version: int
-    step: int
-    incarnation: int = 1
-
-
-class Trained(NamedTuple):
-    """A stretch of local steps without interruption, ending with local step `step`."""
-
-    time_s: float
-    worker: int
-    start_s: float
-    steps: int
-    step: int
-    base_version: int
-    loss: float
-    metric: float
-
-
-class Merged(NamedTuple):
-    """`from_version` was the base before; `epoch_fraction` says where in an epoch."""
-
-    time_s: float
-    worker: int
-    version: int
-    from_version: int
-    step: int
-    epoch_fraction: float
-    share: float
-    incarnation: int = 1  # as in `Adopted`
-
-
-class Pushed(NamedTuple):
-    time_s: float
-    worker: int
-    session: str
-    seq: int
-    base_version: int
-    start_version: int
-    step: int
-    num_examples: float
-    loss: float
-    quality: float
-    metric: float
-
-
-TOO_LATE = "the run is over"
-"""Why an update is rejected that nobody has looked at any more."""
-
-
-class Settled(NamedTuple):
-    """The last word on an update: committed in a version, superseded, or rejected.
-
-    A worker writes "withdrawn" when it gives up one whose verdict it has not heard;
-    where the server has written something of the same update, that stands.
-    """
-
-    time_s: float
-    worker: int
-    session: str
-    seq: int
-    verdict: str  # "committed" | "superseded" | "rejected" | "withdrawn"
-    version: int  # the version that holds it, or -1
-    reason: str
-
-
-class Aggregated(NamedTuple):
-    """Version `version` was made of these updates; the lists run in parallel."""
-
-    time_s: float
-    version: int
-    incarnation: int
-    updates: list[list[Any]]  # [worker, session, seq], in order of arrival
-    base_versions: list[int]
-    staleness: list[int]
-    coefficients: list[float]
-    learning_rate: float
-    # What `guards` did to each update or, observing, would have; [] = nothing to any.
-    guards: list[str] = []  # noqa: RUF012
-    lacking: int = 0  # updates that it should have had besides: `programs.Aggregate`
-
-
-class Saved(NamedTuple):
-    """A version is in the store, whole and for good."""
-
-    time_s: float
-    version: int
-    incarnation: int
-
-
-class Concluded(NamedTuple):
-    """A worker has heard the last word on an update, and keeps it no longer."""
-
-    time_s: float
-    worker: int
-    session: str
-    seq: int
-    verdict: str
-    version: int
-    incarnation: int  # of the server that said so
-
-
-class Resumed(NamedTuple):
-    """A server goes on from a version in the store, which that incarnation made."""
-
-    time_s: float
-    incarnation: int
-    version: int
-    made_in: int
-
-
-class Published(NamedTuple):
-    time_s: float
-    version: int
-    num_bytes: int
-    receivers: int
-
-
-class Evaluated(NamedTuple):
-    time_s: float
-    version: int
-    accuracy: float
-    loss: float
-
-
-class Stopped(NamedTuple):
-    time_s: float
-    actor: str
-    reason: str
-
-
-Event = (
-    Recorded
-    | Welcomed
-    | WorkerJoined
-    | WorkerLeft
-    | Received
-    | Waited
-    | Adopted
-    | Trained
-    | Merged
-    | Pushed
-    | Settled
-    | Aggregated
-    | Saved
-    | Concluded
-    | Resumed
-    | Published
-    | Evaluated
-    | Stopped
+from asyn2f import ordering
+from asyn2f.events import (
+    FORMAT as FORMAT,
+    TOO_LATE as TOO_LATE,
+    Adopted as Adopted,
+    Aggregated as Aggregated,
+    Concluded as Concluded,
+    Evaluated as Evaluated,
+    Event as Event,
+    Merged as Merged,
+    Published as Published,
+    Pushed as Pushed,
+    Received as Received,
+    Recorded as Recorded,
+    Resumed as Resumed,
+    Saved as Saved,
+    Settled as Settled,
+    Stopped as Stopped,
+    Trained as Trained,
+    Waited as Waited,
+    Welcomed as Welcomed,
+    WorkerJoined as WorkerJoined,
+    WorkerLeft as WorkerLeft,
+    from_line as from_line,
+    to_line as to_line,
 )
-
-_KINDS: dict[str, Callable[..., Event]] = {
-    kind.__name__: kind for kind in Event.__args__
-}
-
-
-def to_line(event: Event) -> str:
-    """The event as one line of JSON.
-
-    >>> to_line(Evaluated(time_s=1.5, version=7, accuracy=0.9, loss=0.25))
-    '{"kind": "Evaluated", "time_s": 1.5, "version": 7, "accuracy": 0.9, "loss": 0.25}'
-    """
-    return json.dumps({"kind": type(event).__name__, **event._asdict()})
-
-
-def from_line(line: str) -> Event:
-    """The event that `to_line` wrote.
-
-    Raises:
-      ValueError: not such a line.
-    """
-    try:
-        fields = json.loads(line)
-        kind = _KINDS[fields.pop("kind")]
-        return kind(**fields)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a line of a trace: {line[:120]!r} ({error})") from error
 
 
 class WallClock:
@@ -344,27 +125,20 @@ def _claim(path: Path) -> io.FileIO | None:
 
 
 def read(folder: Path) -> list[Event]:
-    """All events of a run, by time.
+    """All events of a run, each after what it depends on, on the server's clock.
 
     A process's threads write when they get to it: within one life of a process, which
-    begins with `Recorded`, the times say what came first. Lives stay in order.
+    begins with `Recorded`, the times say what came first. Lives stay in order; events
+    of several processes are ordered by cause (`ordering`).
 
-    The last line of a file may be cut short by a kill; it is left out. So is what a
-    server wrote that did not yet know that another had taken its place.
+    The last line of a file may be cut short by a kill; it is left out.
 
     Raises:
       ValueError: any other line that is no event, with its file and number; or a
         format newer than `FORMAT`.
     """
-    files = [_lives(_read_file(path)) for path in sorted(folder.glob("*.jsonl"))]
-    by_time = [
-        chain.from_iterable(
-            _until_replaced(life, [x for x in files if x is not lives])
-            for life in lives
-        )
-        for lives in files
-    ]
-    return list(heapq.merge(*by_time, key=lambda event: event.time_s))
+    paths = sorted(folder.glob("*.jsonl"))
+    return ordering.by_cause([_lives(_read_file(path)) for path in paths])
 
 
 def older_format(events: Iterable[Event]) -> str:
@@ -397,25 +171,6 @@ def _lives(events: Iterable[Event]) -> list[list[Event]]:
             lives.append([])
         lives[-1].append(event)
     return [sorted(life, key=lambda event: event.time_s) for life in lives]
-
-
-def _until_replaced(
-    life: list[Event], others: Iterable[list[list[Event]]]
-) -> list[Event]:
-    """A server's life until a later incarnation began; any other life whole. Of one
-    file there is one process at a time: a clock that was set back replaces nobody."""
-    match life:
-        case [Recorded(actor="server", incarnation=own), *_]:
-            heads = [each[0] for file in others for each in file if each]
-            began_s = [
-                head.time_s
-                for head in heads
-                if isinstance(head, Recorded)
-                and (head.actor == "server" and head.incarnation > own)
-            ]
-            end_s = min(began_s, default=math.inf)
-            return [event for event in life if event.time_s < end_s]
-    return life
 
 
 def _read_file(path: Path) -> Iterable[Event]:

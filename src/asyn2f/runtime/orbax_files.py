@@ -113,6 +113,6 @@ def problem_of(folder: Path) -> str:
         return ""
     odd = " ".join(sorted(set(_PLAIN.sub("", str(folder)))))
     return (
-        f"{str(folder)!r} has {odd!r} in it, which is a pattern to Orbax on this system;"
-        " give a run folder of letters, digits and . _ - , = +"
+        f"{str(folder)!r} has {odd!r} in it, a pattern to Orbax on this system; give a "
+        "run folder of letters, digits and . _ - , = +"
     )

@@ -1,6 +1,6 @@
 """From the trace of a run that has happened to its order."""
 
-from collections import deque
+import math
 from collections.abc import Iterable
 
 from asyn2f import trace
@@ -15,18 +15,13 @@ class OrderError(ValueError):
     """A trace that cannot be executed, and why."""
 
 
-_Actor = int  # a worker's number, or -1: the server
-
-
 def order_of(events: Iterable[trace.Event]) -> Order:
     """The order of a recorded run.
 
-    Clocks of several machines disagree, so an event that stands before something it
-    depends on waits for that. Versions that a crash has taken, and that no worker has
-    ever used, are left out.
+    Versions that a crash has taken, and that no worker has ever used, are left out.
 
     Args:
-      events: as `trace.read` gives them.
+      events: as `trace.read` gives them: each after what it depends on.
 
     Raises:
       OrderError: an event depends on something that is not in the trace.
@@ -35,8 +30,26 @@ def order_of(events: Iterable[trace.Event]) -> Order:
     return _Reader(History(events), events).read(events)
 
 
+def _counts(event: trace.Event) -> bool:
+    """Whether the numbers depend on an event."""
+    match event:
+        case trace.Recorded():
+            return event.actor.startswith("worker-")
+        case trace.Settled():
+            return event.verdict in ("superseded", "rejected")
+        case trace.Stopped():
+            return event.actor in ("server", "simulation")
+    return isinstance(event, _COUNTED)
+
+
+_COUNTED = (
+    *(trace.Adopted, trace.Trained, trace.Merged, trace.Pushed),
+    *(trace.Aggregated, trace.Published, trace.WorkerLeft),
+)
+
+
 class _Reader:
-    """Goes through the events; whoever lacks something waits for it."""
+    """Goes through the events."""
 
     def __init__(self, history: History, events: list[trace.Event]) -> None:
         self._history = history
@@ -54,59 +67,21 @@ class _Reader:
         self._updates: dict[Key, int] = {}
         self._begun: set[int] = set()  # workers ...
         self._holding: set[int] = set()  # ... and those that have a model
-        self._held: dict[_Actor, deque[trace.Event]] = {}
+        self._now_s = -math.inf  # of an order, times ascend
         self._start_s: float | None = None
         self._reason = "the trace ends"
 
     def read(self, events: list[trace.Event]) -> Order:
-        for event in events:
-            actor = self._actor(event)
-            if actor is None:
-                continue
-            if actor in self._held:
-                self._held[actor].append(event)
-            elif self._lacks(event):
-                self._held[actor] = deque([event])
-            else:
-                self._take(event)
-                self._release()
-        for queue in self._held.values():
-            lack = self._lacks(queue[0])
-            raise OrderError(f"the trace lacks {lack}, on which depends {queue[0]}")
+        for event in filter(_counts, events):
+            if lack := self._lacks(event):
+                raise OrderError(f"the trace lacks {lack}, on which depends {event}")
+            self._now_s = max(self._now_s, event.time_s)
+            self._take(event)
         end_s = max((event.time_s for event in events), default=0.0)
         start_s = end_s if self._start_s is None else self._start_s
         newest = self._history.newest
         node = self._nodes[newest if newest[1] else _INITIAL]
         return self._log.order(start_s, end_s, self._reason, node)
-
-    def _release(self) -> None:
-        """Lets those go on who have what they waited for."""
-        moved = bool(self._held)
-        while moved:
-            moved = False
-            for actor, queue in list(self._held.items()):
-                while queue and not self._lacks(queue[0]):
-                    self._take(queue.popleft())
-                    moved = True
-                if not queue:
-                    del self._held[actor]
-
-    def _actor(self, event: trace.Event) -> _Actor | None:
-        """Whose doing an event is, if the numbers depend on it."""
-        match event:
-            case trace.Recorded() if event.actor.startswith("worker-"):
-                return int(event.actor.removeprefix("worker-"))
-            case trace.Adopted() | trace.Trained() | trace.Merged() | trace.Pushed():
-                return event.worker
-            case trace.Aggregated() | trace.Published():
-                return -1
-            case trace.Settled() if event.verdict in ("superseded", "rejected"):
-                return -1
-            case trace.WorkerJoined() | trace.WorkerLeft():
-                return -1
-            case trace.Stopped(actor="server" | "simulation"):
-                return -1
-        return None
 
     def _lacks(self, event: trace.Event) -> str:
         """What the event depends on that has not happened; "" if nothing."""
@@ -146,7 +121,7 @@ class _Reader:
         return maker, event.version
 
     def _take(self, event: trace.Event) -> None:
-        note, now = self._log.note, event.time_s
+        note, now = self._log.note, self._now_s
         match event:
             case trace.Recorded():
                 worker = int(event.actor.removeprefix("worker-"))
