@@ -63,12 +63,14 @@ def by_cause(files: Sequence[Sequence[Life]]) -> list[e.Event]:
         _keep_known(life, made_true)
     offsets = _offsets(steps, made_true)
     steps = [
-        [(shifted(event, by_s), *rest) for event, *rest in life] if by_s else life
+        [(shifted(event, by_s), fact, needs) for event, fact, needs in life]
+        if by_s
+        else life
         for life, by_s in zip(steps, offsets, strict=True)
     ]
-    number = iter(steps)
+    lived = iter(steps)
     return _merged(
-        [[step for life in file if life for step in next(number)] for file in files]
+        [[step for life in file if life for step in next(lived)] for file in files]
     )
 
 
