@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 
 from asyn2f import build, trace, workdir
@@ -22,13 +23,14 @@ from asyn2f.experiment import Experiment
 from asyn2f.report.metrics import MetricsWriter
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import Execution, execution_of
-from asyn2f.sim.numbers import Result
+from asyn2f.sim.numbers import Result, ended_by_divergence
 from asyn2f.sim.order import Order
 from asyn2f.sim.written import events_of
 from asyn2f.simulation import cycles_of, epochs_of, order_of_config, watched_of
 from asyn2f.tasks.base import class_counts
 from asyn2f.timing import deadline_warning
 from asyn2f.trees import params_sha256
+from asyn2f.types import ServerState
 from launch import program
 from launch.serving import say_how_it_ended
 from launch.watcher import Keeper, Watcher
@@ -66,11 +68,14 @@ def simulate(
     result = execution.run(watcher, keeper.found(), keeper)
     jax.block_until_ready(result.state)
     wall_s = time.monotonic() - executing_s
-    if watcher.reason is not None:
+    diverged = ended_by_divergence(order, result.numbers)
+    if diverged is not None:
+        order, watcher.status = diverged, "failed"
+    elif watcher.reason is not None:
         order = o.cut(order, result.num_events, watcher.reason)
-    last = int(result.state.model.version)
-    watcher.finish(last, result.state)
-    summary = _summary(config, execution, order, result, watcher, folder)
+    last = None if diverged else result.state
+    watcher.finish(last)
+    summary = _summary(config, execution, order, last, watcher, folder)
     summary["execution_s"] = wall_s
     rate = order.num_steps / wall_s if wall_s else 0.0
     print(f"executed {order.num_steps:,} local steps in {wall_s:.1f} s: {rate:,.0f}/s")
@@ -85,16 +90,17 @@ def _summary(
     config: build.Config,
     execution: Execution,
     order: Order,
-    result: Result,
+    last: ServerState | None,
     watcher: Watcher,
     folder: Path,
 ) -> dict[str, Any]:
+    """`last`: the state of the last version; None where training has diverged."""
     experiment = execution.experiment
     accuracy, version = watcher.best if watcher.scores else (None, None)
-    final = watcher.scores.get(int(result.state.model.version))
+    versions = len(order.version) - 1
+    final = watcher.scores.get(versions) if last is not None else None
     kinds = {
-        name: int((order.kind == kind).sum())
-        for name, kind in (("superseded", o.SUPERSEDE), ("rejected", o.REJECT))
+        name: int(np.isin(order.kind, kinds).sum()) for name, kinds in _FATES.items()
     }
     return {
         "status": watcher.status,
@@ -102,7 +108,7 @@ def _summary(
         "run": workdir.read_json(folder / workdir.RUN)["run"],
         "strategy": config["strategy"]["name"],
         "seed": config["seed"],
-        "versions": int(result.state.model.version),
+        "versions": versions,
         "best_version": version,
         "best_accuracy": accuracy,
         "final_accuracy": final.accuracy if final else None,
@@ -113,10 +119,13 @@ def _summary(
         "bytes_up": order.num_updates * experiment.update_template.num_bytes,
         "bytes_down": int(order.receivers.sum(dtype="int64"))
         * experiment.publication.template.num_bytes,
-        "params_sha256": params_sha256(result.state.model.params),
+        "params_sha256": params_sha256(last.model.params) if last else None,
         "executor": execution.why,
         "local_steps": order.num_steps,
     }
+
+
+_FATES = {"superseded": [o.SUPERSEDE], "rejected": [o.REJECT, o.REFUSE]}
 
 
 def _write(

@@ -19,6 +19,7 @@ from asyn2f.experiment import initial_server_state, published
 from asyn2f.report.comparison import Trial
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import execution_of
+from asyn2f.sim.numbers import ended_by_divergence
 from asyn2f.simulation import bytes_by, order_of_config
 from asyn2f.tasks.base import Task
 from asyn2f.trees import params_sha256
@@ -91,7 +92,10 @@ def carry_out(job: Job) -> Trial:
 
     result = execution.run(watch)
     jax.block_until_ready(result.state)
-    times_s = order.start_s + ends_s
+    # A run that has diverged has no model, and so from then on no accuracy.
+    ended = ended_by_divergence(order, result.numbers)
+    has_diverged, order = ended is not None, ended or order
+    times_s, last = order.start_s + ends_s, result.state.model
     updates = np.searchsorted(order.time_s[order.kind == o.PUSH], times_s, side="right")
     return Trial(
         strategy=config["strategy"]["name"],
@@ -100,14 +104,14 @@ def carry_out(job: Job) -> Trial:
         phase=job.phase,
         key=job.key,
         time_s=ends_s.tolist(),
-        accuracy=[accuracy[node] for node in nodes.tolist()],
+        accuracy=[accuracy.get(node, 0.0) for node in nodes.tolist()],
         updates=updates.tolist(),
         num_bytes=bytes_by(experiment, order, times_s).tolist(),
-        staleness=np.bincount(result.numbers.staleness).tolist(),
-        versions=int(result.state.model.version),
+        staleness=np.bincount(result.numbers.staleness[: len(order.members)]).tolist(),
+        versions=len(order.version) - 1,
         local_steps=order.num_steps,
         wall_s=time.monotonic() - begun_s,
-        params_sha256=params_sha256(result.state.model.params),
+        params_sha256="" if has_diverged else params_sha256(last.params),
     )
 
 

@@ -70,9 +70,10 @@ class Watcher:
         assert version is not None
         return accuracy, version
 
-    def finish(self, node: int, state: ServerState) -> None:
-        """Keeps the last version too."""
-        self._keep(node, state)
+    def finish(self, state: ServerState | None) -> None:
+        """Keeps the last version too, if there is one that can be used."""
+        if state is not None:
+            self._keep(int(state.model.version), state)
         self._store.close()
 
     def _keep(self, node: int, state: ServerState) -> None:

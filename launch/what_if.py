@@ -13,6 +13,7 @@ from asyn2f.epochs import steps_per_epoch
 from asyn2f.evaluate import make_evaluate
 from asyn2f.experiment import Experiment, published
 from asyn2f.sim.execute import Execution
+from asyn2f.sim.numbers import ended_by_divergence
 from asyn2f.sim.order import Order
 from asyn2f.sim.serial import Watch
 from asyn2f.timing import Timing
@@ -122,4 +123,7 @@ def run(execution: Execution, watch: Watch) -> ServerState:
     wall_s = time.monotonic() - begun_s
     steps = execution.order.num_steps
     print(f"executed {steps:,} local steps in {wall_s:.1f} s: {steps / wall_s:,.0f}/s")
+    ended = ended_by_divergence(execution.order, result.numbers)
+    if ended is not None:
+        program.fail(f"{ended.reason}; nothing of it can be used")
     return result.state

@@ -155,6 +155,7 @@ def jobs(folder: Path, simulated: Path) -> dict[str, Callable[[], Outcome]]:
         ],
         "csv": [f"--config.sim.profiles={folder}/good.csv"],
         "jsonl": [f"--config.sim.profiles={folder}/good.jsonl"],
+        "diverged": ["--config.training.learning_rate=300"],
     }
     for name, (flags, _) in BAD_INPUT.items():
         simulations[f"bad {name}"] = [flag.format(folder) for flag in flags]

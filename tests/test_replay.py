@@ -121,6 +121,23 @@ def test_a_target_accuracy_ends_a_simulated_run(started, folder):
     assert events[-1].reason == summary["reason"] == "target accuracy 0.7 reached"
 
 
+def test_a_simulated_run_that_diverges_has_failed(started, folder):
+    """Up to a finite version: nothing that is not finite is kept, scored or named."""
+    assert_ends_with(started["diverged"].result(), 1, "failed: version ", "not finite")
+    summary = summary_of(folder / "diverged")
+    events = trace.read(folder / "diverged" / "trace")
+    causality.check(events)
+    made = [e.version for e in events if isinstance(e, trace.Aggregated)]
+    scored = [e.version for e in events if isinstance(e, trace.Evaluated)]
+    assert summary["versions"] == len(made) < 12
+    assert f"version {len(made) + 1} is not finite" in summary["reason"]
+    assert summary["final_accuracy"] is summary["params_sha256"] is None
+    assert scored == made
+    kept = [int(p.name) for p in (folder / "diverged/models").glob("[0-9]*")]
+    assert set(kept) <= set(made)
+    assert summary["best_version"] in (made or [None])
+
+
 def test_pushes_wait_for_a_metric_in_a_simulated_run(started, folder):
     assert_ends_with(started["metric"].result(), 0)
     events = trace.read(folder / "metric" / "trace")

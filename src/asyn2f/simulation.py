@@ -14,7 +14,7 @@ from asyn2f.evaluate import Score, make_evaluate
 from asyn2f.experiment import Experiment, initial_server_state, published
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import Executor, execution_of
-from asyn2f.sim.numbers import Result
+from asyn2f.sim.numbers import Result, ended_by_divergence
 from asyn2f.sim.order import Order
 from asyn2f.sim.profiles import Profiles
 from asyn2f.sim.recorded import order_of
@@ -29,7 +29,7 @@ class Simulation(NamedTuple):
     """A run, and what came of it."""
 
     experiment: Experiment
-    order: Order  # who did what, and when
+    order: Order  # who did what, and when; up to a version that is not finite
     result: Result  # the newest state; numbers of each update and version
     scores: dict[int, Score]  # by node of the order: 0, and those that were evaluated
 
@@ -58,9 +58,10 @@ def simulate(config: build.Config, experiment: Experiment | None = None) -> Simu
     order, target = order_of_config(config, experiment), experiment.stop.target_accuracy
     found = _executed(config, experiment, order, target)
     count = found.result.num_events
-    if count < len(order.time_s):
+    if found.order is order and count < len(order.time_s):
         order = o.cut(order, count, f"target accuracy {target:g} reached")
-    return found._replace(order=order)
+        return found._replace(order=order)
+    return found
 
 
 def replay(
@@ -109,6 +110,7 @@ def order_of_config(config: build.Config, experiment: Experiment) -> Order:
             aggregate_s=config["sim"]["aggregate_s"],
             dead_after_s=config["runtime"]["dead_after_s"],
             signal_of=follower.signal if follower else None,
+            accepts=follower.accepts if follower else None,
         )
     except ValueError as error:
         raise build.ConfigError(f"config.{error}") from None
@@ -173,4 +175,6 @@ def _executed(
     execution = execution_of(
         experiment, order, settings["executor"], settings["lanes"], watched
     )
-    return Simulation(experiment, order, execution.run(watch), scores)
+    result = execution.run(watch)
+    order = ended_by_divergence(order, result.numbers) or order
+    return Simulation(experiment, order, result, scores)

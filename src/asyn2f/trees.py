@@ -1,9 +1,10 @@
 """Pytrees as bytes: templates, fingerprints, digests; nothing that computes a model."""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from asyn2f.types import Params
@@ -69,6 +70,19 @@ def params_sha256(params: Params) -> str:
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(np.asarray(leaf), "<f4").data)
     return digest.hexdigest()
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no leaf holds a NaN or an infinity, bool [].
+
+    >>> bool(all_finite({"w": np.float32([1, 2]), "n": np.int32(3)}))
+    True
+    >>> bool(all_finite({"w": np.float32([1, np.inf])}))
+    False
+    """
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(x).all() for x in floats] or True).all()
 
 
 def num_bytes(params: Params) -> int:

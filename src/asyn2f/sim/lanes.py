@@ -28,6 +28,7 @@ from asyn2f.sim.packing import (
 )
 from asyn2f.sim.plan import Plan
 from asyn2f.sim.stretches import ADOPT, KEEP, MERGE, START
+from asyn2f.trees import all_finite
 from asyn2f.types import ServerState
 
 AXIS = "devices"
@@ -86,6 +87,7 @@ class Notes(NamedTuple):
     staleness: jax.Array  # i32 [versions, K]
     model_loss: jax.Array  # f32 [versions]
     learning_rate: jax.Array  # f32 [versions]
+    finite: jax.Array  # bool [versions]
 
 
 # Which of them are split over the devices, and along which axis.
@@ -102,7 +104,7 @@ WAVE_SPECS: Any = Waves(
         for name in Waves._fields
     ]
 )
-NOTE_SPECS: Any = Notes(*[_SPLIT_SECOND] * 3, *[_ALL] * 4)
+NOTE_SPECS: Any = Notes(*[_SPLIT_SECOND] * 3, *[_ALL] * 5)
 
 
 def packings(experiment: Experiment) -> tuple[Packing, Packing, Packing]:
@@ -235,6 +237,7 @@ def make_run(
             staleness=notes.staleness.at[a].set(metrics["staleness"]),
             model_loss=notes.model_loss.at[a].set(server.model.loss),
             learning_rate=notes.learning_rate.at[a].set(server.model.learning_rate),
+            finite=notes.finite.at[a].set(all_finite(server)),
         )
         return carry._replace(versions=versions, server=server), notes
 
@@ -248,6 +251,7 @@ def make_run(
             staleness=jnp.zeros((limits.versions, widest), jnp.int32),
             model_loss=jnp.zeros(limits.versions),
             learning_rate=jnp.zeros(limits.versions),
+            finite=jnp.zeros(limits.versions, bool),
         )
         body = partial(wave, data=data, waves=waves)
         return jax.lax.fori_loop(0, waves.num_waves, body, (carry, notes))

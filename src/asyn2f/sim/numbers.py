@@ -21,6 +21,7 @@ class Numbers(NamedTuple):
     staleness: np.ndarray  # i32, likewise
     model_loss: np.ndarray  # f32 [M]
     learning_rate: np.ndarray  # f32 [M]
+    finite: np.ndarray  # bool [M]: False = it holds a NaN or an infinity
 
 
 def empty_numbers(order: Order) -> Numbers:
@@ -38,15 +39,33 @@ def empty_numbers(order: Order) -> Numbers:
         staleness=np.zeros(len(order.members), np.int32),
         model_loss=blank(versions),
         learning_rate=blank(versions),
+        finite=np.ones(versions, bool),
     )
 
 
 class Result(NamedTuple):
-    """The end of an execution."""
+    """The end of an execution: where it was told to end, where the order does, or soon
+    after the first version that is not finite."""
 
     state: ServerState  # of the newest version made
     numbers: Numbers
     num_events: int  # fewer than the order's if whoever watched has ended it
+
+
+def ended_by_divergence(order: Order, numbers: Numbers) -> Order | None:
+    """The order up to its first version that is not finite, that one excluded; None if
+    all are finite. The runtime's server would not have made it either."""
+    if numbers.finite.all():
+        return None
+    node = int(np.argmin(numbers.finite))
+    (events,) = np.nonzero((order.kind == o.AGGREGATE) & (order.value == node))
+    time_s = float(order.time_s[events[0]])
+    reason = (
+        f"version {order.version[node]} is not finite, at "
+        f"{time_s - order.start_s:g} virtual s: training has diverged; a smaller "
+        "training.learning_rate may help"
+    )
+    return o.cut(order, int(events[0]), reason, time_s)
 
 
 class Uses(NamedTuple):

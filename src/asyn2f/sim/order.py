@@ -23,6 +23,7 @@ SUPERSEDE = 8  # an update is replaced by a newer one of its worker [update]
 REJECT = 9  # an update is refused as stale [update]
 LOSE = 10  # an update never arrives: its worker left on the way [update]
 RETURN = 11  # a worker that had not been heard of is there again [-]
+REFUSE = 12  # an update is refused as not finite [update]
 
 
 class Order(NamedTuple):

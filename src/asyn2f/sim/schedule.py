@@ -20,6 +20,7 @@ from asyn2f.programs import (
     Arrived,
     Done,
     Due,
+    Failed,
     Joined,
     Left,
     Listen,
@@ -40,6 +41,9 @@ from asyn2f.timing import Stop, Timing
 SignalOf = Callable[[Log, int], float]
 """What a worker's push may depend on, after all that the log holds."""
 
+Accepts = Callable[[Log, int], bool]
+"""Whether an update is of use to the server, after all that the log holds."""
+
 
 def schedule(
     timing: Timing,
@@ -53,6 +57,7 @@ def schedule(
     aggregate_s: float = 0.0,
     dead_after_s: float = 3.0,
     signal_of: SignalOf | None = None,
+    accepts: Accepts | None = None,
 ) -> Order:
     """The order of a run of these workers.
 
@@ -73,6 +78,7 @@ def schedule(
       aggregate_s: seconds the server takes for a version.
       dead_after_s: see above.
       signal_of: needed where `timing.depends_on_values`.
+      accepts: updates that it does not are refused as they arrive; None = takes all.
 
     Raises:
       ValueError: nothing ends the run; or `signal_of` is needed and missing.
@@ -112,7 +118,7 @@ def schedule(
         )
         for k in range(profiles.workers)
     ]
-    world = _World(timing, stop, seed, aggregate_s, dead_after_s, signal_of)
+    world = _World(timing, stop, seed, aggregate_s, dead_after_s, signal_of, accepts)
     for worker, join_s in zip(workers, lists["join_s"], strict=True):
         world.foresee(join_s, world.join, worker)
     # Nothing here is garbage in circles, and looking for it among a million workers,
@@ -137,12 +143,14 @@ class _World:
         aggregate_s: float,
         dead_after_s: float,
         signal_of: SignalOf | None,
+        accepts: Accepts | None,
     ) -> None:
         self._timing = timing
         self._stop = stop
         self._aggregate_s = aggregate_s
         self._dead_after_s = dead_after_s
         self._signal_of = signal_of
+        self._accepts = accepts
         self._random = Random(f"jitter {seed}")
         self._log = Log()
         self._note = self._log.note
@@ -337,7 +345,14 @@ class _World:
     # ------------------------------------------------------------- the server
 
     def _arrive(self, arrived: Arrived, now: float, tie: int) -> None:
-        self._tell(arrived, now)
+        worker, _, update = arrived.key
+        if self._accepts is None or self._accepts(self._log, update):
+            self._tell(arrived, now)
+            return
+        self._note(now, o.REFUSE, worker, update)
+        if arrived.base_version >= len(self._published_s) - 1:
+            # Of an older one there is a newer version to go on with.
+            self._tell(Failed(now, worker), now)
 
     def _due(self, due_s: float, now: float, tie: int) -> None:
         if self._due_s == due_s:

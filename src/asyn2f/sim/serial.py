@@ -13,6 +13,7 @@ from asyn2f.sim import order as o
 from asyn2f.sim.numbers import Numbers, Result, empty_numbers, uses_of
 from asyn2f.sim.order import Log, Order
 from asyn2f.trainer import shard_of
+from asyn2f.trees import all_finite
 from asyn2f.types import GlobalModel, ServerState, Shard, WorkerState, WorkerUpdate
 
 Watch = Callable[[int, float, ServerState], bool]
@@ -43,6 +44,8 @@ def execute_serially(
     updates: dict[int, WorkerUpdate] = {}
     last, num_events = initial, len(order.kind)
     notes: list[_Note] = []
+    finite: list[_Finite] = []
+    is_finite = jax.jit(all_finite)
 
     columns = (order.time_s, order.kind, order.worker, order.value)
     for event, (time_s, kind, worker, value) in enumerate(
@@ -78,6 +81,7 @@ def execute_serially(
             numbers.staleness[span] = metrics["staleness"]
             numbers.model_loss[value] = made.model.loss
             numbers.learning_rate[value] = made.model.learning_rate
+            finite.append((value, is_finite(made)))
             children[before] -= 1
             if not children[before]:
                 del states[before]
@@ -89,18 +93,24 @@ def execute_serially(
                 models[value] = published(experiment, made.model)
             if children[value]:
                 states[value] = made
-            if value in watched and watch is not None and watch(value, time_s, made):
-                last, num_events = made, event + 1
-                break
-            if value == order.newest:
-                last = made
+            last = made if value <= order.newest else last
+            if value in watched and watch is not None:
+                if not _all_finite(finite, numbers):
+                    break
+                if watch(value, time_s, made):
+                    last, num_events = made, event + 1
+                    break
         if len(notes) >= 1000:
             _fetch(notes, numbers)
+            if not _all_finite(finite, numbers):
+                break
     _fetch(notes, numbers)
+    _all_finite(finite, numbers)
     return Result(last, numbers, num_events)
 
 
 _Note = tuple[int, jax.Array, jax.Array]  # event, loss and metric
+_Finite = tuple[int, jax.Array]  # node, and whether its state is finite
 
 
 def _fetch(notes: list[_Note], numbers: Numbers) -> None:
@@ -108,6 +118,14 @@ def _fetch(notes: list[_Note], numbers: Numbers) -> None:
     for event, loss, metric in jax.device_get(notes):
         numbers.loss[event], numbers.metric[event] = loss, metric
     notes.clear()
+
+
+def _all_finite(found: list[_Finite], numbers: Numbers) -> bool:
+    """Brings those to the host as well; whether all versions so far are finite."""
+    for node, is_finite in jax.device_get(found):
+        numbers.finite[node] = is_finite
+    found.clear()
+    return bool(numbers.finite.all())
 
 
 class Workers:
@@ -182,6 +200,12 @@ class Follower:
         self._catch_up(log)
         return float(self._workers.report(worker).signal)
 
+    def accepts(self, log: Log, update: int) -> bool:
+        """Whether the runtime's server would take this update, by what it checks of
+        every one: that it is finite."""
+        self._catch_up(log)
+        return bool(all_finite(self._updates[update]))
+
     def _catch_up(self, log: Log) -> None:
         while self._done < len(log.kind):
             kind, worker = log.kind[self._done], log.worker[self._done]
@@ -195,7 +219,7 @@ class Follower:
                 self._workers.train(worker, value)
             elif kind == o.PUSH:
                 self._updates[value] = self._workers.push(worker)
-            elif kind in (o.SUPERSEDE, o.REJECT, o.LOSE):
+            elif kind in (o.SUPERSEDE, o.REJECT, o.LOSE, o.REFUSE):
                 del self._updates[value]
             elif kind == o.AGGREGATE:
                 self._aggregate(log, value)

@@ -105,6 +105,9 @@ def execute_in_lanes(
         first, last = planned.made_starts[call.begin], planned.made_starts[call.end]
         node = int(planned.made_node[last - 1]) if last > first else 0
         if watch is not None and state is None and node in watched:
+            _fetch(kept, planned, order, numbers)
+            if not numbers.finite.all():
+                break
             event = made_at[node]
             if watch(node, float(order.time_s[event]), machine.carry.server):
                 # Copied: what the devices hold is given up to the next call, and there
@@ -115,6 +118,8 @@ def execute_in_lanes(
         # Calls run behind; their notes are fetched when there are some.
         if len(kept) >= 16:
             _fetch(kept, planned, order, numbers)
+            if not numbers.finite.all():
+                break
         if state is not None and call.end >= last_wave:
             break
         if keep is not None and state is None:
@@ -255,6 +260,7 @@ def _fetch(
         nodes = planned.made_node[first:last]
         numbers.model_loss[nodes] = notes.model_loss[: len(nodes)]
         numbers.learning_rate[nodes] = notes.learning_rate[: len(nodes)]
+        numbers.finite[nodes] = notes.finite[: len(nodes)]
         for row, node in enumerate(nodes.tolist()):
             span = slice(order.member_starts[node], order.member_starts[node + 1])
             size = span.stop - span.start

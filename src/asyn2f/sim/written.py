@@ -67,7 +67,7 @@ def events_of(
             if value in scores:
                 score = scores[value]
                 yield trace.Evaluated(time_s, value, score.accuracy, score.loss)
-        elif kind in (o.SUPERSEDE, o.REJECT, o.LOSE):
+        elif kind in _VERDICTS:
             verdict, reason = _VERDICTS[kind]
             pushed = updates.pop(value)
             yield trace.Settled(
@@ -129,6 +129,7 @@ _VERDICTS = {
     o.SUPERSEDE: ("superseded", "replaced by a newer"),
     o.REJECT: ("rejected", "stale"),
     o.LOSE: ("withdrawn", "its worker left"),
+    o.REFUSE: ("rejected", "not finite: has training diverged?"),
 }
 
 
