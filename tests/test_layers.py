@@ -17,7 +17,7 @@ LAYERS = [
     {
         *("trainer", "epochs", "programs", "trace", "evaluate", "experiment"),
         *("workdir", "claim", "lineage", "causality", "invariants", "provenance"),
-        *("events", "ordering"),
+        *("events", "ordering", "computation"),
     },
     {"sim", "runtime", "report"},
     {"build", "rules"},
@@ -57,6 +57,7 @@ PURE = {
     "programs.py",
     "trainer.py",
     "epochs.py",
+    "computation.py",
     "experiment.py",
     "events.py",
     "ordering.py",

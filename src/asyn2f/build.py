@@ -8,6 +8,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def build_strategy(config: Config) -> Strategy:
         # Only ever lowered, and left as it is where it is out of range.
         chosen["max_share"] = min(chosen["max_share"], guards.max_share)
     try:
-        strategy = BUILDERS[name](**chosen)
+        strategy = _built(name, **chosen)
     except ValueError as error:
         raise ConfigError(f"config.strategy.{name}.{error}") from None
     settings = dict(config["timing"])
@@ -191,6 +192,12 @@ def build_strategy(config: Config) -> Strategy:
     min_workers = config["min_workers"] or config["workers"]
     timing = replace(strategy.timing, min_workers=min_workers, **settings)
     return strategy._replace(timing=timing)
+
+
+@lru_cache(maxsize=64, typed=True)
+def _built(name: str, **chosen: Any) -> Strategy:
+    """The same functions each time, so that experiments share what is compiled."""
+    return BUILDERS[name](**chosen)
 
 
 def build_guards(config: Config) -> Guards:

@@ -1,6 +1,7 @@
 """Which examples each local step of a worker trains on."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -70,14 +71,15 @@ class Orders(Protocol):
         XLA's."""
 
 
+@partial(jax.jit, static_argnames="length")
+@partial(jax.vmap, in_axes=(None, 0, 0, 0, None))
+def _many_epoch_bits(key, worker, epoch, num_examples, length):
+    return _epoch_bits(key, worker, epoch, num_examples, length)
+
+
 def make_orders(key: jax.Array, length: int) -> Orders:
     """The orders of epochs under a trainer's key, of shards of up to n_max = `length`
     examples."""
-
-    @jax.jit
-    @jax.vmap
-    def all_bits(worker, epoch, num_examples):
-        return _epoch_bits(key, worker, epoch, num_examples, length)
 
     def orders(workers, epochs, num_examples):
         parts = []
@@ -85,7 +87,8 @@ def make_orders(key: jax.Array, length: int) -> Orders:
             # Always as many: the last ones are repeated.
             part = np.arange(begin, begin + _ORDERS_PER_CALL)
             part = np.minimum(part, len(workers) - 1)
-            parts.append(all_bits(workers[part], epochs[part], num_examples[part]))
+            of_part = workers[part], epochs[part], num_examples[part]
+            parts.append(_many_epoch_bits(key, *of_part, length))
 
         def sort():
             bits = np.concatenate([np.asarray(part) for part in parts])[: len(workers)]

@@ -1,6 +1,7 @@
 """How good a model is on the test set."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -30,20 +31,15 @@ def make_evaluate(task: Task, batch_size: int = 500) -> Callable[[Params], Score
     rows = np.minimum(padded, count - 1).reshape(num_batches, batch_size)
     masks = (padded < count).reshape(num_batches, batch_size)
 
-    classes = task.num_classes
-
-    @jax.jit
-    def sums(params, batch, mask):
-        losses, predicted = task.score(params, batch)
-        label, ones = batch["label"], mask.astype(jnp.int32)
-        is_right = (predicted == label).astype(jnp.int32)
-        right = jnp.bincount(label, ones * is_right, length=classes)
-        both = sum(jnp.bincount(x, ones, length=classes) for x in (predicted, label))
-        return jnp.sum(losses, where=mask), right, both
-
     def evaluate(params: Params) -> Score:
         parts = [
-            sums(params, {k: v[row] for k, v in task.test.items()}, mask)
+            _sums(
+                task.score,
+                task.num_classes,
+                params,
+                {k: v[row] for k, v in task.test.items()},
+                mask,
+            )
             for row, mask in zip(rows, masks, strict=True)
         ]
         loss, right, both = (
@@ -54,6 +50,18 @@ def make_evaluate(task: Task, batch_size: int = 500) -> Callable[[Params], Score
         return Score(float(right.sum() / count), float(loss / count), f1)
 
     return evaluate
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sums(score, classes, params, batch, mask):
+    """Of one batch: the loss f32 [], and by class, i32 [classes], the examples that are
+    told right, and those that are of it plus those that are held for it."""
+    losses, predicted = score(params, batch)
+    label, ones = batch["label"], mask.astype(jnp.int32)
+    is_right = (predicted == label).astype(jnp.int32)
+    right = jnp.bincount(label, ones * is_right, length=classes)
+    both = sum(jnp.bincount(x, ones, length=classes) for x in (predicted, label))
+    return jnp.sum(losses, where=mask), right, both
 
 
 def _f1(right: np.ndarray, both: np.ndarray) -> float:

@@ -1,21 +1,30 @@
 """One experiment, whole: everything that its numbers depend on, and no I/O."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asyn2f.codecs import PLAIN, Codec, Coding, update_codec, version_codec
-from asyn2f.guards import Guards, clamp_losses
+from asyn2f.codecs import PLAIN, Coding
+from asyn2f.computation import (
+    Computation,
+    Functions,
+    Hyperparams,
+    Publication,
+    coded_shapes,
+    compiled_for,
+)
+from asyn2f.guards import Guards
 from asyn2f.strategies import Strategy
-from asyn2f.strategies.base import params_themselves
 from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop
-from asyn2f.trainer import Trainer, Training, global_learning_rate, make_trainer
+from asyn2f.trainer import Trainer, Training
 from asyn2f.trees import Template, template_of
-from asyn2f.types import GlobalModel, Metrics, Params, ServerState, WorkerUpdate
+from asyn2f.types import GlobalModel, Metrics, ServerState, WorkerUpdate
 
 NO_GUARDS = Guards(mode="off")
 
@@ -28,42 +37,26 @@ class AggregateUpdates(Protocol):
         `Timing.most_updates`, in this order; metrics have one row per update."""
 
 
-class AdvanceServer(Protocol):
-    def __call__(
-        self, state: ServerState, updates: WorkerUpdate, mask: jax.Array
-    ) -> tuple[ServerState, Metrics]:
-        """`AggregateUpdates` on updates stacked to leaves [K, ...], bool [K] of them
-        real: `Strategy.aggregate`, and then the learning rate of the new version.
-        Where guards are enforced, its losses have been clamped before."""
-
-
-class Publication(NamedTuple):
-    """How versions travel; both functions are jitted. The server keeps its own model
-    in float32."""
-
-    encode: Callable[[Params], Any]
-    decode: Callable[[Any], Params]
-    template: Template  # of what travels
-    is_plain: bool
-
-
 class Experiment(NamedTuple):
     """A task, a strategy and their settings, made into functions."""
 
     task: Task
     strategy: Strategy  # its timing holds the experiment's settings
     training: Training
-    trainer: Trainer
     stop: Stop
     seed: int
     guards: Guards
     coding: Coding
+    computation: Computation
+    hyperparams: Hyperparams
+    # All of these are jitted, and the second call compiles nothing.
+    trainer: Trainer
+    init_server: Callable[[], ServerState]
+    aggregate: AggregateUpdates
+    publication: Publication
     template: Template  # of the model
     update_template: Template  # of what a worker pushes
     update_needs_base: bool  # whether that is a change since the base version
-    publication: Publication
-    advance_server: AdvanceServer
-    aggregate: AggregateUpdates
 
     @property
     def workers(self) -> int:
@@ -81,58 +74,82 @@ def make_experiment(
 ) -> Experiment:
     """The experiment; the model's shape is found without computing anything.
 
-    The cap of `guards` is not its business: the strategy has been built with it.
+    Experiments that differ in seed, learning rates, schedule length, limits or data
+    share their compiled programs, if they have been made of the same functions and
+    their arrays have the same shapes.
+
+    Args:
+      task: model, loss and data.
+      strategy: built with the cap of `guards`, which is not the experiment's business.
+      training: settings.
+      stop: what ends a run.
+      seed: of the initial model and of all draws in training; in [0, 2^64).
+      guards: see `asyn2f.guards`.
+      coding: how updates and versions travel.
     """
-    key = jax.random.key(seed)
-    shapes = jax.eval_shape(task.init, key)
-
-    def advance_server(state, updates, mask):
-        if guards.mode == "enforce":
-            loss = clamp_losses(updates.loss, mask, guards.loss_factor)
-            updates = updates._replace(loss=loss)
-        state, metrics = strategy.aggregate(state, updates, mask)
-        return _with_learning_rate(state, training), metrics
-
-    codec = update_codec(
-        coding,
-        shapes,
-        pushes_models=strategy.push is params_themselves,
-        keeps_model=strategy.timing.after_push == "continue",
+    no_rates = replace(
+        training, learning_rate=0.0, learning_rate_min=0.0, schedule_length=1
     )
-    trainer_key = jax.random.fold_in(key, 1)
+    computation = Computation(
+        task.init, task.loss, strategy, no_rates, guards, coding, len(task.shards)
+    )
+    key = root_key(seed)
+    hyperparams = Hyperparams(
+        init_key=jax.random.key_data(jax.random.fold_in(key, 0)),
+        train_key=jax.random.key_data(jax.random.fold_in(key, 1)),
+        learning_rate=jnp.float32(training.learning_rate),
+        learning_rate_min=jnp.float32(training.learning_rate_min),
+        schedule_length=jnp.float32(training.schedule_length),
+    )
+    compiled = compiled_for(computation)
+    codec = compiled.codec
+    shapes = jax.eval_shape(task.init, key)
     return Experiment(
         task=task,
         strategy=strategy,
         training=training,
-        trainer=make_trainer(task, strategy, training, trainer_key, codec),
         stop=stop,
         seed=seed,
         guards=guards,
         coding=coding,
-        template=template_of(shapes),
-        update_template=template_of(_coded_shapes(codec, shapes)),
-        update_needs_base=codec.needs_base,
-        publication=_publication(version_codec(coding, shapes), shapes),
-        advance_server=advance_server,
-        aggregate=_make_aggregate(
-            advance_server, strategy.timing.most_updates(len(task.shards))
+        computation=computation,
+        hyperparams=hyperparams,
+        trainer=Trainer(
+            **{name: partial(f, hyperparams) for name, f in compiled.steps.items()},
+            decode=compiled.decode,
         ),
+        init_server=partial(compiled.init_server, hyperparams),
+        aggregate=partial(_aggregate, compiled.aggregate, computation, hyperparams),
+        publication=compiled.publication,
+        template=template_of(shapes),
+        update_template=template_of(coded_shapes(codec, shapes)),
+        update_needs_base=codec.needs_base,
     )
+
+
+def root_key(seed: int) -> jax.Array:
+    """The key of all of an experiment's randomness; all 64 bits of the seed count.
+
+    Raises:
+      ValueError: a seed outside [0, 2^64).
+
+    >>> import jax
+    >>> bool((root_key(0) == root_key(2**32)).all())
+    False
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed: found {seed}, allowed: 0 to 2**64 - 1")
+    # JAX takes the lower 32 bits of a Python integer.
+    key, above = jax.random.key(seed & 0xFFFFFFFF), seed >> 32
+    return jax.random.fold_in(key, above) if above else key
 
 
 def initial_server_state(experiment: Experiment) -> ServerState:
     """Version 0, drawn from the experiment's seed."""
-
-    def init(key):
-        params = experiment.task.init(key)
-        state = experiment.strategy.init(params, experiment.workers)
-        return _with_learning_rate(state, experiment.training)
-
-    key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
-    return jax.jit(init)(key)
+    return experiment.init_server()
 
 
-def published(experiment: Experiment, model: GlobalModel) -> GlobalModel:
+def published(experiment: Experiment | Functions, model: GlobalModel) -> GlobalModel:
     """A version as workers and evaluators see it, once it has been coded."""
     publication = experiment.publication
     if publication.is_plain:
@@ -140,46 +157,20 @@ def published(experiment: Experiment, model: GlobalModel) -> GlobalModel:
     return model._replace(params=publication.decode(publication.encode(model.params)))
 
 
-def _publication(codec: Codec, shapes: Params) -> Publication:
-    template = template_of(_coded_shapes(codec, shapes))
-    if codec.is_plain:
-        return Publication(lambda x: x, lambda x: x, template, is_plain=True)
-    return Publication(
-        encode=jax.jit(lambda params: codec.encode(params, (), ())[0]),
-        decode=jax.jit(lambda coded: codec.decode(coded, ())),
-        template=template,
-        is_plain=False,
-    )
-
-
-def _coded_shapes(codec: Codec, shapes: Params) -> Any:
-    base = shapes if codec.needs_base else ()
-    memory = jax.eval_shape(codec.blank)
-    return jax.eval_shape(codec.encode, shapes, base, memory)[0]
-
-
-def _with_learning_rate(state: ServerState, training: Training) -> ServerState:
-    rate = global_learning_rate(training, state.model.version)
-    return state._replace(model=state.model._replace(learning_rate=rate))
-
-
-def _make_aggregate(advance_server: AdvanceServer, most: int) -> AggregateUpdates:
-    @jax.jit
-    def run(state, updates, mask):
-        # Stacked inside the program: a strategy that takes the rows one by one then
-        # reads them where they are, and nothing is copied.
-        stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *updates)
-        return advance_server(state, stacked, mask)
-
-    def aggregate(state, updates):
-        count = len(updates)
-        if not 1 <= count <= most:
-            raise ValueError(f"updates: found {count}, allowed 1 to {most}")
-        # Padded to one shape, so that one program serves every number of updates.
-        rows = (*updates, *[updates[0]] * (most - count))
-        state, metrics = run(state, rows, np.arange(most) < count)
-        metrics = jax.device_get(metrics)
-        # Of a metric that is one number there is nothing to cut off.
-        return state, jax.tree.map(lambda x: x[:count] if x.ndim else x, metrics)
-
-    return aggregate
+def _aggregate(
+    run: Callable[..., tuple[ServerState, Metrics]],
+    computation: Computation,
+    hyperparams: Hyperparams,
+    state: ServerState,
+    updates: Sequence[WorkerUpdate],
+) -> tuple[ServerState, Metrics]:
+    most = computation.strategy.timing.most_updates(computation.workers)
+    count = len(updates)
+    if not 1 <= count <= most:
+        raise ValueError(f"updates: found {count}, allowed 1 to {most}")
+    # Padded to one shape, so that one program serves every number of updates.
+    rows = (*updates, *[updates[0]] * (most - count))
+    state, metrics = run(hyperparams, state, rows, np.arange(most) < count)
+    metrics = jax.device_get(metrics)
+    # Of a metric that is one number there is nothing to cut off.
+    return state, jax.tree.map(lambda x: x[:count] if x.ndim else x, metrics)

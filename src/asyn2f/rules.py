@@ -83,7 +83,7 @@ _MODELS = ("mlp", "cnn", "small_cnn", "resnet18", "resnet20", "resnet34", "ember
 
 
 _RULES: dict[str, _Rule] = {
-    "seed": _NATURAL,
+    "seed": _Rule(int, "0 to 2**64 - 1", lambda x: 0 <= x < 2**64),
     "workers": _COUNT,
     "min_workers": _NATURAL,
     "task.dataset": _Rule(

@@ -14,15 +14,9 @@ import numpy as np
 import optax
 
 from asyn2f.codecs import Codec
-from asyn2f.epochs import (
-    Orders,
-    batch_places,
-    epoch_order,
-    make_orders,
-    steps_per_epoch,
-)
+from asyn2f.epochs import batch_places, epoch_order, steps_per_epoch
 from asyn2f.strategies import Strategy
-from asyn2f.tasks.base import Batch, Task
+from asyn2f.tasks.base import Batch, Loss, Task
 from asyn2f.types import (
     GlobalModel,
     Metrics,
@@ -59,6 +53,12 @@ class Training:
     learning_rate_min: float = 0.005
     schedule_length: int = 500
     momentum_at_merge: Literal["keep", "reset"] = "keep"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(
+                f"schedule: found {self.schedule!r}, allowed {list(get_args(Schedule))}"
+            )
 
 
 def annealed(training: Training, position: jax.Array) -> jax.Array:
@@ -140,15 +140,11 @@ class Decode(Protocol):
 
 
 class Trainer(NamedTuple):
-    """A worker's computation. All are jitted; the second call compiles nothing.
-
-    A cycle ends with a push.
-    """
+    """A worker's computation. A cycle ends with a push."""
 
     start: Start
     advance: Advance
     step: Step
-    orders: Orders
     merge: TakeIn
     adopt: Adopt
     report: Report
@@ -181,28 +177,17 @@ def shard_of(task: Task, worker: int) -> Shard:
 
 
 def make_trainer(
-    task: Task,
-    strategy: Strategy,
-    training: Training,
-    key: jax.Array,
-    codec: Codec,
+    loss: Loss, strategy: Strategy, training: Training, key: jax.Array, codec: Codec
 ) -> Trainer:
-    """The trainer of a task under a strategy.
+    """The trainer of a task under a strategy, as pure functions that are not jitted.
 
     Args:
-      task: model and loss.
+      loss: the task's.
       strategy: how a global version is merged in.
-      training: settings.
-      key: the run's root key; all of the workers' randomness is folded from it.
+      training: settings; the learning rates and the schedule's length may be traced.
+      key: root of the workers' randomness; may be traced.
       codec: how pushes travel.
-
-    Raises:
-      ValueError: an unknown schedule.
     """
-    if training.schedule not in get_args(Schedule):
-        raise ValueError(
-            f"schedule: found {training.schedule!r}, allowed {list(get_args(Schedule))}"
-        )
     # Torch's SGD: the momentum gathers gradients, the learning rate scales what comes
     # out, so a learning rate that changes acts at once.
     # What is zero is left out: it would cost a pass over memory, and momentum a copy.
@@ -268,12 +253,12 @@ def make_trainer(
         step_key = jax.random.fold_in(worker_key, -1 - state.step)
 
         def loss_of(trained, statistics):
-            return task.loss({**statistics, "params": trained}, batch, step_key)
+            return loss({**statistics, "params": trained}, batch, step_key)
 
         trained = state.params["params"]
         statistics = {k: v for k, v in state.params.items() if k != "params"}
         gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (statistics, metric)), grads = gradient(trained, statistics)
+        (value, (statistics, metric)), grads = gradient(trained, statistics)
         if proximal:  # the gradient of its term; the reported loss is without it
             grads = jax.tree.map(
                 lambda g, p, start: g + proximal * (p - start),
@@ -294,11 +279,11 @@ def make_trainer(
             previous=state.params if merges else (),
             opt_state=opt_state,
             step=state.step + 1,
-            loss_sum=jnp.where(fresh, 0.0, state.loss_sum) + loss,
+            loss_sum=jnp.where(fresh, 0.0, state.loss_sum) + value,
             metric_sum=jnp.where(fresh, 0.0, state.metric_sum) + metric,
             epoch_steps=jnp.where(fresh, 0, state.epoch_steps) + 1,
         )
-        return state, {"loss": loss, "metric": metric}
+        return state, {"loss": value, "metric": metric}
 
     def report(state):
         steps = jnp.maximum(state.epoch_steps, 1).astype(jnp.float32)
@@ -344,15 +329,4 @@ def make_trainer(
         )
         return state, metrics
 
-    return Trainer(
-        start=jax.jit(start),
-        advance=jax.jit(advance, donate_argnums=0),
-        step=jax.jit(step),
-        orders=make_orders(key, max(len(shard) for shard in task.shards)),
-        merge=jax.jit(merge, donate_argnums=0),
-        adopt=jax.jit(adopt, donate_argnums=0),
-        report=jax.jit(report),
-        push=jax.jit(push),
-        # Compiled by itself, not with the coding: the server decodes with this program.
-        decode=codec.decode if codec.is_plain else jax.jit(codec.decode),
-    )
+    return Trainer(start, advance, step, merge, adopt, report, push, codec.decode)

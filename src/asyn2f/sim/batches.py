@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from asyn2f.epochs import batch_places, steps_per_epoch
+from asyn2f.epochs import batch_places, make_orders, steps_per_epoch
 from asyn2f.experiment import Experiment
 
 
@@ -28,7 +29,8 @@ class Batches:
         for worker, rows in enumerate(shards):
             self._rows[worker, : len(rows)] = rows
         self._batch_size = experiment.training.batch_size
-        self._orders = experiment.trainer.orders
+        key = jax.random.wrap_key_data(experiment.hyperparams.train_key)
+        self._orders = make_orders(key, self._rows.shape[1])
 
     def draw(self, worker: np.ndarray, step: np.ndarray) -> Drawn:
         """Has the random bits computed that the orders of these epochs need; does not

@@ -8,7 +8,7 @@ updates that all send to all.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from asyn2f.computation import Computation, Functions, Hyperparams, functions_of
 from asyn2f.experiment import Experiment, initial_server_state, published
 from asyn2f.sim.packing import (
     Packed,
@@ -26,7 +27,6 @@ from asyn2f.sim.packing import (
     write_row,
     write_rows,
 )
-from asyn2f.sim.plan import Plan
 from asyn2f.sim.stretches import ADOPT, KEEP, MERGE, START
 from asyn2f.trees import all_finite
 from asyn2f.types import ServerState
@@ -107,8 +107,12 @@ WAVE_SPECS: Any = Waves(
 NOTE_SPECS: Any = Notes(*[_SPLIT_SECOND] * 3, *[_ALL] * 5)
 
 
-def packings(experiment: Experiment) -> tuple[Packing, Packing, Packing]:
-    """Of a worker's state, of an update and of a version."""
+Packings = tuple[Packing, Packing, Packing]
+"""Of a worker's state, of an update and of a version."""
+
+
+def packings(experiment: Experiment) -> Packings:
+    """How this experiment's are laid out."""
     trainer = experiment.trainer
 
     def shapes():
@@ -120,17 +124,58 @@ def packings(experiment: Experiment) -> tuple[Packing, Packing, Packing]:
     return packing_of(state), packing_of(update), packing_of(model)
 
 
+@lru_cache(maxsize=32)
 def make_run(
-    experiment: Experiment, mesh: Mesh, plan: Plan, limits: Limits
-) -> Callable[[Carry, Any, Waves], tuple[Carry, Notes]]:
+    computation: Computation,
+    packed: Packings,
+    mesh: Mesh,
+    lanes: int,
+    widest: int,
+    limits: Limits,
+) -> Callable[[Hyperparams, Carry, Any, Waves], tuple[Carry, Notes]]:
     """The program that executes one call's waves.
 
+    Args:
+      computation: of the experiment.
+      packed: its packings.
+      mesh: the devices.
+      lanes: L, of each device.
+      widest: K, the most updates that one version is made of.
+      limits: of a call.
+
     Returns:
-      A jitted function of the carry, which is given up, the training set, and waves.
+      A jitted function of the hyperparameters, the carry, which is given up, the
+      training set, and waves.
     """
-    state_packing, update_packing, model_packing = packings(experiment)
-    trainer, devices = experiment.trainer, mesh.size
-    lanes, widest = plan.row.shape[2], plan.max_members
+
+    def run(hyperparams, carry, data, waves):
+        functions = functions_of(computation, hyperparams)
+        on_device = _waves_of(functions, packed, mesh.size, lanes, widest, limits)
+        return on_device(carry, data, waves)
+
+    return jax.jit(
+        jax.shard_map(
+            run,
+            mesh=mesh,
+            in_specs=(P(), CARRY_SPECS, P(), WAVE_SPECS),
+            out_specs=(CARRY_SPECS, NOTE_SPECS),
+            check_vma=False,
+        ),
+        donate_argnums=1,
+    )
+
+
+def _waves_of(
+    functions: Functions,
+    packed: Packings,
+    devices: int,
+    lanes: int,
+    widest: int,
+    limits: Limits,
+) -> Callable[[Carry, Any, Waves], tuple[Carry, Notes]]:
+    """What one device does in a call."""
+    state_packing, update_packing, model_packing = packed
+    trainer = functions.trainer
 
     nothing = jnp.float32(jnp.nan)
 
@@ -226,11 +271,11 @@ def make_run(
             rows = {n: jax.lax.psum(values, AXIS) for n, values in rows.items()}
         member = waves.member[a]
         updates = jax.vmap(update_packing.unpack)(rows)
-        server, metrics = experiment.advance_server(carry.server, updates, member)
+        server, metrics = functions.advance_server(carry.server, updates, member)
         versions = write_row(
             carry.versions,
             waves.made_slot[a],
-            model_packing.pack(published(experiment, server.model)),
+            model_packing.pack(published(functions, server.model)),
         )
         notes = notes._replace(
             coefficients=notes.coefficients.at[a].set(metrics["coefficients"]),
@@ -256,13 +301,4 @@ def make_run(
         body = partial(wave, data=data, waves=waves)
         return jax.lax.fori_loop(0, waves.num_waves, body, (carry, notes))
 
-    return jax.jit(
-        jax.shard_map(
-            run,
-            mesh=mesh,
-            in_specs=(CARRY_SPECS, P(), WAVE_SPECS),
-            out_specs=(CARRY_SPECS, NOTE_SPECS),
-            check_vma=False,
-        ),
-        donate_argnums=0,
-    )
+    return run

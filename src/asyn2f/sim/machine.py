@@ -1,7 +1,7 @@
 """A plan on the devices: what they hold, and the calls that move it on."""
 
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from asyn2f.experiment import Experiment, initial_server_state, published
+from asyn2f.computation import Computation, functions_of
+from asyn2f.experiment import Experiment, published
 from asyn2f.sim import lanes
 from asyn2f.sim.batches import Batches, Drawn
 from asyn2f.sim.lanes import Carry, Limits, Notes, Waves
@@ -37,13 +38,27 @@ class Machine:
         self._rows = -(-experiment.workers // mesh.size)  # workers on each device
         self._batches = Batches(experiment)
         self._data = jax.device_put(experiment.task.train, NamedSharding(mesh, P()))
-        self._start = self._make_start()
-        self._run = lanes.make_run(experiment, mesh, plan, limits)
+        computation, packed = experiment.computation, lanes.packings(experiment)
+        slots = Slots(self._rows, plan.update_slots, plan.version_slots)
+        self._start = _make_start(computation, packed, mesh, slots)
+        self._run = lanes.make_run(
+            computation, packed, mesh, plan.row.shape[2], plan.max_members, limits
+        )
         self.reset()
 
     def reset(self) -> None:
         """Back to the beginning of the run."""
-        self.carry: Carry = self._start()
+        experiment, devices = self._experiment, self._mesh.size
+        # Worker r * D + d is row r of device d; rows beyond the last hold anything.
+        rows = self._rows + 1
+        number = np.arange(rows * devices, dtype=np.int32)
+        worker = (number % rows) * devices + number // rows
+        worker = np.minimum(worker, experiment.workers - 1)
+        sizes = np.array([len(rows) for rows in experiment.task.shards], np.int32)
+        qualities = np.array(experiment.task.qualities, np.float32)
+        self.carry: Carry = self._start(
+            experiment.hyperparams, worker, sizes[worker], qualities[worker]
+        )
 
     def restore(self, carry: Carry) -> None:
         """On from where a machine for the same plan was, by its carry on the host."""
@@ -65,44 +80,11 @@ class Machine:
             waves = self._waves(call, drawn)
             following = next(coming, None)
             drawn = self._draw(following) if following else None
-            self.carry, notes = self._run(self.carry, self._data, waves)
+            self.carry, notes = self._run(
+                self._experiment.hyperparams, self.carry, self._data, waves
+            )
             yield call, notes
             call = following
-
-    def _make_start(self):
-        experiment, plan, devices = self._experiment, self.plan, self._mesh.size
-        state, update, model = lanes.packings(experiment)
-        specs = jax.tree.map(partial(NamedSharding, self._mesh), lanes.CARRY_SPECS)
-        # Worker r * D + d is row r of device d; rows beyond the last hold anything.
-        rows = self._rows + 1
-        number = np.arange(rows * devices)
-        worker = (number % rows) * devices + number // rows
-        worker = np.minimum(worker, experiment.workers - 1)
-        sizes = np.array([len(rows) for rows in experiment.task.shards], np.int32)
-        qualities = np.array(experiment.task.qualities, np.float32)
-
-        def start():
-            server = initial_server_state(experiment)
-
-            def begin(worker, num_examples, quality):
-                begun = experiment.trainer.start(
-                    server.model, worker, num_examples, quality
-                )
-                return state.pack(begun)
-
-            versions = model.empty(plan.version_slots + 1)
-            return Carry(
-                workers=jax.vmap(begin)(worker, sizes[worker], qualities[worker]),
-                updates=update.empty((plan.update_slots + 2) * devices),
-                versions=write_row(
-                    versions,
-                    jnp.int32(0),
-                    model.pack(published(experiment, server.model)),
-                ),
-                server=server,
-            )
-
-        return jax.jit(start, out_shardings=specs)
 
     def _draw(self, call: Call) -> Drawn:
         """Whose batches the call's ticks need, [ticks, D, L]."""
@@ -158,6 +140,41 @@ class Machine:
         return member, np.where(
             here, plan.member_slot[where][:, None], plan.update_slots + 1
         )
+
+
+class Slots(NamedTuple):
+    """How many models of each kind one device holds."""
+
+    workers: int
+    updates: int  # pending
+    versions: int
+
+
+@lru_cache(maxsize=32)
+def _make_start(
+    computation: Computation, packed: lanes.Packings, mesh: Mesh, slots: Slots
+) -> Callable[..., Carry]:
+    """The program that begins a run: a jitted function of the hyperparameters and, in
+    parallel, of the workers in all rows, their numbers of examples and qualities."""
+    state, update, model = packed
+    specs = jax.tree.map(partial(NamedSharding, mesh), lanes.CARRY_SPECS)
+
+    def start(hyperparams, worker, num_examples, quality):
+        functions = functions_of(computation, hyperparams)
+        server = functions.init_server()
+
+        def begin(*one):
+            return state.pack(functions.trainer.start(server.model, *one))
+
+        first = model.pack(published(functions, server.model))
+        return Carry(
+            workers=jax.vmap(begin)(worker, num_examples, quality),
+            updates=update.empty((slots.updates + 2) * mesh.size),
+            versions=write_row(model.empty(slots.versions + 1), jnp.int32(0), first),
+            server=server,
+        )
+
+    return jax.jit(start, out_shardings=specs)
 
 
 def _or_last(slots: np.ndarray, last: int) -> np.ndarray:

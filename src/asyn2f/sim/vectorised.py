@@ -56,8 +56,25 @@ def prepare(
     planned = plan(
         order, devices, lanes, min(64, limits.ticks), limits.versions, watched
     )
-    check_fits(need_of(experiment, planned, limits), free_bytes())
-    return Machine(experiment, mesh, planned, limits)
+    most = experiment.strategy.timing.most_updates(experiment.workers)
+    roomy = planned._replace(
+        version_slots=_rounded_up(planned.version_slots),
+        update_slots=_rounded_up(planned.update_slots),
+        max_members=min(_rounded_up(planned.max_members, 1), most),
+    )
+    free = free_bytes()
+    try:
+        # Orders of one experiment differ a little in what they need: one program.
+        check_fits(need_of(experiment, roomy, limits), free)
+    except TooLarge:
+        roomy = planned
+        check_fits(need_of(experiment, roomy, limits), free)
+    return Machine(experiment, mesh, roomy, limits)
+
+
+def _rounded_up(count: int, least: int = 4) -> int:
+    """The next power of two, or `least`."""
+    return max(least, 1 << (count - 1).bit_length())
 
 
 def execute_in_lanes(

@@ -1,7 +1,8 @@
 """Telling classes apart: cross-entropy and accuracy on labelled examples."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 
 from asyn2f.tasks.augmentation import crop_and_flip
-from asyn2f.tasks.base import Batch, Task
+from asyn2f.tasks.base import Batch, Init, Loss, Score, Task
 from asyn2f.tasks.data import Dataset
 from asyn2f.types import Params
 
@@ -47,43 +48,19 @@ def classification(
         in the whole training set; else 1.
     """
     counts = np.bincount(dataset.train["label"], minlength=dataset.num_classes)
-    weight = None
+    weights = None
     if class_weights == "balanced":
-        weight = jnp.asarray(counts.sum() / (len(counts) * np.maximum(counts, 1)))
-    mean, deviation = _of_channels(dataset) if normalise else (0.0, 1.0)
-
-    def prepared(inputs: jax.Array) -> jax.Array:
-        if dataset.scale is None:
-            return inputs.astype(jnp.int32)
-        x = inputs.astype(jnp.float32) * np.float32(dataset.scale)
-        return (x - mean) / deviation if normalise else x
-
-    def init(key: jax.Array) -> Params:
-        first = jnp.asarray(dataset.train["input"][:1])
-        return dict(model.init(key, prepared(first), train=False))
-
-    def loss(params: Params, batch: Batch, key: jax.Array):
-        collections = [name for name in params if name != "params"]
-        inputs = batch["input"]
-        if augment == "crop_flip":
-            inputs = crop_and_flip(inputs, jax.random.fold_in(key, 1))
-        logits, statistics = model.apply(
-            params,
-            prepared(inputs),
-            train=True,
-            mutable=collections,
-            rngs={"dropout": key},
-        )
-        losses, predicted = _score(logits, batch["label"])
-        hits = (predicted == batch["label"]).astype(jnp.float32)
-        if weight is not None:
-            losses = losses * weight[batch["label"]]
-        return jnp.mean(losses), (dict(statistics), jnp.mean(hits))
-
-    def score(params: Params, batch: Batch):
-        logits: Any = model.apply(params, prepared(batch["input"]), train=False)
-        return _score(logits, batch["label"])
-
+        balanced = counts.sum() / (len(counts) * np.maximum(counts, 1))
+        weights = tuple(balanced.astype(np.float32).tolist())
+    channels = _of_channels(dataset) if normalise else None
+    first = dataset.train["input"][:1]
+    kind = _Kind(
+        first.shape, first.dtype.str, dataset.scale, channels, augment, weights
+    )
+    try:
+        init, loss, score = _functions(model, kind)
+    except TypeError:  # a model that cannot be hashed
+        init, loss, score = _functions.__wrapped__(model, kind)
     return Task(
         name=name,
         init=init,
@@ -97,14 +74,70 @@ def classification(
     )
 
 
+class _Kind(NamedTuple):
+    """What the functions depend on, besides the model."""
+
+    shape: tuple[int, ...]  # of an input, [1, ...]
+    dtype: str
+    scale: float | None
+    # Mean and deviation of each channel; None = inputs are not normalised.
+    channels: tuple[tuple[float, ...], ...] | None
+    augment: Augment
+    weights: tuple[float, ...] | None  # w_c of each class; None = 1
+
+
+@lru_cache(maxsize=32)
+def _functions(model: nn.Module, kind: _Kind) -> tuple[Init, Loss, Score]:
+    """`init`, `loss` and `score`: the same functions each time, so that tasks of one
+    kind share what has been compiled."""
+    weight = None if kind.weights is None else np.array(kind.weights, np.float32)
+
+    def prepared(inputs: jax.Array) -> jax.Array:
+        if kind.scale is None:
+            return inputs.astype(jnp.int32)
+        x = inputs.astype(jnp.float32) * np.float32(kind.scale)
+        if kind.channels is None:
+            return x
+        shape = (1,) * (inputs.ndim - 1) + (-1,)
+        mean, deviation = np.array(kind.channels, np.float32)
+        return (x - mean.reshape(shape)) / deviation.reshape(shape)
+
+    def init(key: jax.Array) -> Params:
+        first = jnp.zeros(kind.shape, kind.dtype)
+        return dict(model.init(key, prepared(first), train=False))
+
+    def loss(params: Params, batch: Batch, key: jax.Array):
+        collections = [name for name in params if name != "params"]
+        inputs = batch["input"]
+        if kind.augment == "crop_flip":
+            inputs = crop_and_flip(inputs, jax.random.fold_in(key, 1))
+        logits, statistics = model.apply(
+            params,
+            prepared(inputs),
+            train=True,
+            mutable=collections,
+            rngs={"dropout": key},
+        )
+        losses, predicted = _score(logits, batch["label"])
+        hits = (predicted == batch["label"]).astype(jnp.float32)
+        if weight is not None:
+            losses = losses * jnp.asarray(weight)[batch["label"]]
+        return jnp.mean(losses), (dict(statistics), jnp.mean(hits))
+
+    def score(params: Params, batch: Batch):
+        logits: Any = model.apply(params, prepared(batch["input"]), train=False)
+        return _score(logits, batch["label"])
+
+    return init, loss, score
+
+
 def _score(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     return losses, jnp.argmax(logits, axis=-1)
 
 
-def _of_channels(dataset: Dataset) -> tuple[np.ndarray, ...]:
-    """Mean and standard deviation of each channel of the training set, f32 [1, .., C],
-    of as many dimensions as a batch."""
+def _of_channels(dataset: Dataset) -> tuple[tuple[float, ...], ...]:
+    """Mean and standard deviation of each channel of the training set, as float32."""
     inputs, scale = dataset.train["input"], dataset.scale or 1.0
     sums = np.zeros((2, *inputs.shape[1:]))
     for part in np.array_split(inputs, max(len(inputs) // 1000, 1)):
@@ -113,6 +146,5 @@ def _of_channels(dataset: Dataset) -> tuple[np.ndarray, ...]:
     sums = sums.reshape(2, -1, inputs.shape[-1]).sum(axis=1)
     mean, square = sums / (inputs.size / inputs.shape[-1])
     deviation = np.sqrt(np.maximum(square - mean**2, 1e-12))
-    shape = (1,) * (inputs.ndim - 1) + (-1,)
     found = mean * scale, deviation * scale
-    return tuple(x.astype(np.float32).reshape(shape) for x in found)
+    return tuple(tuple(x.astype(np.float32).tolist()) for x in found)
