@@ -27,6 +27,7 @@ from asyn2f.runtime.store import StoreError
 from asyn2f.sim.plan import PlanError
 from asyn2f.sim.recorded import OrderError
 from asyn2f.sim.vectorised import TooLarge
+from launch import processor
 from launch.output import OutputError, open_output
 
 USAGE_ERROR = 2
@@ -216,6 +217,7 @@ def environment() -> dict[str, Any]:
         "threads": threads(),
         "steps_per_call": 1,
         "dtype": "float32",
+        "instruction_set": processor.instruction_set(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "x64": bool(jax.config.read("jax_enable_x64")),
     }

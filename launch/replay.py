@@ -27,7 +27,7 @@ from asyn2f.sim.recorded import order_of
 from asyn2f.trees import params_sha256
 from asyn2f.types import Params, ServerState
 from configs import of_run
-from launch import program, what_if
+from launch import processor, program, what_if
 
 _RUN = flags.DEFINE_string("run", None, "The folder of the run.")
 _EXECUTOR = flags.DEFINE_enum(
@@ -49,7 +49,7 @@ _EXPLAIN = flags.DEFINE_integer("explain", None, "Only say what this version is 
 # What the last bits depend on; the rest of an environment is told, not compared.
 _NUMBERS_DEPEND_ON = (
     *("asyn2f", "source", "jax", "jaxlib", "platform", "device", "threads"),
-    *("steps_per_call", "dtype", "xla_flags", "x64"),
+    *("instruction_set", "steps_per_call", "dtype", "xla_flags", "x64"),
 )
 # Another executor rounds otherwise: by 1e-6, until a merge goes by the direction in
 # which a parameter has moved that has hardly moved at all, or a ReLU by such a sign.
@@ -139,6 +139,7 @@ def _set_environment(recorded: dict[str, Any], executor: str) -> None:
         os.environ["PJRT_NPROC"] = str(recorded["threads"])
     if recorded.get("x64"):
         jax.config.update("jax_enable_x64", True)
+    processor.limit_instructions(recorded.get("instruction_set", ""))
     devices = recorded.get("devices", 1)
     if executor == "serial":
         jax.config.update("jax_platforms", recorded.get("platform"))

@@ -6,19 +6,20 @@ import jax
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 8)
     from asyn2f.sim.serial import execute_serially
+    from asyn2f.sim.vectorised import execute_in_lanes
     from tests import executions
 
     experiment = executions.experiment_of(workers=11, task__partition="iid")
     order = executions.order_for(experiment, executions.UNEQUAL, versions=6)
     serial = execute_serially(experiment, order)
     print(jax.device_count())
-    executions.assert_same_bits(
-        serial, executions.in_lanes(experiment, order, 1, devices=8)
-    )
+    machine = executions.machine_for(experiment, order, 1, devices=8)
+    results = [execute_in_lanes(machine, order) for _ in range(2)]
+    executions.assert_same_bits(*results)
     print("same")
-    executions.assert_close(
-        serial, executions.in_lanes(experiment, order, 2, devices=8)
-    )
+    results.append(executions.in_lanes(experiment, order, 2, devices=8))
+    for result in results[1:]:
+        executions.assert_close(serial, result)
     print("close")
 
 

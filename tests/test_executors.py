@@ -1,4 +1,4 @@
-"""All executors give one order's numbers: the same bits, or the same up to rounding."""
+"""All executors give one order's numbers, up to rounding; each repeats its own bits."""
 
 import functools
 import os
@@ -75,9 +75,7 @@ def test_any_run_by_any_means(random, means, max_steps):
     order = order_for(experiment, rows, seed=seed, max_time_s=200.0)
     serial = execute_serially(experiment, order)
     result = execute_in_lanes(given(one, order, max_steps), order)
-    # Asyn2F's versions are of two updates here; a sum of more, as FedAvg's, may be
-    # compiled to another order inside of a loop.
-    (assert_close if strategy == "fedavg" else assert_same_bits)(serial, result)
+    assert_close(serial, result)
     assert_close(serial, execute_in_lanes(given(many, order, max_steps), order))
 
 
@@ -91,17 +89,15 @@ def test_any_run_by_any_means(random, means, max_steps):
 def test_every_setting_by_every_means(name):
     experiment, order, serial = order_and_result(**VARIANTS[name])
     assert o.MERGE in order.kind
-    one = in_lanes(experiment, order, 1)
-    # XLA compiles a convolution's normalisation differently inside of a loop.
-    assert_close(serial, one) if name == "cnn" else assert_same_bits(serial, one)
-    assert_close(serial, in_lanes(experiment, order, 3))
+    for lanes in (1, 3):
+        assert_close(serial, in_lanes(experiment, order, lanes))
 
 
 @pytest.mark.parametrize(
     ("strategy", "leave"), [("asyn2f", 0), ("asyn2f", 1), ("fedavg", 0), ("fedavg", 1)]
 )
 def test_versions_of_five_updates_and_of_fewer_by_one_lane(strategy, leave):
-    """`Experiment.aggregate` fills up to 5 rows; other bits, but no more than that."""
+    """`Experiment.aggregate` pads to 5 rows, a plan to as many as it needs."""
     experiment = experiment_of(strategy, workers=5, timing__min_updates=5)
     rows = [{"step_s": 1.0 + 0.01 * worker} for worker in range(5)]
     for row in rows[:leave]:
@@ -148,11 +144,11 @@ def test_a_serial_execution_gives_the_same_bits_each_time():
         (Limits(waves=5, ticks=3, versions=8), 3),
     ],
 )
-def test_how_a_run_is_cut_into_calls_and_waves_changes_no_bit(limits, max_steps):
+def test_how_a_run_is_cut_into_calls_and_waves_changes_nothing(limits, max_steps):
     experiment, order, serial = order_and_result()
     machine = machine_for(experiment, order, 1, limits, max_steps=max_steps)
     assert len(list(calls_of(machine.plan, limits, frozenset()))) > 3
-    assert_same_bits(serial, execute_in_lanes(machine, order))
+    assert_close(serial, execute_in_lanes(machine, order))
 
 
 def test_more_versions_in_one_wave_than_a_call_has_room_for():
@@ -180,10 +176,11 @@ def test_later_calls_compile_nothing():
 def test_the_second_execution_on_a_machine_compiles_nothing_and_is_the_same():
     _, order, serial = order_and_result()
     machine = machine_of(1)
-    execute_in_lanes(machine, order)
+    first = execute_in_lanes(machine, order)
     with nothing_compiles():
         again = execute_in_lanes(machine, order)
-    assert_same_bits(serial, again)
+    assert_same_bits(first, again)
+    assert_close(serial, again)
 
 
 def test_lanes_on_eight_devices():

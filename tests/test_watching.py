@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from asyn2f.sim import order as o
 from asyn2f.sim.plan import PlanError, plan
@@ -9,10 +10,11 @@ from asyn2f.sim.recorded import order_of
 from asyn2f.sim.serial import Follower, execute_serially
 from asyn2f.sim.vectorised import execute_in_lanes
 from tests.executions import (
+    ROUNDING,
     ROWS,
     Seen,
+    assert_array_close,
     assert_close,
-    assert_same_bits,
     experiment_of,
     given,
     machine_of,
@@ -35,11 +37,10 @@ def test_whoever_watches_sees_the_versions_asked_for(lanes):
     assert expected.nodes == seen.nodes == watched
     assert expected.times_s == seen.times_s
     assert [int(state.model.version) for state in seen.states] == watched
-    if lanes == 1:
-        assert expected.sha256s == seen.sha256s
-        assert_same_bits(serial, result)
-    else:
-        assert_close(serial, result)
+    for state, other in zip(expected.states, seen.states, strict=True):
+        one, two = (ravel_pytree(s.model.params)[0] for s in (state, other))
+        assert_array_close(one, two, ROUNDING)
+    assert_close(serial, result)
 
 
 @pytest.mark.parametrize("lanes", [0, 1, 4])
@@ -74,7 +75,7 @@ def test_an_order_without_versions():
     assert len(order.version) == 1
     assert order.num_steps > 0
     machine = given(machine_of(1), order)
-    assert_same_bits(serial, execute_in_lanes(machine, order))
+    assert_close(serial, execute_in_lanes(machine, order))
 
 
 # ------------------------------------------------------------- histories that fork
