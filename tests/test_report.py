@@ -1,5 +1,7 @@
 """The report: written from whatever a run has left, and true to it."""
 
+import base64
+import gzip
 import json
 import math
 import re
@@ -186,9 +188,12 @@ def test_long_runs_are_drawn_quickly(tmp_path):
 
 def test_the_page_brings_its_library(tmp_path, monkeypatch):
     monkeypatch.undo()
-    text = write_report(made_up(tmp_path, versions=3)).read_text()
-    assert "plotly.js v" in text[:20_000]
-    assert 'src="' not in text.replace(plotly.offline.get_plotlyjs(), "")
+    path = write_report(made_up(tmp_path, versions=3))
+    library, _, script = Page(path).scripts
+    unpacked = gzip.decompress(base64.b64decode(library)).decode()
+    assert unpacked == plotly.offline.get_plotlyjs()
+    assert 'DecompressionStream("gzip")' in script
+    assert 'src="' not in path.read_text()
 
 
 def test_pieces_hold_all_training_and_waiting(tmp_path):

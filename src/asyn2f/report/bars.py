@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from asyn2f.report import theme
+from asyn2f.report.plots import f32
 from asyn2f.report.stretches import WAITING, Pieces
 
 HALF = 0.34
@@ -92,8 +93,3 @@ def _middles(
         "y": f32(row),
         "customdata": f32(np.stack(said, axis=1)),
     }
-
-
-def f32(values: object) -> np.ndarray:
-    """Four bytes a number: half the size of the page, and finer than a pixel."""
-    return np.asarray(values, dtype=np.float32)

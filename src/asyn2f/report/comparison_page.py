@@ -32,7 +32,7 @@ def to_html(
     """The comparison as one page of HTML."""
     # Methods keep the colour of their place in the alphabet, in every figure.
     names = sorted({trial.strategy for trial in trials})
-    colours = {name: theme.worker_colour(place) for place, name in enumerate(names)}
+    colours = {name: theme.colour(place) for place, name in enumerate(names)}
     return to_page(
         f"{len(rows)} methods on {config['task']['dataset']}",
         head=_head(rows, config, trials),

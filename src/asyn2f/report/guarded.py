@@ -11,23 +11,28 @@ import plotly.graph_objects as go
 from asyn2f import trace
 from asyn2f.guards import KINDS, Kind, kinds_of
 from asyn2f.report import theme, units
-from asyn2f.report.bars import f32
+from asyn2f.report.plots import f32
 from asyn2f.report.run import Run
 from asyn2f.report.sections import Section
 
 MAX_ROWS = 40
 """Workers that are shown: of more, those of whom most was found."""
 
-MAX_MARKS = 4_000
+MAX_MARKS = 1_000
 """Updates of one kind in the figure: of more, so many at even distances."""
 
 _MOST_REASONS = 3  # said of one worker
 _NUMBER = re.compile(r"\b(?:inf|nan|\d[\w.+-]*)")
 _COLOURS: dict[Kind | None, str] = {
-    "rejected": "#D55E00",
-    "loss raised": "#E69F00",
-    "share held": "#2187C9",
-    None: "rgba(148,163,184,0.5)",
+    "rejected": theme.colour(5),
+    "loss raised": theme.colour(1),
+    "share held": theme.colour(0),
+    None: "rgba(116,133,160,0.5)",
+}
+_HUES: dict[Kind | None, str] = {
+    "rejected": theme.css_colour(5),
+    "loss raised": theme.css_colour(1),
+    "share held": theme.css_colour(0),
 }
 _HOW_TO_READ = {
     "off": "The guards were off; this was rejected by checks that are always on.",
@@ -97,14 +102,15 @@ def figure(updates: Iterable[Judged], workers: list[int]) -> go.Figure:
         for kind in one.kinds or (None,):
             marks[kind].append(one)
     drawn = go.Figure()
-    for size, (kind, own) in zip((5, 11, 11, 6), marks.items(), strict=True):
+    looks = (("circle", 5), ("x", 11), ("diamond", 11), ("circle", 6))
+    for (symbol, size), (kind, own) in zip(looks, marks.items(), strict=True):
         shown = own[:: -(-len(own) // MAX_MARKS) or 1]
         drawn.add_scatter(
             x=f32([one.time_s for one in shown]),
             y=f32([places[one.worker] for one in shown]),
             customdata=[[one.worker, escape(one.line)] for one in shown],
             mode="markers",
-            marker={"color": _COLOURS[kind], "size": size},
+            marker={"color": _COLOURS[kind], "size": size, "symbol": symbol},
             name=kind or "nothing found",
             hovertemplate="worker %{customdata[0]}"
             + (": %{customdata[1]}" if kind else "")
@@ -142,11 +148,11 @@ def _row(worker: int, updates: list[Judged]) -> str:
     gravest = Counter(min(one.kinds, key=KINDS.index) for one in updates if one.kinds)
     bar = "".join(
         f'<i style="width:{100 * gravest[kind] / len(updates):.1f}%;'
-        f'background:{_COLOURS[kind]}"></i>'
+        f'background:{_HUES[kind]}"></i>'
         for kind in KINDS
     )
     said = "".join(f"<div>{escape(reason)}</div>" for reason in reasons(updates))
-    dot = f'<span class="dot" style="background:{theme.worker_colour(worker)}"></span>'
+    dot = f'<span class="dot" style="background:{theme.css_colour(worker)}"></span>'
     return (
         f'<tr class="one"><td>{dot}{worker}</td>{cells}'
         f'<td><span class="share">{bar}</span></td>'

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from asyn2f import trace
-from asyn2f.report import figures, guarded, limits, table, tally, units
+from asyn2f.report import curves, figures, guarded, limits, table, tally, units
 from asyn2f.report.run import Run, load_run
 from asyn2f.report.sections import Section, to_page
 from asyn2f.report.timeline import Timeline, timeline
@@ -54,7 +54,7 @@ def _sections(run: Run) -> Iterator[Section]:
         "Test accuracy",
         "The same evaluations three times: against the clock, against the versions of "
         "the global model, and against the bytes that went over the wire.",
-        figures.accuracy(run),
+        curves.accuracy(run),
         "No version has been evaluated.",
     )
     course = timeline(run)
@@ -87,7 +87,7 @@ def _sections(run: Run) -> Iterator[Section]:
         "Training loss",
         "The mean loss of each worker over the epoch before each of its updates; "
         "workers keep their colour on the whole page.",
-        figures.losses(run),
+        curves.losses(run),
         "No worker has reported a loss.",
     )
     yield Section(

@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 
 from asyn2f import trace
 from asyn2f.report import stretches, theme
-from asyn2f.report.bars import HALF, f32
+from asyn2f.report.bars import HALF
+from asyn2f.report.plots import f32
 
 MAX_MARKS = 50_000
 """Merges, or pushes, in the figure; the page draws those that its window shows."""

@@ -13,9 +13,12 @@ FRAME = Template("""<!DOCTYPE html>
 </head>
 <body>
 <main>
+<noscript>The figures of this page are drawn by a script.</noscript>
+<p id="old" hidden>This browser is too old for the figures of this page: they need
+Chrome 80, Firefox 113, Safari 16.4, or a newer one.</p>
 $body
 </main>
-<script>$plotly</script>
+<script type="text/plain" id="library">$library</script>
 <script type="application/json" id="figures">$figures</script>
 <script>$script</script>
 </body>
@@ -76,20 +79,36 @@ button.on { background: var(--line); }
 button:hover { border-color: var(--accent); color: var(--accent); }
 button.save { float: right; color: var(--soft); }
 .scroll { overflow: auto; max-height: 720px; margin: 8px 0 10px; }
+.scroll.more { mask: linear-gradient(to left, transparent, #000 44px); }
+.scroll.below { mask: linear-gradient(to top, transparent, #000 44px); }
+.scroll.more.below { mask: linear-gradient(to left, transparent, #000 44px) intersect,
+  linear-gradient(to top, transparent, #000 44px); }
+.hint { display: none; color: var(--soft); font-size: 13px; text-align: right;
+  margin: -6px 0 10px; }
+.scroll.wide + .hint { display: block; }
+.legend { margin: 8px 0 0; font-size: 13px; color: var(--text); }
+.legend div { display: flex; flex-wrap: wrap; align-items: center; gap: 0 14px; }
+.key { display: inline-flex; align-items: center; gap: 6px; border: 0;
+  padding: 2px 0; white-space: nowrap; }
+.key.off { opacity: 0.4; }
+.key svg { flex: none; font: bold 12px monospace; }
 table { border-collapse: collapse; width: 100%; font-size: 14px;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { text-align: right; padding: 6px 8px; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; position: sticky; top: 0;
   background: var(--panel); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th.said, td.said { text-align: left; white-space: normal; padding-left: 16px; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; left: 0;
+  position: sticky; background: var(--panel); }
+th:first-child { z-index: 1; }
+th.said, td.said { text-align: left; white-space: normal; padding-left: 16px;
+  min-width: 16em; }
 tr.total td { font-weight: 600; border-bottom: 0; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%;
   margin-right: 8px; }
 .share { display: inline-flex; width: 88px; height: 9px; border-radius: 5px;
   overflow: hidden; background: var(--line); vertical-align: middle; }
 .share i { display: block; height: 100%; }
-.share .trained { background: #2c7fb8; }
+.share .trained { background: var(--accent); }
 .share .waited { background: repeating-linear-gradient(135deg, #94a3b8 0 2px,
   transparent 2px 5px); }
 details { border-top: 1px solid var(--line); padding: 10px 0; }
@@ -98,5 +117,16 @@ summary { cursor: pointer; font-weight: 500; }
 pre { overflow: auto; font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas,
   monospace; margin: 10px 0 6px; }
 footer { color: var(--soft); font-size: 13px; margin: 26px 2px 0; }
+@media (max-width: 600px) {
+  main { padding: 28px 12px 24px; }
+  h1 { font-size: 28px; }
+  .lede { font-size: 16px; }
+  .cards { gap: 10px; margin: 22px 0 10px; }
+  .card { padding: 12px 14px 10px; }
+  .card .value { font-size: 22px; }
+  .sections { gap: 10px; }
+  section { padding: 18px 14px 10px; }
+  button:not(.key) { padding: 5px 13px; }
+}
 @media print { body { background: none; } section, .card { break-inside: avoid; } }
 """

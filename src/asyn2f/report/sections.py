@@ -1,8 +1,12 @@
 """A page that needs nothing else: figures with headings, and what is around them."""
 
+import base64
+import functools
+import gzip
 import json
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 import plotly.graph_objects as go
@@ -11,7 +15,8 @@ import plotly.offline
 
 import asyn2f
 from asyn2f.report import page, theme
-from asyn2f.report.script import SCRIPT
+
+SCRIPT = Path(__file__).with_name("page.js")
 
 
 class Section(NamedTuple):
@@ -24,6 +29,7 @@ class Section(NamedTuple):
     without: str  # what to say where there is no figure
     above: str = ""  # HTML between sentence and figure
     half: bool = False  # half as wide as the page
+    least_px: int = 0  # of the figure's width; where there is less, it scrolls
 
 
 def to_page(
@@ -41,16 +47,22 @@ def to_page(
     body = "\n".join([*map(_section, sections), tail])
     return page.FRAME.substitute(
         title=escape(title),
-        style=page.STYLE,
+        style=theme.css() + page.STYLE,
         body=f'{head}<div class="sections">{body}</div>{_foot()}',
-        plotly=plotly.offline.get_plotlyjs(),
+        library=_packed(plotly.offline.get_plotlyjs()),
         figures=_as_json(drawn),
-        script=SCRIPT,
+        script=SCRIPT.read_text(encoding="utf-8"),
     )
 
 
 def _section(section: Section) -> str:
     inner = f'<div id="{section.name}"></div>'
+    if section.least_px:
+        inner = (
+            f'<div id="{section.name}" style="min-width:{section.least_px}px"></div>'
+        )
+        inner = f'<div class="scroll">{inner}</div>'
+    inner = f'<div class="legend" id="{section.name}-legend"></div>{inner}'
     save = f'<button class="save" data-of="{section.name}">save</button>'
     if section.figure is None:
         inner, save = f'<p class="empty">{escape(section.without)}</p>', ""
@@ -65,6 +77,12 @@ def _foot() -> str:
     return f"<footer>Written by asyn2f {escape(asyn2f.__version__)}.</footer>"
 
 
+@functools.cache
+def _packed(script: str) -> str:
+    """A script at two fifths of its size: gzip in base64, for DecompressionStream."""
+    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
+
+
 def _as_json(drawn: dict[str, go.Figure]) -> str:
     """Figures and themes as JSON that cannot end the script element it stands in."""
     for figure in drawn.values():
@@ -73,11 +91,10 @@ def _as_json(drawn: dict[str, go.Figure]) -> str:
         f"{json.dumps(name)}: {plotly.io.to_json(figure, validate=False)}"
         for name, figure in drawn.items()
     )
-    themes = json.dumps(
-        {
-            name: theme.template(dark=name == "dark").to_plotly_json()
-            for name in ("light", "dark")
-        }
-    )
-    text = f'{{"figures": {{{parts}}}, "themes": {themes}}}'
+    themes = {
+        name: theme.template(dark=name == "dark").to_plotly_json()
+        for name in ("light", "dark")
+    }
+    rest = json.dumps({"themes": themes, "dark": theme.DARK, "top": theme.TOP_PX})
+    text = f'{{"figures": {{{parts}}}, {rest[1:]}'
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028")

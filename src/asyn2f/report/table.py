@@ -36,7 +36,7 @@ def to_html(workers: Sequence[WorkerTally]) -> str:
 
 
 def _row(worker: WorkerTally, *, total: bool = False) -> str:
-    colour = theme.worker_colour(worker.worker)
+    colour = theme.css_colour(worker.worker)
     name = f'<span class="dot" style="background:{colour}"></span>{worker.worker}'
     cells = "".join(f"<td>{value(worker)}</td>" for _, value in _COLUMNS)
     return (

@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 
 from asyn2f import trace
 from asyn2f.report import stretches, theme
-from asyn2f.report.bars import HALF, add_bars, f32
+from asyn2f.report.bars import HALF, add_bars
 from asyn2f.report.marks import add_marks, row_height
+from asyn2f.report.plots import f32
 from asyn2f.report.run import Run, worker_of
 
 MAX_PIECES = 80_000
@@ -142,7 +143,7 @@ def _lay_out(figure: go.Figure, workers: list[int], window: Window) -> None:
     every = math.ceil(14.0 / row_px)
     shown = [(row, worker) for row, worker in enumerate(workers) if row % every == 0]
     names = [
-        f'<span style="color:{theme.worker_colour(worker)}">●</span> worker {worker}'
+        f'<span style="color:{theme.colour(worker)}">●</span> worker {worker}'
         for _, worker in shown
     ]
     top = {"x": 0.0, "xanchor": "left", "yanchor": "bottom", "yref": "container"}
