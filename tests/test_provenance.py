@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from asyn2f import trace
 from asyn2f.lineage import surviving
 from asyn2f.provenance import describe, explain
+from asyn2f.report.run import load_run
 from tests.hand_made_trace import NUM_BYTES, hand_made, random_trace
 
 
 def test_a_version_is_explained_update_by_update():
     found = explain(hand_made(), 3)
     assert (found.version, found.incarnation, found.parent) == (3, 2, 2)
-    assert (found.time_s, found.start_s) == (6.1, 0.0)
+    assert (found.time_s, found.start_s) == (6.1, 0.4)
     first, second = found.contributions
     assert (first.worker, first.session, first.seq) == (1, "c", 1)
     assert (first.base_version, first.start_version, first.staleness) == (1, 1, 1)
@@ -64,7 +65,7 @@ def test_version_0_is_the_initial_model():
     assert found.time_s == 0.4
     assert (found.update_bytes, found.max_staleness) == (0, 0)
     assert math.isnan(found.mean_staleness)
-    assert "initial model, drawn from the seed; given out at 0.400 s" in describe(found)
+    assert "initial model, drawn from the seed; given out at 0.000 s" in describe(found)
     assert describe(explain([], 0)).endswith("drawn from the seed")
 
 
@@ -89,16 +90,29 @@ def test_an_update_without_its_push_is_named():
 
 def test_the_description_has_a_line_per_update_in_columns():
     lines = describe(explain(hand_made(), 3)).splitlines()
-    assert lines[0] == "version 3, made at 6.100 s by incarnation 2, follows version 2"
+    assert lines[0] == "version 3, made at 5.700 s by incarnation 2, follows version 2"
     assert lines[1].split()[:3] == ["worker", "session", "seq"]
     assert lines[2].split() == [
         *("1", "c", "1", "1", "1", "1", "0.2500", "10", "0.5000", "1.000", "2", "-"),
-        *("5.800", "0.300"),
+        *("5.400", "0.300"),
     ]
     assert "2,1,2" in lines[3]
     assert lines[4] == "2 updates, 800 bytes; staleness 0.50 in the mean, 1 at most"
     assert len({len(line) for line in lines[1:4]}) == 1
     assert len(lines) == 5
+
+
+def test_it_counts_time_from_the_same_zero_as_the_report(tmp_path):
+    """Workers and server begin 0.4 s before the first version is given out."""
+    writer = trace.TraceWriter(tmp_path / "trace", "server")
+    for event in hand_made():
+        writer.write(event)
+    writer.close()
+    run = load_run(tmp_path)
+    (first, *_) = [e for e in run.events if isinstance(e, trace.Aggregated)]
+    shown = first.time_s - run.start_s
+    assert f"made at {shown:.3f} s" in describe(explain(hand_made(), 1))
+    assert run.start_s == 0.4
 
 
 def test_unknown_sizes_are_said_to_be_unknown():

@@ -151,7 +151,7 @@ def _unknown(folder: Path) -> None:
         (_without("summary.json"), "summary.json is missing"),
         (_without("config.json"), "config.json is missing"),
         (_without("metrics.jsonl"), "metrics.jsonl has no rows"),
-        (_without("trace/worker-[13]*"), "No training in the trace of workers 1, 3."),
+        (_without("trace/worker-[13]*"), "The trace of workers 1, 3 is not here"),
         (_without("trace/server*"), "The server's trace has no aggregations"),
         (_without("trace/*"), "trace/ has no events"),
         (_without("*.json*"), "metrics.jsonl has no rows"),

@@ -4,6 +4,7 @@ A version is a *node*, by the incarnation that made it and its number: a crash c
 a version, and the next one of that number is another model.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,6 +20,25 @@ _TOLD_BY_SERVERS = {
     trace.Published,
     trace.Settled,
 }
+
+
+def zero_s(events: Iterable[trace.Event]) -> float:
+    """When the first version was given out: zero of all times that people read.
+
+    Processes begin before: they load, compile, and wait for each other. Of a trace
+    without that event, its first event; NaN of none.
+
+    >>> joined = trace.WorkerJoined(3.0, worker=0, session="a", num_examples=8)
+    >>> given = trace.Published(7.5, version=0, num_bytes=80, receivers=1)
+    >>> zero_s([joined, given]), zero_s([joined])
+    (7.5, 3.0)
+    """
+    first = math.nan
+    for event in events:
+        if isinstance(event, trace.Published):
+            return event.time_s
+        first = event.time_s if math.isnan(first) else first
+    return first
 
 
 def surviving(events: Iterable[trace.Event]) -> list[trace.Aggregated]:

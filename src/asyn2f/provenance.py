@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from asyn2f import trace
-from asyn2f.lineage import Key, surviving
+from asyn2f.lineage import Key, surviving, zero_s
 
 
 class Contribution(NamedTuple):
@@ -37,7 +37,7 @@ class Provenance(NamedTuple):
     incarnation: int  # of the server that made it; 0 = nobody, it is the initial model
     parent: int  # the version before; -1 for version 0
     time_s: float  # when it was made; NaN if the trace does not tell
-    start_s: float  # the first event of the trace
+    start_s: float  # `lineage.zero_s`, from which its times are counted
     num_bytes: int  # of a model, and so of an update; 0 if the trace does not tell
     contributions: tuple[Contribution, ...]
 
@@ -83,7 +83,7 @@ def explain(events: Iterable[trace.Event], version: int) -> Provenance:
     made = {event.version: event for event in surviving(events)}
     published = [event for event in events if isinstance(event, trace.Published)]
     num_bytes = max((event.num_bytes for event in published), default=0)
-    start_s = events[0].time_s if events else math.nan
+    start_s = zero_s(events)
     if version == 0:
         given = [event.time_s for event in published if event.version == 0]
         time_s = min(given, default=math.nan)
@@ -158,7 +158,7 @@ def _contribution(
 
 
 def describe(provenance: Provenance) -> str:
-    """Lines for a person to read; times are seconds since the trace begins.
+    """Lines for a person to read; times are seconds since the first version.
 
     >>> print(describe(Provenance(0, 0, -1, 1.5, 1.0, 80, ())))
     version 0 is the initial model, drawn from the seed; given out at 0.500 s

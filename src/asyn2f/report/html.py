@@ -11,8 +11,9 @@ import numpy as np
 
 from asyn2f import trace
 from asyn2f.report import curves, figures, guarded, limits, table, tally, units
-from asyn2f.report.run import Run, load_run
+from asyn2f.report.run import Run, is_simulated, load_run
 from asyn2f.report.sections import Section, to_page
+from asyn2f.report.tally import WorkerTally
 from asyn2f.report.timeline import Timeline, timeline
 from asyn2f.workdir import REPORT
 
@@ -40,11 +41,12 @@ def write_report(workdir: Path) -> Path:
 
 def to_html(run: Run) -> str:
     """The report of a run as one page of HTML."""
+    workers = tally.tally(run)
     return to_page(
         f"{_title(run)} · {_name(run)}",
-        head=_head(run) + _cards(run),
+        head=_head(run, workers) + _cards(run),
         sections=list(_sections(run)),
-        tail=_workers(run) + _settings(run),
+        tail=_workers(workers) + _settings(run),
     )
 
 
@@ -55,7 +57,8 @@ def _sections(run: Run) -> Iterator[Section]:
         "The same evaluations three times: against the clock, against the versions of "
         "the global model, and against the bytes that went over the wire.",
         curves.accuracy(run),
-        "No version has been evaluated.",
+        "No version has been evaluated: no evaluator took part, or its scores are not "
+        "in this folder.",
     )
     course = timeline(run)
     yield Section(
@@ -170,33 +173,30 @@ def _name(run: Run) -> str:
     return str((run.summary or {}).get("run") or next(heads, ""))
 
 
-def _head(run: Run) -> str:
+def _head(run: Run, workers: list[WorkerTally]) -> str:
     status = (run.summary or {}).get("status")
     pill = f'<span class="pill">{escape(str(status))}</span>' if status else ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
     return (
         f'<header><div class="kicker">run {escape(_name(run))}{pill}</div>'
         f"<h1>{escape(_title(run))}</h1>"
-        f'<p class="lede">{escape(_lede(run))}</p></header>'
+        f'<p class="lede">{escape(_lede(run, workers))}</p></header>'
         + (f'<ul class="notes">{notes}</ul>' if notes else "")
     )
 
 
-def _lede(run: Run) -> str:
+def _lede(run: Run, workers: list[WorkerTally]) -> str:
     """The run in two sentences."""
-    workers = tally.tally(run)
     versions, wall_s = tally.num_versions(run), tally.duration_s(run)
     made = f"{units.as_number(versions)} version{'s'[: versions != 1]}"
     crowd = f"{len(workers)} worker{'s'[: len(workers) != 1]}" if workers else "The run"
-    took = units.as_duration(wall_s) + (" of virtual time" * tally.is_simulated(run))
+    took = units.as_duration(wall_s) + (" of virtual time" * is_simulated(run.events))
     text = f"{crowd} made {made} of the global model in {took}."
-    present_s = sum(worker.present_s for worker in workers)
-    if present_s > 0:
-        trained = sum(worker.trained_s for worker in workers) / present_s
-        waited = sum(worker.waited_s for worker in workers) / present_s
+    if use := tally.time_use(workers):
+        parts = [units.as_percent(part, 0) for part in use]
         text += (
-            f" Workers trained for {units.as_percent(trained, 0)} of their time and "
-            f"waited for {units.as_percent(waited, 0)}."
+            f" Workers trained for {parts[0]} of their time, waited for {parts[1]}, "
+            f"and spent {parts[2]} on starting, merging, coding and sending."
         )
     return text
 
@@ -211,11 +211,13 @@ def _cards(run: Run) -> str:
     return f'<div class="cards">{cards}</div>'
 
 
-def _workers(run: Run) -> str:
-    rows = table.to_html(tally.tally(run))
+def _workers(workers: list[WorkerTally]) -> str:
+    rows = table.to_html(workers)
     return (
-        "<section><h2>The workers</h2><p>Shares of time count from a worker's first "
-        "event to its last; blue is training, hatching is waiting.</p>"
+        "<section><h2>The workers</h2><p>Shares of time count from the start of the "
+        "run, or from when a worker joined, to its last event, without the time that "
+        "it was away. Blue is training, hatching is waiting, the rest is starting, "
+        "merging, coding and sending. A dash: its trace is not here.</p>"
         f"{rows or '<p class=empty>No worker has left a trace.</p>'}</section>"
     )
 

@@ -14,11 +14,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from asyn2f import trace
-from asyn2f.report import units
+from asyn2f.report import theme, units
 from asyn2f.report.run import Run
 from asyn2f.report.sections import Section
 
-_COLOURS = ("#2c7fb8", "#E69F00", "#94a3b8", "#009E73")
+_COLOURS = (theme.colour(0), theme.colour(1), theme.GREY, theme.colour(2))
 
 
 class Bound(NamedTuple):
@@ -42,8 +42,6 @@ class Limits(NamedTuple):
     reached_per_s: float  # versions
     bounds: tuple[Bound, ...]  # nearest first
     stretches: tuple[Stretch, ...]  # add up to the whole way, update by update
-    trained: float  # shares of the workers' time together
-    waited: float
     replaced: float  # share of the updates that a newer one made needless
 
 
@@ -54,7 +52,7 @@ def limits(run: Run) -> Limits | None:
     if len(times) < 2 or times[-1] <= times[0]:
         return None
     updates = float(np.mean([len(event.updates) for event in made.values()]))
-    trained_s, waited_s, span_s = _workers_s(run)
+    trained_s = _trained_s(run)
     bounds = [
         bound
         for bound in (
@@ -64,13 +62,10 @@ def limits(run: Run) -> Limits | None:
         )
         if bound is not None
     ]
-    whole_s = sum(span_s.values())
     return Limits(
         reached_per_s=(len(times) - 1) / (times[-1] - times[0]),
         bounds=tuple(sorted(bounds, key=lambda bound: bound.per_s)),
         stretches=_stretches(run, made),
-        trained=sum(trained_s.values()) / whole_s if whole_s else 0.0,
-        waited=sum(waited_s.values()) / whole_s if whole_s else 0.0,
         replaced=_replaced(run),
     )
 
@@ -78,22 +73,13 @@ def limits(run: Run) -> Limits | None:
 _Seconds = dict[int, float]
 
 
-def _workers_s(run: Run) -> tuple[_Seconds, _Seconds, _Seconds]:
-    """Seconds of each worker in training, waiting, and between its first and last sign
-    of work."""
+def _trained_s(run: Run) -> _Seconds:
+    """Seconds of each worker in training."""
     trained: _Seconds = defaultdict(float)
-    waited: _Seconds = defaultdict(float)
-    first: _Seconds = {}
-    last: _Seconds = {}
     for event in run.events:
-        if isinstance(event, trace.Trained | trace.Waited):
-            spent = trained if isinstance(event, trace.Trained) else waited
-            spent[event.worker] += max(event.time_s - event.start_s, 0.0)
-            first[event.worker] = min(
-                first.get(event.worker, event.start_s), event.start_s
-            )
-            last[event.worker] = max(last.get(event.worker, 0.0), event.time_s)
-    return trained, waited, {w: last[w] - first[w] for w in first}
+        if isinstance(event, trace.Trained):
+            trained[event.worker] += max(event.time_s - event.start_s, 0.0)
+    return trained
 
 
 def _replaced(run: Run) -> float:
@@ -209,8 +195,6 @@ def section(run: Run) -> Section | None:
         f"{nearest.name.capitalize()} is the nearest bound: "
         f"{nearest.per_s:.3g} versions a second were possible, "
         f"{found.reached_per_s:.3g} were reached ({units.as_percent(share, 0)}). "
-        f"Workers trained for {units.as_percent(found.trained, 0)} of their time and "
-        f"waited for {units.as_percent(found.waited, 0)}; "
         f"{units.as_percent(found.replaced, 0)} of the updates were replaced by newer "
         "ones before they were used. The bar is the way of the others, from a push "
         "until all hold the version it went into.",

@@ -3,13 +3,13 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from asyn2f import trace
+from asyn2f import lineage, trace
 from asyn2f import workdir as folders
 from asyn2f.report.metrics import read_rows
 from asyn2f.status import incomplete
@@ -66,7 +66,14 @@ def load_run(workdir: Path) -> Run:
         notes.append(f"{folders.METRICS}: {_lines(cut)} cut short, and left out.")
     events = _read_events(workdir / folders.TRACE, notes)
     notes.extend(_absent(events))
-    metrics, start_s = _carried_on(rows), _start_s(events, rows)
+    is_scored = any(row.get("kind") == "score" for row in rows)
+    if not is_scored and not any(isinstance(e, trace.Evaluated) for e in events):
+        notes.append(
+            "No version has been scored: no evaluator took part, or its scores are not "
+            "here. Accuracies are unknown."
+        )
+    metrics, start_s = _carried_on(rows), lineage.zero_s(events)
+    start_s = start_s if math.isfinite(start_s) else 0.0
     split = _read_split(workdir / folders.SPLIT)
     return Run(events, metrics, summary, config, tuple(notes), split, start_s)
 
@@ -78,6 +85,26 @@ def worker_of(event: trace.Event) -> int | None:
     2
     """
     return getattr(event, "worker", None)
+
+
+def is_simulated(events: Iterable[trace.Event]) -> bool:
+    """Whether their clock was a virtual one."""
+    heads = (event for event in events if isinstance(event, trace.Recorded))
+    return any(head.actor == "simulation" for head in heads)
+
+
+_TOLD_BY_WORKERS = (
+    *(trace.Received, trace.Adopted, trace.Trained, trace.Waited, trace.Merged),
+    *(trace.Pushed, trace.Concluded),
+)
+
+
+def with_traces(events: Sequence[trace.Event]) -> set[int]:
+    """The workers whose own trace is there, not only the server's about them; of a
+    simulation, all."""
+    if is_simulated(events):
+        return {w for w in map(worker_of, events) if w is not None}
+    return {e.worker for e in events if isinstance(e, _TOLD_BY_WORKERS)}
 
 
 def number(row: dict[str, Any] | None, *path: str) -> float:
@@ -199,11 +226,14 @@ def _absent(events: list[trace.Event]) -> Iterator[str]:
         return
     if not any(isinstance(event, trace.Aggregated) for event in events):
         yield "The server's trace has no aggregations: staleness is unknown."
-    own = {event.worker for event in events if isinstance(event, trace.Trained)}
-    silent = sorted(_named_workers(events) - own)
+    silent = sorted(_named_workers(events) - with_traces(events))
     if silent:
         names = ", ".join(map(str, silent[:12])) + (", …" if len(silent) > 12 else "")
-        yield f"No training in the trace of worker{'s'[: len(silent) > 1]} {names}."
+        yield (
+            f"The trace of worker{'s'[: len(silent) > 1]} {names} is not here: it lies "
+            "on the worker's own machine until it is collected. What it alone tells is "
+            "shown as a dash."
+        )
     lives = {
         event.incarnation
         for event in events
@@ -222,24 +252,6 @@ def _named_workers(events: list[trace.Event]) -> set[int]:
         for key in event.updates
     }
     return joined | used
-
-
-def _start_s(events: list[trace.Event], rows: list[dict[str, Any]]) -> float:
-    """When the clock of the metrics stood at zero, or else the time of the first event.
-
-    Processes begin before the run does: they wait for each other, and compile.
-    """
-    published: dict[float, float] = {}
-    for event in events:
-        if isinstance(event, trace.Published):
-            published.setdefault(event.version, event.time_s)
-    for row in rows:
-        version, time_s = number(row, "version"), number(row, "time_s")
-        if row.get("kind") == "version" and math.isfinite(time_s):
-            if version in published:
-                return published[version] - time_s
-            break
-    return events[0].time_s if events else 0.0
 
 
 def _carried_on(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

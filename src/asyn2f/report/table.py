@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from asyn2f.report import theme, units
 from asyn2f.report.tally import WorkerTally
@@ -19,7 +20,11 @@ _COLUMNS: tuple[tuple[str, Callable[[WorkerTally], str]], ...] = (
     ("trained", lambda worker: _part(worker.trained_s, worker.present_s)),
     ("waited", lambda worker: units.as_duration(worker.waited_s)),
     ("of its time", lambda worker: _part(worker.waited_s, worker.present_s)),
+    ("rest", lambda worker: _part(worker.rest_s, worker.present_s)),
 )
+
+MAX_ROWS = 200
+"""Workers in the table: of more, the first ones; the sums are over all."""
 
 
 def to_html(workers: Sequence[WorkerTally]) -> str:
@@ -27,7 +32,9 @@ def to_html(workers: Sequence[WorkerTally]) -> str:
     if not workers:
         return ""
     head = "".join(f"<th>{name}</th>" for name, _ in _COLUMNS)
-    rows = "".join(_row(worker) for worker in workers)
+    rows = "".join(_row(worker) for worker in workers[:MAX_ROWS])
+    if (hidden := len(workers) - MAX_ROWS) > 0:
+        rows += f'<tr><td colspan="{len(_COLUMNS) + 2}">and {hidden:,} more</td></tr>'
     foot = _row(_all(workers), total=True) if len(workers) > 1 else ""
     return (
         f'<div class="scroll"><table><thead><tr><th>worker</th>{head}<th></th></tr>'
@@ -50,12 +57,16 @@ def _all(workers: Sequence[WorkerTally]) -> WorkerTally:
 
     def mean(name: str, weight: str) -> float:
         pairs = [(getattr(w, name), getattr(w, weight)) for w in workers]
-        pairs = [(value, n) for value, n in pairs if n and math.isfinite(value)]
+        pairs = [(value, n) for value, n in pairs if n > 0 and math.isfinite(value)]
         of = sum(n for _, n in pairs)
         return sum(value * n for value, n in pairs) / of if of else math.nan
 
-    sums = {
-        name: sum(getattr(worker, name) for worker in workers)
+    def known(name: str) -> list[float]:
+        values = [getattr(worker, name) for worker in workers]
+        return [value for value in values if math.isfinite(value)]
+
+    sums: dict[str, Any] = {
+        name: sum(known(name)) if known(name) else math.nan
         for name in WorkerTally._fields
         if name not in ("worker", "share", "staleness")
     }

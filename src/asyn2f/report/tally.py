@@ -4,11 +4,11 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asyn2f import trace
 from asyn2f.report import units
-from asyn2f.report.run import Run, number, worker_of
+from asyn2f.report.run import Run, is_simulated, number, with_traces, worker_of
 
 
 class WorkerTally(NamedTuple):
@@ -16,18 +16,32 @@ class WorkerTally(NamedTuple):
 
     worker: int
     num_examples: float
-    steps: int
+    steps: float
     epochs: float
-    pushed: int
+    pushed: float
     committed: int
     superseded: int
     rejected: int
-    merges: int
+    merges: float
     share: float  # mean share of the local model that its merges kept
     trained_s: float
     waited_s: float
-    present_s: float  # from its first event to its last
+    present_s: float  # from the start of the run, or its first event if later, to its
+    # last, without the time from its leaving to its return
     staleness: float  # mean over its updates that went into a version
+
+    @property
+    def rest_s(self) -> float:
+        """What is neither training nor waiting: starting, merging, coding, sending."""
+        return max(self.present_s - self.trained_s - self.waited_s, 0.0)
+
+
+class TimeUse(NamedTuple):
+    """Shares of the time of all workers together; they add up to 1."""
+
+    trained: float
+    waited: float
+    rest: float
 
 
 class KeyFigure(NamedTuple):
@@ -108,22 +122,70 @@ def tally(run: Run) -> list[WorkerTally]:
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for (worker, *_), verdict in verdicts(run.events).items():
         counts[worker][verdict] += 1
+    told = with_traces(run.events)
     batch_size = number(run.config, "training", "batch_size")
-    return [
-        _tally_worker(
-            worker,
-            own[worker],
-            counts[worker],
-            staleness[worker],
-            batch_size,
-        )
-        for worker in sorted(own.keys() | counts.keys() | staleness.keys())
-    ]
+    found = []
+    for worker in sorted(own.keys() | counts.keys() | staleness.keys()):
+        of_server = (counts[worker], staleness[worker], batch_size)
+        tallied = _tally_worker(worker, own[worker], run.start_s, *of_server)
+        if worker not in told:
+            tallied = tallied._replace(**_UNTOLD)
+        found.append(tallied)
+    return found
+
+
+_UNTOLD: dict[str, Any] = dict.fromkeys(
+    (
+        *("steps", "epochs", "pushed", "merges", "share"),
+        *("trained_s", "waited_s", "present_s"),
+    ),
+    math.nan,
+)
+"""Of a worker whose own trace is not there."""
+
+
+def time_use(workers: Iterable[WorkerTally]) -> TimeUse | None:
+    """How all workers together spent their time, of those whose trace is there.
+
+    >>> one = WorkerTally(0, *[0] * 9, trained_s=6.0, waited_s=1.0, present_s=8.0,
+    ...                   staleness=0.0)
+    >>> time_use([one])
+    TimeUse(trained=0.75, waited=0.125, rest=0.125)
+    """
+    told = [worker for worker in workers if worker.present_s > 0]
+    if not told:
+        return None
+    trained_s, waited_s, rest_s = (
+        sum(getattr(worker, name) for worker in told)
+        for name in ("trained_s", "waited_s", "rest_s")
+    )
+    whole_s = trained_s + waited_s + rest_s
+    return TimeUse(trained_s / whole_s, waited_s / whole_s, rest_s / whole_s)
+
+
+_SIGNS_OF_LIFE = (trace.WorkerJoined, trace.Trained, trace.Waited)
+
+
+def _present_s(events: Iterable[trace.Event], zero_s: float) -> float:
+    """See `WorkerTally.present_s`; the events are those of one worker, by time."""
+    total_s, until_s = 0.0, zero_s
+    since_s: float | None = None  # None: it is away
+    for event in events:
+        if since_s is None:
+            if not isinstance(event, _SIGNS_OF_LIFE):
+                continue
+            since_s = max(getattr(event, "start_s", event.time_s), until_s)
+        until_s = max(event.time_s, until_s)
+        if isinstance(event, trace.WorkerLeft):
+            total_s += until_s - since_s
+            since_s = None
+    return total_s + (until_s - since_s if since_s is not None else 0.0)
 
 
 def _tally_worker(
     worker: int,
     events: list[trace.Event],
+    zero_s: float,
     counts: Counter[str],
     staleness: list[int],
     batch_size: float,
@@ -147,11 +209,16 @@ def _tally_worker(
         rejected=counts["rejected"],
         merges=len(merges),
         share=_mean(event.share for event in merges),
-        trained_s=sum(event.time_s - event.start_s for event in trained),
-        waited_s=sum(event.time_s - event.start_s for event in waited),
-        present_s=events[-1].time_s - events[0].time_s if events else 0.0,
+        trained_s=sum(_after(zero_s, event) for event in trained),
+        waited_s=sum(_after(zero_s, event) for event in waited),
+        present_s=_present_s(events, zero_s),
         staleness=_mean(staleness),
     )
+
+
+def _after(zero_s: float, event: trace.Trained | trace.Waited) -> float:
+    """Seconds of the stretch that lie after the start of the run."""
+    return max(event.time_s - max(event.start_s, zero_s), 0.0)
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -187,7 +254,7 @@ def key_figures(run: Run) -> list[KeyFigure]:
         ),
         KeyFigure("Versions", units.as_number(versions), f"{per_s} per second"),
         KeyFigure(
-            "Virtual time" if is_simulated(run) else "Wall time",
+            "Virtual time" if is_simulated(run.events) else "Wall time",
             units.as_duration(wall_s),
             _began(run),
         ),
@@ -225,12 +292,6 @@ def _began(run: Run) -> str:
     if not 1e9 < run.start_s < 1e11:  # seconds since 1970: from 2001 to far ahead
         return ""
     return f"{datetime.fromtimestamp(run.start_s, UTC):from %Y-%m-%d %H:%M} UTC"
-
-
-def is_simulated(run: Run) -> bool:
-    """Whether its clock was a virtual one."""
-    heads = (event for event in run.events if isinstance(event, trace.Recorded))
-    return any(head.actor == "simulation" for head in heads)
 
 
 def num_versions(run: Run) -> float:

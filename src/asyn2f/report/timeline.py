@@ -125,7 +125,7 @@ def _windows(events: Sequence[trace.Event], zero_s: float) -> tuple[Window, ...]
         _WINDOW_CYCLES * stretches.interval_s(pushes),
         _WINDOW_MARKS * stretches.interval_s([*pushes, *merges]),
     )
-    whole = Window("Whole run", min(events[0].time_s - zero_s, 0.0), end_s)
+    whole = Window("Whole run", 0.0, end_s)
     if not 0 < length_s < end_s:
         return (whole,)
     marks = np.array([event.time_s - zero_s for event in merges or pushes])
