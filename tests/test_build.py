@@ -89,6 +89,16 @@ def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(changes, wo
         build.build_experiment(config_with(**changes))
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "synchronous"])
+def test_a_floor_above_the_start_of_a_schedule_is_refused(schedule):
+    rates = {"training__learning_rate": 0.001, "training__schedule": schedule}
+    words = r"learning_rate_min: found 0.005, allowed: at most .* 0.001.*" + schedule
+    with pytest.raises(build.ConfigError, match=words):
+        build.check(config_with(**rates))
+    build.check(config_with(**rates, training__learning_rate_min=0.001))
+    build.check(config_with(**(rates | {"training__schedule": "fixed"})))
+
+
 def test_a_misspelt_key_gets_the_nearest_right_one():
     config = config_with()
     config["training"]["learning_rat"] = 0.1

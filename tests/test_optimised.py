@@ -1,4 +1,4 @@
-"""`python -O`, which containers set, leaves asserts out, and nothing else is missing."""
+"""`python -O`, which containers set, leaves asserts out; nothing else is missing."""
 
 import ast
 import os

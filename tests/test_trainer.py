@@ -260,6 +260,12 @@ def test_annealing_follows_the_formula_and_stays_at_its_minimum():
     assert float(annealed(training, jnp.int32(9000))) == pytest.approx(0.005)
 
 
+@pytest.mark.parametrize("position", [0, 5, 10, 10**9])
+def test_annealing_never_exceeds_its_own_start(position):
+    training = Training(learning_rate=0.001, learning_rate_min=0.5, schedule_length=10)
+    assert float(annealed(training, jnp.int32(position))) == pytest.approx(0.001)
+
+
 def test_the_synchronous_rate_travels_with_the_version():
     made = experiment(schedule="synchronous", schedule_length=4)
     state = initial_server_state(made)

@@ -55,6 +55,14 @@ def check(config: Config) -> None:
             f"for each of the {workers} workers"
         )
     _check_kind(config["task"])
+    floor, rate = flat["training.learning_rate_min"], flat["training.learning_rate"]
+    if flat["training.schedule"] != "fixed" and floor > rate:
+        raise ConfigError(
+            f"config.training.learning_rate_min: found {floor:g}, allowed: at most "
+            f"training.learning_rate, which is {rate:g}, where the schedule is "
+            f"{flat['training.schedule']}: lower it too, or take "
+            "training.schedule=fixed"
+        )
     try:
         check_coding(Coding(**config["wire"]))
     except ValueError as error:

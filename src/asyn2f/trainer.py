@@ -62,7 +62,8 @@ class Training:
 
 
 def annealed(training: Training, position: jax.Array) -> jax.Array:
-    """`max(lr_min, lr_0 (1 + cos(pi x / X)) / 2)`, and lr_min from X on.
+    """`max(lr_min, lr_0 (1 + cos(pi x / X)) / 2)`, and lr_min from X on; never above
+    lr_0.
 
     The regimes of the paper's experiments differ in what x counts: see `Training`.
 
@@ -79,7 +80,8 @@ def annealed(training: Training, position: jax.Array) -> jax.Array:
     position = jnp.asarray(position, jnp.float32)
     progress = jnp.minimum(position / training.schedule_length, 1.0)
     cosine = 0.5 * training.learning_rate * (1.0 + jnp.cos(jnp.pi * progress))
-    return jnp.maximum(training.learning_rate_min, cosine).astype(jnp.float32)
+    floored = jnp.maximum(training.learning_rate_min, cosine)
+    return jnp.minimum(training.learning_rate, floored).astype(jnp.float32)
 
 
 def global_learning_rate(training: Training, version: jax.Array) -> jax.Array:
