@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 import asyn2f
 from asyn2f import build, rules, trace, workdir
 from asyn2f.causality import CausalityError
+from asyn2f.lineage import Incomplete
 from asyn2f.runtime.addresses import AddressError
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.keys import KeysError
@@ -41,6 +42,7 @@ SPEAKING_ERRORS = (
     TooLarge,
     OrderError,
     CausalityError,
+    Incomplete,
     OutputError,
 )
 

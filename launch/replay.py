@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from asyn2f import build, causality, provenance, trace, workdir
+from asyn2f import build, causality, lineage, provenance, trace, workdir
 from asyn2f.experiment import initial_server_state
 from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.sim.execute import Execution, execution_of
@@ -68,10 +68,8 @@ class Compared(NamedTuple):
 
 def main() -> int:
     folder = Path(program.required(_RUN))
-    if not (folder / workdir.TRACE).is_dir():
-        raise workdir.WorkdirError(f"--run: {folder} holds no trace")
     try:
-        events = trace.read(folder / workdir.TRACE)
+        events = trace.of_run(folder)
         if _EXPLAIN.value is not None:
             print(provenance.describe(provenance.explain(events, _EXPLAIN.value)))
             return 0
@@ -84,6 +82,7 @@ def main() -> int:
     executor: Any = _EXECUTOR.value or recorded.get("executor", "serial")
     _set_environment(recorded, executor)
     program.prepare_jax()
+    lineage.check_complete(events)
     causality.check(events)
     print(f"{len(events):,} events; none contradicts another")
     if old := trace.older_format(events):

@@ -3,7 +3,8 @@
     python -m launch.verify --run=runs/demo
 
 Judges the trace and the store of any run, real or simulated, finished, killed or still
-going on. Exit code 0: no promise was broken; 1: one was; 2: the folder cannot be read.
+going on. Exit code 0: no promise was broken; 1: one was; 2: the folder cannot be read,
+or nothing happened in that run.
 """
 
 from pathlib import Path
@@ -27,8 +28,6 @@ _SHOWN = 3  # cases of a broken promise that are printed
 
 def main() -> int:
     folder = Path(program.required(_RUN))
-    if not (folder / workdir.TRACE).is_dir():
-        raise workdir.WorkdirError(f"--run: {folder} holds no trace")
     try:
         found = found_in(folder)
         judgement = invariants.check(found)
@@ -40,17 +39,26 @@ def main() -> int:
     broken = _say(judgement)
     if _DEEP.value:
         broken += _read_again(folder)
-    print(f"{broken} broken" if broken else "no promise was broken")
-    return 1 if broken else 0
+    if judgement.absence:
+        print(judgement.absence)
+    if broken:
+        print(f"{broken} broken")
+        return 1
+    if not any(isinstance(x, trace.Pushed | trace.Aggregated) for x in found.events):
+        print("nothing happened: no update was pushed, no version made")
+        return program.USAGE_ERROR
+    print("no promise was broken" + ", as far as is known" * bool(judgement.absence))
+    return 0
 
 
 def found_in(folder: Path) -> Found:
     """What a run left in its folder.
 
     Raises:
+      WorkdirError: there is no trace.
       ValueError, KeyError, TypeError: a trace or a record that is none.
     """
-    events = trace.read(folder / workdir.TRACE)
+    events = trace.of_run(folder)
     config, summary = {}, {}
     if (folder / workdir.CONFIG).exists():
         config = workdir.read_json(folder / workdir.CONFIG)

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 from asyn2f import causality, trace
-from asyn2f.lineage import History, Key, Node
+from asyn2f.lineage import History, Key, Node, absence_of, absent
 
 INVARIANTS = {
     "I1": "versions are 1, 2, 3, ..., each made of the one before, and never change",
@@ -89,6 +89,7 @@ class Judgement(NamedTuple):
     violations: list[Violation]
     not_shown: dict[str, str]  # by invariant: why
     fates: Counter[str]  # of updates: committed, superseded, rejected, withdrawn, ...
+    absence: str = ""  # which workers' traces are missing
 
 
 def commit_of(record: Mapping[str, Any]) -> Commit:
@@ -117,7 +118,8 @@ def check(found: Found) -> Judgement:
     violations: list[Violation] = []
     for name, judge in _JUDGES.items():
         violations += [Violation(name, what) for what in judge(run)]
-    return Judgement(violations, _not_shown(run), run.fates())
+    absence = absence_of(run.absent)
+    return Judgement(violations, _not_shown(run), run.fates(), absence)
 
 
 class _Run:
@@ -127,6 +129,7 @@ class _Run:
         self.found = found
         self.events = found.events
         self.history = History(found.events)
+        self.absent = absent(found.events)
         self.line = _saved_line(found, self.history)
         self.held_by: dict[Key, list[int]] = {}  # updates of the versions that live
         for node in reversed(self.line):
@@ -332,7 +335,8 @@ def _resumed_from_newest(run: _Run) -> Iterator[str]:
 def _pushed_by_its_worker(run: _Run) -> Iterator[str]:
     pushed = run.history.pushed
     for key, versions in run.held_by.items():
-        if pushed and key not in pushed:
+        is_known = f"worker-{key[0]}" not in run.absent
+        if pushed and key not in pushed and is_known:
             yield f"{_name(key)} is in version {versions[0]}, and was never pushed"
 
 
@@ -432,6 +436,8 @@ def _leads_s(run: _Run) -> dict[str, float]:
 
 
 def _is_causal(run: _Run) -> Iterator[str]:
+    if run.absent:
+        return
     try:
         causality.check(run.events)
     except causality.CausalityError as error:
@@ -460,6 +466,9 @@ _JUDGES: dict[str, Callable[[_Run], Iterator[str]]] = {
 def _not_shown(run: _Run) -> dict[str, str]:
     """The promises that this run says nothing about."""
     reasons = {name: _NEEDS_SIMULATION for name in ("I8", "I14", "I15")}
+    if run.absent:
+        lacking = "traces of processes are missing"
+        reasons |= dict.fromkeys(("I3", "I4", "I7", "I10", "I11", "causality"), lacking)
     has = {type(event) for event in run.events}
     if trace.Concluded not in has:
         reasons |= dict.fromkeys(("I3", "I4"), "its workers heard no verdicts")

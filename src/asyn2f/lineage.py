@@ -5,7 +5,7 @@ a version, and the next one of that number is another model.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from asyn2f import trace
@@ -56,6 +56,69 @@ def surviving(events: Iterable[trace.Event]) -> list[trace.Aggregated]:
     history = History(events)
     nodes = reversed(list(history.line_of(history.newest)))
     return [history.made[node] for node in nodes if node in history.made]
+
+
+class Incomplete(ValueError):
+    """The traces of some processes are not with the others."""
+
+
+def absent(events: Iterable[trace.Event]) -> list[str]:
+    """The processes whose traces are missing: the server; workers of which the server
+    speaks, with a life of theirs that made an update.
+
+    >>> absent([trace.WorkerJoined(1.0, worker=3, session="s", num_examples=9)])
+    ['worker-3']
+    """
+    named: set[tuple[int, str]] = set()  # with their sessions
+    joined: set[int] = set()
+    pushed: set[tuple[int, str]] = set()
+    present: set[int] = set()
+    has_server = False
+    for event in events:
+        match event:
+            case trace.Recorded(actor="simulation"):
+                return []  # its trace is one file
+            case trace.Recorded(_, actor) if actor.startswith("worker-"):
+                present.add(int(actor.removeprefix("worker-")))
+            case trace.WorkerJoined(_, worker):
+                joined.add(worker)
+            case trace.Aggregated():
+                named |= {(worker, session) for worker, session, _ in event.updates}
+            case trace.Pushed(_, worker, session):
+                pushed.add((worker, session))
+        has_server = has_server or type(event) in _ONLY_SERVERS
+    present |= {worker for worker, _ in pushed}
+    workers = joined - present | {worker for worker, _ in named - pushed}
+    return ["server"] * (not has_server) + [f"worker-{x}" for x in sorted(workers)]
+
+
+_ONLY_SERVERS = {trace.Published, trace.Aggregated, trace.Resumed, trace.WorkerJoined}
+
+
+def absence_of(actors: Sequence[str]) -> str:
+    """A sentence that names the processes whose traces are missing, or "".
+
+    >>> absence_of(["worker-0", "worker-2"]).partition(":")[0]
+    'the traces of worker-0, worker-2 are missing'
+    """
+    if not actors:
+        return ""
+    traces = "traces" if len(actors) > 1 else "trace"
+    return (
+        f"the {traces} of {', '.join(actors)} {'are' if actors[1:] else 'is'} missing: "
+        "a process on another machine writes its own into its --workdir there; copy "
+        "those folders to this machine, then python -m launch.collect --run=RUN FOLDER"
+    )
+
+
+def check_complete(events: Iterable[trace.Event]) -> None:
+    """Checks that the trace of every process is there.
+
+    Raises:
+      Incomplete: which are not.
+    """
+    if absence := absence_of(absent(events)):
+        raise Incomplete(absence)
 
 
 class History:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyn2f import build, causality, trace
+from asyn2f import build, causality, lineage, trace
 from asyn2f.epochs import steps_per_epoch
 from asyn2f.evaluate import Score, make_evaluate
 from asyn2f.experiment import Experiment, initial_server_state, published
@@ -80,12 +80,15 @@ def replay(
 
     Raises:
       ConfigError: see `build.check`.
+      WorkdirError: the folder holds no run.
       ValueError: a line is none of a trace.
+      Incomplete: traces of workers are missing.
       CausalityError: the trace contradicts itself.
     """
     config = {**config, "sim": {**config.get("sim", {}), "executor": executor}}
     build.check(config)
-    events = trace.read(Path(folder) / "trace")
+    events = trace.of_run(folder)
+    lineage.check_complete(events)
     causality.check(events)
     return _executed(config, build.build_experiment(config), order_of(events))
 

@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from asyn2f import ordering
+from asyn2f import ordering, workdir
 from asyn2f.events import (
     FORMAT as FORMAT,
     TOO_LATE as TOO_LATE,
@@ -139,6 +139,27 @@ def read(folder: Path) -> list[Event]:
     """
     paths = sorted(folder.glob("*.jsonl"))
     return ordering.by_cause([_lives(_read_file(path)) for path in paths])
+
+
+def of_run(folder: Path | str) -> list[Event]:
+    """All events of the run in a folder, as `read` gives them.
+
+    Raises:
+      WorkdirError: it holds no trace, or one in which nothing is written.
+      ValueError: see `read`.
+    """
+    if not (Path(folder) / workdir.TRACE).is_dir():
+        raise workdir.WorkdirError(
+            f"{str(folder)!r} holds no run: there is no folder {workdir.TRACE!r} in "
+            "it; give the folder that was the run's --workdir"
+        )
+    events = read(Path(folder) / workdir.TRACE)
+    if not events:
+        raise workdir.WorkdirError(
+            f"{str(Path(folder) / workdir.TRACE)!r} holds no event: nothing happened "
+            "in this run, or its trace lies elsewhere"
+        )
+    return events
 
 
 def older_format(events: Iterable[Event]) -> str:
