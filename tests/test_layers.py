@@ -17,7 +17,7 @@ LAYERS = [
     {
         *("trainer", "epochs", "programs", "trace", "evaluate", "experiment"),
         *("workdir", "claim", "lineage", "causality", "invariants", "provenance"),
-        *("events", "ordering", "computation"),
+        *("events", "ordering", "collection", "computation"),
     },
     {"sim", "runtime", "report"},
     {"build", "rules"},

@@ -107,7 +107,7 @@ def absence_of(actors: Sequence[str]) -> str:
     return (
         f"the {traces} of {', '.join(actors)} {'are' if actors[1:] else 'is'} missing: "
         "a process on another machine writes its own into its --workdir there; copy "
-        "those folders to this machine, then python -m launch.collect --run=RUN FOLDER"
+        "that folder here and bring it in with python -m launch.collect"
     )
 
 

@@ -138,7 +138,7 @@ def read(folder: Path) -> list[Event]:
         format newer than `FORMAT`.
     """
     paths = sorted(folder.glob("*.jsonl"))
-    return ordering.by_cause([_lives(_read_file(path)) for path in paths])
+    return ordering.by_cause([lives_in(path) for path in paths])
 
 
 def of_run(folder: Path | str) -> list[Event]:
@@ -184,14 +184,15 @@ def older_format(events: Iterable[Event]) -> str:
     return ""
 
 
-def _lives(events: Iterable[Event]) -> list[list[Event]]:
-    """The events of each life of a process, by time."""
+def lives_in(path: Path) -> list[list[Event]]:
+    """The events of each life of the process that wrote a file, by time. Raises as
+    `read`."""
     lives: list[list[Event]] = [[]]
-    for event in events:
+    for event in _read_file(path):
         if isinstance(event, Recorded):
             lives.append([])
         lives[-1].append(event)
-    return [sorted(life, key=lambda event: event.time_s) for life in lives]
+    return [sorted(life, key=lambda event: event.time_s) for life in lives if life]
 
 
 def _read_file(path: Path) -> Iterable[Event]:
