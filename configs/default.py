@@ -49,6 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     training.schedule = "fixed"  # fixed | cosine (own steps) | synchronous (versions)
     training.learning_rate_min = 0.005  # the paper's
     training.schedule_length = 500  # steps or versions until then
+    training.schedule_epochs = 0  # cosine: epochs of s_k / batch_size steps; 0 = above
     training.momentum_at_merge = "keep"  # keep | reset
 
     config.strategy = strategy = ml_collections.ConfigDict()

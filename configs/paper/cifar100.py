@@ -11,7 +11,7 @@ from configs.paper._common import cifar
 
 def get_config(words=""):
     sizes = (5800, 5600, 5600, 5400, 5100, 5000, 5000, 4500, 4100, 3900)
-    config = cifar(words, sizes, versions=700)
+    config = cifar(words, sizes, versions=(700, 1100, 45))
     config.task.dataset = "cifar100"
     config.task.model = "resnet20"
     config.task.partition = "sizes"

@@ -11,7 +11,7 @@ from configs.paper._common import cifar
 
 
 def get_config(words=""):
-    config = cifar(words, (2500,) * 20, versions=1000)
+    config = cifar(words, (2500,) * 20, versions=(1000, 1200, 60))
     config.task.partition = "sizes"
     config.timing.min_updates = 10
     return config

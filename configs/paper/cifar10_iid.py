@@ -1,4 +1,4 @@
-"""CIFAR-10, ten workers with disjoint random shards; the paper runs 700 versions.
+"""CIFAR-10, ten workers with disjoint random shards; 700 versions of asyn2f.
 
     python -m launch.simulate --config=configs/paper/cifar10_iid.py:asyn2f \
         --workdir=runs/cifar10_iid --config.task.data_dir=DIR
@@ -12,6 +12,6 @@ from configs.paper._common import cifar
 
 def get_config(words=""):
     sizes = (6800, 6630, 5990, 5380, 5340, 4420, 4350, 3900, 3820, 3370)
-    config = cifar(words, sizes, versions=700)
+    config = cifar(words, sizes, versions=(700, 1100, 45))
     config.task.partition = "sizes"
     return config

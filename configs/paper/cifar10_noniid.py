@@ -13,6 +13,6 @@ from configs.paper._common import cifar
 
 def get_config(words=""):
     sizes = (6483, 6404, 5758, 5589, 4832, 3990, 4050, 3531, 3443, 5920)
-    config = cifar(words, sizes, versions=500)
+    config = cifar(words, sizes, versions=(500, 600, 27))
     config.task.partition = "sizes"
     return config

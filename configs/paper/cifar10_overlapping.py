@@ -13,6 +13,6 @@ from configs.paper._common import cifar
 
 def get_config(words=""):
     sizes = (15380, 17450, 13990, 10570, 18220, 17190, 19530, 19380, 13620, 10080)
-    config = cifar(words, sizes, versions=500)
+    config = cifar(words, sizes, versions=(500, 600, 27))
     config.task.partition = "overlapping"
     return config

@@ -18,7 +18,7 @@ def get_config(words=""):
         round(0.998 * size)
         for size in (104360, 99720, 93430, 87450, 79130, 77890, 58020)
     )
-    config = experiment(words, sizes, versions=45)
+    config = experiment(words, sizes, versions=(45, 110, 15))
     config.task.dataset = config.task.model = "ember"
     config.task.partition = "class_shares"
     benign = (0.83, 0.19, 0.25, 0.51, 0.59, 0.59, 0.59)

@@ -117,6 +117,7 @@ _RULES: dict[str, _Rule] = {
     "training.schedule": _one_of(get_args(Schedule)),
     "training.learning_rate_min": _SECONDS,
     "training.schedule_length": _COUNT,
+    "training.schedule_epochs": _NATURAL,
     "training.momentum_at_merge": _one_of(["keep", "reset"]),
     "timing.min_updates": _NATURAL,
     "timing.epochs_per_push": _COUNT,

@@ -5,7 +5,7 @@ epoch or step. No key evolves in a state, so cutting the steps into other chunks
 running them in another process, gives the same numbers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
@@ -42,6 +42,8 @@ class Training:
         global versions, computed by the server and sent with each model.
       learning_rate_min: where the two schedules end.
       schedule_length: steps (`cosine`) or versions (`synchronous`) until then.
+      schedule_epochs: of `cosine`, if not 0: worker k is there after so many times
+        s_k / batch_size of its own steps, whatever `schedule_length` says.
       momentum_at_merge: whether a merge keeps or resets the momentum.
     """
 
@@ -52,6 +54,7 @@ class Training:
     schedule: Schedule = "fixed"
     learning_rate_min: float = 0.005
     schedule_length: int = 500
+    schedule_epochs: int = 0
     momentum_at_merge: Literal["keep", "reset"] = "keep"
 
     def __post_init__(self) -> None:
@@ -82,6 +85,17 @@ def annealed(training: Training, position: jax.Array) -> jax.Array:
     cosine = 0.5 * training.learning_rate * (1.0 + jnp.cos(jnp.pi * progress))
     floored = jnp.maximum(training.learning_rate_min, cosine)
     return jnp.minimum(training.learning_rate, floored).astype(jnp.float32)
+
+
+def length_for(training: Training, num_examples: jax.Array) -> Any:
+    """Local steps after which a worker's `cosine` is at its end, a number.
+
+    >>> print(length_for(Training(schedule_epochs=600, batch_size=128), 17450))
+    81796.875
+    """
+    if not training.schedule_epochs:
+        return training.schedule_length
+    return training.schedule_epochs * num_examples / training.batch_size
 
 
 def global_learning_rate(training: Training, version: jax.Array) -> jax.Array:
@@ -270,7 +284,8 @@ def make_trainer(
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         if training.schedule == "cosine":
-            learning_rate = annealed(training, state.step)
+            own = length_for(training, state.num_examples)
+            learning_rate = annealed(replace(training, schedule_length=own), state.step)
         else:
             learning_rate = state.learning_rate
         trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
