@@ -8,11 +8,12 @@ import pytest
 import asyn2f
 from asyn2f import build
 from asyn2f.build import ConfigError
-from asyn2f.experiment import make_experiment
+from asyn2f.experiment import initial_server_state, make_experiment, root_key
 from asyn2f.sim import order as o
 from asyn2f.simulation import bytes_by
 from asyn2f.trees import params_sha256
 from tests import golden_run
+from tests.compilation import nothing_compiles
 
 
 def config_with(**sections) -> build.Config:
@@ -36,6 +37,34 @@ def test_what_is_simulated_and_what_is_replayed_are_the_same_bits(simulated):
     assert sha256(replayed) == sha256(simulated)
     assert replayed.scores == simulated.scores
     assert np.array_equal(replayed.order.members, simulated.order.members)
+
+
+@pytest.mark.parametrize("executor", ["serial", "vectorised"])
+def test_another_seed_and_other_rates_compile_nothing(executor):
+    def run(seed, **training):
+        config = config_with(sim={"executor": executor}, training=training)
+        return asyn2f.simulate(config | {"seed": seed})
+
+    rates = {"learning_rate": 0.05, "learning_rate_min": 0.01, "schedule_length": 7}
+    first, _ = run(0), run(1)  # the other seed's shards are of another length
+    with nothing_compiles():
+        runs = [run(0), run(1, **rates), run(1)]
+    assert sha256(runs[0]) == sha256(first)
+    assert len({sha256(run) for run in runs}) == 3
+
+
+def test_all_bits_of_a_seed_count():
+    seeds = [0, 1, 2**32, 2**32 + 1, 2**33, 2**63, 2**64 - 1]
+    keys = [np.asarray(jax.random.key_data(root_key(seed))) for seed in seeds]
+    assert len({key.tobytes() for key in keys}) == len(seeds)
+    models = []
+    for seed in (0, 2**32, 2**64 - 1):
+        experiment = build.build_experiment(golden_run.config() | {"seed": seed})
+        models.append(params_sha256(initial_server_state(experiment).model.params))
+    assert len(set(models)) == 3
+    for seed in (-1, 2**64):
+        with pytest.raises(ConfigError, match=rf"config.seed: found {seed}.*2\*\*64"):
+            build.check(golden_run.config() | {"seed": seed})
 
 
 def test_versions_are_scored_from_the_first_to_the_last(simulated):
@@ -81,6 +110,33 @@ def test_an_experiment_of_ones_own(simulated):
     assert run.experiment is own
     assert np.array_equal(run.order.time_s, simulated.order.time_s)
     assert not any(np.any(x) for x in jax.tree.leaves(run.result.state.model.params))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 1),
+        ("training.learning_rate", 0.2),
+        ("timing.epochs_per_push", 3),
+        ("timing.min_updates", 3),
+        ("stop.max_versions", 4),
+        ("workers", 3),
+        ("min_workers", 2),
+        ("guards.mode", "observe"),
+        ("wire.updates", "int8"),
+    ],
+)
+def test_a_config_that_contradicts_the_experiment_is_refused(key, value):
+    """Otherwise it would be ignored without a word."""
+    config = golden_run.config()
+    experiment = build.build_experiment(config)
+    section, _, name = key.rpartition(".")
+    if section:
+        config[section] |= {name: value}
+    else:
+        config |= {name: value}
+    with pytest.raises(ConfigError, match=rf"config\.{key}: found .*experiment"):
+        asyn2f.simulate(config, experiment)
 
 
 def test_bytes_are_those_of_all_that_was_sent_by_then(simulated):

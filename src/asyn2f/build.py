@@ -235,6 +235,44 @@ def build_experiment(config: Config) -> Experiment:
     )
 
 
+def check_agrees(config: Config, experiment: Experiment) -> None:
+    """Compares what a config and an experiment both hold.
+
+    Raises:
+      ConfigError: names the first key in which they differ.
+    """
+    timing, guards = experiment.strategy.timing, experiment.guards
+    wanted: dict[str, Any] = {
+        "seed": experiment.seed,
+        "workers": experiment.workers,
+        "guards.mode": guards.mode,
+    }
+    parts = {
+        "training": experiment.training,
+        "stop": experiment.stop,
+        "wire": experiment.coding,
+        "timing": timing,
+    }
+    if guards.mode != "off":
+        parts["guards"] = guards
+    for section, part in parts.items():
+        for key in config[section]:
+            wanted[f"{section}.{key}"] = getattr(part, key)
+    if config["min_workers"]:  # 0 = all of them, here and below the usual number
+        wanted["min_workers"] = timing.min_workers
+    if not config["timing"]["min_updates"]:
+        del wanted["timing.min_updates"]
+    if guards.mode != "off" and guards.max_share == 1.0:  # there is nothing to cap
+        del wanted["guards.max_share"]
+    flat = flatten(config)
+    for key, value in wanted.items():
+        if flat[key] != value:
+            raise ConfigError(
+                f"config.{key}: found {flat[key]!r}, but the experiment was made with "
+                f"{value!r}; change one of them"
+            )
+
+
 def build_runtime(config: Config) -> RuntimeSettings:
     """How the run is carried out."""
     settings = dict(config["runtime"])

@@ -56,6 +56,12 @@ class Hyperparams(NamedTuple):
     schedule_length: jax.Array  # f32 []
 
 
+def any_hyperparams() -> Hyperparams:
+    """Some; for what depends on shapes alone."""
+    key, one = jax.random.key_data(jax.random.key(0)), jnp.float32(1.0)
+    return Hyperparams(key, key, one, one, one)
+
+
 class Computation(NamedTuple):
     """What the programs are compiled for. It can be hashed: experiments for which this
     and the shapes are equal share what has been compiled."""
@@ -77,6 +83,7 @@ class Functions(NamedTuple):
     advance_server: AdvanceServer
     publication: Publication
     codec: Codec  # of updates
+    shapes: Params  # of the model, without values
 
 
 def functions_of(computation: Computation, hyperparams: Hyperparams) -> Functions:
@@ -111,6 +118,7 @@ def functions_of(computation: Computation, hyperparams: Hyperparams) -> Function
         advance_server=advance_server,
         publication=_publication(version_codec(coding, shapes), shapes),
         codec=codec,
+        shapes=shapes,
     )
 
 
@@ -122,11 +130,15 @@ class Compiled(NamedTuple):
     init_server: Callable[[Hyperparams], ServerState]
     aggregate: Callable[..., tuple[ServerState, Metrics]]
     publication: Publication
-    codec: Codec
+    template: Template  # of the model
+    update_template: Template  # of what a worker pushes
+    update_needs_base: bool  # whether that is a change since the base version
 
 
 @lru_cache(maxsize=32)
 def compiled_for(computation: Computation) -> Compiled:
+    """The programs of a computation; the same ones each time."""
+
     def jitted(name: str, **options: Any) -> Any:
         def call(hyperparams, *arguments):
             trainer = functions_of(computation, hyperparams).trainer
@@ -144,8 +156,7 @@ def compiled_for(computation: Computation) -> Compiled:
         functions = functions_of(computation, hyperparams)
         return functions.advance_server(state, stacked, mask)
 
-    key = jax.random.key_data(jax.random.key(0))
-    plain = functions_of(computation, Hyperparams(key, key, *[jnp.float32(1.0)] * 3))
+    plain = functions_of(computation, any_hyperparams())
     codec, publication = plain.codec, plain.publication
     if not publication.is_plain:
         publication = publication._replace(
@@ -166,12 +177,14 @@ def compiled_for(computation: Computation) -> Compiled:
         init_server=jax.jit(init_server),
         aggregate=jax.jit(aggregate),
         publication=publication,
-        codec=codec,
+        template=template_of(plain.shapes),
+        update_template=template_of(_coded_shapes(codec, plain.shapes)),
+        update_needs_base=codec.needs_base,
     )
 
 
 def _publication(codec: Codec, shapes: Params) -> Publication:
-    template = template_of(coded_shapes(codec, shapes))
+    template = template_of(_coded_shapes(codec, shapes))
     if codec.is_plain:
         return Publication(lambda x: x, lambda x: x, template, is_plain=True)
     return Publication(
@@ -182,7 +195,7 @@ def _publication(codec: Codec, shapes: Params) -> Publication:
     )
 
 
-def coded_shapes(codec: Codec, shapes: Params) -> Any:
+def _coded_shapes(codec: Codec, shapes: Params) -> Any:
     base = shapes if codec.needs_base else ()
     memory = jax.eval_shape(codec.blank)
     return jax.eval_shape(codec.encode, shapes, base, memory)[0]

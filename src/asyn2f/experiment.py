@@ -15,7 +15,6 @@ from asyn2f.computation import (
     Functions,
     Hyperparams,
     Publication,
-    coded_shapes,
     compiled_for,
 )
 from asyn2f.guards import Guards
@@ -23,7 +22,7 @@ from asyn2f.strategies import Strategy
 from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop
 from asyn2f.trainer import Trainer, Training
-from asyn2f.trees import Template, template_of
+from asyn2f.trees import Template
 from asyn2f.types import GlobalModel, Metrics, ServerState, WorkerUpdate
 
 NO_GUARDS = Guards(mode="off")
@@ -102,8 +101,6 @@ def make_experiment(
         schedule_length=jnp.float32(training.schedule_length),
     )
     compiled = compiled_for(computation)
-    codec = compiled.codec
-    shapes = jax.eval_shape(task.init, key)
     return Experiment(
         task=task,
         strategy=strategy,
@@ -121,9 +118,9 @@ def make_experiment(
         init_server=partial(compiled.init_server, hyperparams),
         aggregate=partial(_aggregate, compiled.aggregate, computation, hyperparams),
         publication=compiled.publication,
-        template=template_of(shapes),
-        update_template=template_of(coded_shapes(codec, shapes)),
-        update_needs_base=codec.needs_base,
+        template=compiled.template,
+        update_template=compiled.update_template,
+        update_needs_base=compiled.update_needs_base,
     )
 
 

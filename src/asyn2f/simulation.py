@@ -40,11 +40,17 @@ def simulate(config: build.Config, experiment: Experiment | None = None) -> Simu
     Args:
       config: plain dicts, as `get_config().to_dict()` of one of `configs/` gives them.
         By what means it is executed and how often it is evaluated are in `config.sim`.
-      experiment: another than the config describes, as of a strategy of one's own; None
-        = `build.build_experiment(config)`.
+      experiment: of a task or strategy of one's own; where the config says the same as
+        an experiment holds (seed, training, timing, stop, ...), it has to agree with
+        it. None = `build.build_experiment(config)`.
+
+    Calls that differ in seed, learning rates or limits alone share what has been
+    compiled; `jax.config.update("jax_compilation_cache_dir", folder)` keeps it for
+    the next process.
 
     Raises:
-      ConfigError: see `build.check`; or nothing ends the run.
+      ConfigError: see `build.check`; nothing ends the run; or `experiment` was made
+        with other settings.
       PlanError, TooLarge: not by these means.
 
     >>> from configs.digits import get_config
@@ -54,7 +60,10 @@ def simulate(config: build.Config, experiment: Experiment | None = None) -> Simu
     [0, 1, 2, 3]
     """
     build.check(config)
-    experiment = experiment or build.build_experiment(config)
+    if experiment is None:
+        experiment = build.build_experiment(config)
+    else:
+        build.check_agrees(config, experiment)
     order, target = order_of_config(config, experiment), experiment.stop.target_accuracy
     found = _executed(config, experiment, order, target)
     count = found.result.num_events

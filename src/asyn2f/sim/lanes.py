@@ -17,8 +17,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from asyn2f.computation import Computation, Functions, Hyperparams, functions_of
-from asyn2f.experiment import Experiment, initial_server_state, published
+from asyn2f.computation import (
+    Computation,
+    Functions,
+    Hyperparams,
+    any_hyperparams,
+    functions_of,
+)
+from asyn2f.experiment import published
 from asyn2f.sim.packing import (
     Packed,
     Packing,
@@ -111,14 +117,15 @@ Packings = tuple[Packing, Packing, Packing]
 """Of a worker's state, of an update and of a version."""
 
 
-def packings(experiment: Experiment) -> Packings:
-    """How this experiment's are laid out."""
-    trainer = experiment.trainer
+@lru_cache(maxsize=32)
+def packings(computation: Computation) -> Packings:
+    """How a computation's are laid out."""
 
     def shapes():
-        server = initial_server_state(experiment)
-        state = trainer.start(server.model, 0, 1, 1.0)
-        return state, trainer.report(state), server.model
+        functions = functions_of(computation, any_hyperparams())
+        server = functions.init_server()
+        state = functions.trainer.start(server.model, 0, 1, 1.0)
+        return state, functions.trainer.report(state), server.model
 
     state, update, model = jax.eval_shape(shapes)
     return packing_of(state), packing_of(update), packing_of(model)
@@ -127,7 +134,6 @@ def packings(experiment: Experiment) -> Packings:
 @lru_cache(maxsize=32)
 def make_run(
     computation: Computation,
-    packed: Packings,
     mesh: Mesh,
     lanes: int,
     widest: int,
@@ -137,7 +143,6 @@ def make_run(
 
     Args:
       computation: of the experiment.
-      packed: its packings.
       mesh: the devices.
       lanes: L, of each device.
       widest: K, the most updates that one version is made of.
@@ -150,6 +155,7 @@ def make_run(
 
     def run(hyperparams, carry, data, waves):
         functions = functions_of(computation, hyperparams)
+        packed = packings(computation)
         on_device = _waves_of(functions, packed, mesh.size, lanes, widest, limits)
         return on_device(carry, data, waves)
 

@@ -38,11 +38,11 @@ class Machine:
         self._rows = -(-experiment.workers // mesh.size)  # workers on each device
         self._batches = Batches(experiment)
         self._data = jax.device_put(experiment.task.train, NamedSharding(mesh, P()))
-        computation, packed = experiment.computation, lanes.packings(experiment)
+        computation = experiment.computation
         slots = Slots(self._rows, plan.update_slots, plan.version_slots)
-        self._start = _make_start(computation, packed, mesh, slots)
+        self._start = _make_start(computation, mesh, slots)
         self._run = lanes.make_run(
-            computation, packed, mesh, plan.row.shape[2], plan.max_members, limits
+            computation, mesh, plan.row.shape[2], plan.max_members, limits
         )
         self.reset()
 
@@ -152,11 +152,11 @@ class Slots(NamedTuple):
 
 @lru_cache(maxsize=32)
 def _make_start(
-    computation: Computation, packed: lanes.Packings, mesh: Mesh, slots: Slots
+    computation: Computation, mesh: Mesh, slots: Slots
 ) -> Callable[..., Carry]:
     """The program that begins a run: a jitted function of the hyperparameters and, in
     parallel, of the workers in all rows, their numbers of examples and qualities."""
-    state, update, model = packed
+    state, update, model = lanes.packings(computation)
     specs = jax.tree.map(partial(NamedSharding, mesh), lanes.CARRY_SPECS)
 
     def start(hyperparams, worker, num_examples, quality):

@@ -176,7 +176,9 @@ def need_of(experiment: Experiment, planned: Plan, limits: Limits) -> Need:
     What a network keeps for its backward pass is not in it: that depends on its
     insides.
     """
-    state, update, model = (packing.num_bytes for packing in packings(experiment))
+    state, update, model = (
+        packing.num_bytes for packing in packings(experiment.computation)
+    )
     _, devices, lanes = planned.row.shape
     rows = -(-experiment.workers // devices) + 1
     batches = 4 * limits.ticks * lanes * experiment.training.batch_size
