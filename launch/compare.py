@@ -29,7 +29,7 @@ from asyn2f.report.comparison import Trial
 from asyn2f.strategies import BUILDERS
 from launch import program
 from launch.grids import GRIDS
-from launch.trials import Book, Job, carry_out, prepare_process
+from launch.trials import Book, Job, carry_out, inputs_digest, prepare_process
 
 RESULTS, TABLE = "results.jsonl", "table.md"
 _CHOICE_SEEDS = 1_000_000  # between the seeds of results and those of choices
@@ -75,21 +75,21 @@ def main() -> int:
             "set it, for example --config.stop.max_time_s=30"
         )
     half = None if _TRIALS.value == 1 else 1
+    inputs = inputs_digest(config, build.build_task(config))
     choices = {name: _settings(name, config) for name in strategies}
     first_seed = config["seed"] + _CHOICE_SEEDS
     choosing = [
-        _job(config, name, settings, first_seed + seed, "choice", 0)
+        _job(config, name, settings, first_seed + seed, "choice", 0, inputs)
         for name, tried in choices.items()
         if len(tried) > 1
         for settings in tried
         for seed in range(_CHOICES.value)
     ]
     # Whatever is wrong with a method or its settings is said before anything starts.
-    first = [_job(config, name, {}, 0, "result", half) for name in strategies]
+    first = [_job(config, name, {}, 0, "result", half, inputs) for name in strategies]
     for job in (*choosing, *first):
         build.check(job.config)
         build.build_profiles(job.config)
-    build.build_task(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         book = Book(folder / RESULTS)
@@ -102,7 +102,7 @@ def main() -> int:
             name: _best(name, tried, book, choosing) for name, tried in choices.items()
         }
         final = [
-            _job(config, name, settings, config["seed"] + seed, "result", half)
+            _job(config, name, settings, config["seed"] + seed, "result", half, inputs)
             for name, settings in chosen.items()
             for seed in range(_SEEDS.value)
         ]
@@ -154,11 +154,12 @@ def _job(
     seed: int,
     phase: str,
     half: int | None,
+    inputs: str,
 ) -> Job:
     own = _with(config, {**settings, "strategy.name": name, "seed": seed})
     # Who is compared at equal time does not stop earlier.
     own = _with(own, {"stop.max_versions": 0, "stop.target_accuracy": 0.0})
-    return Job(own, settings, phase, half)
+    return Job(own, settings, phase, half, inputs)
 
 
 def _with(config: build.Config, changes: dict[str, Any]) -> dict[str, Any]:

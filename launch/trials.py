@@ -1,6 +1,7 @@
 """The trials of a comparison: one simulated run each, executed and looked at."""
 
 import hashlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import xxhash
 
+import asyn2f
 from asyn2f import build, workdir
 from asyn2f.evaluate import make_evaluate
 from asyn2f.experiment import initial_server_state, published
@@ -21,11 +24,13 @@ from asyn2f.sim import order as o
 from asyn2f.sim.execute import execution_of
 from asyn2f.sim.numbers import ended_by_divergence
 from asyn2f.simulation import bytes_by, order_of_config
+from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.base import Task
 from asyn2f.trees import params_sha256
 from launch import program
 
 TIMES = 60  # looks at each run
+_ROWS = 4096  # of the data, looked at at a time: they may be larger than memory
 
 
 class Job(NamedTuple):
@@ -35,6 +40,7 @@ class Job(NamedTuple):
     settings: dict[str, Any]  # what in it is this trial's own
     phase: str
     half: int | None  # rows of the test set: even (0), odd (1), or all
+    inputs: str  # see `inputs_digest`
 
     @property
     def key(self) -> str:
@@ -42,13 +48,36 @@ class Job(NamedTuple):
         parts = ("min_workers", "sim", "stop", "worker_speeds")
         said = [self.config[part] for part in parts]
         said += [self.config["runtime"]["dead_after_s"], self.half, TIMES]
-        profiles = Path(self.config["sim"]["profiles"])
-        if profiles.is_file():
-            said.append(profiles.read_text(encoding="utf-8"))
+        said += [self.inputs, _foreign_source(self.config["strategy"]["name"])]
         said += [build.experiment_digest(self.config), jax.__version__]
         said.append(program.source_digest(leave_out=("report", "runtime")))
         text = json.dumps(said, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def inputs_digest(config: build.Config, task: Task) -> str:
+    """Names what is in the files that a config names: the data, a partition, profiles.
+    A file may be edited, and keep its name."""
+    found = xxhash.xxh3_128()
+    for part in (task.train, task.test):
+        for name, array in sorted(part.items()):
+            found.update(f"{name} {array.dtype} {array.shape};".encode())
+            for start in range(0, len(array), _ROWS):
+                found.update(np.ascontiguousarray(array[start : start + _ROWS]).data)
+    for path in (config["task"]["indices"], config["sim"]["profiles"]):
+        if path and Path(path).is_file():
+            found.update(Path(path).read_bytes())
+        found.update(b";")
+    return found.hexdigest()
+
+
+def _foreign_source(strategy: str) -> str:
+    """The source of a strategy that is not of this package: somebody is at work on it,
+    and its version stands nowhere."""
+    path = inspect.getsourcefile(BUILDERS[strategy])
+    if path is None or Path(asyn2f.__file__).parent in Path(path).parents:
+        return ""
+    return Path(path).read_text(encoding="utf-8")
 
 
 def prepare_process() -> None:

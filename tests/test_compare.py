@@ -3,6 +3,7 @@
 All programs are started at once, two at a time, by `started`.
 """
 
+import importlib.util
 import json
 import re
 import shutil
@@ -24,7 +25,7 @@ from asyn2f.strategies import BUILDERS
 from asyn2f.workdir import WorkdirError
 from configs.digits import get_config as digits
 from launch.grids import GRIDS
-from launch.trials import Book, Job
+from launch.trials import Book, Job, inputs_digest
 from tests.comparisons import (
     COMPARED,
     METHODS,
@@ -338,7 +339,9 @@ def test_a_config_takes_whatever_is_in_a_grid(name):
 
 
 def key_of(half: int | None = None, **changes: Any) -> str:
-    return Job(config_with(**changes), {}, "result", half).key
+    config = config_with(**changes)
+    inputs = inputs_digest(config, build.build_task(config))
+    return Job(config, {}, "result", half, inputs).key
 
 
 @pytest.mark.parametrize(
@@ -369,6 +372,45 @@ def test_what_a_number_depends_on_makes_another_trial(changes):
 )
 def test_what_no_number_depends_on_does_not(changes):
     assert key_of(**changes) == key_of()
+
+
+def test_another_partition_in_a_file_of_the_same_name_makes_another_trial(tmp_path):
+    path = tmp_path / "partition.json"
+    keys = set()
+    for shards in ([[0, 1], [2, 3]], [[0, 1], [2, 4]], [[0, 1], [2, 3]]):
+        path.write_text(json.dumps(shards))
+        keys.add(key_of(workers=2, task__partition="file", task__indices=str(path)))
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_other_data_of_the_same_name_make_another_trial(part):
+    config = config_with()
+    task = build.build_task(config)
+    data = getattr(task, part)
+    changed = data["label"].copy()
+    changed[-1] += 1
+    other = task._replace(**{part: data | {"label": changed}})
+    assert inputs_digest(config, other) != inputs_digest(config, task)
+
+
+def test_a_strategy_of_ones_own_that_was_edited_makes_another_trial(
+    tmp_path, monkeypatch
+):
+    keys = set()
+    for factor in (1, 2):
+        path = tmp_path / f"{factor}" / "mine.py"
+        path.parent.mkdir()
+        path.write_text(
+            "from asyn2f.strategies import fedavg\n"
+            f"def mine():\n    return fedavg.fedavg()  # {factor}\n"
+        )
+        spec = importlib.util.spec_from_file_location("mine", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setitem(BUILDERS, "mine", module.mine)
+        keys.add(key_of(strategy__name="mine"))
+    assert len(keys) == 2
 
 
 def test_other_profiles_in_a_file_of_the_same_name_make_another_trial(tmp_path):
