@@ -4,20 +4,25 @@ A config of your own begins with `from configs.default import get_config as defa
 contains only its differences.
 """
 
-import ml_collections
+from functools import partial
+
+from ml_collections import ConfigDict
 
 from asyn2f import strategies
 
+# Values are checked when all are there, by names and ranges; see asyn2f.rules.
+Section = partial(ConfigDict, type_safe=False)
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config() -> ConfigDict:
     """The defaults: Asyn2F on handwritten digits, five equal workers."""
-    config = ml_collections.ConfigDict()
+    config = Section()
     config.seed = 0  # of everything drawn: split, initial model, batches
     config.workers = 5  # shards the data is cut into; one worker each
     config.min_workers = 0  # the run starts with that many; 0 = all
     config.worker_speeds = (0.0,)  # steps/s at most, repeated over them; 0 = no limit
 
-    config.task = task = ml_collections.ConfigDict()
+    config.task = task = Section()
     # digits | mnist | fashion_mnist | cifar10 | cifar100 | ember, or the folder of any
     # image classification set that tensorflow-datasets has prepared
     task.dataset = "digits"
@@ -41,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     task.indices = ""  # file: JSON, a list of rows for each worker
     task.quality = (1.0,)  # Q_k in (0, 1], repeated over the workers
 
-    config.training = training = ml_collections.ConfigDict()
+    config.training = training = Section()
     training.batch_size = 32  # examples per step (the paper: 128)
     training.learning_rate = 0.1  # lr_0 (the paper's)
     training.momentum = 0.9  # the paper's
@@ -52,39 +57,39 @@ def get_config() -> ml_collections.ConfigDict:
     training.schedule_epochs = 0  # cosine: epochs of s_k / batch_size steps; 0 = above
     training.momentum_at_merge = "keep"  # keep | reset
 
-    config.strategy = strategy = ml_collections.ConfigDict()
+    config.strategy = strategy = Section()
     strategy.name = "asyn2f"  # or any other of asyn2f.strategies.BUILDERS
     # strategy.asyn2f.beta, strategy.fedbuff.server_rate, ...: what each builder takes,
     # documented there; those of other strategies than `name` are not looked at.
     strategy.update(strategies.defaults())
 
-    config.timing = timing = ml_collections.ConfigDict()
+    config.timing = timing = Section()
     timing.min_updates = 0  # m, or the size of a buffer; 0 = the strategy's usual
     timing.epochs_per_push = 5  # n: local epochs (the paper: 5)
     timing.push_after_metric = 0.0  # hold pushes until this accuracy; 0 = off
     timing.push_after_epochs = 0  # ... or until that many epochs; 0 = never
     timing.deadline_s = 0.0  # aggregate what waits for so long; 0 = never
 
-    config.stop = stop = ml_collections.ConfigDict()
+    config.stop = stop = Section()
     stop.max_versions = 150  # 0 = no limit
     stop.max_time_s = 0.0  # seconds from the start of training; 0 = no limit
     stop.target_accuracy = 0.0  # on the test set; 0 = none
 
     # Departures from the formulas, against updates that lie; see asyn2f.guards.
-    config.guards = guards = ml_collections.ConfigDict()
+    config.guards = guards = Section()
     guards.mode = "off"  # off | observe (changes nothing, writes down) | enforce
     guards.norm_factor = 10.0  # distance over the median of those accepted; >= 1
     guards.loss_factor = 2.0  # a loss counts as median / this at least; >= 1
     guards.max_share = 0.5  # largest coefficient; asyn2f, others have none to cap
 
     # What travels instead of a model in float32; the numbers depend on it.
-    config.wire = wire = ml_collections.ConfigDict()
+    config.wire = wire = Section()
     wire.updates = "float32"  # float32 | bfloat16 | int8 | topk
     wire.delta = False  # bfloat16, int8: code the change since the base version
     wire.topk_share = 0.1  # topk: of each leaf's entries, in (0, 0.5]
     wire.versions = "float32"  # float32 | bfloat16 | int8
 
-    config.runtime = runtime = ml_collections.ConfigDict()
+    config.runtime = runtime = Section()
     runtime.address = "tcp://127.0.0.1:0"  # and the two ports above; 0 = any free
     runtime.keys_dir = ""  # folder that launch.keys made; "" = none, this machine only
     runtime.announce = "durable"  # durable (once saved) | early
@@ -103,7 +108,7 @@ def get_config() -> ml_collections.ConfigDict:
     # other programs keep busy is theirs, and the server waits longer for its disk.
     runtime.background = True
 
-    config.sim = sim = ml_collections.ConfigDict()  # launch.simulate alone
+    config.sim = sim = Section()  # launch.simulate alone
     sim.profiles = "drawn"  # from what follows, or a file: .csv or .jsonl
     sim.step_s = (0.0,)  # a local step, repeated over them; 0 = 1 / worker_speeds
     sim.step_spread = 1.0  # ... times a factor drawn log-uniformly from [1, this]

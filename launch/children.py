@@ -26,7 +26,7 @@ from asyn2f.claim import in_use
 from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.server import Server
 from asyn2f.status import RunStatus
-from launch import peer, program
+from launch import config_file, peer, program
 from launch.serving import serve
 
 _NICE = 10  # where a process cannot say that it is idle, or is not to
@@ -52,12 +52,13 @@ def start_all(
 ) -> list[Child]:
     """Starts the server, so many workers, and the evaluator; in this order."""
     context = multiprocessing.get_context("forkserver")
+    source = config_file.imported()
 
     def start(name: str, target: Callable[..., None], *rest: Any) -> Child:
         here, there = context.Pipe()
         process = context.Process(
             target=target,
-            args=(name, there, config, folder, insecure, *rest),
+            args=(name, there, source, config, folder, insecure, *rest),
             name=name,
         )
         process.start()
@@ -127,7 +128,12 @@ class _Parent:
 
 
 def _server(
-    name: str, pipe: Connection, config: build.Config, folder: Path, insecure: bool
+    name: str,
+    pipe: Connection,
+    source: Path | None,
+    config: build.Config,
+    folder: Path,
+    insecure: bool,
 ) -> None:
     def body(parent: _Parent) -> None:
         def on_ready(address: str, server: Server) -> None:
@@ -140,12 +146,13 @@ def _server(
         with in_use(folder):
             serve(config, folder, on_status, on_ready, insecure)
 
-    _run(name, pipe, folder, body)
+    _run(name, pipe, source, folder, body)
 
 
 def _worker(
     name: str,
     pipe: Connection,
+    source: Path | None,
     config: build.Config,
     folder: Path,
     insecure: bool,
@@ -156,14 +163,19 @@ def _worker(
     if can_pin and config["runtime"]["pin"] and config["workers"] >= len(cores):
         os.sched_setaffinity(0, {cores[worker % len(cores)]})
     _give_way(config)
-    _join(name, pipe, config, folder, insecure, peer.make_worker(worker))
+    _join(name, pipe, source, config, folder, insecure, peer.make_worker(worker))
 
 
 def _evaluator(
-    name: str, pipe: Connection, config: build.Config, folder: Path, insecure: bool
+    name: str,
+    pipe: Connection,
+    source: Path | None,
+    config: build.Config,
+    folder: Path,
+    insecure: bool,
 ) -> None:
     _give_way(config)
-    _join(name, pipe, config, folder, insecure, Evaluator)
+    _join(name, pipe, source, config, folder, insecure, Evaluator)
 
 
 def _give_way(config: build.Config) -> None:
@@ -179,6 +191,7 @@ def _give_way(config: build.Config) -> None:
 def _join(
     name: str,
     pipe: Connection,
+    source: Path | None,
     config: build.Config,
     folder: Path,
     insecure: bool,
@@ -191,13 +204,18 @@ def _join(
             parent.say(error=f"{ended.status}: {ended.reason}")
             sys.exit(peer.EXIT_CODES[ended.status])
 
-    _run(name, pipe, folder, body)
+    _run(name, pipe, source, folder, body)
 
 
 def _run(
-    name: str, pipe: Connection, folder: Path, body: Callable[[_Parent], None]
+    name: str,
+    pipe: Connection,
+    source: Path | None,
+    folder: Path,
+    body: Callable[[_Parent], None],
 ) -> None:
-    """A child's life: its output in a file, its errors told to the parent."""
+    """A child's life: its output in a file, its errors told to the parent. `source` is
+    the config's file, which may register what the config names."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C does
     logs = folder / workdir.LOGS
     logs.mkdir(parents=True, exist_ok=True)
@@ -208,6 +226,8 @@ def _run(
     program.prepare_jax()
     code = 0
     try:
+        if source is not None:
+            config_file.import_file(source)
         body(parent)
     except program.SPEAKING_ERRORS as error:
         parent.say(error=str(error), usage=True)

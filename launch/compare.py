@@ -27,7 +27,7 @@ from asyn2f import build, workdir
 from asyn2f.report import comparison, comparison_page
 from asyn2f.report.comparison import Trial
 from asyn2f.strategies import BUILDERS
-from launch import program
+from launch import config_file, program
 from launch.grids import GRIDS
 from launch.trials import Book, Job, carry_out, inputs_digest, prepare_process
 
@@ -186,7 +186,10 @@ def _pool() -> Executor:
         jobs = len(program.usable_cores()) if is_cpu else 1
     os.environ["PJRT_NPROC"] = "1"  # read when a child imports JAX
     return ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), initializer=prepare_process
+        jobs,
+        multiprocessing.get_context("spawn"),
+        initializer=prepare_process,
+        initargs=(config_file.imported(),),
     )
 
 

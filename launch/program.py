@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import jax
 import jaxlib
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 import asyn2f
 from asyn2f import build, rules, trace, workdir
@@ -28,7 +28,7 @@ from asyn2f.runtime.store import StoreError
 from asyn2f.sim.plan import PlanError
 from asyn2f.sim.recorded import OrderError
 from asyn2f.sim.vectorised import TooLarge
-from launch import processor
+from launch import config_file, processor
 from launch.output import OutputError, open_output
 
 USAGE_ERROR = 2
@@ -50,11 +50,13 @@ SPEAKING_ERRORS = (
 # What was measured here to execute an experiment fastest.
 TRIALS = Path.home() / ".cache" / "asyn2f" / "trials.json"
 
-# Without a default: ml_collections would read it, and apply the other flags to it,
-# while this module is imported, where no error can be worded.
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment: a file like configs/digits.py."
+CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "The experiment: a file like configs/digits.py, or FILE:ARGUMENT. Each of its keys "
+    "is a flag as well: --config.workers=8.",
 )
+_NO_CONFIG = "--config must be given, for example --config=configs/digits.py"
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
 
 
@@ -69,11 +71,7 @@ def run(main: Callable[[], int | None], *, outlives_output: bool = False) -> Non
     open_output(dispensable=outlives_output)
 
     def parse(argv: list[str]) -> list[str]:
-        for argument in argv[1:]:
-            key = argument.lstrip("-").partition("=")[0]
-            if key.startswith("config."):
-                rules.check_key(key.removeprefix("config."))
-        rest: list[str] = flags.FLAGS(argv)
+        rest: list[str] = flags.FLAGS(_read_config(argv))
         if len(rest) > 1:
             raise flags.Error(f"unknown argument {rest[1]!r}; flags begin with --")
         return rest
@@ -108,6 +106,29 @@ def run(main: Callable[[], int | None], *, outlives_output: bool = False) -> Non
     app.run(guarded, flags_parser=parse_or_fail)
 
 
+def _read_config(argv: list[str]) -> list[str]:
+    """The arguments without `--config`, whose file has been read: from now on the flag
+    is what the file says, and each of its keys that is given is a flag as well."""
+    rest: list[str] = []
+    said: str | None = None
+    arguments = iter(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
+    for argument in arguments:
+        key, given, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and key == "config":
+            said = value if given else next(arguments, "")
+        else:
+            if argument.startswith("-") and key.startswith("config."):
+                rules.check_key(key.removeprefix("config."))
+            rest.append(argument)
+    if said:
+        config_flags.DEFINE_config_dict(
+            "config", config_file.load(said), sys_argv=rest, allow_override=True
+        )
+    elif any(argument.lstrip("-").startswith("config.") for argument in rest):
+        raise flags.Error(_NO_CONFIG)
+    return rest
+
+
 def _leave(code: int) -> NoReturn:
     """Ends the process when all that is registered for its end has run, and without
     taking it apart: to collect the objects of JAX and Plotly one by one takes seconds,
@@ -135,18 +156,15 @@ def _first_line(error: Exception) -> str:
     return f"{lines[0]} {why}".strip()
 
 
-def plain(config: ConfigDict | None) -> build.Config:
+def plain(config: Any) -> build.Config:
     """The config as checked plain dicts.
 
     Raises:
       build.ConfigError: see `build.check`.
     """
     if config is None:
-        fail("--config must be given, for example --config=configs/digits.py")
-    try:
-        found: dict[str, Any] = config.to_dict()
-    except OSError as error:  # ml_collections puts it off until the config is used
-        fail(f"cannot read the config: {error}")
+        fail(_NO_CONFIG)
+    found = rules.plain(config)
     build.check(found)
     return found
 

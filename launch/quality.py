@@ -24,7 +24,8 @@ _CELLS = 8  # an image is looked at as so many cells in a row and in a column
 def main() -> int:
     config = program.plain(program.CONFIG.value)
     task = build.build_task(config)
-    found = [_of_worker(task, worker) for worker in range(len(task.shards))]
+    seed, count = config["seed"], len(task.shards)
+    found = [_of_worker(task, seed, worker) for worker in range(count)]
     table = Table("worker", "examples")
     for name in (*Quality._fields, "quality"):
         table.add_column(name.split("_")[-1], justify="right")
@@ -37,10 +38,10 @@ def main() -> int:
     return 0
 
 
-def _of_worker(task: Task, worker: int) -> Quality:
+def _of_worker(task: Task, seed: int, worker: int) -> Quality:
     rows = task.shards[worker]
     if len(rows) > _MOST.value:
-        rng = np.random.default_rng([program.CONFIG.value.seed, worker])
+        rng = np.random.default_rng([seed, worker])
         rows = np.sort(rng.permutation(rows)[: _MOST.value])
     try:
         features = _features(task.train["input"][rows])

@@ -27,7 +27,7 @@ from asyn2f.simulation import bytes_by, order_of_config
 from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.base import Task
 from asyn2f.trees import params_sha256
-from launch import program
+from launch import config_file, program
 
 TIMES = 60  # looks at each run
 _ROWS = 4096  # of the data, looked at at a time: they may be larger than memory
@@ -80,12 +80,15 @@ def _foreign_source(strategy: str) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
-def prepare_process() -> None:
+def prepare_process(source: Path | None) -> None:
     """A process of its own per core: one thread, one device; it ends with its parent,
-    however that ends."""
+    however that ends. `source` is the config's file, which may register what the config
+    names."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["PJRT_NPROC"] = "1"
     program.prepare_jax()
+    if source is not None:
+        config_file.import_file(source)
 
 
 def _end_with_parent() -> None:

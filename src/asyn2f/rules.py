@@ -1,9 +1,13 @@
 """What a config may say: every key, its kind and its range."""
 
+import contextlib
 import difflib
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import numpy as np
 
 from asyn2f import strategies
 from asyn2f.codecs import UpdateCoding, VersionCoding
@@ -39,9 +43,7 @@ def _number(kind: type, low: float, high: float = math.inf, open_low=False) -> _
     return _Rule(
         kind,
         bounds,
-        lambda x: (
-            (x > low if open_low else x >= low) and x <= high and math.isfinite(x)
-        ),
+        lambda x: (x > low if open_low else x >= low) and x <= high and x < math.inf,
     )
 
 
@@ -186,6 +188,9 @@ def _rules() -> dict[str, _Rule]:
     return rules
 
 
+_IN_WORDS = {int: "a whole number", float: "a number", str: "a text"}
+
+
 def _fits(kind: type, value: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -202,11 +207,51 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) or hasattr(value, "to_dict"):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The config as nested dicts of Python's own values: a ConfigDict, numbers and
+    arrays of numpy, ranges and paths are taken as what they mean, and an int as a float
+    where that is the kind. Nothing is checked.
+
+    Raises:
+      ConfigError: no config.
+
+    >>> plain({"seed": np.int64(3), "worker_speeds": range(1, 3), "stop": {}})
+    {'seed': 3, 'worker_speeds': (1, 2), 'stop': {}}
+    """
+    found = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"config: found {type(config).__name__}, allowed: a ConfigDict or nested "
+            "dicts, as configs/default.py makes them"
+        )
+    _make_floats(found, "", _rules())
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple | range):
+        return tuple(_plain(item) for item in value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _make_floats(config: dict[str, Any], prefix: str, rules: dict[str, _Rule]) -> None:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _make_floats(value, f"{prefix}{key}.", rules)
+        elif type(value) is int and rules.get(prefix + key, _ANY_BOOL).kind is float:
+            with contextlib.suppress(OverflowError):  # then it is out of range
+                config[key] = float(value)
 
 
 def check_key(key: str) -> None:
@@ -241,6 +286,10 @@ def check_values(config: Config) -> None:
             if key.startswith("strategy.") and key != "strategy.name":
                 continue  # of a strategy that this config is older than
             raise ConfigError(f"config.{key} is missing: begin with configs/default.py")
-        value = flat[key]
-        if not _fits(rule.kind, value) or not rule.holds(value):
-            raise ConfigError(f"config.{key}: found {value!r}, allowed: {rule.allowed}")
+        value, allowed = flat[key], rule.allowed
+        if not _fits(rule.kind, value):
+            if rule.kind in _IN_WORDS and rule.kind is not type(value):
+                allowed = f"{_IN_WORDS[rule.kind]}, {allowed}"
+            raise ConfigError(f"config.{key}: found {value!r}, allowed: {allowed}")
+        if not rule.holds(value):
+            raise ConfigError(f"config.{key}: found {value!r}, allowed: {allowed}")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyn2f import build, causality, lineage, trace
+from asyn2f import build, causality, lineage, rules, trace
 from asyn2f.epochs import steps_per_epoch
 from asyn2f.evaluate import Score, make_evaluate
 from asyn2f.experiment import Experiment, initial_server_state, published
@@ -38,7 +38,7 @@ def simulate(config: build.Config, experiment: Experiment | None = None) -> Simu
     """Schedules the run that a config describes, and executes it.
 
     Args:
-      config: plain dicts, as `get_config().to_dict()` of one of `configs/` gives them.
+      config: what `get_config()` of one of `configs/` gives, or nested dicts.
         By what means it is executed and how often it is evaluated are in `config.sim`.
       experiment: of a task or strategy of one's own; where the config says the same as
         an experiment holds (seed, training, timing, stop, ...), it has to agree with
@@ -56,9 +56,10 @@ def simulate(config: build.Config, experiment: Experiment | None = None) -> Simu
     >>> from configs.digits import get_config
     >>> config = get_config()
     >>> config.stop.max_versions = 3
-    >>> list(simulate(config.to_dict()).scores)
+    >>> list(simulate(config).scores)
     [0, 1, 2, 3]
     """
+    config = rules.plain(config)
     build.check(config)
     if experiment is None:
         experiment = build.build_experiment(config)
@@ -94,6 +95,7 @@ def replay(
       Incomplete: traces of workers are missing.
       CausalityError: the trace contradicts itself.
     """
+    config = rules.plain(config)
     config = {**config, "sim": {**config.get("sim", {}), "executor": executor}}
     build.check(config)
     events = trace.of_run(folder)
