@@ -222,8 +222,8 @@ def test_a_trace_that_was_changed_is_refused(started, name, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nowhere", ["--run", "nowhere"]),
-        ("no trace", ["--run", "holds no trace"]),
+        ("nowhere", ["nowhere", "holds no run"]),
+        ("no trace", ["holds no run", "trace"]),
         ("no config", ["config.json"]),
         ("a torn config", ["config"]),
         ("an unknown key", ["colour"]),
