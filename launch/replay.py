@@ -88,7 +88,7 @@ def main() -> int:
     if old := trace.older_format(events):
         print(old)
     experiment = build.build_experiment(config)
-    order = order_of(events)
+    order = order_of(events, summary_of(folder).get("versions"))
     lanes = recorded.get("lanes", 0) if executor == recorded.get("executor") else 0
     changed = build.changed_keys(stored, config)
     if changed:
@@ -159,6 +159,12 @@ def _say_what_differs(recorded: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- comparing
 
 
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The run's summary; {} of one that has not come to its end."""
+    path = folder / workdir.SUMMARY
+    return workdir.read_json(path) if path.exists() else {}
+
+
 def _versions_present(order: Order, folder: Path) -> set[int]:
     """The nodes of the versions in the folder, as far as the newest descends from
     them; version 0 is drawn from the seed."""
@@ -187,8 +193,7 @@ def _compare(execution: Execution, folder: Path, tolerance: float) -> int:
 
     result = what_if.run(execution, watch)
     sha256 = params_sha256(result.model.params)
-    summary = folder / workdir.SUMMARY
-    told = workdir.read_json(summary).get("params_sha256") if summary.exists() else None
+    told = summary_of(folder).get("params_sha256")
     store.close()
     print(
         f"{'version':>8}  {'same bits':>9}  {'largest difference':>18}  {'relative':>9}"

@@ -21,6 +21,9 @@ from asyn2f.runtime.memory_store import MemoryStore
 from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.server import Server
 from asyn2f.runtime.store import Fenced, StoreError
+from asyn2f.sim.recorded import order_of
+from asyn2f.sim.serial import execute_serially
+from asyn2f.trees import params_sha256
 from tests.test_launch import ENDLESS, ROOT, finish, start, wait_for_line
 from tests.test_runtime import PATIENCE_S, SETTINGS, LocalRun, small
 
@@ -102,12 +105,44 @@ def test_a_store_that_does_not_answer_does_not_hold_the_end_of_a_run(
     summary = run.finish()
     assert not store.is_over.is_set()
     assert (summary["status"], summary["versions"]) == ("interrupted", 2)
+    # What answers when the summary is written changes nothing any more.
     store.is_over.set()
+    run.server._saver._thread.join(PATIENCE_S)
+    assert store.versions() == [0, 1, 2]
     judgement = judged(run)
     assert judgement.violations == []
     # Nobody was told what became of the updates of the version that was on its way.
     told = {event.version for event in run.events(trace.Concluded)}
     assert 3 not in told
+    assert executed(run, summary) == summary["params_sha256"]
+
+
+def executed(run, summary) -> str:
+    """The digest of what the run's trace gives when it is executed again."""
+    order = order_of(trace.read(run.folder / "trace"), summary["versions"])
+    result = execute_serially(run.experiment, order)
+    return params_sha256(result.state.model.params)
+
+
+def test_a_save_that_is_done_when_nobody_listens_is_in_the_summary(
+    tmp_path, monkeypatch
+):
+    """The run has ended for its peers; the store answers before the server does."""
+    monkeypatch.setattr(ending, "_SILENCE_S", 0.3)
+    monkeypatch.setattr(servers, "_STORE_PATIENCE_S", PATIENCE_S)
+    store = MoodyStore("hangs", at=3)
+    run = LocalRun(tmp_path, small(), store=store)
+    for number in range(3):
+        run.start_worker(number)
+    assert store.began.wait(PATIENCE_S)
+    run.server.stop("enough")
+    wait_until(lambda: any(e.actor == "server" for e in run.events(trace.Stopped)))
+    store.is_over.set()
+    summary = run.finish()
+    assert summary["versions"] == max(store.versions()) == 3
+    assert [event.version for event in run.events(trace.Saved)] == [1, 2, 3]
+    assert judged(run).violations == []
+    assert executed(run, summary) == summary["params_sha256"]
 
 
 def test_a_server_that_was_replaced_ends_at_once(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import pytest
 
 from asyn2f.experiment import initial_server_state
 from asyn2f.runtime import behind, orbax_writer, write_ahead
+from asyn2f.runtime import orbax_store as stores
 from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.orbax_writer import OrbaxWriter
 from asyn2f.runtime.server import start_of
@@ -74,6 +75,13 @@ def same(one, other) -> bool:
     return jax.tree.all(pairs)
 
 
+def wait_until(condition) -> None:
+    until_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until_s, "it has not come to that"
+        time.sleep(0.02)
+
+
 def names(folder) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -113,7 +121,7 @@ def test_orbax_has_all_of_them_in_the_end(make, folder):
 def test_who_saves_waits_for_orbax_when_it_is_far_behind(
     make, folder, orbax, monkeypatch
 ):
-    monkeypatch.setattr(behind, "MOST_CALLS", 2)
+    monkeypatch.setattr(behind, "MOST_WAITING", 2)
     orbax.open.clear()
     store = make()
     store.save(0, state_of(0), {})
@@ -129,8 +137,8 @@ def test_who_saves_waits_for_orbax_when_it_is_far_behind(
     saving.start()
     saving.join(1.0)
     assert saving.is_alive()
-    assert len(saved) < behind.MOST_CALLS + 1
-    assert len(names(folder / "ahead")) <= behind.MOST_CALLS + 1
+    assert len(saved) < behind.MOST_WAITING + 1
+    assert len(names(folder / "ahead")) <= behind.MOST_WAITING + 1
     orbax.open.set()
     saving.join(PATIENCE_S)
     assert saved == [1, 2, 3, 4]
@@ -289,29 +297,63 @@ def test_the_best_may_be_one_that_orbax_does_not_have_yet(make, folder, orbax):
 
 def test_who_waits_goes_on_as_soon_as_a_part_is_done(monkeypatch):
     """Not only when the whole job is."""
-    monkeypatch.setattr(behind, "MOST_CALLS", 2)
-    begun, go, called = (threading.Semaphore(0) for _ in range(3))
+    monkeypatch.setattr(behind, "MOST_WAITING", 2)
+    monkeypatch.setattr(behind, "_HELD_S", PATIENCE_S)
+    left, begun, go, called = [1, 2], *(threading.Semaphore(0) for _ in range(3))
 
     def job():
-        for _ in range(3):
+        while left:
             begun.release()
             assert go.acquire(timeout=PATIENCE_S)
+            left.pop()
             yield
 
-    def call():
-        follower.call()
+    def make_more():
+        follower.wait()
         called.release()
 
-    follower = behind.Behind(job)
-    follower.call()
-    follower.call()
+    follower = behind.Behind(job, lambda: len(left))
+    threading.Thread(target=make_more, daemon=True).start()
     assert begun.acquire(timeout=PATIENCE_S)
-    threading.Thread(target=call, daemon=True).start()
     assert not called.acquire(timeout=0.5)
     go.release()
     assert called.acquire(timeout=PATIENCE_S)
+    assert len(left) == 1
     go.release(20)
-    follower.close(PATIENCE_S)
+    assert follower.close(PATIENCE_S)
+
+
+@pytest.mark.parametrize("trouble", ["fails", "hangs"])
+def test_nobody_waits_long_for_a_job_that_fails_or_hangs(monkeypatch, trouble):
+    """And as soon as it works again, it is waited for again."""
+    monkeypatch.setattr(behind, "MOST_WAITING", 3)
+    monkeypatch.setattr(behind, "_HELD_S", 0.2)
+    left, works, tried = list(range(40)), threading.Event(), threading.Semaphore(0)
+
+    def job():
+        while left:
+            tried.release()
+            if trouble == "fails" and not works.is_set():
+                raise RuntimeError("no space")
+            assert works.wait(PATIENCE_S)
+            left.pop()
+            yield
+
+    follower = behind.Behind(job, lambda: len(left))
+    for _ in range(3):
+        follower.wait()
+        follower.call()
+    assert tried.acquire(timeout=PATIENCE_S)
+    assert len(left) == 40
+    monkeypatch.setattr(behind, "_HELD_S", PATIENCE_S)
+    works.set()
+    follower.call()
+    until_s = time.monotonic() + PATIENCE_S
+    while len(left) >= 3 and time.monotonic() < until_s:
+        follower.wait()  # it may not have come to its first part yet
+    assert len(left) < 3
+    assert follower.close(PATIENCE_S)
+    assert left == []
 
 
 def test_a_writer_that_dies_is_replaced(tmp_path):
@@ -376,3 +418,124 @@ def test_large_versions_go_to_orbax_at_once(make, folder, monkeypatch):
     store.save(1, state_of(1), {})
     assert (folder / "1").is_dir()
     assert not (folder / "ahead").exists()
+
+
+# ------------------------------------------------- a process that hangs, and the end
+
+
+def test_a_process_that_hangs_is_killed_and_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(orbax_writer, "_ANSWERS_S", 1.0)
+    writer = OrbaxWriter()
+    writer.write(tmp_path / "1", state_of(1), {"version": 1})
+    for version, size in ((2, 12), (3, 300_000)):  # more than the pipe holds
+        stopped = writer._process._process
+        stopped.send_signal(signal.SIGSTOP)
+        with pytest.raises(OSError, match="hangs, and is killed"):
+            writer.write(tmp_path / str(version), state_of(version, size=size), {})
+        assert stopped.poll() == -signal.SIGKILL
+        writer.write(tmp_path / f"{version}0", state_of(version), {"version": version})
+    writer.close()
+
+
+def test_versions_are_made_while_orbax_hangs_and_it_catches_up(
+    make, folder, monkeypatch
+):
+    monkeypatch.setattr(behind, "MOST_WAITING", 3)
+    monkeypatch.setattr(behind, "_HELD_S", 0.2)
+    monkeypatch.setattr(orbax_writer, "_ANSWERS_S", 2.0)
+    store = make()
+    store.begin_incarnation()
+    store.save(0, state_of(0), {"version": 0})
+    wait_until(lambda: (folder / "0").exists())
+    store._writer._process._process.send_signal(signal.SIGSTOP)
+    for version in range(1, 9):
+        store.save(version, state_of(version), {"version": version})
+    assert store.versions() == list(range(9))
+    store.close()
+    assert names(folder / "ahead") == set()
+    assert names(folder) >= set(map(str, range(9)))
+
+
+def test_what_was_left_behind_is_bounded_again_after_a_restart(
+    make, folder, orbax, monkeypatch
+):
+    orbax.error = RuntimeError("away")
+    first = make()
+    for version in range(24):
+        first.save(version, state_of(version), {"version": version})
+    first.close()
+    assert len(names(folder / "ahead")) == 24
+    orbax.error = None
+    monkeypatch.setattr(behind, "_HELD_S", PATIENCE_S)
+    second = make()
+    second.save(24, state_of(24), {"version": 24})
+    assert len(names(folder / "ahead")) <= behind.MOST_WAITING
+    second.close()
+    assert names(folder / "ahead") == set()
+
+
+def test_the_end_has_the_newest_and_the_best_written_first(make, folder, orbax):
+    orbax.error = RuntimeError("away")
+    store = make()
+    for version in range(9):
+        store.save(version, state_of(version), {"version": version})
+    store.set_best(4, 0.9)
+    order, to_orbax = [], OrbaxStore._to_orbax
+
+    def noted(self, beside, *version):
+        order.append(int(beside.name.partition(".")[0]))
+        to_orbax(self, beside, *version)
+
+    OrbaxStore._to_orbax, orbax.error = noted, None  # put back with the fixture
+    store.close()
+    assert order == [8, 4, 0, 1, 2, 3, 5, 6, 7]
+
+
+def test_the_end_does_not_wait_for_a_process_that_hangs(
+    make, folder, monkeypatch, caplog
+):
+    """It is killed, and another one writes what it has not."""
+    store = make()
+    store.begin_incarnation()
+    store.save(0, state_of(0), {"version": 0})
+    wait_until(lambda: (folder / "0").exists())
+    hanging = store._writer._process._process
+    hanging.send_signal(signal.SIGSTOP)
+    store.save(1, state_of(1), {"version": 1})
+    monkeypatch.setattr(stores, "_HANGS_S", 2.0)
+    store.close()
+    assert hanging.poll() == -signal.SIGKILL
+    assert OrbaxStore(folder).versions() == [0, 1]
+
+
+def test_of_old_versions_that_orbax_never_gets_not_all_are_kept(
+    make, folder, orbax, monkeypatch
+):
+    """While it fails for days."""
+    monkeypatch.setattr(behind, "MOST_WAITING", 4)
+    orbax.error = RuntimeError("away")
+    now = itertools.count()
+    store = make(keep_last=3, keep_younger_than_s=5.0, clock=now.__next__)
+    for version in range(60):
+        store.save(version, state_of(version), {"version": version})
+        if version == 2:
+            store.set_best(2, 0.5)
+        assert orbax.called.acquire(timeout=PATIENCE_S)
+    wait_until(lambda: len(names(folder / "ahead")) < 20)
+    assert {2, 57, 58, 59} <= {*store.versions()}
+
+
+def test_nothing_is_saved_once_the_run_has_ended(make, folder, orbax):
+    """But for what Orbax has to follow with."""
+    orbax.open.clear()
+    store = make()
+    store.save(0, state_of(0), {"version": 0})
+    store.seal()
+    with pytest.raises(StoreError, match="the run has ended without it"):
+        store.save(1, state_of(1), {"version": 1})
+    with pytest.raises(StoreError, match="the run has ended without it"):
+        store.set_best(0, 0.5)
+    orbax.open.set()
+    store.close()
+    assert names(folder) == {"ahead", "0"}
+    assert store.best() == (None, None)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from asyn2f.runtime.integrity import Record, other_shapes
-from asyn2f.runtime.store import Stored, StoreError, check_is_there, superfluous
+from asyn2f.runtime.store import SEALED, Stored, StoreError, check_is_there, superfluous
 from asyn2f.types import ServerState
 
 
@@ -23,10 +23,13 @@ class MemoryStore:
         self._best: int | None = None
         self._accuracy: float | None = None
         self._incarnation = 0
+        self._is_sealed = False
         self._clock = clock
         self._keep = (keep_last, keep_younger_than_s)
 
     def save(self, version: int, state: ServerState, record: Record) -> None:
+        if self._is_sealed:
+            raise StoreError(SEALED)
         if version in self._kept:
             raise StoreError(f"version {version} is in the store already")
         self._kept[version] = Stored(state, json.loads(json.dumps(record)))
@@ -50,6 +53,8 @@ class MemoryStore:
 
     def set_best(self, version: int, accuracy: float) -> None:
         check_is_there(version, self._kept)
+        if self._is_sealed:
+            raise StoreError(SEALED)
         self._best, self._accuracy = version, accuracy
 
     def best(self) -> tuple[float | None, int | None]:
@@ -58,6 +63,9 @@ class MemoryStore:
     def begin_incarnation(self) -> int:
         self._incarnation += 1
         return self._incarnation
+
+    def seal(self) -> None:
+        self._is_sealed = True
 
     def shut_out(self) -> str:
         return ""  # its process is the only one that has it

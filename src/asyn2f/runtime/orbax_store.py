@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from asyn2f.runtime import crashes, orbax_files, write_ahead
+from asyn2f.runtime import behind, crashes, orbax_files, write_ahead
 from asyn2f.runtime.behind import Behind
 from asyn2f.runtime.fence import Fence, numbers, sync_folder
 from asyn2f.runtime.integrity import (
@@ -26,6 +26,7 @@ from asyn2f.runtime.integrity import (
 )
 from asyn2f.runtime.orbax_writer import OrbaxWriter
 from asyn2f.runtime.store import (
+    SEALED,
     Fenced,
     Stored,
     StoreError,
@@ -36,7 +37,8 @@ from asyn2f.trees import num_bytes
 from asyn2f.types import ServerState
 
 _UNFINISHED = ".unfinished"
-_PATIENCE_S = 10.0  # at the end, for a disk that does not answer
+# At the end: what takes longer over one version, or to begin, does not answer.
+_HANGS_S, _BEGINS_S = 4.0, 16.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SAID_WHEN_FULL = ("No space left", "quota exceeded")
 _Write = Callable[[Path, ServerState, Record], None]
@@ -71,7 +73,12 @@ class OrbaxStore:
             raise StoreError(problem)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._ahead = self._folder / "ahead"
-        self._behind = Behind(self._follow) if write_ahead else None
+        self._behind: Behind | None = None
+        if write_ahead:
+            self._behind = Behind(self._follow, lambda: len(self._numbers_ahead()))
+        self._naming = threading.Lock()  # of versions and of the best
+        self._is_sealed = False
+        self._ends = False
         self._like: ServerState | None = None  # shapes of what Orbax is to follow with
         self._books = threading.RLock()  # of `_saved_s`, and of what is deleted
         self._fence = Fence(self._folder / "incarnations")
@@ -95,6 +102,7 @@ class OrbaxStore:
             raise StoreError(f"version {version} is there already")
         self._ahead.mkdir(exist_ok=True)
         path, self._like = self._ahead / str(version), arrays
+        self._behind.wait()
         self._write(path, write_ahead.write, arrays, record)
         crashes.reach("ahead")
         self._behind.call()
@@ -108,7 +116,7 @@ class OrbaxStore:
             self._check_may_write(path)
             _delete(beside)
             write(beside, arrays, record)
-            with self._locked():
+            with self._naming, self._locked():
                 self._check_may_write(path)
                 self._name(beside, path)
         except Exception as error:  # Orbax raises whatever its layers raise
@@ -133,17 +141,22 @@ class OrbaxStore:
         it cannot write stays where it is, and its turn comes again with the next one;
         what is damaged is set aside, so that nothing waits behind it."""
         assert self._like is not None
-        for version in sorted(numbers(self._ahead)):
+        waiting = sorted(numbers(self._ahead))
+        # Of much that is left the most valuable first: an end may be cut short.
+        first = [v for v in (*waiting[-1:], self._best) if v in waiting]
+        for version in dict.fromkeys([*first, *waiting] if self._ends else waiting):
             path = self._folder / str(version)
             if not os.path.lexists(path):
                 try:
                     found = self._load_ahead(version, self._like)
+                except FileNotFoundError:  # cleaned
+                    continue
                 except (write_ahead.WriteAheadError, StoreError) as error:
                     logging.warning("version %d is set aside: %s", version, error)
                     self.set_aside(version)
                     continue
                 self._write(path, self._to_orbax, *found)
-            (self._ahead / str(version)).unlink()
+            (self._ahead / str(version)).unlink(missing_ok=True)
             yield
         self._clean()
 
@@ -156,6 +169,9 @@ class OrbaxStore:
             raise Fenced(reason)
         if os.path.lexists(path):
             raise StoreError(f"{path} is there already")
+        # What is written ahead is in the store, and Orbax may follow.
+        if self._is_sealed and int(path.name) not in self._numbers_ahead():
+            raise StoreError(SEALED)
 
     def _name(self, beside: Path, path: Path) -> None:
         """From now on the version is there, for good, or it is not."""
@@ -248,11 +264,14 @@ class OrbaxStore:
             check_is_there(version, self.versions())
             if reason := self.shut_out():
                 raise Fenced(reason)
-            with beside.open("w") as file:
-                json.dump({"version": version, "accuracy": accuracy}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self._folder / "best.json")
+            with self._naming:
+                if self._is_sealed:
+                    raise StoreError(SEALED)
+                with beside.open("w") as file:
+                    json.dump({"version": version, "accuracy": accuracy}, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                beside.replace(self._folder / "best.json")
         except OSError as error:
             why = _why(error, self._folder, 100)
             raise StoreError(f"cannot write {self._folder}/best.json: {why}") from error
@@ -287,12 +306,21 @@ class OrbaxStore:
         crashes.reach("begun")
         return number
 
+    def seal(self) -> None:
+        # A rename that does not come back cannot be waited for.
+        is_held = self._naming.acquire(timeout=_HANGS_S)
+        self._is_sealed = True
+        if is_held:
+            self._naming.release()
+
     def shut_out(self) -> str:
         return self._fence.shut_out()
 
     def _clean(self) -> None:
         # Those that Orbax is about to write have their turn when it has.
         ahead = self._numbers_ahead()
+        if len(ahead) > behind.MOST_WAITING:
+            ahead = []  # Orbax fails: what is old does not wait for it for ever
         with self._books:
             now = self._clock()
             old = superfluous(self._saved_s, self._best, *self._keep, now)
@@ -300,6 +328,7 @@ class OrbaxStore:
             for version in old:
                 del self._saved_s[version]
         for version in old:
+            (self._ahead / str(version)).unlink(missing_ok=True)
             # Renamed first: a version half deleted must not look like one.
             gone = self._folder / f".deleted-{version}"
             with contextlib.suppress(OSError):  # it stays, then
@@ -308,11 +337,26 @@ class OrbaxStore:
             shutil.rmtree(gone, ignore_errors=True)
 
     def close(self) -> None:
-        """Lets Orbax follow to the last version, and ends its threads."""
+        """Lets Orbax follow to the last version, and ends its threads. A process that
+        hangs is killed, and what it had not written is left to another."""
         if self._behind is not None:
+            self._ends = True
             if self._like is not None and self._numbers_ahead():
                 self._behind.call()  # a server that died may have left some
-            self._behind.close(_PATIENCE_S)
+            writer, is_over = self._writer, self._behind.close(_HANGS_S)
+            if not is_over and writer is not None and not writer.has_begun:
+                is_over = self._behind.close(_BEGINS_S)
+            if not is_over and writer is not None:
+                self._behind.call()  # once more, and another process
+                writer.kill()
+                self._behind.close(_HANGS_S)
+            if left := self._numbers_ahead():
+                logging.warning(
+                    "Orbax has not written versions %s; they are in %s, as good as "
+                    "the others, and it will have its turn when this run is resumed",
+                    left,
+                    self._ahead,
+                )
         if self._writer is not None:
             self._writer.close()
         self._checkpointer.close()

@@ -9,6 +9,8 @@ import contextlib
 import multiprocessing
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 from multiprocessing.connection import Connection
@@ -23,13 +25,15 @@ MOST_SAVES = 2000
 
 _STARTS_BEFORE = 200  # saves, in which its successor can import what it needs
 _PATIENCE_S = 2.0  # until a process that shall end is killed
+_BEGINS_S = 120.0  # on a busy machine: it imports what it needs
+_ANSWERS_S = 20.0  # about a version, which takes it 0.05 s
 
 
 class OrbaxWriter:
     """A process that writes versions, one after the other; it ends with this one.
 
-    For one thread. If the process dies, what it was at has failed, and the next version
-    has a new one.
+    For one thread, but for `kill`. If the process dies or hangs, what it was at has
+    failed, and the next version has a new one.
     """
 
     def __init__(self) -> None:
@@ -54,12 +58,27 @@ class OrbaxWriter:
             self._next = _Process()
         try:
             problem = self._process.write(folder, arrays, record)
+        except (TimeoutError, BlockingIOError) as error:
+            self._process.kill()
+            self._process.close()
+            self._process = None
+            problem = f"the process that has Orbax write hangs, and is killed: {error}"
         except (EOFError, OSError):
             code = self._process.close()
             self._process = None
             problem = f"the process that has Orbax write has ended with {code}"
         if problem:
             raise OSError(problem)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the process is ready to write."""
+        return self._process is not None and self._process.has_begun
+
+    def kill(self) -> None:
+        """Ends the process at once, and with it the `write` of another thread."""
+        if (process := self._process) is not None:
+            process.kill()
 
     def close(self) -> None:
         """Ends the process, and its successor."""
@@ -84,18 +103,41 @@ class _Process:
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )
         there.close()
+        self.has_begun = False
+        with socket.fromfd(self._pipe.fileno(), socket.AF_UNIX, 0) as end:
+            limit = struct.pack("ll", int(_ANSWERS_S), 0)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def write(self, folder: Path, arrays: ServerState, record: Record) -> str:
+        """What went wrong, or "".
+
+        Raises:
+          TimeoutError, BlockingIOError: the process hangs.
+          EOFError, OSError: it has ended.
+        """
+        if not self.has_begun:
+            self._hear(_BEGINS_S)
+            self.has_begun = True
         self._pipe.send((folder, arrays, record))
+        return self._hear(_ANSWERS_S)
+
+    def _hear(self, within_s: float) -> str:
+        if not self._pipe.poll(within_s):
+            raise TimeoutError(f"has not answered for {within_s:g} s")
         return str(self._pipe.recv())
 
-    def close(self) -> int:
+    def kill(self) -> None:
+        self._process.kill()
+
+    def close(self) -> int | None:
+        """Its exit code; None if the system cannot end it."""
         self._pipe.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(_PATIENCE_S)
+        return None
 
 
 def _serve(pipe: Connection) -> None:
@@ -103,6 +145,7 @@ def _serve(pipe: Connection) -> None:
         # Its threads take turns anyway, and on one core they hand over sooner.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     orbax = orbax_files.checkpointer()
+    pipe.send("it has begun")
     while True:
         folder, arrays, record = pipe.recv()
         problem = ""

@@ -47,9 +47,15 @@ class Saver:
 
     def close(self, timeout_s: float) -> None:
         """Ends the thread when it has done all it was asked to; or leaves it alone, if
-        the store does not answer."""
+        the store does not answer. What is not in the store then never will be, and
+        `newest` is the newest that is."""
         self._jobs.put(None)
         self._thread.join(timeout_s)
+        made = dict(self._made)
+        self._store.seal()
+        late = max(made.keys() & {*self._store.versions()}, default=-1)
+        if late > int(self.newest.model.version):
+            self.newest = made[late][0]
 
     def take(self, version: int, state: ServerState, record: Record) -> None:
         """A version that has been made, to be saved when that is asked for."""

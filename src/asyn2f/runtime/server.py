@@ -200,8 +200,9 @@ class Server:
             books=self._start.books,
         )
         program = programs.server_program(timing, version)
-        machine = ServerProtocol(protocol_settings, program, first, time.monotonic())
-        self._io = IoThread(machine, transport, journal, self._todo.put)
+        now = time.monotonic()
+        self._machine = ServerProtocol(protocol_settings, program, first, now)
+        self._io = IoThread(self._machine, transport, journal, self._todo.put)
         self._saver = Saver(store, self._state, self._io.post)
 
     def stop(self, reason: str) -> None:
@@ -225,6 +226,10 @@ class Server:
         self._saver.close(timeout_s=_STORE_PATIENCE_S)
         if self._saver.replaced:
             raise Fenced(self._saver.replaced)
+        newest = int(self._saver.newest.model.version)
+        if newest in self._machine.unsaved:  # the store answered when nobody listened
+            saved = trace.Saved(time.monotonic(), newest, self._incarnation)
+            self._journal.write(saved)
         return self._summary(effect)
 
     def _carry_out(self, effect: p.Effect) -> None:

@@ -104,6 +104,11 @@ class ServerProtocol:
         until_s = self._versions.until_s
         return self._tick_s if until_s is None else min(self._tick_s, until_s)
 
+    @property
+    def unsaved(self) -> frozenset[int]:
+        """Versions given to the store, which has not answered."""
+        return frozenset(self._versions.saving)
+
     def on(self, event: p.Event, now: float) -> list[p.Effect]:
         """What to do about an event, in this order."""
         self._outlet.now = now

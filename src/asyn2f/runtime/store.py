@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 from asyn2f.runtime.integrity import Record
 from asyn2f.types import ServerState
 
+SEALED = "the run has ended without it"
+
 
 class StoreError(Exception):
     """The store cannot do what was asked, and why."""
@@ -53,6 +55,10 @@ class ModelStore(Protocol):
     def begin_incarnation(self) -> int:
         """A number higher than that of any server that used this store before; those
         are shut out. Raises StoreError."""
+
+    def seal(self) -> None:
+        """From now on no further version is saved, and none is made the best: one that
+        is on its way is there by now, or never will be."""
 
     def shut_out(self) -> str:
         """Why this server may not write any more; nothing if it may. Raises OSError:

@@ -15,19 +15,24 @@ class OrderError(ValueError):
     """A trace that cannot be executed, and why."""
 
 
-def order_of(events: Iterable[trace.Event]) -> Order:
+def order_of(events: Iterable[trace.Event], last: int | None = None) -> Order:
     """The order of a recorded run.
 
     Versions that a crash has taken, and that no worker has ever used, are left out.
 
     Args:
       events: as `trace.read` gives them: each after what it depends on.
+      last: the version that the run ended with, where a later one was made, and was
+        never saved; None = the newest.
 
     Raises:
       OrderError: an event depends on something that is not in the trace.
     """
     events = list(events)
-    return _Reader(History(events), events).read(events)
+    history = History(events)
+    line = [history.newest, *history.line_of(history.newest)]
+    newest = next((node for node in line if node[1] == last), history.newest)
+    return _Reader(history, newest, events).read(events)
 
 
 def _counts(event: trace.Event) -> bool:
@@ -51,8 +56,10 @@ _COUNTED = (
 class _Reader:
     """Goes through the events."""
 
-    def __init__(self, history: History, events: list[trace.Event]) -> None:
-        self._history = history
+    def __init__(
+        self, history: History, newest: Node, events: list[trace.Event]
+    ) -> None:
+        self._history, self._newest = history, newest
         used = [
             self._node(event)
             for event in events
@@ -60,7 +67,7 @@ class _Reader:
         ]
         # The newest version, what workers have used, and what these descend from.
         self._kept: set[Node] = set()
-        for node in {history.newest, *used}:
+        for node in {newest, *used}:
             self._kept.update(history.line_of(node))
         self._log = Log()
         self._nodes: dict[Node, int] = {_INITIAL: 0}
@@ -79,8 +86,7 @@ class _Reader:
             self._take(event)
         end_s = max((event.time_s for event in events), default=0.0)
         start_s = end_s if self._start_s is None else self._start_s
-        newest = self._history.newest
-        node = self._nodes[newest if newest[1] else _INITIAL]
+        node = self._nodes[self._newest if self._newest[1] else _INITIAL]
         return self._log.order(start_s, end_s, self._reason, node)
 
     def _lacks(self, event: trace.Event) -> str:
