@@ -26,7 +26,14 @@ from asyn2f.sim.execute import Execution, execution_of
 from asyn2f.sim.numbers import Result, ended_by_divergence
 from asyn2f.sim.order import Order
 from asyn2f.sim.written import events_of
-from asyn2f.simulation import cycles_of, epochs_of, order_of_config, watched_of
+from asyn2f.simulation import (
+    Moved,
+    bytes_by,
+    cycles_of,
+    epochs_of,
+    order_of_config,
+    watched_of,
+)
 from asyn2f.tasks.base import class_counts
 from asyn2f.timing import deadline_warning
 from asyn2f.trees import params_sha256
@@ -75,11 +82,15 @@ def simulate(
         order = o.cut(order, result.num_events, watcher.reason)
     last = None if diverged else result.state
     watcher.finish(last)
+    made_s = order.time_s[order.kind == o.AGGREGATE]
+    times_s = np.concatenate([[order.start_s], made_s, [order.end_s]])
+    moved = bytes_by(config, experiment, order, times_s)
     summary = _summary(config, execution, order, last, watcher, folder)
+    summary |= {name: int(values[-1]) for name, values in _named(moved).items()}
     summary["execution_s"] = wall_s
     rate = order.num_steps / wall_s if wall_s else 0.0
     print(f"executed {order.num_steps:,} local steps in {wall_s:.1f} s: {rate:,.0f}/s")
-    _write(execution, order, result, watcher.scores, folder)
+    _write(execution, order, result, watcher.scores, moved, folder)
     workdir.write_json(folder / workdir.SUMMARY, summary)
     if watcher.status == "finished":
         (folder / workdir.PROGRESS).unlink(missing_ok=True)
@@ -95,7 +106,6 @@ def _summary(
     folder: Path,
 ) -> dict[str, Any]:
     """`last`: the state of the last version; None where training has diverged."""
-    experiment = execution.experiment
     accuracy, version = watcher.best if watcher.scores else (None, None)
     versions = len(order.version) - 1
     final = watcher.scores.get(versions) if last is not None else None
@@ -116,12 +126,18 @@ def _summary(
         "wall_s": order.end_s - order.start_s,  # virtual
         "updates": {"committed": len(order.members), **kinds},
         "incomplete_versions": int((order.lacking > 0).sum()),
-        "bytes_up": order.num_updates * experiment.update_template.num_bytes,
-        "bytes_down": int(order.receivers.sum(dtype="int64"))
-        * experiment.publication.template.num_bytes,
         "params_sha256": params_sha256(last.model.params) if last else None,
         "executor": execution.why,
         "local_steps": order.num_steps,
+    }
+
+
+def _named(moved: Moved) -> dict[str, np.ndarray]:
+    """As in summary and metrics."""
+    return {
+        "bytes_up": moved.up,
+        "bytes_down": moved.down,
+        "broadcast_bytes_down": moved.broadcast_down,
     }
 
 
@@ -133,9 +149,10 @@ def _write(
     order: Order,
     result: Result,
     scores: dict[int, Score],
+    moved: Moved,
     folder: Path,
 ) -> None:
-    """The trace and the metrics."""
+    """The trace and the metrics; `moved`: by the time of each version, and the end."""
     experiment, environment = execution.experiment, program.environment()
     environment |= execution.means._asdict()
     task, num_bytes = experiment.task, experiment.publication.template.num_bytes
@@ -154,14 +171,11 @@ def _write(
     metrics = MetricsWriter(folder)
     traces = folder / workdir.TRACE
     traces.mkdir(exist_ok=True)
-    pushed = given = 0
     row: dict[str, Any] = {}
     with open(traces / "simulation.jsonl", "w", encoding="utf-8") as file:
         for event in events:
             file.write(trace.to_line(event) + "\n")
             match event:
-                case trace.Pushed():
-                    pushed += experiment.update_template.num_bytes
                 case trace.Aggregated():
                     behind = event.staleness
                     row = {
@@ -173,12 +187,10 @@ def _write(
                         "learning_rate": event.learning_rate,
                     }
                 case trace.Published():
-                    given += num_bytes * event.receivers
                     now = {
                         "version": event.version,
                         "time_s": event.time_s - order.start_s,
-                        "bytes_up": pushed,
-                        "bytes_down": given,
+                        **{n: int(x[event.version]) for n, x in _named(moved).items()},
                     }
                     if event.version:
                         workers = {"workers": event.receivers}

@@ -129,6 +129,7 @@ def carry_out(job: Job) -> Trial:
     has_diverged, order = ended is not None, ended or order
     times_s, last = order.start_s + ends_s, result.state.model
     updates = np.searchsorted(order.time_s[order.kind == o.PUSH], times_s, side="right")
+    moved = bytes_by(config, experiment, order, times_s)
     return Trial(
         strategy=config["strategy"]["name"],
         settings=job.settings,
@@ -138,7 +139,8 @@ def carry_out(job: Job) -> Trial:
         time_s=ends_s.tolist(),
         accuracy=[accuracy.get(node, 0.0) for node in nodes.tolist()],
         updates=updates.tolist(),
-        num_bytes=bytes_by(experiment, order, times_s).tolist(),
+        num_bytes=(moved.up + moved.down).tolist(),
+        broadcast_bytes=(moved.up + moved.broadcast_down).tolist(),
         staleness=np.bincount(result.numbers.staleness[: len(order.members)]).tolist(),
         versions=len(order.version) - 1,
         local_steps=order.num_steps,

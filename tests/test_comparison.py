@@ -40,6 +40,7 @@ def trial_of(strategy: str, seed: int, accuracy, **more) -> Trial:
         accuracy=list(accuracy),
         updates=[10 * i for i in range(count)],
         num_bytes=[1_000_000 * i for i in range(count)],
+        broadcast_bytes=[3_000_000 * i for i in range(count)],
         staleness=[3, 1],
         versions=4,
         local_steps=100,
@@ -318,7 +319,7 @@ def test_the_table_reads_back():
     rows, found = comparison.rows_of(TWO, 0.85), comparison.differences(TWO)
     text = comparison.to_markdown(rows, found, 0.85)
     table, differences = tables_of(text)
-    assert {len(line) for line in table} == {10}
+    assert {len(line) for line in table} == {11}
     assert [line[0] for line in table] == ["method", "fast", "slow"]
     assert "85% reached" in table[0]
     assert table[1][1:] == [
@@ -329,11 +330,12 @@ def test_the_table_reads_back():
         "1 of 2",
         "2.0",
         "3.00",
+        "6.00",
         "6",
         "1.10",
     ]
     # One that never reached the target has dashes, not "nan".
-    assert table[2][5:8] == ["0 of 2", "–", "–"]
+    assert table[2][5:9] == ["0 of 2", "–", "–", "–"]
     assert "nan" not in text
     assert differences[1:] == [["slow", "fast", "-20.00", "0.000"]]
 

@@ -144,11 +144,12 @@ def test_bytes_are_those_of_all_that_was_sent_by_then(simulated):
     size = experiment.template.num_bytes
     pushed_s = order.time_s[order.kind == o.PUSH]
     times_s = np.array([order.start_s, pushed_s[0], order.end_s])
-    first, with_one, all_of_it = bytes_by(experiment, order, times_s)
-    assert first == order.receivers[0] * size
-    assert with_one == first + size
-    given = int(order.receivers.sum())
-    assert all_of_it == (order.num_updates + given) * size
+    moved = bytes_by(golden_run.config(), experiment, order, times_s)
+    assert moved.up.tolist() == [0, size, order.num_updates * size]
+    given = [int(order.receivers[:count].sum()) * size for count in (1, 1, None)]
+    assert moved.broadcast_down.tolist() == given
+    assert (moved.down % size == 0).all()
+    assert 0 < moved.down[0] <= moved.down[1] < moved.down[2] <= given[2]
 
 
 def test_a_config_that_is_wrong_is_said():

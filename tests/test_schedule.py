@@ -4,7 +4,8 @@ import pytest
 
 from asyn2f.sim import order as o
 from asyn2f.sim.order import cut, until
-from tests.schedules import run, same, story
+from asyn2f.sim.virtual_worker import VirtualWorker
+from tests.schedules import MEGABYTE, events_in, run, same, story
 from tests.test_programs import adopting, asynchronous, synchronous
 
 VERSIONS = o.ADOPT, o.MERGE
@@ -62,6 +63,34 @@ def test_a_version_at_hand_at_the_end_of_a_cycle_is_merged_and_then_pushed():
         "3.2 1 push 1",
     ]
     assert order.members_of(2).tolist() == [1]
+
+
+@pytest.mark.parametrize("latency_s", [0.0625, 0.25, 1e6])
+def test_what_rounding_puts_just_after_a_boundary_is_there_at_the_boundary(latency_s):
+    # Three steps of 0.1 s take 0.30000000000000004 s, one of 0.3 s takes 0.3 s.
+    assert 3 * 0.1 > 0.3
+    rows = [{"step_s": 0.1, "leave_s": 0.5}, {"step_s": 0.3, "download_s": latency_s}]
+    order = run(asynchronous(), rows, steps=[3, 1], max_versions=2)
+    assert [did.kind for did in events_in(order, worker=1)] == [
+        o.BEGIN,
+        o.ADOPT,
+        o.TRAIN,
+        o.MERGE,
+        o.PUSH,
+    ]
+
+
+def test_what_rounding_puts_just_after_a_link_is_free_is_carried_next():
+    # Versions at 0.1, 0.2 and 0.30000000000000004 s; worker 1's link is free at 0.3 s:
+    # it carries version 3 then, not version 2.
+    rows = [{"step_s": 0.1}, {"step_s": 50.0, "download_mbps": 80.0 / 3.0}]
+    order = run(asynchronous(), rows, steps=[1, 9], max_time_s=60.0, num_bytes=MEGABYTE)
+    made_s = order.time_s[order.kind == o.AGGREGATE]
+    free_s = 8e-6 * MEGABYTE / (80.0 / 3.0)
+    assert made_s[2] > free_s > 0.29
+    link = VirtualWorker(1, None, 1.0, 0.0, 0.0, 0.0, free_s, 9.0, None)
+    assert link.newest(free_s, [0.0]) == 0
+    assert link.newest(2 * free_s, [0.0, *made_s[:3]]) == 3
 
 
 def test_a_push_may_depend_on_what_the_merge_before_it_has_made():

@@ -20,6 +20,7 @@ from asyn2f.sim.profiles import Profiles
 from asyn2f.sim.recorded import order_of
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.serial import Follower
+from asyn2f.sim.traffic import carried
 from asyn2f.types import ServerState
 
 _EVALUATIONS = 200  # in a run, unless the config says how often
@@ -153,22 +154,39 @@ def watched_of(order: Order, every: int) -> list[int]:
     return sorted({*range(every, last + 1, every), last} - {0})
 
 
-def bytes_by(experiment: Experiment, order: Order, times_s: np.ndarray) -> np.ndarray:
-    """Bytes of payloads, up and down, that had been sent by each of these times.
+class Moved(NamedTuple):
+    """Bytes of payloads that had been moved by each of T times, i64 [T] each."""
+
+    up: np.ndarray  # pushed
+    down: np.ndarray  # carried to workers, as the method has them fetched: `carried`
+    broadcast_down: np.ndarray  # if every version went to every live worker instead
+
+
+def bytes_by(
+    config: build.Config, experiment: Experiment, order: Order, times_s: np.ndarray
+) -> Moved:
+    """The bytes that a scheduled run had moved by each of these times.
 
     Args:
+      config: whose `sim` says what the links carry.
+      experiment: of the run.
+      order: of its schedule, which may have been cut.
       times_s: f64 [T]; of the order's clock.
-
-    Returns:
-      i64 [T].
     """
     pushed_s = order.time_s[order.kind == o.PUSH]
     made_s = order.time_s[order.kind == o.AGGREGATE]
     pushed = np.searchsorted(pushed_s, times_s, side="right")
     nodes = np.searchsorted(made_s, times_s, side="right")
     given = np.cumsum(order.receivers, dtype=np.int64)[nodes]
-    up, down = experiment.update_template, experiment.publication.template
-    return pushed * up.num_bytes + given * down.num_bytes
+    up_bytes = experiment.update_template.num_bytes
+    down_bytes = experiment.publication.template.num_bytes
+    timing, profiles = experiment.strategy.timing, build.build_profiles(config)
+    traffic = carried(order, timing, profiles, down_bytes, experiment.seed)
+    return Moved(
+        up=pushed * up_bytes,
+        down=traffic.until(times_s) * down_bytes,
+        broadcast_down=given * down_bytes,
+    )
 
 
 def _executed(

@@ -87,9 +87,10 @@ def simulated(
     run = simulate(config.to_dict())
     nodes = np.array(sorted(run.scores))[1:]
     made_s = run.order.time_s[run.order.kind == o.AGGREGATE][nodes - 1]
-    moved = bytes_by(run.experiment, run.order, made_s)
+    moved = bytes_by(config.to_dict(), run.experiment, run.order, made_s)
+    num_bytes = moved.up + moved.down
     found = [run.scores[node].accuracy for node in nodes]
-    return reached(zip(found, moved, strict=True), target)
+    return reached(zip(found, num_bytes, strict=True), target)
 
 
 def real(task: str, versions: int, target: float, wire: dict, seed: int) -> Reached:

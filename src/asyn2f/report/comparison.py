@@ -22,7 +22,8 @@ class Trial(NamedTuple):
     time_s: list[float]  # [G], virtual, from the start of training
     accuracy: list[float]  # [G], of the newest version there was
     updates: list[int]  # [G]: pushed until then
-    num_bytes: list[int]  # [G]: up and down until then
+    num_bytes: list[int]  # [G]: up and down until then, as the method has it
+    broadcast_bytes: list[int]  # [G]: the same, with every version to every worker
     staleness: list[int]  # [0] fresh updates, [1] updates one version behind, ...
     versions: int
     local_steps: int
@@ -55,6 +56,7 @@ class Row(NamedTuple):
     reached: int  # seeds that reached the target
     time_to_target_s: float  # median of those
     bytes_to_target: float
+    broadcast_to_target: float  # with every version to every worker
     versions: float  # mean
     staleness: float  # mean of all updates
 
@@ -125,6 +127,7 @@ def rows_of(trials: Sequence[Trial], target: float) -> list[Row]:
                 reached=len(reached),
                 time_to_target_s=_median([t.time_s[i] for t, i in reached]),
                 bytes_to_target=_median([t.num_bytes[i] for t, i in reached]),
+                broadcast_to_target=_median([t.broadcast_bytes[i] for t, i in reached]),
                 versions=float(np.mean([trial.versions for trial in own])),
                 staleness=float(behind @ np.arange(len(behind)) / max(behind.sum(), 1)),
             )
@@ -173,9 +176,9 @@ def to_markdown(rows: Sequence[Row], found: Sequence[Difference], target: float)
     """The table and the differences, as Markdown."""
     lines = [
         "| method | at equal time, % | equal updates, % | equal bytes, % | area, % "
-        f"| {target * 100:g}% reached | after s | after MB | versions "
+        f"| {target * 100:g}% reached | after s | after MB | broadcast MB | versions "
         "| mean staleness |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [
@@ -184,6 +187,7 @@ def to_markdown(rows: Sequence[Row], found: Sequence[Difference], target: float)
             f"{row.reached} of {row.seeds}",
             _or_dash(row.time_to_target_s, "{:.1f}"),
             _or_dash(row.bytes_to_target / 1e6, "{:.2f}"),
+            _or_dash(row.broadcast_to_target / 1e6, "{:.2f}"),
             f"{row.versions:.0f}",
             f"{row.staleness:.2f}",
         ]

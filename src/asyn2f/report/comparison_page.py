@@ -262,7 +262,7 @@ def _staleness(trials: Sequence[Trial], rows: Sequence[Row]) -> go.Figure | None
 
 def _table(rows: Sequence[Row], target: float, colours: dict[str, str]) -> str:
     heads = ["equal time", "equal updates", "equal bytes", "area", "reached"]
-    heads += ["after", "after bytes", "versions", "mean staleness"]
+    heads += ["after", "after bytes", "as a broadcast", "versions", "mean staleness"]
     lines = []
     for row in rows:
         dot = f'<span class="dot" style="background:{colours[row.strategy]}"></span>'
@@ -271,6 +271,7 @@ def _table(rows: Sequence[Row], target: float, colours: dict[str, str]) -> str:
             f"{row.reached} of {row.seeds}",
             units.as_duration(row.time_to_target_s),
             units.as_bytes(row.bytes_to_target),
+            units.as_bytes(row.broadcast_to_target),
             units.as_number(row.versions),
             units.as_number(row.staleness, digits=2),
         ]
@@ -287,7 +288,8 @@ def _table(rows: Sequence[Row], target: float, colours: dict[str, str]) -> str:
     return (
         "<section><h2>In numbers</h2><p>Accuracy in percent, mean and 95 % interval "
         "over the seeds; area is the mean accuracy over the time; “reached” counts the "
-        f"seeds that came to {target:.1%}, with their median time and bytes.</p>"
+        f"seeds that came to {target:.1%}, with their median time and bytes: those the "
+        "method moves, and those of a broadcast of every version.</p>"
         f'<div class="scroll"><table><thead><tr><th>method</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
         + (f"<p>Settings chosen:</p><ul>{chosen}</ul>" if chosen else "")

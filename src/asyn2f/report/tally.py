@@ -236,6 +236,7 @@ def key_figures(run: Run) -> list[KeyFigure]:
     final = number(summary, "final_accuracy")
     versions, wall_s = num_versions(run), duration_s(run)
     up, down = (_last(run, f"bytes_{way}") for way in ("up", "down"))
+    every = number(summary, "broadcast_bytes_down")
     found = Counter(verdicts(run.events).values())
     committed, superseded, rejected = (
         units.as_number(_or(number(summary, "updates", name), found[name]))
@@ -271,7 +272,12 @@ def key_figures(run: Run) -> list[KeyFigure]:
         KeyFigure(
             "Bytes moved",
             units.as_bytes(up + down),
-            f"{units.as_bytes(up)} up, {units.as_bytes(down)} down",
+            f"{units.as_bytes(up)} up, {units.as_bytes(down)} down"
+            + (
+                ""
+                if math.isnan(every)
+                else f" ({units.as_bytes(every)} as a broadcast)"
+            ),
         ),
         KeyFigure("Parameters", digest[:12] or units.NONE, "their SHA-256, shortened"),
     ]

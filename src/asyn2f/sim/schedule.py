@@ -35,7 +35,7 @@ from asyn2f.programs import (
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Log, Order
 from asyn2f.sim.profiles import Presence, Profiles
-from asyn2f.sim.virtual_worker import GONE, PARKED, VirtualWorker
+from asyn2f.sim.virtual_worker import GONE, PARKED, VirtualWorker, soon
 from asyn2f.timing import Stop, Timing
 
 SignalOf = Callable[[Log, int], float]
@@ -316,7 +316,8 @@ class _World:
         if worker.presence is not None:
             worked_s = worker.presence.worked(start_s, worker.arrival_s)
         # A boundary that rounding puts just before the arrival counts as after it.
-        steps = max(1, math.ceil(worked_s / pace_s - 1e-9))
+        rounding_s = soon(worker.arrival_s) - worker.arrival_s
+        steps = max(1, math.ceil((worked_s - rounding_s) / pace_s))
         boundary_s = max(worker.after(start_s, steps * pace_s), worker.arrival_s)
         if boundary_s >= worker.end_s or steps >= worker.steps:
             return False

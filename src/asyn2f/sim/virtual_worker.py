@@ -1,12 +1,24 @@
 """A worker under a virtual clock: where it stands, and what its link carries."""
 
 from bisect import bisect_right
+from typing import TypeVar
+
+import numpy as np
 
 from asyn2f import programs
 from asyn2f.sim.profiles import Presence
 
 # Ties begin with 1.
 GONE, PARKED = -1, 0  # not there; waits for a version that nobody has published
+
+
+_Time = TypeVar("_Time", float, np.ndarray)
+
+
+def soon(time_s: _Time) -> _Time:
+    """The latest moment that counts as this one: times are sums of many, and what
+    rounding has put just after a moment is there at that moment."""
+    return time_s + (1e-9 + 1e-12 * time_s)
 
 
 class VirtualWorker:
@@ -77,11 +89,12 @@ class VirtualWorker:
         """The newest version in a worker's hands; what comes next is on its link."""
         if self.coming < 0:
             self.fetch(published_s)
-        if self.coming < 0 or self.arrival_s > now:
+        latest_s = soon(now)
+        if self.coming < 0 or self.arrival_s > latest_s:
             return self.got
         if self.presence is None:
             self._skip(now, published_s)
-        while self.coming >= 0 and self.arrival_s <= now:
+        while self.coming >= 0 and self.arrival_s <= latest_s:
             self.got = self.coming
             self.fetch(published_s)
         return self.got
@@ -93,7 +106,7 @@ class VirtualWorker:
         is free for the second: what was before does not matter.
         """
         transfer_s = self.transfer_s
-        carried_s = now - self.latency_s - transfer_s - 1e-9
+        carried_s = 2.0 * now - soon(now) - self.latency_s - transfer_s
         version = bisect_right(published_s, carried_s) - 1
         apart_s = 2.0 * transfer_s
         while (
@@ -114,9 +127,10 @@ class VirtualWorker:
             self.coming = -1
             return
         start_s = published_s[following]
-        if start_s <= self.free_s:
+        latest_s = soon(self.free_s)
+        if start_s <= latest_s:
             start_s = self.free_s
-            following = bisect_right(published_s, start_s) - 1
+            following = bisect_right(published_s, latest_s) - 1
         self.coming = following
         self.free_s = free_s = self.after(start_s, self.transfer_s)
         self.arrival_s = self.after(free_s, self.latency_s)
