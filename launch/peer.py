@@ -69,7 +69,7 @@ def join(
         insecure,
         settings.shared_memory,
     )
-    ended = peer.run(transport, build.experiment_digest(config))
+    ended = peer.run(transport, build.terms(config))
     journal.close()
     return ended
 

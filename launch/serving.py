@@ -112,7 +112,7 @@ def serve(
     metrics = MetricsWriter(folder)
     server = Server(
         experiment,
-        build.experiment_digest(config),
+        build.terms(config),
         run_id,
         settings,
         transport,

@@ -118,7 +118,7 @@ def key_of(session, seq):
 
 
 def beat_of(session, *unsettled):
-    numbers = (0, 0.0, 0.0, 0.0, 0, 0, 0, -1.0, 0)
+    numbers = (0, 0.0, 0.0, 0.0, 0, 0, 0, -1.0, True, True, 0)
     return wire.Beat(session, 1, "training", *numbers, unsettled)
 
 
@@ -127,7 +127,7 @@ def verdicts(effects):
     return [(v.session, v.seq, v.verdict) for v in messages(effects, wire.Verdict)]
 
 
-WELCOME = wire.Welcome("run-1", 1, 0, 1, 2, RUNTIME["beat_s"], RUNTIME["lease_s"])
+WELCOME = wire.Welcome("run-1", 1, 0, 0, 1, 2, RUNTIME["beat_s"], RUNTIME["lease_s"])
 
 
 class Seat:
@@ -151,7 +151,8 @@ class Seat:
 
     def enter(self, welcome=WELCOME):
         """Is welcomed, and heard."""
-        return self.hear(welcome) + self.on(Subscribed(UPDATES))
+        heard = wire.Pulse(welcome.incarnation, -1, True)
+        return self.hear(welcome) + self.on(Subscribed(UPDATES)) + self.hear(heard)
 
     def push(self, base=0):
         return self.on(produced(0, b"", base))

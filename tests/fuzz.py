@@ -32,7 +32,7 @@ from asyn2f.runtime.ledger import Ledger
 from asyn2f.runtime.peer import Letter, open_letter
 from asyn2f.runtime.server import check_record
 from asyn2f.runtime.transport import UPDATES, Channel, Frames
-from tests.desk import WELCOME, Seat
+from tests.desk import WELCOME, Seat, beat_of
 from tests.office import Office
 from tests.test_runtime import small
 
@@ -314,8 +314,8 @@ def captures(office: Office) -> list[wire.Message]:
         wire.Registered(1),
         WELCOME,
         wire.Refused("no", retry=False),
-        wire.Beat("w0", 1, "training", 1, 0.5, 0.5, 0.5, 0, 0, 0, -1.0, 0, (1, 2)),
-        wire.Pulse(1, 3),
+        beat_of("w0", 1, 2),
+        wire.Pulse(1, 3, True),
         wire.Who(1),
         wire.Get("w0", 0),
         wire.Bye("w1", "done"),
@@ -331,8 +331,15 @@ def captures(office: Office) -> list[wire.Message]:
 _BOOKS = {
     "ledger": {
         "counts": {"committed": 3, "superseded": 0, "rejected": 1},
-        "sessions": {"w0": {"below": 1, "committed": {"1": 1, "2": 1}}},
-        "ended": ["w9"],
+        "workers": {
+            "0": {
+                "session": "w0",
+                "first": 1,
+                "next": 3,
+                "below": 1,
+                "committed": {"1": 1, "2": 1},
+            }
+        },
     },
     "totals": {"elapsed_s": 1.5, "bytes_up": 10, "bytes_down": 20},
 }

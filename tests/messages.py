@@ -15,7 +15,7 @@ ENDLESS = Stop()
 
 def server_settings(**changes: Any) -> ServerSettings:
     """Settings of a new run, but for those."""
-    names = {"run": "run-1", "strategy": "any", "experiment": "same"}
+    names = {"run": "run-1", "strategy": "any", "terms": ("seed=0",)}
     sizes = {"fingerprint": "tree", "coding": "plain", "num_bytes": 100}
     sizes |= {"workers": 2, "min_workers": 1}
     ports = {"incarnation": 1, "model_port": 1, "update_port": 2}
@@ -28,7 +28,7 @@ def server_settings(**changes: Any) -> ServerSettings:
 def hello_of(worker: int, session: str, /, **changes: Any) -> wire.Hello:
     """What a worker says first, or for worker -1 the evaluator."""
     role, examples = ("worker", 10) if worker >= 0 else ("evaluator", 0)
-    known = (session, "same", "tree", "plain", examples, 1.0)
+    known = (session, -1, "", "tree", "plain", examples, 1.0, "", ("seed=0",))
     return wire.Hello(wire.PROTOCOL, role, worker, *known)._replace(**changes)
 
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from asyn2f import trace
+from asyn2f.agreement import data_digest
 from asyn2f.experiment import Experiment
 from asyn2f.runtime import payloads, wire
 from asyn2f.runtime.io_thread import Journal
@@ -48,7 +49,7 @@ class Office:
         self._journal = Journal(trace.TraceWriter(folder / "trace", "server"))
         self.server = Server(
             self.experiment,
-            "same",
+            ("seed=0",),
             "run-1",
             SETTINGS,
             self._network.server,
@@ -106,11 +107,14 @@ class Office:
             "worker",
             worker,
             session,
-            "same",
+            -1,
+            "",
             template.fingerprint,
             str(self.experiment.coding),
             examples,
             quality,
+            data_digest(self.experiment.task, worker),
+            ("seed=0",),
         )
         return hello._replace(**changes)
 

@@ -1,5 +1,6 @@
 """Who is believed, how much is taken in at once, and what is remembered of the gone."""
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
-from asyn2f.runtime.ledger import MOST_ENDED, Ledger
+from asyn2f.runtime.ledger import Ledger
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.timing import Stop
 from tests.desk import (
@@ -83,7 +84,7 @@ def test_a_new_server_need_not_be_waited_for():
     seat.push()
     seat.hear(wire.Busy("0", 0, 5.0))
     effects = seat.hear(wire.Who(2)) + seat.enter(
-        wire.Welcome("run-1", 2, 0, 1, 2, RUNTIME["beat_s"], RUNTIME["lease_s"])
+        wire.Welcome("run-1", 2, 0, 0, 1, 2, RUNTIME["beat_s"], RUNTIME["lease_s"])
     )
     assert pushed(effects) == [0]
 
@@ -117,8 +118,9 @@ def test_whoever_speaks_in_anothers_name_is_not_listened_to():
         desk.hear("1", wire.Scored("e", 0, 1.0, 0.1, 1.0), "worker-1"),
         desk.receive("0", 0, identity="worker-1"),
     ]
-    for effects in spoken:
-        assert [type(effect) for effect in effects] == [p.Warn]
+    kinds = [[type(effect) for effect in effects] for effects in spoken]
+    # The same words in the log are said once.
+    assert kinds == [[p.Warn], [], [p.Warn], []]
     after = desk.machine.status()
     assert after._replace(bytes_up=0) == before
     assert those(desk.receive("0", 0, identity="worker-0"), p.Check)
@@ -156,16 +158,19 @@ def test_what_a_process_left_is_forgotten_when_another_has_taken_its_place():
     for life in range(50):
         session = f"0{life}"
         desk.join(session)
-        desk.receive(session, 0)
-        desk.on(p.Checked(UpdateKey(0, session, 0), "of no use"))
+        desk.receive(session, life)
+        desk.on(p.Checked(UpdateKey(0, session, life), "of no use"))
         desk.hear(session, wire.Bye(session, "killed"))
-        desk.wait(0.3)
+        desk.wait(2.1)
     desk.join("0", "1")
-    desk.push("0", 0)
+    desk.push("0", 50)
     (make,) = those(desk.push("1", 0), p.Make)
     (save,) = those(desk.make(make.version), p.Save)
-    assert set(save.books["ledger"]["sessions"]) <= {"0", "1", "049"}
-    assert len(save.books["ledger"]["ended"]) >= 49
+    kept = save.books["ledger"]["workers"]
+    assert {worker: life["session"] for worker, life in kept.items()} == {
+        "0": "0",
+        "1": "1",
+    }
 
 
 def test_a_process_whose_place_was_taken_is_refused_for_good():
@@ -174,7 +179,7 @@ def test_a_process_whose_place_was_taken_is_refused_for_good():
     desk.hear("0", wire.Bye("0", "it seemed so"))
     desk.join("0b")
     desk.wait(0.6)
-    (refused,) = messages(desk.hear("0", hello_of(0, "0")), wire.Refused)
+    (refused,) = messages(desk.hear("0", hello_of(0, "0", first=0)), wire.Refused)
     assert not refused.retry
     assert verdicts(desk.receive("0", 0)) == []
 
@@ -189,17 +194,194 @@ def test_an_evaluator_that_was_silent_for_a_while_is_let_in_again():
     assert messages(desk.hear("e", hello_of(-1, "e")), wire.Welcome)
 
 
-def test_ended_sessions_outlive_the_server_and_are_bounded():
+def test_no_update_counts_twice_however_often_its_worker_comes_again():
+    """Quick lives of one key, and then the first of them again: numbers only grow."""
+    desk = Desk(with_(ASYN2F, min_updates=1))
+    desk.join("0")
+    desk.push("0", 0)
+    (save,) = those(desk.make(1), p.Save)
+    desk.save(1)
+    size = len(json.dumps(save.books))
+    desk.hear("0", wire.Bye("0", "enough"))
+    refused = 0
+    for life in range(5000):
+        session = f"0b{life}"
+        effects = desk.hear(session, hello_of(0, session))
+        refused += len(messages(effects, wire.Refused))
+        desk.hear(session, wire.Bye(session, "enough"))
+        desk.wait(0.01)
+    assert refused > 4900, "lives are limited"
+    assert len(list(desk.machine._roster)) < 20
+    desk.wait(10.0)
+    again = desk.hear("0", hello_of(0, "0"))
+    (welcome,) = messages(again, wire.Welcome)
+    assert welcome.first > 0
+    assert not those(desk.push("0", 0), p.Check | p.Make)
+    assert those(desk.push("0", welcome.first), p.Make)
+    (save,) = those(desk.make(2), p.Save)
+    assert len(json.dumps(save.books)) < size + 20
+
+
+def test_a_process_that_was_replaced_is_refused_by_the_next_server_too():
     ledger = Ledger()
-    for life in range(MOST_ENDED + 10):
-        ledger.end(f"s{life}")
-    again = Ledger.restore(ledger.snapshot(1, []))
-    assert again.has_ended(f"s{MOST_ENDED + 9}")
-    assert not again.has_ended("s9")
+    assert [ledger.begin(0, session, -1) for session in "abb"] == [0, 1, 1]
+    again = Ledger.restore(json.loads(json.dumps(ledger.snapshot(1, []))))
+    assert again.is_past(0, "a", 0)
+    assert not again.is_past(0, "b", 1)
+    assert again.owner("b") == 0
+    assert again.owner("a") is None
+
+
+def test_who_was_let_in_by_a_server_that_saved_nothing_is_let_in_again():
+    ledger = Ledger()
+    ledger.begin(0, "a", -1)
+    ledger.take_in(UpdateKey(0, "a", 4))
+    assert ledger.is_past(0, "b", 4), "its numbers would be those of another"
+    assert not ledger.is_past(0, "b", 5)
+    assert ledger.begin(0, "b", 5) == 5
+    assert ledger.is_past(0, "c", 2**50), "nobody has pushed so often"
+
+
+# ---------------------------------------------------------------- whose session
+
+
+@pytest.mark.parametrize("identity", ["", "worker-1"])
+@pytest.mark.parametrize("session", ["0", "e"])
+def test_nobody_comes_in_by_the_session_of_another(session, identity):
+    desk = Desk()
+    desk.join("0", "1", "e")
+    desk.push("0", 0)
+    effects = desk.hear("x", hello_of(1, session), identity)
+    (refused,) = messages(effects, wire.Refused, to="x")
+    assert "its session belongs to another" in refused.reason
+    assert not refused.retry
+    assert messages(desk.beat("0"), wire.Pulse, to="0"), "and it changes nothing"
+    told = messages(desk.make(1) + desk.save(1), wire.Verdict, to="0")
+    assert [verdict.verdict for verdict in told] == ["committed"]
+
+
+def test_a_session_is_its_workers_also_at_the_next_server():
+    desk = Desk()
+    desk.join("0")
+    desk.push("0", 0)
+    (save,) = those(desk.make(1), p.Save)
+    later = Desk(version=1, books=save.books)
+    (refused,) = messages(later.hear("x", hello_of(1, "0")), wire.Refused)
+    assert "its session belongs to another" in refused.reason
+    assert messages(later.hear("y", hello_of(0, "0", first=0)), wire.Welcome)
+
+
+def test_without_keys_a_live_connection_keeps_its_session():
+    desk = Desk()
+    desk.join("0")
+    assert desk.hear("x", beat_of("0")) == []
+    assert desk.hear("x", wire.Bye("0", "farewell")) == []
+    (refused,) = messages(desk.hear("x", hello_of(0, "0")), wire.Refused, to="x")
+    assert refused.retry
+    assert messages(desk.beat("0"), wire.Pulse, to="0")
+    desk.wait(2 * RUNTIME["beat_s"])  # it has fallen silent, as when it connects anew
+    assert messages(desk.hear("x", beat_of("0")), wire.Pulse, to="x")
+
+
+def test_with_keys_who_connects_anew_need_not_wait():
+    desk = Desk()
+    desk.hear("0", hello_of(0, "0"), "worker-0")
+    assert messages(desk.hear("x", beat_of("0"), "worker-0"), wire.Pulse, to="x")
+
+
+def test_a_sessions_name_is_in_no_topic():
+    seat, desk = Seat(), Desk()
+    (connect,) = those(seat.enter(), p.Connect)
+    effects = desk.join("0") + desk.hear("0", wire.Get("0", -1))
+    topics = [*connect.topics, *(sent.topic for sent in those(effects, p.Broadcast))]
+    assert len(topics) > 3
+    assert p.topic_of("0") in topics
+    assert not any(hello_of(0, "s3cret").session.encode() in x for x in topics)
+    assert b"s3cret" not in p.topic_of("s3cret")
+
+
+def test_there_is_one_evaluator_at_a_time():
+    desk = Desk()
+    desk.join("0", "e")
+    (refused,) = messages(desk.hear("f", hello_of(-1, "f")), wire.Refused)
+    assert "an evaluator is here already" in refused.reason
+    assert refused.retry
+    lying = desk.hear("f", wire.Scored("f", 0, 1.0, 0.0, 1.0))
+    assert not those(lying, p.Judged)
+    desk.hear("e", wire.Bye("e", "done"))
+    assert messages(desk.hear("f", hello_of(-1, "f")), wire.Welcome)
+
+
+@pytest.mark.parametrize("worker", [0, -1])
+@pytest.mark.parametrize("token", ["", "t0ken2", "é"])
+def test_without_keys_a_peer_presents_the_runs_token(worker, token):
+    desk = Desk(token="t0ken")
+    (refused,) = messages(desk.hear("x", hello_of(worker, "x", token=token)), wire.Refused)
+    assert "token" in refused.reason
+    assert not refused.retry
+    good = hello_of(worker, "x", token="t0ken")
+    assert messages(desk.hear("x", good), wire.Welcome | wire.Registered)
+
+
+def test_updates_that_their_headers_forbid_are_limited():
+    desk = Desk()
+    desk.join("0", "1")
+    settled = 0
+    for seq in range(500):
+        desk.now = seq * 0.01
+        effects = desk.receive("0", seq, loss=math.nan)
+        settled += len(messages(effects, wire.Verdict))
+    assert 20 <= settled <= 40
+    assert messages(effects, wire.Busy)
+    assert those(desk.receive("1", 0), p.Check), "another's are taken in"
+
+
+def test_nobody_pushes_in_the_name_of_another_worker():
+    """Nor moves the numbers of another on."""
+    desk = Desk()
+    desk.join("0", "1")
+    effects = desk.receive("1", 2**40, worker=0)
+    assert not those(effects, p.Check)
+    desk.receive("1", 5, worker=0)
+    assert those(desk.push("0", 0), p.Check)
+    desk.hear("0", wire.Bye("0", "done"))
+    (welcome,) = messages(desk.hear("0b", hello_of(0, "0b")), wire.Welcome)
+    assert welcome.first == 1
+
+
+# ---------------------------------------------------------------- what differs
+
+
+def test_a_refusal_names_what_differs_and_the_log_says_it_too():
+    desk = Desk(terms=("seed=0", "training.batch_size=32", "x=1"))
+    terms = ("seed=1", "training.batch_size=64", "x=1")
+    effects = desk.hear("x", hello_of(0, "x", terms=terms))
+    (refused,) = messages(effects, wire.Refused)
+    words = "seed is 1, there 0; training.batch_size is 64, there 32"
+    assert words in refused.reason
+    assert [words in warned.text for warned in those(effects, p.Warn)] == [True]
+    assert those(desk.hear("x", hello_of(0, "x", terms=terms)), p.Warn) == []
+
+
+def test_a_worker_with_other_data_of_the_same_size_is_refused():
+    desk = Desk(data=("aa", "bb", "cc"))
+    for worker, right in enumerate(("aa", "bb")):
+        (refused,) = messages(
+            desk.hear("x", hello_of(worker, f"x{worker}", data="dd")), wire.Refused
+        )
+        assert f"digest dd, there {right}" in refused.reason
+    (refused,) = messages(desk.hear("x", hello_of(-1, "e", data="aa")), wire.Refused)
+    assert "the test data are others" in refused.reason
+    assert messages(desk.hear("0", hello_of(0, "0", data="aa")), wire.Welcome)
+    assert messages(desk.hear("e", hello_of(-1, "e", data="cc")), wire.Welcome)
+
+
+# ---------------------------------------------------------------- after a restart
 
 
 def test_nothing_of_it_is_counted_again_after_a_restart():
     ledger = Ledger()
+    ledger.begin(0, "a", -1)
     ledger.take_in(UpdateKey(0, "a", 0))
     assert ledger.num_open("a") == 1
     snapshot = ledger.snapshot(1, [UpdateKey(0, "a", 0)])

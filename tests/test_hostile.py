@@ -261,6 +261,8 @@ def test_every_mutant_of_a_real_update_is_refused(office, seqs):
 
 # ------------------------------------------------------------- what a store says
 
+LIFE = {"session": "a", "first": 0, "next": 0, "below": 0, "committed": {}}
+
 
 @pytest.mark.parametrize(
     "record",
@@ -271,10 +273,12 @@ def test_every_mutant_of_a_real_update_is_refused(office, seqs):
         {"books": {"ledger": 7}},
         {"books": {"ledger": {"counts": {"committed": "3"}}}},
         {"books": {"ledger": {"counts": {"other": 3}}}},
-        {"books": {"ledger": {"sessions": {"a": {"below": -1, "committed": {}}}}}},
-        {"books": {"ledger": {"sessions": {"a": {"below": 0, "committed": {"x": 1}}}}}},
-        {"books": {"ledger": {"sessions": {"a": {}}}}},
-        {"books": {"ledger": {"ended": [7]}}},
+        {"books": {"ledger": {"workers": {"0": LIFE | {"below": -1}}}}},
+        {"books": {"ledger": {"workers": {"0": LIFE | {"committed": {"x": 1}}}}}},
+        {"books": {"ledger": {"workers": {"0": LIFE | {"session": 7}}}}},
+        {"books": {"ledger": {"workers": {"0": {}}}}},
+        {"books": {"ledger": {"workers": {"a": LIFE}}}},
+        {"books": {"ledger": {"workers": {"-1": LIFE}}}},
         {"books": {"totals": {"elapsed_s": float("nan")}}},
         {"books": {"totals": {"elapsed_s": "1"}}},
     ],
@@ -509,7 +513,7 @@ def test_long_words_and_wild_numbers_do_not_spoil_the_view():
     desk.join("0", "1")
     beat = wire.Beat(
         *("0", 1, MARKUP + "x" * 400, 2**62, float("inf"), float("nan"), -1e300),
-        *(2**62, 2**62, 2**62, 1e300, 0, ()),
+        *(2**62, 2**62, 2**62, 1e300, True, True, 0, ()),
     )
     desk.hear("0", beat)
     status = desk.machine.status()

@@ -18,6 +18,7 @@ LAYERS = [
         *("trainer", "epochs", "programs", "trace", "evaluate", "experiment"),
         *("workdir", "claim", "lineage", "causality", "invariants", "provenance"),
         *("events", "ordering", "collection", "computation"),
+        "agreement",
     },
     {"sim", "runtime", "report"},
     {"build", "rules"},
@@ -81,6 +82,9 @@ PURE = {
     "runtime/ledger.py",
     "runtime/figures.py",
     "runtime/roster.py",
+    "runtime/registration.py",
+    "runtime/notices.py",
+    "runtime/ports.py",
 }
 IO = {"time", "threading", "socket", "os", "pathlib", "zmq", "orbax", "subprocess"}
 

@@ -25,6 +25,7 @@ from asyn2f.trees import params_sha256
 from tests.experiments import experiment_with
 
 PATIENCE_S = 60.0
+SAME = ("seed=0",)
 SETTINGS = RuntimeSettings(
     beat_s=0.2, dead_after_s=2.0, join_timeout_s=20.0, worker_speeds=(400.0, 150.0)
 )
@@ -74,7 +75,7 @@ class LocalRun:
             self._transport = ZmqTransport.bind("tcp://127.0.0.1:0", size, 5)
         self.server = Server(
             experiment,
-            "same",
+            SAME,
             "run-1",
             settings,
             self._transport,
@@ -105,17 +106,17 @@ class LocalRun:
         size = self.experiment.template.num_bytes
         return ZmqTransport.connect_to(address, size, depth)
 
-    def start_worker(self, number: int, digest: str = "same") -> Worker:
+    def start_worker(self, number: int, terms: tuple[str, ...] = SAME) -> Worker:
         name = f"worker-{number}"
         worker = Worker(self.experiment, number, self.settings, self._journal(name))
-        self._keep(name, lambda: worker.run(self._peer_transport(2), digest))
+        self._keep(name, lambda: worker.run(self._peer_transport(2), terms))
         return worker
 
     def start_evaluator(self) -> None:
         evaluator = Evaluator(
             self.experiment, self.settings, self._journal("evaluator")
         )
-        self._keep("evaluator", lambda: evaluator.run(self._peer_transport(16), "same"))
+        self._keep("evaluator", lambda: evaluator.run(self._peer_transport(16), SAME))
 
     def finish(self) -> dict:
         for thread in self._threads:
@@ -324,11 +325,11 @@ def test_a_worker_joins_late_and_another_leaves_early(tmp_path, wire):
 
 def test_a_worker_with_another_config_is_turned_away_at_once(tmp_path):
     run = LocalRun(tmp_path, small(min_workers=1))
-    run.start_worker(0, digest="another")
+    run.start_worker(0, terms=("seed=1",))
     run._threads[-1].join(PATIENCE_S)
     ended = run.ended["worker-0"]
     assert ended.status == "refused"
-    assert "its config differs from the server's" in ended.reason
+    assert "its settings differ from the server's: seed is 1, there 0" in ended.reason
     run.server.stop("enough")
     assert run.finish()["status"] == "interrupted"
 

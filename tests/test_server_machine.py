@@ -45,6 +45,7 @@ class ServerMachine(RuleBasedStateMachine):
         self.lives = [0] * WORKERS
         self.kept = {}  # by update: its header; nobody has heard the last word on it
         self.next_seq = {}
+        self.firsts = {}  # by session, the number of its first update
         self.bases = {}
         self.told = {}  # the last word on an update, by incarnation
         self.given_out = 0
@@ -101,6 +102,8 @@ class ServerMachine(RuleBasedStateMachine):
                     self.given_out = version
                 case p.Send(_, wire.Verdict() as verdict):
                     self.hear(verdict)
+                case p.Send(peer, wire.Welcome() as welcome):
+                    self.firsts.setdefault(peer.decode(), welcome.first)
                 case p.Finish():
                     self.finished = True
 
@@ -125,8 +128,10 @@ class ServerMachine(RuleBasedStateMachine):
     @has_begun
     @rule(worker=workers)
     def register(self, worker):
-        self.say(worker, hello_of(worker, self.session(worker)))
-        self.tell(Subscribed(p.topic_of(self.session(worker))))
+        session = self.session(worker)
+        first = self.firsts.get(session, -1)
+        self.say(worker, hello_of(worker, session, first=first))
+        self.tell(Subscribed(p.topic_of(session)))
 
     @precondition(lambda self: max(self.store) > sum(self.lives))
     @rule(worker=workers)
@@ -141,7 +146,7 @@ class ServerMachine(RuleBasedStateMachine):
     def push(self, worker, behind, arrives):
         """An update; it comes now, or later, or never."""
         session = self.session(worker)
-        seq = self.next_seq.get(session, 0)
+        seq = self.next_seq.get(session, self.firsts.get(session, 0))
         self.next_seq[session] = seq + 1
         base = max(self.given_out - behind, 0)  # -1: of a version that nobody knows
         header = produced(worker, b"", base).header

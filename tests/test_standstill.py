@@ -112,7 +112,7 @@ def test_another_process_in_its_place_saves_the_run(desk):
     lives_on(desk, LEASE_S, "0")
     desk.join("1b")
     assert not ends(lives_on(desk, 3 * LEASE_S, "0", "1b"))
-    assert those(desk.push("1b", 0), p.Make)
+    assert those(desk.push("1b", 1), p.Make)
 
 
 def test_a_refused_worker_that_was_silent_for_a_while_still_waits(desk):

@@ -241,7 +241,7 @@ def test_a_flipped_bit_in_any_file_is_harmless_or_noticed(make, folder):
     draw = random.Random(seed)
     store = make()
     books = {
-        "ledger": {"sessions": {"a": {"committed": {str(n): n for n in range(9)}}}}
+        "ledger": {"workers": {"0": {"committed": {str(n): n for n in range(9)}}}}
     }
     store.save(1, state_of(1, size=40), {"version": 1, "books": books})
     like = state_of(0, size=40)

@@ -15,10 +15,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from asyn2f.agreement import flags, terms_of
 from asyn2f.codecs import Coding, check_coding
 from asyn2f.experiment import Experiment, make_experiment
 from asyn2f.guards import Guards
-from asyn2f.rules import Config, ConfigError, check_values, flatten
+from asyn2f.rules import Config, ConfigError, canonical, check_values, flatten
 from asyn2f.runtime.addresses import AddressError, parse_address
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.sim.profiles import Profiles, draw_profiles, read_profiles
@@ -342,16 +343,26 @@ def check_same_experiment(stored: Config, config: Config) -> None:
             )
 
 
-def experiment_digest(config: Config) -> str:
-    """Names the settings the numbers depend on: two processes of one run must agree.
-
-    How a run is carried out, and when it stops, may differ.
+def experiment_settings(config: Config) -> dict[str, Any]:
+    """The settings that numbers depend on, by dotted key: a whole number for what may
+    be a fraction is that fraction. How a run is carried out, and when it stops, is
+    left out.
     """
     others = _of_no_number(config)
-    parts = {
+    return {
         key: value
-        for key, value in flatten(config).items()
+        for key, value in canonical(config).items()
         if key.split(".")[0] not in _MAY_DIFFER and not key.startswith(others)
     }
-    text = json.dumps(parts, sort_keys=True, default=list)
+
+
+def experiment_digest(config: Config) -> str:
+    """Names the settings that numbers depend on."""
+    text = json.dumps(experiment_settings(config), sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def terms(config: Config) -> tuple[str, ...]:
+    """What a process must have in common with the others of its run, as lines: see
+    `agreement.terms_of`; and `agreement.data_digest` for the data."""
+    return terms_of(experiment_settings(config) | flags())

@@ -34,6 +34,7 @@ class _Rule(NamedTuple):
     kind: type
     allowed: str
     holds: Callable[[Any], bool]
+    item: type = object  # of a list
 
 
 def _number(kind: type, low: float, high: float = math.inf, open_low=False) -> _Rule:
@@ -60,7 +61,7 @@ def _each(rule: _Rule) -> _Rule:
             _fits(rule.kind, x) and rule.holds(x) for x in items
         )
 
-    return _Rule(tuple, f"a list, each {rule.allowed}", holds)
+    return _Rule(tuple, f"a list, each {rule.allowed}", holds, rule.kind)
 
 
 def _is_profiles(name: str) -> bool:
@@ -252,6 +253,25 @@ def _make_floats(config: dict[str, Any], prefix: str, rules: dict[str, _Rule]) -
         elif type(value) is int and rules.get(prefix + key, _ANY_BOOL).kind is float:
             with contextlib.suppress(OverflowError):  # then it is out of range
                 config[key] = float(value)
+
+
+def canonical(config: Config) -> dict[str, Any]:
+    """Dotted keys to values as JSON has them, a float wherever one is allowed: what is
+    equal is written alike.
+
+    >>> canonical({"seed": 1, "training": {"momentum": 0}, "worker_speeds": (2, 0.5)})
+    {'seed': 1, 'training.momentum': 0.0, 'worker_speeds': [2.0, 0.5]}
+    """
+    rules = _rules()
+    return {k: _canonical(rules[k], value) for k, value in flatten(config).items()}
+
+
+def _canonical(rule: _Rule, value: Any) -> Any:
+    if rule.kind is float:
+        return float(value)
+    if rule.kind is tuple:
+        return [float(x) if rule.item is float else x for x in value]
+    return value
 
 
 def check_key(key: str) -> None:

@@ -99,7 +99,7 @@ def _round_s(size: str, workers: int, kind: str) -> float:
         observer = Observer(lambda row: None, lambda status: None)
         journal = Journal(writer)
         server = Server(
-            *(experiment, "same", "run", settings, transport, store, journal),
+            *(experiment, ("seed=0",), "run", settings, transport, store, journal),
             *(observer, store.begin_incarnation()),
         )
         context = multiprocessing.get_context("spawn")
@@ -127,7 +127,7 @@ def _echo(size: str, workers: int, number: int, address: str) -> None:
     experiment = _experiment(size, workers)
     num_examples = len(experiment.task.shards[number])
     quality = float(np.float32(experiment.task.qualities[number]))
-    hello = hello_of(experiment, "same", "worker", number, num_examples, quality)
+    hello = hello_of(experiment, ("seed=0",), "worker", number, num_examples, quality)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(trace.TraceWriter(Path(folder), f"worker-{number}"))
         mailbox = Mailbox()

@@ -132,7 +132,7 @@ class Net:
             run=RUN,
             incarnation=self.disk.incarnation,
             strategy="any",
-            experiment="same",
+            terms=("seed=0",),
             fingerprint="tree",
             coding="plain",
             num_bytes=100,
@@ -171,8 +171,9 @@ class Net:
         life = len(self.peers)
         role, examples = ("worker", 10) if worker >= 0 else ("evaluator", 0)
         session = session_of(worker, life)
-        known = (role, worker, session, "same", "tree", "plain", examples, 1.0)
-        hello, clock_s = wire.Hello(wire.PROTOCOL, *known), self._clock()
+        known = (role, worker, session, -1, "", "tree", "plain", examples, 1.0)
+        hello = wire.Hello(wire.PROTOCOL, *known, "", ("seed=0",))
+        clock_s = self._clock()
         machine = PeerProtocol(hello, self._runtime, self.now + clock_s)
         node = Node(machine, f"{worker}-{life}", clock_s, worker, session=session)
         if worker >= 0:

@@ -130,7 +130,8 @@ class Work:
         self._net.tell(peer, progress)
 
     def _push(self, peer: Node) -> None:
-        net, result = self._net, f"{peer.name}/{peer.pushes}"
+        number = peer.machine._hello.first + peer.pushes
+        net, result = self._net, f"{peer.name}/{number}"
         peer.pushes += 1
         numbers = (10.0, 0.5, 1.0, 0.0, 0.0, "tree", len(result), result)
         made_by = "", 0, peer.worker, "", 0, peer.base, peer.start, peer.step

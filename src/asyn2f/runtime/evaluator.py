@@ -41,9 +41,12 @@ class Evaluator:
         """Ends the evaluator after the version it is at; from any thread."""
         self._mailbox.stop(reason)
 
-    def run(self, transport: Transport, experiment_digest: str) -> Ended:
-        """Joins, and evaluates until the run is over, or it is stopped or refused."""
-        hello = hello_of(self._experiment, experiment_digest, "evaluator")
+    def run(
+        self, transport: Transport, terms: tuple[str, ...], token: str = ""
+    ) -> Ended:
+        """Joins, and evaluates until the run is over, or it is stopped or refused; its
+        arguments are those of `Worker.run`."""
+        hello = hello_of(self._experiment, terms, "evaluator", token=token)
         self._link = Link(
             hello, self._settings, transport, self._journal, self._mailbox
         )

@@ -37,8 +37,9 @@ class Intake:
 
     def receive(
         self, header: wire.UpdateHeader, payload: wire.Buffer, version: int, closed: str
-    ) -> str:
-        """Takes in an update; says what forbids it, if anything does at once.
+    ) -> tuple[UpdateKey, str] | None:
+        """Takes in an update; which it is and what forbids it, if that is known at
+        once.
 
         Args:
           header: as it came.
@@ -48,35 +49,38 @@ class Intake:
         """
         session = self._roster.get(header.session)
         if session is None or not session.is_worker:
-            return ""  # nobody to tell; its next beat will be asked who it is
-        key = UpdateKey(header.worker, header.session, header.seq)
-        if self._ledger.is_known(header.session, header.seq):
-            self.answer(session, header.seq)
-            return ""
-        overtaken = self._replaces and self._ledger.is_overtaken(
-            header.session, header.seq
-        )
+            return None  # nobody to tell; its next beat will be asked who it is
+        worker, name, seq = session.hello.worker, header.session, header.seq
+        if seq < session.first or self._ledger.is_ahead(worker, seq):
+            # Of a life of that name which is over: another one's numbers begin later.
+            why = f"update {seq}, its numbers are {session.first} and above"
+            self._outlet.do(p.Send(session.peer, wire.Refused(why, retry=False)))
+            return None
+        key = UpdateKey(worker, name, seq)
+        if self._ledger.is_known(name, seq):
+            self.answer(session, seq)
+            return None
+        overtaken = self._replaces and self._ledger.is_overtaken(name, seq)
         problem = closed or self._problem(session, header, version)
-        if not problem:
-            num_open = self._ledger.num_open(header.session)
-            now = self._outlet.now
-            wait_s = self._admission.wait_s(header.session, num_open, now)
+        if not closed:
+            num_open, now = self._ledger.num_open(name), self._outlet.now
+            wait_s = self._admission.wait_s(name, num_open, not problem, now)
             if wait_s:
-                busy = wire.Busy(header.session, header.seq, wait_s)
+                busy = wire.Busy(name, seq, wait_s)
                 self._outlet.do(p.Send(session.peer, busy))
-                return ""
+                return None
         self._ledger.take_in(key)
         if problem:
             self.settle(key, Verdict("rejected", -1, problem))
             if session.replaced:  # nobody waits for anything of it
-                return ""
+                return None
         elif overtaken:
             self.settle(key, Verdict("superseded", -1, "a newer one came first"))
         else:
             self._bases[key] = header.base_version
             self.answer(session, header.seq)
             self._outlet.do(p.Check(key, header, payload))
-        return problem
+        return (key, problem) if problem else None
 
     def base_of(self, key: UpdateKey) -> int | None:
         """The base version of an update; None if it has been settled."""

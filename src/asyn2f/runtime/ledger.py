@@ -9,7 +9,7 @@ Snapshot = dict[str, Any]
 """A ledger as JSON: what a version's record in the store says of all updates."""
 
 COUNTED = ("committed", "superseded", "rejected")
-MOST_ENDED = 4096  # names of ended sessions that are remembered
+_MOST_AHEAD = 2**32  # numbers that a worker may leave out at once
 
 
 class Verdict(NamedTuple):
@@ -20,12 +20,21 @@ class Verdict(NamedTuple):
     reason: str
 
 
+class Life(NamedTuple):
+    """The process that a worker is, as far as its updates are concerned."""
+
+    session: str
+    first: int  # number of its first update
+
+
 class Ledger:
     """Updates by session and number: not seen, taken in, or settled.
 
-    A verdict is kept until its worker says that it knows it (`forget`), so memory is
-    bounded by what workers have under way. Of a session that has ended only its name is
-    kept, so that nothing of it is ever counted again.
+    The numbers of a worker's updates only grow, also from one of its processes to the
+    next (`begin`), and a process whose successor has begun is never taken back
+    (`is_past`): so no update is counted twice, and of the processes before the present
+    one nothing has to be remembered. A verdict is kept until its worker says that it
+    knows it (`forget`), so memory is bounded by what workers have under way.
     """
 
     def __init__(self) -> None:
@@ -33,9 +42,45 @@ class Ledger:
         self._unsettled: set[UpdateKey] = set()
         self._last_seq: dict[str, int] = {}
         self._floor: dict[str, int] = {}  # all below is settled, and known to be
+        self._lives: dict[int, Life] = {}  # by worker, the newest
+        self._next: dict[int, int] = {}  # by worker, above all numbers taken in
         self.counts = dict.fromkeys(COUNTED, 0)
         self.taken_in: dict[str, int] = {}  # new updates per session
-        self._ended: dict[str, None] = {}  # sessions, in the order of their ends
+
+    def owner(self, session: str) -> int | None:
+        """The worker whose newest process that session is."""
+        return next((w for w, x in self._lives.items() if x.session == session), None)
+
+    def is_past(self, worker: int, session: str, first: int) -> bool:
+        """Whether that is an earlier process of the worker than one that is known.
+
+        `first` is what a server told the process when it began; -1 = nothing yet. It
+        is unknown here if a server before this one did, and was lost before it saved.
+
+        >>> ledger = Ledger()
+        >>> ledger.begin(3, "a", -1), ledger.begin(3, "b", -1)
+        (0, 1)
+        >>> [ledger.is_past(3, *x) for x in (("a", 0), ("b", 1), ("c", -1), ("d", 7))]
+        [True, False, False, False]
+        """
+        life = self._lives.get(worker)
+        if first < 0 or life is None:
+            return first > _MOST_AHEAD
+        if life.session == session:
+            return first != life.first
+        next_seq = self._next.get(worker, 0)
+        is_newer = first > life.first and first >= next_seq
+        return not is_newer or first > next_seq + _MOST_AHEAD
+
+    def begin(self, worker: int, session: str, first: int) -> int:
+        """The worker is this process from now on, which is not past; the number of its
+        first update."""
+        life = self._lives.get(worker, Life("", -1))
+        if life.session != session:
+            if first < 0:
+                first = max(self._next.get(worker, 0), life.first + 1)
+            life = self._lives[worker] = Life(session, first)
+        return life.first
 
     def is_known(self, session: str, seq: int) -> bool:
         """Whether this update has come before."""
@@ -51,6 +96,7 @@ class Ledger:
         session = key.session
         self._sessions.setdefault(session, {})[key.seq] = None
         self._unsettled.add(key)
+        self._next[key.worker] = max(key.seq + 1, self._next.get(key.worker, 0))
         self._last_seq[session] = max(key.seq, self._last_seq.get(session, -1))
         self.taken_in[session] = self.taken_in.get(session, 0) + 1
 
@@ -66,16 +112,14 @@ class Ledger:
         """How many of a session's updates are unsettled."""
         return sum(key.session == session for key in self._unsettled)
 
+    def is_ahead(self, worker: int, seq: int) -> bool:
+        """Whether a worker that numbers its updates one by one is not there yet."""
+        return seq > self._next.get(worker, 0) + _MOST_AHEAD
+
     def end(self, session: str) -> None:
         """Nothing more of this session will be taken in; all of it is settled."""
         for kept in (self._sessions, self._last_seq, self._floor, self.taken_in):
             kept.pop(session, None)
-        self._ended[session] = None
-        if len(self._ended) > MOST_ENDED:
-            del self._ended[next(iter(self._ended))]
-
-    def has_ended(self, session: str) -> bool:
-        return session in self._ended
 
     def settle(self, key: UpdateKey, verdict: Verdict) -> None:
         """Writes the last word on an update; there is only one.
@@ -102,24 +146,32 @@ class Ledger:
     def snapshot(self, version: int, keys: Iterable[UpdateKey]) -> Snapshot:
         """The ledger as it will be once `version`, made of these updates, is saved.
 
-        Only commitments are in it: they alone outlive the server that made them.
+        Only commitments are in it: they alone outlive the server that made them; and
+        only those of each worker's newest process, as the others never come back.
         """
-        committed: dict[str, dict[str, int]] = {name: {} for name in self._floor}
-        for name, verdicts in self._sessions.items():
-            committed[name] = {
+        committed = {
+            name: {
                 str(seq): verdict.version
                 for seq, verdict in verdicts.items()
                 if verdict is not None and verdict.verdict == "committed"
             }
+            for name, verdicts in self._sessions.items()
+        }
         counts = dict(self.counts)
         for key in keys:
             committed.setdefault(key.session, {})[str(key.seq)] = version
             counts["committed"] += 1
-        sessions = {
-            name: {"below": self._floor.get(name, 0), "committed": found}
-            for name, found in committed.items()
+        workers = {
+            str(worker): {
+                "session": name,
+                "first": first,
+                "next": self._next.get(worker, 0),
+                "below": self._floor.get(name, 0),
+                "committed": committed.get(name, {}),
+            }
+            for worker, (name, first) in self._lives.items()
         }
-        return {"counts": counts, "sessions": sessions, "ended": list(self._ended)}
+        return {"counts": counts, "workers": workers}
 
     @classmethod
     def restore(cls, snapshot: Snapshot) -> "Ledger":
@@ -132,13 +184,15 @@ class Ledger:
         try:
             for name, number in snapshot.get("counts", {}).items():
                 ledger.counts[COUNTED[COUNTED.index(name)]] = _count(number)
-            ledger._ended = dict.fromkeys(map(_name, snapshot.get("ended", [])))
-            for name, kept in snapshot.get("sessions", {}).items():
-                below = ledger._floor[_name(name)] = _count(kept["below"])
-                verdicts = ledger._sessions.setdefault(name, {})
+            for worker, kept in snapshot.get("workers", {}).items():
+                life = Life(_name(kept["session"]), _count(kept["first"]))
+                ledger._lives[_count(int(worker))] = life
+                ledger._next[int(worker)] = _count(kept["next"])
+                below = ledger._floor[life.session] = _count(kept["below"])
+                verdicts = ledger._sessions.setdefault(life.session, {})
                 for seq, version in kept["committed"].items():
                     verdicts[int(seq)] = Verdict("committed", _count(version), "")
-                ledger._last_seq[name] = max(verdicts, default=below - 1)
+                ledger._last_seq[life.session] = max(verdicts, default=below - 1)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"no snapshot of a ledger: {error!r}") from None
         return ledger

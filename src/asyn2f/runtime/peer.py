@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from asyn2f.agreement import data_digest
 from asyn2f.experiment import Experiment
 from asyn2f.runtime import payloads, wire
 from asyn2f.runtime import protocol as p
@@ -127,11 +128,12 @@ class Link:
 
 def hello_of(
     experiment: Experiment,
-    experiment_digest: str,
+    terms: tuple[str, ...],
     role: str,
     worker: int = -1,
     num_examples: int = 0,
     quality: float = 1.0,
+    token: str = "",
 ) -> wire.Hello:
     """What a process of this role says first; with a new session's name."""
     return wire.Hello(
@@ -139,11 +141,14 @@ def hello_of(
         role=role,
         worker=worker,
         session=secrets.token_hex(8),
-        experiment=experiment_digest,
+        first=-1,
+        token=token,
         fingerprint=experiment.template.fingerprint,
         coding=str(experiment.coding),
         num_examples=num_examples,
         quality=quality,
+        data=data_digest(experiment.task, worker),
+        terms=terms,
     )
 
 

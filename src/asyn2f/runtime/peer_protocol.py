@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 
 from asyn2f import trace
+from asyn2f.runtime import ports, wire
 from asyn2f.runtime import protocol as p
-from asyn2f.runtime import wire
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import UPDATES, Channel, Subscribed
 
@@ -20,7 +20,12 @@ _HELLO_S = (0.1, 1.0)  # first and longest pause between two hellos
 _WINDOW = 4  # updates without a verdict; one more replaces the oldest nobody has seen
 _ASKED = 16  # updates that one beat asks about
 _PATIENCE = 4  # beats, at most, until one is asked about of which nothing was heard
-_BEAT_S = 0.001  # the shortest pause between two beats that a server may ask for
+_BEAT_S = 0.001, 3600.0  # pauses between two beats that a server may ask for
+_MOST = 2**31  # versions, as everywhere
+_NO_ANSWER = (
+    "no answer; is a server running there, is this the first of its ports, and does "
+    "a firewall let it through?"
+)
 _IDLE = p.Progress("registered", 0, 0.0, 0.0, 0.0, -1, 0, -1.0)
 
 
@@ -55,7 +60,7 @@ class PeerProtocol:
         # joining
         self._hello_at_s = now
         self._hello_pause_s = _HELLO_S[0]
-        self._last_refusal = ""
+        self._last_refusal = self._last_warning = ""
         self._welcome: wire.Welcome | None = None
         self._is_welcome = False
         # models
@@ -64,7 +69,10 @@ class PeerProtocol:
         # updates and scores
         self._seq = 0
         self._outbox: dict[int, _Kept] = {}
+        # connections but that of CONTROL
+        self._connected_s = math.inf
         self._is_heard = False  # the server hears what is published here
+        self._hears = False  # what the server publishes is heard here
         self._hold_until_s = -math.inf  # the server is busy until then
         self._scores: dict[int, wire.Scored] = {}
         # beats
@@ -132,11 +140,11 @@ class PeerProtocol:
             if now - self._heard_s > self._settings.lease_s:
                 silence = f"the server has been silent for {self._settings.lease_s:g} s"
                 self._leave(silence, "failed")
-            elif now >= self._beat_at_s:
+            elif now >= self._beat_at_s and not self._is_cut_off():
                 self._beat()
             return
         if now - self._waiting_s > self._settings.join_timeout_s:
-            why = self._last_refusal or "no answer"
+            why = self._last_refusal or _NO_ANSWER
             seconds = f"{self._settings.join_timeout_s:g} s"
             self._leave(f"could not register within {seconds}: {why}", "refused")
         elif now >= self._hello_at_s:
@@ -145,6 +153,27 @@ class PeerProtocol:
                 0.7, 1.3
             )
             self._hello_pause_s = min(self._hello_pause_s * 1.6, _HELLO_S[1])
+
+    def _is_cut_off(self) -> bool:
+        """Whether not all of the server's ports can be reached, and this peer ends."""
+        welcome = self._welcome
+        assert welcome is not None
+        hello, both = self._hello, (welcome.model_port, welcome.update_port)
+        closed = ports.closed(hello.role, self._hears, self._is_heard, *both)
+        since_s = self._now - self._connected_s
+        if not closed or since_s <= ports.OPEN_WITHIN_S:
+            return False
+        why = (
+            f"the server answers, but cannot be reached at {closed}: open or forward "
+            "all three of its ports, the first and the two that it names"
+        )
+        if self._last_warning != why:
+            self._last_warning = why
+            self._do(p.Warn(why))
+        if since_s > self._settings.join_timeout_s:
+            self._leave(why, "refused")
+            return True
+        return False
 
     def _greet_again(self) -> None:
         if not self._is_welcome:
@@ -156,23 +185,36 @@ class PeerProtocol:
     def _on_welcome(self, welcome: wire.Welcome) -> None:
         if self._is_of_the_past(welcome.run, welcome.incarnation):
             return
-        ports = welcome.model_port, welcome.update_port
-        if not (all(0 < port < 2**16 for port in ports) and welcome.beat_s >= _BEAT_S):
-            said = f"ports {ports}, a beat of {welcome.beat_s} s"
+        both = welcome.model_port, welcome.update_port
+        if not (
+            all(0 < port < 2**16 for port in both)
+            and _BEAT_S[0] <= welcome.beat_s <= _BEAT_S[1]
+            and 0 <= welcome.version < _MOST
+            and 0 <= welcome.first
+        ):
+            said = f"ports {both}, a beat of {welcome.beat_s} s, "
+            said += f"version {welcome.version}, updates from {welcome.first} on"
             self._last_refusal = f"its welcome cannot be followed: {said}"
             return
+        if self._hello.first < 0:
+            self._seq = max(self._seq, welcome.first)
+            self._hello = self._hello._replace(first=welcome.first)
         known, self._welcome = self._welcome, welcome
         if not self._is_welcome:
             self._is_welcome = True
             self._beat_at_s = self._now
-        if known is None or known != welcome._replace(version=known.version):
+        if known is None or known != welcome._replace(
+            version=known.version, first=known.first
+        ):
             topics = [p.ALL, p.topic_of(self._hello.session)]
             # A version can be lost, early or damaged; and who waits for the next one
             # begins again, as this server knows nothing of what it has pushed.
             again = welcome.version == self._newest and self._waits_for_nothing()
             if welcome.version < self._newest or again:
                 self._newest = self._missed = welcome.version - 1
-            self._is_heard = False  # until the server's subscription comes again
+            # Until subscriptions have come again, the server's and its own.
+            self._is_heard = self._hears = False
+            self._connected_s = self._now
             self._hold_until_s = -math.inf
             for kept in self._outbox.values():
                 kept.sent_s, kept.sends, kept.has_receipt = math.nan, 0, False
@@ -208,8 +250,8 @@ class PeerProtocol:
                     self._leave(reason, "refused")
             case wire.Who():
                 self._greet_again()
-            case wire.Pulse(incarnation, version):
-                self._on_pulse(incarnation, version)
+            case wire.Pulse(incarnation, version, hears):
+                self._on_pulse(incarnation, version, hears)
             case wire.StopRun(incarnation, reason):
                 if not self._is_old(incarnation):
                     self._do(p.StopWork(reason))
@@ -222,7 +264,9 @@ class PeerProtocol:
             case wire.Busy(session, seq, retry_s):
                 if session == self._hello.session and seq in self._outbox:
                     self._outbox[seq].sent_s = math.nan
-                    self._hold_until_s = self._now + retry_s
+                    # What a server may ask for ends before it is given up.
+                    pause_s = min(max(retry_s, 0.0), self._settings.lease_s)
+                    self._hold_until_s = self._now + pause_s
             case wire.Verdict():
                 self._on_verdict(message)
             case wire.ScoreReceipt(version):
@@ -250,12 +294,14 @@ class PeerProtocol:
         now = self._welcome
         return now is not None and self._is_of_the_past(now.run, incarnation)
 
-    def _on_pulse(self, incarnation: int, version: int) -> None:
-        if self._is_old(incarnation):
+    def _on_pulse(self, incarnation: int, version: int, hears: bool) -> None:
+        if self._is_old(incarnation) or version >= _MOST:
             return
         if self._welcome is None or incarnation != self._welcome.incarnation:
             self._greet_again()
-        elif version > self._newest:
+            return
+        self._hears = self._hears or hears
+        if version > self._newest:
             # Once may be the model still on its way; the second time, ask.
             if self._missed > self._newest:
                 self._send(wire.Get(self._hello.session, self._newest))
@@ -267,8 +313,9 @@ class PeerProtocol:
             welcome is not None
             and header.run == welcome.run
             and header.incarnation == welcome.incarnation
-            and header.version > self._newest
+            and self._newest < header.version < _MOST
         ):
+            self._hears = True
             self._newest = header.version
             if self._hello.role == "worker":
                 received = trace.Received(self._now, self._hello.worker, header.version)
@@ -360,6 +407,8 @@ class PeerProtocol:
                 newest=self._newest,
                 merges=progress.merges,
                 merged_s_ago=merged_s_ago,
+                hears=self._hears,
+                is_heard=self._is_heard,
                 settled_below=min(self._outbox, default=self._seq),
                 unsettled=tuple(long_sent[:_ASKED]),
             )

@@ -5,6 +5,7 @@ sockets and disks, or a simulation of them, carry the effects out. `now` is a mo
 clock; wall time decides nothing.
 """
 
+import hashlib
 from typing import Any, NamedTuple
 
 from asyn2f import trace
@@ -310,5 +311,6 @@ ALL = b"all"  # the topic every peer hears
 
 
 def topic_of(session: str) -> bytes:
-    """The topic that only this session's process hears."""
-    return b"one/" + session.encode()
+    """The topic that this session's process alone subscribes to. Others can, and see
+    it: the session's name cannot be found from it."""
+    return b"one/" + hashlib.sha256(session.encode()).hexdigest()[:32].encode()

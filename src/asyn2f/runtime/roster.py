@@ -1,9 +1,10 @@
 """Who is here: the server's register of its peers' processes."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from asyn2f.runtime import wire
+from asyn2f.runtime import ports, wire
 from asyn2f.status import WorkerStatus
 
 _SHOWN = 20  # characters of what a peer says it does
@@ -16,11 +17,14 @@ class Session:
     hello: wire.Hello
     peer: bytes  # where to reach it now
     heard_s: float
+    first: int  # number of its first update; -1 = it pushes none
+    moved_s: float = -math.inf  # when a beat last showed that it trains
     live: bool = True
     gone: bool = False  # it has said goodbye
     replaced: bool = False  # another process has its worker's number now
-    welcomed: bool = False
+    welcomed_s: float = math.inf  # when it was welcomed first
     hears_models: bool = False
+    is_warned_of: bool = False  # that a port cannot be reached
     beat: wire.Beat | None = None
 
     @property
@@ -37,6 +41,16 @@ class Session:
         return self.hello.actor
 
     @property
+    def welcomed(self) -> bool:
+        return self.welcomed_s < math.inf
+
+    def note(self, beat: wire.Beat, now: float) -> None:
+        """What it says of itself."""
+        if self.beat is None or beat.step > self.beat.step:
+            self.moved_s = now
+        self.beat = beat
+
+    @property
     def may_come_back(self) -> bool:
         """Whether it is a worker that has fallen silent without a goodbye."""
         return self.is_worker and not (self.live or self.gone or self.replaced)
@@ -45,21 +59,9 @@ class Session:
 class Roster:
     """Sessions by name; admits, remembers when each was heard, notices silence."""
 
-    def __init__(
-        self,
-        experiment: str,
-        fingerprint: str,
-        coding: str,
-        workers: int,
-        shards: tuple[tuple[int, float], ...],
-        dead_after_s: float,
-    ) -> None:
-        self._experiment = experiment
-        self._fingerprint = fingerprint
-        self._coding = coding
-        self._workers = workers
-        self._shards = shards
+    def __init__(self, dead_after_s: float, beat_s: float) -> None:
         self._dead_after_s = dead_after_s
+        self._hold_s = 2 * beat_s
         self._sessions: dict[str, Session] = {}
 
     def __iter__(self) -> Iterator[Session]:
@@ -71,52 +73,22 @@ class Roster:
     def live_workers(self) -> list[Session]:
         return [s for s in self if s.live and s.is_worker]
 
-    def refusal(self, hello: wire.Hello) -> wire.Refused | None:
-        """Why this peer cannot come in, or nothing."""
+    def is_held(
+        self, session: Session, peer: bytes, identity: str, now: float
+    ) -> bool:
+        """Whether another connection than this one speaks for the session at present:
+        where there are no keys, nobody else takes it over. Who has connected again is
+        let in as soon as the old connection has been silent for two beats."""
+        is_other = session.live and session.peer != peer
+        return not identity and is_other and now - session.heard_s < self._hold_s
 
-        def no(reason: str, retry: bool = False) -> wire.Refused:
-            return wire.Refused(reason, retry)
-
-        if hello.protocol != wire.PROTOCOL:
-            return no(f"protocol {hello.protocol}, the server speaks {wire.PROTOCOL}")
-        if hello.role not in ("worker", "evaluator"):
-            return no(f"role {hello.role[:20]!r}, allowed: worker, evaluator")
-        if hello.fingerprint != self._fingerprint:
-            return no("its model has other arrays than the server's")
-        if hello.coding != self._coding:
-            return no(
-                f"config.wire is {hello.coding[:50]}; the server's {self._coding}"
-            )
-        if hello.experiment != self._experiment:
-            return no(
-                "its config differs from the server's in task, strategy or training"
-            )
-        if hello.role == "evaluator":
-            return None
-        known = self.get(hello.session)
-        if known is not None and known.replaced:
-            return no(f"another process is worker {hello.worker} now")
-        if not 0 <= hello.worker < self._workers:
-            return no(
-                f"worker {hello.worker}, the data is cut for 0..{self._workers - 1}"
-            )
-        if not (hello.num_examples > 0 and 0 < hello.quality <= 1):
-            return no(f"{hello.num_examples} examples of quality {hello.quality}")
-        said = hello.num_examples, hello.quality
-        if self._shards and said != self._shards[hello.worker]:
-            examples, quality = self._shards[hello.worker]
-            return no(
-                f"{said[0]} examples of quality {said[1]}, by the config "
-                f"worker {hello.worker} has {examples} of {quality}"
-            )
-        for other in self.live_workers():
-            if other.hello.worker == hello.worker and other.name != hello.session:
-                return no(f"a worker {hello.worker} is here already", retry=True)
-        return None
-
-    def admit(self, hello: wire.Hello, peer: bytes, now: float) -> Session:
-        """The session of a peer that was not refused: a new one, or the one it had."""
-        session = self._sessions.setdefault(hello.session, Session(hello, peer, now))
+    def admit(
+        self, hello: wire.Hello, peer: bytes, first: int, now: float
+    ) -> Session:
+        """The session of a peer that was not refused: a new one, or the one it had.
+        `first`: the number of its first update."""
+        new = Session(hello, peer, now, first)
+        session = self._sessions.setdefault(hello.session, new)
         for other in self:
             is_older = other is not session and other.hello.worker == hello.worker
             if is_older and other.is_worker and session.is_worker:
@@ -136,6 +108,26 @@ class Roster:
         for session in silent:
             session.live = False
         return silent
+
+    def unreachable(
+        self, model_port: int, update_port: int, now: float
+    ) -> list[str]:
+        """Who has registered and cannot use both ports, once each, and in words."""
+        found = []
+        for session in self:
+            beat = session.beat
+            is_due = now > session.welcomed_s + ports.OPEN_WITHIN_S and session.live
+            if beat is None or session.is_warned_of or not is_due:
+                continue
+            hello, both = session.hello, (model_port, update_port)
+            closed = ports.closed(hello.role, beat.hears, beat.is_heard, *both)
+            if closed:
+                session.is_warned_of = True
+                found.append(
+                    f"{session.actor} has registered, but does not get through to "
+                    f"{closed} here: open or forward it for that machine too"
+                )
+        return found
 
     def obsolete(self) -> list[Session]:
         """Those that will not come back and that nobody needs to see: replaced ones,
@@ -172,7 +164,8 @@ def _status_of(
     hello, beat = session.hello, session.beat
     if beat is None:
         state = "registered" if session.live else "silent"
-        beat = wire.Beat("", 0, state, 0, 0.0, 0.0, 0.0, -1, -1, 0, -1.0, 0, ())
+        numbers = (0, 0.0, 0.0, 0.0, -1, -1, 0, -1.0)
+        beat = wire.Beat("", 0, state, *numbers, False, False, 0, ())
     state = beat.state[:_SHOWN]
     merged_s_ago = beat.merged_s_ago
     if merged_s_ago >= 0:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asyn2f import codecs, guards, programs, trace
+from asyn2f.agreement import data_digests
 from asyn2f.experiment import Experiment, initial_server_state
 from asyn2f.programs import UpdateKey
 from asyn2f.runtime import crashes, payloads, wire
@@ -134,7 +135,7 @@ class Server:
     def __init__(
         self,
         experiment: Experiment,
-        experiment_digest: str,
+        terms: tuple[str, ...],
         run: str,
         settings: RuntimeSettings,
         transport: Transport,
@@ -142,8 +143,11 @@ class Server:
         journal: Journal,
         observer: Observer,
         incarnation: int,
+        token: str = "",
     ) -> None:
         """Puts the first version into the store and compiles, so that it is ready.
+        `terms` are what peers must agree on (`agreement.terms_of`), and `token` what
+        they must present.
 
         Raises:
           StoreError: the store cannot be read or written.
@@ -181,12 +185,14 @@ class Server:
             run=run,
             incarnation=incarnation,
             strategy=experiment.strategy.name,
-            experiment=experiment_digest,
+            terms=terms,
             fingerprint=experiment.template.fingerprint,
             coding=str(experiment.coding),
             num_bytes=experiment.publication.template.num_bytes,
             workers=experiment.workers,
             shards=shards_of(experiment),
+            data=data_digests(experiment.task),
+            token=token,
             min_workers=timing.min_workers,
             replaces=timing.replaces,
             waits=timing.after_push == "wait",

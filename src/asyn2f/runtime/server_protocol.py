@@ -17,6 +17,8 @@ from asyn2f.runtime.ending import Ending
 from asyn2f.runtime.figures import Figures
 from asyn2f.runtime.intake import Intake
 from asyn2f.runtime.ledger import Ledger, Verdict
+from asyn2f.runtime.notices import Notices
+from asyn2f.runtime.registration import Registration
 from asyn2f.runtime.roster import Roster, Session
 from asyn2f.runtime.settings import ServerSettings
 from asyn2f.runtime.standing import status_of
@@ -56,31 +58,23 @@ class ServerProtocol:
         self._settings = settings
         self._outlet = p.Outlet(now)
         self._do = self._outlet.do
-        self._roster = Roster(
-            settings.experiment,
-            settings.fingerprint,
-            settings.coding,
-            settings.workers,
-            settings.shards,
-            settings.runtime.dead_after_s,
-        )
+        runtime = settings.runtime
+        self._roster = Roster(runtime.dead_after_s, runtime.beat_s)
         self._ledger = Ledger.restore(settings.books.get("ledger", {}))
+        self._registration = Registration(settings, self._roster, self._ledger)
+        self._notices = Notices()
         self._intake = Intake(
             settings.run,
             settings.incarnation,
             settings.replaces,
-            Admission(
-                settings.most_open,
-                settings.runtime.max_updates_per_s,
-                settings.runtime.beat_s,
-            ),
+            Admission(settings.most_open, runtime.max_updates_per_s, runtime.beat_s),
             self._ledger,
             self._roster,
             self._outlet,
         )
         self._figures = Figures(settings.books.get("totals", {}), settings.best)
         self._standstill = Standstill(
-            settings.waits, settings.deadline_s, settings.runtime.lease_s
+            settings.waits, settings.deadline_s, runtime.lease_s
         )
         # the end
         self._ending = Ending()
@@ -90,7 +84,7 @@ class ServerProtocol:
         self._versions = Versions(
             program,
             first,
-            settings.runtime.announce,
+            runtime.announce,
             settings.replaces,
             self._outlet,
             self._save,
@@ -121,10 +115,9 @@ class ServerProtocol:
                 if self._is_from(event.identity, header.session):
                     closed = trace.TOO_LATE if self._ending.has_begun else ""
                     version = self._newest.header.version
-                    problem = self._intake.receive(header, payload, version, closed)
-                    if problem:
-                        key = UpdateKey(header.worker, header.session, header.seq)
-                        self._on_failed(key, header.base_version, problem)
+                    refused = self._intake.receive(header, payload, version, closed)
+                    if refused is not None:
+                        self._on_failed(refused, header.base_version)
             case p.FromWire(Channel.CONTROL, peer, message):
                 session = getattr(message, "session", "")
                 hello = isinstance(message, wire.Hello)
@@ -137,7 +130,7 @@ class ServerProtocol:
                 if base is not None and self._intake.checked(key, problem):
                     self._versions.feed(programs.Arrived(now, key, base))
                 elif base is not None:
-                    self._on_failed(key, base, problem)
+                    self._on_failed((key, problem), base)
             case p.Made():
                 self._figures.incomplete += self._versions.lacking > 0
                 self._versions.on_made(event)
@@ -147,7 +140,7 @@ class ServerProtocol:
                 self._versions.on_not_made(version, reason)
                 for key, base in zip(keys, bases, strict=True):
                     if base is not None:
-                        self._on_failed(key, base, reason)
+                        self._on_failed((key, reason), base)
             case p.Saved(version):
                 self._save_again_s = self._save_late_s = math.inf
                 saved = trace.Saved(now, version, self._settings.incarnation)
@@ -238,8 +231,13 @@ class ServerProtocol:
         session = self._roster.get(name)
         if session is None or identity in ("", session.actor):
             return True
-        self._do(p.Warn(f"{identity} spoke as {session.actor}; not listened to"))
+        self._warn(f"{identity} spoke as {session.actor}; not listened to")
         return False
+
+    def _warn(self, text: str) -> None:
+        """What a peer can bring about as often as it likes is said now and then."""
+        if self._notices.are_new(text, self._now):
+            self._do(p.Warn(text))
 
     def _on_control(self, peer: bytes, message: wire.Message, identity: str) -> None:
         if isinstance(message, wire.Hello):
@@ -253,13 +251,16 @@ class ServerProtocol:
             why = f"another process is worker {session.hello.worker} now"
             self._do(p.Send(peer, wire.Refused(why, retry=False)))
             return
+        if self._roster.is_held(session, peer, identity, self._now):
+            return
         if self._roster.hear(session, peer, self._now):
             self._on_presence(session, programs.Joined)
         match message:
             case wire.Beat():
-                session.beat = message
-                newest = self._newest.header.version
-                self._do(p.Send(peer, wire.Pulse(self._settings.incarnation, newest)))
+                session.note(message, self._now)
+                newest, hears = self._newest.header.version, session.hears_models
+                pulse = wire.Pulse(self._settings.incarnation, newest, hears)
+                self._do(p.Send(peer, pulse))
                 told = session.is_worker or self._ending.is_farewell
                 if self._ending.has_begun and told:  # it may have missed it
                     self._do(p.Send(peer, self._stop))
@@ -278,26 +279,24 @@ class ServerProtocol:
                 self._leave(session, reason)
 
     def _on_hello(self, peer: bytes, hello: wire.Hello, identity: str) -> None:
-        refused = self._roster.refusal(hello)
-        if self._ledger.has_ended(hello.session):
-            refused = wire.Refused("another process has taken its place", retry=False)
-        if identity not in ("", hello.actor):
-            why = f"it says it is {hello.actor[:20]}, its key is {identity}'s"
-            refused = wire.Refused(why, retry=False)
-            self._do(p.Warn(f"refused a peer: {why}"))
-        may_score = hello.role == "evaluator" and not self._ending.is_farewell
+        refused = self._registration.refusal(hello, peer, identity, self._now)
         is_here = self._roster.get(hello.session) is not None
         if self._ending.has_begun and is_here and refused is None:
             self._do(p.Send(peer, self._stop))
             return
+        may_score = hello.role == "evaluator" and not self._ending.is_farewell
         if self._ending.has_begun and not may_score:
             why = f"the run is over: {self._ending.reason}"
             refused = wire.Refused(why, retry=False)
         if refused is not None:
+            self._warn(f"refused {identity or hello.actor[:20]}: {refused.reason}")
             self._do(p.Send(peer, refused))
             return
+        first = -1
+        if hello.role == "worker":
+            first = self._ledger.begin(hello.worker, hello.session, hello.first)
         is_new = self._roster.get(hello.session) is None
-        session = self._roster.admit(hello, peer, self._now)
+        session = self._roster.admit(hello, peer, first, self._now)
         if self._roster.hear(session, peer, self._now) or is_new:
             self._on_presence(session, programs.Joined)
         if not self._figures.has_started:
@@ -308,11 +307,12 @@ class ServerProtocol:
             self._welcome(session)
 
     def _welcome(self, session: Session) -> None:
-        session.welcomed = True
+        session.welcomed_s = min(session.welcomed_s, self._now)
         message = wire.Welcome(
             run=self._settings.run,
             incarnation=self._settings.incarnation,
             version=self._newest.header.version,
+            first=max(session.first, 0),
             model_port=self._settings.model_port,
             update_port=self._settings.update_port,
             beat_s=self._settings.runtime.beat_s,
@@ -338,11 +338,12 @@ class ServerProtocol:
         self._standstill.stir(now)
         self._versions.feed(change(now, worker))
 
-    def _on_failed(self, key: UpdateKey, base: int, problem: str) -> None:
+    def _on_failed(self, failed: tuple[UpdateKey, str], base: int) -> None:
         """An update cannot be used. A worker that made it of an older version has a
         newer one to go on with; of another nothing more comes in this round."""
         if base < self._newest.header.version:
             return
+        key, problem = failed
         self._versions.feed(programs.Failed(self._now, key.worker))
         self._standstill.refuse(key.session, problem, self._now)
         self._look_for_standstill()
@@ -381,6 +382,8 @@ class ServerProtocol:
         for session in self._roster.obsolete():
             if not session.is_worker or self._intake.end(session.name):
                 self._roster.drop(session)
+        ports = self._settings.model_port, self._settings.update_port
+        self._do(*map(p.Warn, self._roster.unreachable(*ports, self._now)))
         self._look_for_standstill()
         if self._now >= self._save_again_s:
             self._save_again_s = math.inf

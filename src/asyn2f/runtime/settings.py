@@ -65,13 +65,16 @@ class ServerSettings:
     run: str
     incarnation: int
     strategy: str
-    experiment: str  # digest of the settings the numbers depend on
+    terms: tuple[str, ...]  # see `wire.Hello`; what a peer's must be
     fingerprint: str
     coding: str  # of updates and versions, in words
     num_bytes: int
     workers: int
     # By worker, the examples and the quality it must register with; () = any.
     shards: tuple[tuple[int, float], ...] = ()
+    # Digests of their data, and after them that of the evaluator's; () = any.
+    data: tuple[str, ...] = ()
+    token: str = ""  # that peers must present
     min_workers: int
     replaces: bool  # whether a worker's newer update replaces its pending one
     waits: bool  # whether a worker that has pushed waits for the next version

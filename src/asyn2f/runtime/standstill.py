@@ -13,7 +13,7 @@ class Standstill:
     live wait so, the run cannot go on. One that fell silent may come back, or another
     process in its place, so it is waited for as long as peers wait for a server. One
     that is live and owes its update is waited for without end; but where rounds have a
-    deadline, no longer than that besides.
+    deadline, no longer than that besides once its steps have ceased to grow.
     """
 
     def __init__(self, waits: bool, deadline_s: float, patience_s: float) -> None:
@@ -47,11 +47,13 @@ class Standstill:
         live = roster.live_workers()
         if not (self._waits and live and self._refused):
             return ""
-        owing = [s.actor for s in live if s.name not in self._refused]
+        owes = [s for s in live if s.name not in self._refused]
+        owing = [s.actor for s in owes]
         silent = [s.actor for s in roster if s.may_come_back]
         patience_s = self._patience_s if owing or silent else 0.0
         patience_s += self._deadline_s if owing else 0.0
-        if now < self._since_s + patience_s:
+        since_s = max([self._since_s, *(s.moved_s for s in owes)])
+        if now < since_s + patience_s:
             return ""
         *_, problem = self._refused.values()
         awaited = f"; none comes from {', '.join(owing + silent)}" if patience_s else ""

@@ -8,15 +8,14 @@ A message is a header, msgpack of at most 4 KiB, and for models and updates a pa
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import msgpack
 
-PROTOCOL = 4
+PROTOCOL = 5
 MAX_HEADER_BYTES = 4096
-_MAX_TEXT = 512
-_CUT = _MAX_TEXT // 4  # characters of a text that are sent: they fit, whatever they are
-_MAX_LIST = 64
+_MAX_TEXT = 512  # bytes
+_MAX_LIST = 128
 _INT_LIMIT = 2**62
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
@@ -31,17 +30,24 @@ class WireError(Exception):
 
 
 class Hello(NamedTuple):
-    """Peer to server: let me in. Repeated until it is answered."""
+    """Peer to server: let me in. Repeated until it is answered.
+
+    Whoever knows the name of a session can speak in it where there are no keys, so it
+    is never published: see `protocol.topic_of`.
+    """
 
     protocol: int
     role: str  # "worker" | "evaluator"
     worker: int  # -1 for an evaluator
     session: str  # drawn by the process at its start
-    experiment: str  # digest of the settings the numbers depend on
+    first: int  # `Welcome.first` of this process; -1 = it has not been welcomed
+    token: str  # of the run, where there are no keys; or ""
     fingerprint: str  # of the model's template
     coding: str  # of updates and versions, in words
     num_examples: int
     quality: float
+    data: str  # digest of a worker's shard, or of the evaluator's test set
+    terms: tuple[str, ...]  # all else that the numbers depend on, "key=value" each
 
     @property
     def actor(self) -> str:
@@ -61,6 +67,7 @@ class Welcome(NamedTuple):
     run: str
     incarnation: int
     version: int  # newest announced
+    first: int  # a worker's updates are numbered from here on, also over its lives
     model_port: int
     update_port: int
     beat_s: float
@@ -77,7 +84,8 @@ class Refused(NamedTuple):
 class Beat(NamedTuple):
     """Peer to server, every `beat_s`: alive, and this far. All its updates with numbers
     below `settled_below` have their verdicts; `unsettled` names some that were sent a
-    while ago and have none."""
+    while ago and have none. `hears` and `is_heard` say whether its connections for
+    models and for updates have come about."""
 
     session: str
     incarnation: int
@@ -90,15 +98,19 @@ class Beat(NamedTuple):
     newest: int  # newest version received
     merges: int
     merged_s_ago: float  # -1 = never
+    hears: bool
+    is_heard: bool
     settled_below: int
     unsettled: tuple[int, ...]
 
 
 class Pulse(NamedTuple):
-    """Server to peer, in answer to a beat: the newest version there is."""
+    """Server to peer, in answer to a beat: the newest version there is, and whether
+    the peer's subscription to it has arrived."""
 
     incarnation: int
     version: int
+    hears: bool
 
 
 class Who(NamedTuple):
@@ -254,12 +266,16 @@ _MAY_BE_NAN = {"Beat", "UpdateHeader", "Scored"}
 def encode(message: Message) -> bytes:
     """The message as msgpack: its kind and its fields in order. A text is cut where it
     is long; what cannot be printed in it becomes a space."""
-    fields = [_line(field) if isinstance(field, str) else field for field in message]
-    return bytes(msgpack.packb([type(message).__name__, *fields]))
+    return bytes(msgpack.packb([type(message).__name__, *map(_sent, message)]))
 
 
-def _line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text[:_CUT])
+def _sent(field: Any) -> Any:
+    if isinstance(field, tuple):
+        return [*map(_sent, field)]
+    if not isinstance(field, str):
+        return field
+    line = "".join(c if c.isprintable() else " " for c in field[:_MAX_TEXT])
+    return line.encode("utf-8", "replace")[:_MAX_TEXT].decode("utf-8", "ignore")
 
 
 def decode(data: Buffer) -> Message:
@@ -292,6 +308,8 @@ def decode(data: Buffer) -> Message:
         # Without its name: reasons are counted, and names there are without end.
         raise WireError("unknown kind of message")
     hints = _HINTS[parts[0]]
+    if kind is Hello and _is_of_another_protocol(parts):
+        return _STRANGER._replace(protocol=parts[1])
     if len(parts) - 1 != len(hints):
         raise WireError(f"{parts[0]} with {len(parts) - 1} fields, has {len(hints)}")
     for (name, hint), value in zip(hints.items(), parts[1:], strict=True):
@@ -299,6 +317,15 @@ def decode(data: Buffer) -> Message:
         if problem:
             raise WireError(f"{parts[0]}.{name}: {problem}")
     return kind(*parts[1:])
+
+
+def _is_of_another_protocol(parts: tuple[Any, ...]) -> bool:
+    """Whether only the number of a `Hello`'s protocol can be understood."""
+    said = parts[1] if len(parts) > 1 else None
+    return type(said) is int and said != PROTOCOL and 0 <= said < _INT_LIMIT
+
+
+_STRANGER = Hello(0, "", -1, "-", -1, "", "", "", 0, 0.0, "", ())
 
 
 def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
@@ -321,6 +348,10 @@ def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
             return "is not a name of 1 to 64 letters, digits, _ and -"
         if not value.isprintable():
             return "is not printable"
-    elif not isinstance(value, tuple) or not all(type(item) is int for item in value):
-        return "is not a list of integers"
+    elif not isinstance(value, tuple):
+        return "is not a list"
+    else:
+        (kind, _) = get_args(hint)
+        problems = (_problem("", kind, item, finite) for item in value)
+        return next((f"an item {said}" for said in problems if said), "")
     return ""

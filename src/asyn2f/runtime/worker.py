@@ -75,15 +75,19 @@ class Worker:
         """Ends the worker at its next batch boundary; from any thread."""
         self._mailbox.stop(reason)
 
-    def run(self, transport: Transport, experiment_digest: str) -> Ended:
-        """Joins, and works until the run is over, or it is stopped or turned away."""
+    def run(
+        self, transport: Transport, terms: tuple[str, ...], token: str = ""
+    ) -> Ended:
+        """Joins, and works until the run is over, or it is stopped or turned away.
+        `terms`: see `agreement.terms_of`; `token`: of the run, if there are no keys."""
         hello = hello_of(
             self._experiment,
-            experiment_digest,
+            terms,
             "worker",
             self._worker,
             self._num_examples,
             self._quality,
+            token,
         )
         self._link = Link(
             hello, self._settings, transport, self._journal, self._mailbox
@@ -180,7 +184,7 @@ class Worker:
 
     def _train(self, wanted: int, known: int | None) -> int:
         assert self._state is not None
-        start_s = due_s = time.monotonic()
+        start_s = due_s = told_s = time.monotonic()
         done = 0
         while done < wanted:
             self._state, metrics = self._trainer.advance(self._state, self._shard)
@@ -192,6 +196,9 @@ class Worker:
                 self._mailbox.wait_stopped(due_s - time.monotonic())
             if self._mailbox.stopped is not None:
                 break
+            if time.monotonic() > told_s + self._settings.beat_s:
+                self._report_progress("training")  # a slow worker is not a hanging one
+                told_s = time.monotonic()
             if known is not None and self._mailbox.newest != known:
                 break
         update = self._trainer.report(self._state)
