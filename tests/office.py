@@ -4,6 +4,7 @@ What a test puts in goes the way of whatever arrives: decoded by the I/O thread'
 to the protocol, to the server's JAX and its store, and back into the protocol.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
@@ -60,6 +61,8 @@ class Office:
         )
         self.server._saver._jobs = _AtOnce()
         self.io = self.server._io
+        # A test may send as many bad ones as it likes.
+        self.io._machine._intake._admission._refused.burst = math.inf
         self._reports = [self._report(worker) for worker in range(experiment.workers)]
         self.peers: dict[str, Any] = {}
 

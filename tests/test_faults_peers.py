@@ -107,7 +107,7 @@ def test_workers_join_and_push_while_the_server_is_busy(tmp_path):
     ("wrong", "words"),
     [
         ({"protocol": wire.PROTOCOL + 1}, "protocol"),
-        ({"experiment": "another"}, "config differs"),
+        ({"terms": ("seed=1",)}, "seed is 1, there 0"),
         ({"fingerprint": "another"}, "other arrays"),
         ({"worker": 7}, "0..1"),
     ],

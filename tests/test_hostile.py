@@ -118,7 +118,8 @@ def test_a_negative_loss_is_refused(office, seqs, loss):
         {"worker": -1},
         {"worker": 2**62},
         {"fingerprint": "other"},
-        {"experiment": "other"},
+        {"terms": ("seed=1",)},
+        {"data": "other"},
         {"protocol": 99},
         {"role": "server"},
     ],
@@ -498,7 +499,7 @@ def test_what_cannot_be_printed_is_neither_read_nor_sent(text):
 @pytest.mark.parametrize("kind", wire.Message.__args__, ids=lambda kind: kind.__name__)
 def test_no_kind_of_message_carries_control_characters(kind):
     hints = wire._HINTS[kind.__name__]
-    plain = {int: 1, float: 1.0, bool: True, str: "x"}
+    plain = {int: wire.PROTOCOL, float: 1.0, bool: True, str: "x"}
     texts = [name for name, hint in hints.items() if hint is str]
     for name in texts:
         values = {n: plain.get(hint, ()) for n, hint in hints.items()}

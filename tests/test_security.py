@@ -295,6 +295,7 @@ def test_one_worker_cannot_speak_as_another(ring, tmp_path, caplog):
         claims = [
             hello_of(0, "x"),
             hello_of(-1, "y"),
+            hello_of(1, worker.session),
             wire.Bye(worker.session, "goodbye from another"),
             wire.Scored(worker.session, 1, 1.0, 0.0, 1.0),
             wire.StopRun(9, "because a worker says so"),
@@ -310,21 +311,25 @@ def test_one_worker_cannot_speak_as_another(ring, tmp_path, caplog):
             for claim in claims:
                 control.send(wire.encode(claim))
             refused = []
-            for _ in claims[:2]:
+            for _ in claims[:3]:
                 assert control.poll(PATIENCE_S * 1000)
                 refused.append(wire.decode(control.recv()))
+            control.send(wire.encode(hello_of(1, "its-own")))
+            assert control.poll(PATIENCE_S * 1000), "all before has been heard"
+            assert isinstance(wire.decode(control.recv()), wire.Welcome)
+            control.send(wire.encode(wire.Bye("its-own", "done")))
             run.until(
-                "all is answered",
-                lambda: caplog.text.count("worker-1 spoke as worker-0") >= 3,
+                "it is said", lambda: "worker-1 spoke as worker-0" in caplog.text
             )
             before = worker.machine.made
             run.until("it works on", lambda: worker.machine.made > before + 5)
-        assert [type(answer) for answer in refused] == [wire.Refused, wire.Refused]
-        assert all("worker-1" in answer.reason for answer in refused)
+        assert [type(answer) for answer in refused] == [wire.Refused] * 3
+        assert all("worker-1" in answer.reason for answer in refused[:2])
+        assert "belongs to another" in refused[2].reason
         assert 10**6 not in {key.seq for key in run.server.arrived_s}
         assert run.server.machine.status().accuracy is None
         assert run.server.finish is None
-        assert run.server.live() == [0]
+        run.until("it is alone", lambda: run.server.live() == [0])
         worker.machine.total = 0
         run.until("all is settled", lambda: worker.machine.is_done)
         assert set(run.finish()) == {"committed"}
