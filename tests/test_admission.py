@@ -316,7 +316,9 @@ def test_there_is_one_evaluator_at_a_time():
 @pytest.mark.parametrize("token", ["", "t0ken2", "é"])
 def test_without_keys_a_peer_presents_the_runs_token(worker, token):
     desk = Desk(token="t0ken")
-    (refused,) = messages(desk.hear("x", hello_of(worker, "x", token=token)), wire.Refused)
+    (refused,) = messages(
+        desk.hear("x", hello_of(worker, "x", token=token)), wire.Refused
+    )
     assert "token" in refused.reason
     assert not refused.retry
     good = hello_of(worker, "x", token="t0ken")

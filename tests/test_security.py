@@ -318,9 +318,7 @@ def test_one_worker_cannot_speak_as_another(ring, tmp_path, caplog):
             assert control.poll(PATIENCE_S * 1000), "all before has been heard"
             assert isinstance(wire.decode(control.recv()), wire.Welcome)
             control.send(wire.encode(wire.Bye("its-own", "done")))
-            run.until(
-                "it is said", lambda: "worker-1 spoke as worker-0" in caplog.text
-            )
+            run.until("it is said", lambda: "worker-1 spoke as worker-0" in caplog.text)
             before = worker.machine.made
             run.until("it works on", lambda: worker.machine.made > before + 5)
         assert [type(answer) for answer in refused] == [wire.Refused] * 3

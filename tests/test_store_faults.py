@@ -240,9 +240,7 @@ def test_a_flipped_bit_in_any_file_is_harmless_or_noticed(make, folder):
     print(f"seed {seed}")
     draw = random.Random(seed)
     store = make()
-    books = {
-        "ledger": {"workers": {"0": {"committed": {str(n): n for n in range(9)}}}}
-    }
+    books = {"ledger": {"workers": {"0": {"committed": {str(n): n for n in range(9)}}}}}
     store.save(1, state_of(1, size=40), {"version": 1, "books": books})
     like = state_of(0, size=40)
     clean = content(store, 1, like)

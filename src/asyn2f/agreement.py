@@ -66,7 +66,7 @@ def data_digest(task: Task, worker: int) -> str:
         for start in range(0, count, _ROWS):
             span = slice(start, start + _ROWS)
             chunk = array[span if rows is None else np.asarray(rows)[span]]
-            found.update(np.ascontiguousarray(chunk))
+            found.update(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 

@@ -190,7 +190,7 @@ class PeerProtocol:
             all(0 < port < 2**16 for port in both)
             and _BEAT_S[0] <= welcome.beat_s <= _BEAT_S[1]
             and 0 <= welcome.version < _MOST
-            and 0 <= welcome.first
+            and welcome.first >= 0
         ):
             said = f"ports {both}, a beat of {welcome.beat_s} s, "
             said += f"version {welcome.version}, updates from {welcome.first} on"

@@ -73,18 +73,14 @@ class Roster:
     def live_workers(self) -> list[Session]:
         return [s for s in self if s.live and s.is_worker]
 
-    def is_held(
-        self, session: Session, peer: bytes, identity: str, now: float
-    ) -> bool:
+    def is_held(self, session: Session, peer: bytes, identity: str, now: float) -> bool:
         """Whether another connection than this one speaks for the session at present:
         where there are no keys, nobody else takes it over. Who has connected again is
         let in as soon as the old connection has been silent for two beats."""
         is_other = session.live and session.peer != peer
         return not identity and is_other and now - session.heard_s < self._hold_s
 
-    def admit(
-        self, hello: wire.Hello, peer: bytes, first: int, now: float
-    ) -> Session:
+    def admit(self, hello: wire.Hello, peer: bytes, first: int, now: float) -> Session:
         """The session of a peer that was not refused: a new one, or the one it had.
         `first`: the number of its first update."""
         new = Session(hello, peer, now, first)
@@ -109,9 +105,7 @@ class Roster:
             session.live = False
         return silent
 
-    def unreachable(
-        self, model_port: int, update_port: int, now: float
-    ) -> list[str]:
+    def unreachable(self, model_port: int, update_port: int, now: float) -> list[str]:
         """Who has registered and cannot use both ports, once each, and in words."""
         found = []
         for session in self:
