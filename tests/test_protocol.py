@@ -47,6 +47,7 @@ ANNOUNCE = ("durable", "early")
         (0, {"coding": "int8"}, "config.wire is int8; the server's plain"),
         (2, {}, r"worker 2, the data is cut for 0\.\.1"),
         (0, {"worker": -1}, r"worker -1, the data is cut for 0\.\.1"),
+        (-1, {"worker": 9}, "an evaluator of number 9, allowed: -1"),
         (0, {"num_examples": 0}, "0 examples"),
         (0, {"quality": 0.0}, "quality 0.0"),
         (0, {"quality": 1.5}, "quality 1.5"),

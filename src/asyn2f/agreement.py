@@ -27,7 +27,7 @@ _MOST_BYTES = 3000  # of all terms: they are part of a message's header
 
 def flags() -> dict[str, Any]:
     """How JAX makes numbers in this process, by the names of its settings."""
-    return {name: jax.config.read(name) for name in FLAGS}
+    return {name: getattr(jax.config, name) for name in FLAGS}
 
 
 def terms_of(settings: dict[str, Any]) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class Registration:
         if identity not in ("", hello.actor):
             return f"it says it is {hello.actor[:20]}, its key is {identity}'s"
         token = self._settings.token
-        if not hmac.compare_digest(hello.token.encode(), token.encode() or b""):
+        if not hmac.compare_digest(hello.token.encode(), token.encode()):
             return (
                 "it does not present this run's token: without keys, give it the "
                 "server's --workdir, where server.json holds the token"
@@ -64,6 +64,8 @@ class Registration:
         workers = self._settings.workers
         if hello.role == "worker" and not 0 <= hello.worker < workers:
             return f"worker {hello.worker}, the data is cut for 0..{workers - 1}"
+        if hello.role == "evaluator" and hello.worker != -1:
+            return f"an evaluator of number {hello.worker}, allowed: -1"
         known = self._roster.get(hello.session)
         owner = self._ledger.owner(hello.session)
         is_anothers = owner is not None and owner != hello.worker

@@ -1,0 +1,69 @@
+"""What processes of one run must agree on, and how that is written."""
+
+import json
+
+import jax
+import pytest
+
+from asyn2f import build
+from asyn2f.agreement import data_digest, data_digests
+from tests.experiments import config_with
+
+
+def test_a_whole_number_for_a_fraction_is_that_fraction():
+    """On one machine somebody writes 1, on another 1.0: the same experiment."""
+    ways = [
+        config_with(task__quality=(1,), training__momentum=0, task__alpha=1),
+        config_with(task__quality=(1.0,), training__momentum=0.0, task__alpha=1.0),
+    ]
+    assert build.experiment_digest(ways[0]) == build.experiment_digest(ways[1])
+    assert build.terms(ways[0]) == build.terms(ways[1])
+    other = config_with(task__quality=(1,), training__momentum=0.5, task__alpha=1)
+    assert build.terms(other) != build.terms(ways[0])
+
+
+def test_terms_name_every_setting_and_fit_into_a_header():
+    sizes = tuple(range(1, 1001))
+    config = config_with(workers=1000, task__partition="sizes", task__sizes=sizes)
+    terms = build.terms(config)
+    assert sum(len(term.encode()) + 3 for term in terms) < 3000
+    other = config_with(workers=1000, task__partition="sizes", task__sizes=sizes[::-1])
+    (differs,) = set(build.terms(other)) - set(terms)
+    assert differs.startswith("task.sizes=[1000,999,")
+    keys = {term.partition("=")[0] for term in terms}
+    assert {"seed", "training.batch_size", "jax_default_prng_impl"} <= keys
+    assert not {k for k in keys if k.startswith(("runtime.", "sim.", "stop."))}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("jax_enable_x64", True), ("jax_default_prng_impl", "rbg")]
+)
+def test_terms_say_how_jax_makes_numbers(flag, value):
+    plain = build.terms(config_with())
+    before = getattr(jax.config, flag)
+    jax.config.update(flag, value)
+    try:
+        (differs,) = set(build.terms(config_with())) - set(plain)
+    finally:
+        jax.config.update(flag, before)
+    assert differs == f"{flag}={json.dumps(value)}"
+
+
+def test_a_partition_of_other_rows_has_other_data(tmp_path):
+    rows = list(range(200))
+    for name, shards in (
+        ("a", [rows[:80], rows[80:160]]),
+        ("b", [rows[:80], rows[90:170]]),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(shards))
+    tasks = [
+        build.build_task(
+            config_with(
+                workers=2, task__partition="file", task__indices=str(tmp_path / name)
+            )
+        )
+        for name in ("a.json", "b.json")
+    ]
+    one, other = map(data_digests, tasks)
+    assert [x == y for x, y in zip(one, other, strict=True)] == [True, False, True]
+    assert one[1] == data_digest(tasks[0], 1) != one[0]
