@@ -19,10 +19,15 @@ from asyn2f.timing import Timing
 from asyn2f.types import Params, ServerState, WorkerUpdate
 
 Weighting = Literal["full", "plain"]
+DistanceOver = Literal["all", "trained"]
 
 
 def kafl(
-    *, weighting: Weighting = "full", mixing: float = 0.8, rho: float = 1.0
+    *,
+    weighting: Weighting = "full",
+    mixing: float = 0.8,
+    rho: float = 1.0,
+    distance_over: DistanceOver = "all",
 ) -> Strategy:
     """The M-step KAFL strategy.
 
@@ -33,22 +38,25 @@ def kafl(
 
     (M-step KAFL, ICDCS 2022), over M = `timing.min_updates` arrivals in order, usually
     3; a worker may stand in twice. The uploads are counted with those of this
-    aggregation, the product and the norm are over all of what is trained. "plain" has
-    w_k in proportion to n_k: what Asyn2F's authors compared with, at a = 0.8. Having
-    pushed, a worker adopts the newest version at hand.
+    aggregation. "plain" has w_k in proportion to n_k: what Asyn2F's authors compared
+    with, at a = 0.8. Having pushed, a worker adopts the newest version at hand.
 
     Args:
       weighting: whether w_k is the formula above ("full").
       mixing: a, in (0, 1].
       rho: >= 0, of "full".
+      distance_over: arrays that the product and the norm are over: "all" that W has,
+        statistics of normalisations included, as in the paper and its code; or those
+        that are "trained".
 
     Raises:
-      ValueError: a number out of range, an unknown weighting.
+      ValueError: a number out of range, an unknown weighting or choice of arrays.
 
     >>> kafl().timing.min_updates
     3
     """
     check_choice("weighting", weighting, Weighting)
+    check_choice("distance_over", distance_over, DistanceOver)
     check_range("mixing", mixing, 0.0, 1.0, open_low=True)
     check_range("rho", rho, 0.0)
 
@@ -65,7 +73,8 @@ def kafl(
         if weighting == "full":
             often = uploads[worker].astype(jnp.float32)
             often = often / jnp.sum(uploads).astype(jnp.float32)
-            off = _likeness(state.model.params, updates.params) - 1.0
+            over = trained if distance_over == "trained" else lambda params: params
+            off = _likeness(over(state.model.params), over(updates.params)) - 1.0
             weights = weights - rho * jnp.abs(off / often)
         weights = jnp.where(mask, weights, -jnp.inf)
         shares = shares_of(jnp.exp(weights - jnp.max(weights)), mask)
@@ -89,14 +98,14 @@ def kafl(
 
 
 def _likeness(params: Params, rows: Params) -> jax.Array:
-    """`<W, W_k> / ||W||^2` of what is trained, f32 [K]."""
+    """`<W, W_k> / ||W||^2` over all of their arrays, f32 [K]."""
 
     def product(one, several):
         one, several = one.astype(jnp.float32), several.astype(jnp.float32)
         axes = tuple(range(1, several.ndim))
         return jnp.sum(one[None] * several, axis=axes)
 
-    one, several = trained(params), trained(rows)
-    products = jax.tree.leaves(jax.tree.map(product, one, several))
-    norm = sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(one))
+    products = jax.tree.leaves(jax.tree.map(product, params, rows))
+    leaves = jax.tree.leaves(params)
+    norm = sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves)
     return sum(products) / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
