@@ -36,6 +36,7 @@ class Watcher:
         self._evaluate = make_evaluate(experiment.task)
         self._target = experiment.stop.target_accuracy
         self._store = OrbaxStore(folder / workdir.MODELS)
+        self._run = workdir.read_json(folder / workdir.RUN)["run"]
         self._start_s = start_s
         self._shown_s = time.monotonic()
 
@@ -78,7 +79,8 @@ class Watcher:
 
     def _keep(self, node: int, state: ServerState) -> None:
         if node not in self._store.versions():
-            self._store.save(node, state, {"incarnation": 1, "version": node})
+            record = {"run": self._run, "incarnation": 1, "version": node}
+            self._store.save(node, state, record)
 
 
 class Keeper:

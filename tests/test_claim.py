@@ -151,3 +151,27 @@ def test_a_folder_that_cannot_be_made_is_said_so(tmp_path):
     claim = claimed(tmp_path / "file" / "run", resume=False, overwrite=False)
     with pytest.raises(WorkdirError, match=r"cannot use .*: Not a directory"), claim:
         pass
+
+
+@pytest.mark.parametrize("name", ["models/3", "metrics.jsonl", "trace/server.jsonl"])
+def test_what_is_left_of_a_run_without_its_config_is_not_gone_on_with(tmp_path, name):
+    folder = tmp_path / "run"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("old")
+    claim = claimed(folder, resume=False, overwrite=False)
+    with pytest.raises(WorkdirError, match=r"of a run, and no config.json"), claim:
+        pass
+    assert contents(folder) == {name: "old"}
+    with overwrite(folder) as claim:
+        claim.clear(overwrite=True)
+        claim.begin()
+    assert contents(folder) == {}
+
+
+def test_traces_of_peers_and_logs_are_no_run(tmp_path):
+    for name in ("trace/worker-3.jsonl", "logs/server.log", "models/.keep"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "models" / ".keep").unlink()
+    with claimed(tmp_path, resume=False, overwrite=False):
+        pass

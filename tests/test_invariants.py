@@ -87,6 +87,7 @@ BROKEN = {
     "I1 a record of another parent": ("I1", with_commit(3, parent=1)),
     "I1 a record of another version": ("I1", with_commit(3, version=4)),
     "I1 a record of other content": ("I1", with_commit(1, coefficients=(0.4, 0.6))),
+    "I1 a record of another run": ("I1", with_commit(3, run="run-2")),
     "I1 a record of a lost incarnation": ("I1", with_commit(3, incarnation=1)),
     "I2 an update in two records": (
         "I2",

@@ -410,6 +410,20 @@ def test_a_server_does_not_begin_where_nothing_is_right(make, folder):
     assert make().versions() == [0], "it may still be looked at by a person"
 
 
+@pytest.mark.parametrize("foreign", ["the newest", "the best"])
+def test_versions_of_another_run_are_not_gone_on_with(make, foreign):
+    experiment, store = small(), make()
+    state = initial_server_state(experiment)
+    runs = ["run-1", "run-2"] if foreign == "the newest" else ["run-2", "run-1"]
+    for version, run in enumerate(runs):
+        store.save(version, state, {"run": run, "version": version})
+    store.set_best(0, 0.5)
+    with pytest.raises(StoreError, match=r"is of run 'run-2', this is run 'run-1'"):
+        start_of(experiment, make(), "run-1")
+    assert store.versions() == [0, 1]
+    assert start_of(experiment, make()).made_in == 1
+
+
 # ---------------------------------------------------------------- readers
 
 

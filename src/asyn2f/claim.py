@@ -130,8 +130,23 @@ def _check(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"{folder} holds a run already; give --resume to go on with it, "
             "--overwrite to delete it, or another --workdir"
         )
+    if not holds_run and not overwrite and (left := _left_of_a_run(folder)):
+        raise WorkdirError(
+            f"{folder} holds {', '.join(left)} of a run, and no {workdir.CONFIG}: put "
+            "that back to go on with the run, give --overwrite to delete it, or give "
+            "another --workdir"
+        )
     if not os.access(folder, os.W_OK):
         raise WorkdirError(f"cannot write into {folder}")
+
+
+def _left_of_a_run(folder: Path) -> list[str]:
+    """What a server or a simulation has written, and would go on with or append to."""
+    models = folder / workdir.MODELS
+    left = [f"{workdir.MODELS}/"] * (models.is_dir() and any(models.iterdir()))
+    names = [workdir.METRICS, workdir.PROGRESS]
+    names += [f"{workdir.TRACE}/{actor}.jsonl" for actor in ("server", "simulation")]
+    return left + [name for name in names if (folder / name).exists()]
 
 
 def _lock(handle: int, folder: Path, kind: int) -> None:

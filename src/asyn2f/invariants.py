@@ -59,6 +59,7 @@ class Commit(NamedTuple):
     keys: tuple[Key, ...]
     base_versions: tuple[int, ...]
     coefficients: tuple[float, ...]
+    run: str = ""
 
 
 class Found(NamedTuple):
@@ -103,6 +104,7 @@ def commit_of(record: Mapping[str, Any]) -> Commit:
         keys=tuple(tuple(key) for key in made.get("updates", ())),
         base_versions=tuple(made.get("base_versions", ())),
         coefficients=tuple(made.get("coefficients", ())),
+        run=record.get("run", ""),
     )
 
 
@@ -228,7 +230,14 @@ def _versions_follow(run: _Run) -> Iterator[str]:
     for version in sorted(run.found.unreadable):
         yield f"version {version} is in the store, and cannot be read"
     maker = {version: incarnation for incarnation, version in run.line}
+    heads = [event for event in run.those(trace.Recorded) if event.run]
+    runs = sorted({event.run for event in heads})
     for version, commit in sorted(run.found.commits.items()):
+        if commit.run and runs and commit.run not in runs:
+            yield (
+                f"version {version} in the store is of run {commit.run}, the trace of "
+                f"run {', '.join(runs)}"
+            )
         if commit.version != version:
             yield f"version {version} in the store says it is version {commit.version}"
         if version and commit.parent != version - 1:
@@ -239,7 +248,7 @@ def _versions_follow(run: _Run) -> Iterator[str]:
                 f"version {version} in the store is incarnation {commit.incarnation}'s,"
                 f" the trace knows incarnation {maker[version]}'s"
             )
-        elif commit.keys and made and _content(made) != commit[3:]:
+        elif commit.keys and made and _content(made) != commit[3:6]:
             yield f"version {version} in the store is not what the trace says it is"
 
 

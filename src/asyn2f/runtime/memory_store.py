@@ -45,6 +45,9 @@ class MemoryStore:
             raise StoreError(f"version {version}, {problem}")
         return stored
 
+    def record(self, version: int) -> Record:
+        return self._kept[version].record if version in self._kept else {}
+
     def versions(self) -> list[int]:
         return sorted(self._kept)
 

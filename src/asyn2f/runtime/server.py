@@ -56,13 +56,18 @@ class Start(NamedTuple):
     made_in: int  # the incarnation that made it; 0 = it is new
 
 
-def start_of(experiment: Experiment, store: ModelStore) -> Start:
+def start_of(experiment: Experiment, store: ModelStore, run: str = "") -> Start:
     """The newest valid version in the store, or version 0 if it is empty.
 
     Versions that turn out damaged are set aside, with a warning, for the one before.
 
+    Args:
+      experiment: of the run.
+      store: of the run.
+      run: its name; "" = whichever.
+
     Raises:
-      StoreError: there are versions, and none can be used.
+      StoreError: there are versions, and none can be used, or they are of another run.
     """
     shapes = jax.eval_shape(lambda: initial_server_state(experiment))
     problems: dict[int, str] = {}
@@ -77,6 +82,7 @@ def start_of(experiment: Experiment, store: ModelStore) -> Start:
         except ValueError as error:
             problems[version] = f"version {version}, its record: {error}"
             continue
+        check_run(store, version, record, run)
         for damaged, problem in problems.items():
             logging.warning("set version %d aside: %s", damaged, problem)
             store.set_aside(damaged)
@@ -108,6 +114,24 @@ def problem_of(state: ServerState, metrics: Metrics) -> str:
     if not (shares.min() >= 0 and abs(shares.sum() - 1) < _SUM_TO_1_WITHIN):
         return f"the coefficients are {shares.tolist()}: no shares of 1"
     return ""
+
+
+def check_run(store: ModelStore, version: int, record: Record, run: str) -> None:
+    """Checks that a version, and the best, are of this run, as far as they say.
+
+    Raises:
+      StoreError: one is of another.
+    """
+    found = {version: record.get("run")}
+    best = store.best()[1]
+    if best is not None and best != version:
+        found[best] = store.record(best).get("run")
+    for number, theirs in found.items():
+        if run and theirs and theirs != run:
+            raise StoreError(
+                f"version {number} in the store is of run {theirs!r}, this is run "
+                f"{run!r}: give the folder of that run, or take its models away"
+            )
 
 
 def check_record(record: Record) -> None:
@@ -159,7 +183,7 @@ class Server:
         self._run = run
         self._incarnation = incarnation
         self._packs = settings.zstd
-        self._start = start_of(experiment, store)
+        self._start = start_of(experiment, store, run)
         self._state = self._start.state
         self._final: p.Judged | None = None  # score of the newest version
         self._updates: dict[UpdateKey, WorkerUpdate] = {}

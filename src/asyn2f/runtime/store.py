@@ -38,6 +38,9 @@ class ModelStore(Protocol):
         """A version, its bytes compared with the digest it was saved under; `like`
         gives shapes and dtypes. Raises StoreError: not there, other shapes, damaged."""
 
+    def record(self, version: int) -> Record:
+        """What it was saved with, without its arrays; {} if that cannot be read."""
+
     def versions(self) -> list[int]:
         """All whole versions, in ascending order."""
 
