@@ -14,7 +14,8 @@ from asyn2f.experiment import NO_GUARDS
 from asyn2f.sim import order as o
 from asyn2f.sim.numbers import Numbers, empty_numbers
 from asyn2f.sim.order import Order
-from asyn2f.sim.profiles import Presence, Profiles, profiles_of
+from asyn2f.sim.presence import Presence
+from asyn2f.sim.profiles import Profiles, profiles_of
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.written import events_of
 from asyn2f.timing import Stop, Timing

@@ -8,7 +8,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from asyn2f.sim.profiles import Presence, profiles_of
+from asyn2f.sim.presence import Presence
+from asyn2f.sim.profiles import profiles_of
 
 
 def given_outages(*spans):

@@ -1,17 +1,15 @@
-"""Profiles: listed, read and drawn; and when a worker is there."""
+"""Profiles: listed and drawn; and when a worker is there."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 
+from asyn2f.sim.presence import Presence
 from asyn2f.sim.profiles import (
-    Presence,
     Profiles,
     draw_profiles,
     profiles_of,
-    read_profiles,
 )
 
 COLUMNS = [name for name in Profiles._fields if name != "outages"]
@@ -127,65 +125,6 @@ def test_outages_may_follow_each_other_at_once():
     profiles = profiles_of([{"outages": [[1, 2], [2, 3]]}], workers=1)
     assert profiles.outages == {0: ((1.0, 2.0), (2.0, 3.0))}
     assert Presence(profiles, 0, seed=0).after(0.5, 1.0) == 3.5
-
-
-# ------------------------------------------------------------- files
-
-
-def test_a_csv_file_has_a_line_of_names_and_one_per_worker(tmp_path):
-    path = tmp_path / "profiles.csv"
-    path.write_text("step_s,leave_s,outages\n0.5,,10-20;35-40.5\n0.25,60,\n")
-    profiles = read_profiles(path, workers=3)
-    assert profiles.step_s.tolist() == [0.5, 0.25, 0.5]
-    assert profiles.leave_s.tolist() == [math.inf, 60.0, math.inf]
-    assert profiles.outages == {k: ((10.0, 20.0), (35.0, 40.5)) for k in (0, 2)}
-
-
-def test_a_file_of_json_lines_has_one_per_worker(tmp_path):
-    path = tmp_path / "profiles.jsonl"
-    rows = [{"step_s": 0.5, "outages": [[10, 20]]}, {"upload_mbps": 8}]
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    assert_equal(read_profiles(path, workers=4), profiles_of(rows, workers=4))
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "words"),
-    [
-        ("p.csv", "", "found no rows"),
-        ("p.csv", "step_s\n", "found no rows"),
-        ("p.csv", "speed\n1\n", "row 1: found a column 'speed', allowed: step_s,"),
-        ("p.csv", "step_s\n1\n-1\n", "row 2, step_s: found '-1', allowed: a number a"),
-        ("p.csv", "step_s\n1,2\n", "row 1: found a column None"),
-        ("p.csv", "outages\n3-1\n", "row 1, outages: found ['3', '1'], allowed: p"),
-        ("p.jsonl", "", "found no rows"),
-        ("p.jsonl", "{}\n3\n", "every line must be a JSON object"),
-        ("p.jsonl", "{}\n{step_s\n", "Expecting property name"),
-        ("p.jsonl", '{"jitter": "a"}', "row 1, jitter: found 'a', allowed: a number a"),
-        ("p.txt", "", "its name must end with .csv or .jsonl"),
-    ],
-)
-def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, name, text, words):
-    path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(ValueError, match=name) as caught:
-        read_profiles(path, workers=2)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert words in str(caught.value)
-
-
-def test_a_file_that_is_no_text_is_named(tmp_path):
-    path = tmp_path / "profiles.csv"
-    path.write_bytes(b"\xff\xfe\xfd")
-    with pytest.raises(ValueError, match="codec can't decode") as caught:
-        read_profiles(path, workers=2)
-    assert str(path) in str(caught.value)
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    path = tmp_path / "profiles.csv"
-    with pytest.raises(ValueError, match="No such file") as caught:
-        read_profiles(path, workers=2)
-    assert str(path) in str(caught.value)
 
 
 # ------------------------------------------------------------- drawn

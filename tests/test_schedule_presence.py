@@ -6,7 +6,7 @@ import pytest
 
 from asyn2f.sim import order as o
 from asyn2f.sim import schedule as scheduling
-from asyn2f.sim.profiles import Presence
+from asyn2f.sim.presence import Presence
 from tests.schedules import MEGABYTE, run, same, story
 from tests.test_programs import adopting, asynchronous, synchronous
 

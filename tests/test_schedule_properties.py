@@ -12,7 +12,7 @@ import pytest
 from asyn2f import causality
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Order, cut, until
-from asyn2f.sim.profiles import Presence
+from asyn2f.sim.presence import Presence
 from tests.schedules import (
     EPS_S,
     Case,

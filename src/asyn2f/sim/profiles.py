@@ -1,12 +1,11 @@
 """How fast, how far away and how reliable each worker is: drawn, listed, or read."""
 
 import csv
+import io
 import json
 import math
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,9 +114,12 @@ def profiles_of(rows: Sequence[dict[str, Any]], workers: int) -> Profiles:
 
 
 def _number(found: Any) -> float:
+    # Python reads True as 1 and "1_000" as 1000; in a table these are slips.
+    if isinstance(found, bool) or (isinstance(found, str) and "_" in found):
+        return math.nan
     try:
         return float(found)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
@@ -144,24 +146,77 @@ def _outages(found: Any, number: int) -> tuple[tuple[float, float], ...]:
 def read_profiles(path: Path, workers: int) -> Profiles:
     """The profiles in a file: CSV with a line of column names, or JSON lines.
 
+    Every device needs a `step_s`. Lines of nothing, or of nothing but commas, which
+    spreadsheets leave at the end, are no devices; a byte-order mark is let pass.
+
     Raises:
       ValueError: not readable, or see `profiles_of`; names the file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
-            rows: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
+            rows = _csv_rows(text)
         elif path.suffix in (".jsonl", ".json"):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = _json_rows(text)
         else:
             raise ValueError("its name must end with .csv or .jsonl")
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("every line must be a JSON object")
-        return profiles_of(rows, workers)
+        profiles = profiles_of(rows, workers)
+        for number, row in enumerate(rows, start=1):
+            if row.get("step_s") in (None, ""):
+                raise ValueError(
+                    f"profiles, row {number}, step_s: found nothing, allowed: a number "
+                    "above 0, the seconds that one local step takes"
+                )
+        return profiles
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: is no UTF-8 text ({error}); save it as CSV UTF-8"
+        ) from error
+    except (ValueError, csv.Error, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _csv_rows(text: str) -> list[dict[str, Any]]:
+    """The rows of a CSV file by column; cells without the spaces around them."""
+    lines = csv.reader(io.StringIO(text, newline=""))
+    cells = [[cell.strip() for cell in line] for line in lines]
+    cells = [line for line in cells if any(line)]
+    names = cells[0] if cells else []
+    for name in names:
+        if name and names.count(name) > 1:
+            raise ValueError(f"found the column {name!r} twice, allowed: once")
+    rows = []
+    for number, line in enumerate(cells[1:], start=1):
+        for place, cell in enumerate(line):
+            if cell and not (place < len(names) and names[place]):
+                raise ValueError(
+                    f"profiles, row {number}: found {cell!r} in column {place + 1}, "
+                    "which has no name"
+                )
+        row = dict(zip(names, line, strict=False))
+        row.pop("", None)
+        rows.append(row)
+    return rows
+
+
+def _json_rows(text: str) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"found the key {twice!r} twice in a line, allowed: once")
+        return row
+
+    lines = [line for line in text.splitlines() if line.strip()]
+    rows = [json.loads(line, object_pairs_hook=once) for line in lines]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("every line must be a JSON object")
+    return rows
 
 
 def draw_profiles(
@@ -230,57 +285,3 @@ def draw_profiles(
         outage_s=all_of(outage_s),
         outages={},
     )
-
-
-class Presence:
-    """When one worker is not in an outage; drawn as far as anybody asks."""
-
-    def __init__(self, profiles: Profiles, worker: int, seed: int) -> None:
-        self._coming = _spans(profiles, worker, seed)
-        self._begins_s: list[float] = []
-        self._ends_s: list[float] = []
-
-    def next_outage(self, time_s: float) -> tuple[float, float]:
-        """The first outage, from-to, that ends after `time_s`; inf, inf if none does.
-
-        >>> profiles = profiles_of([{"outages": [[3.0, 5.0]]}], workers=1)
-        >>> Presence(profiles, worker=0, seed=0).next_outage(4.0)
-        (3.0, 5.0)
-        """
-        while not self._ends_s or self._ends_s[-1] <= time_s:
-            begin_s, end_s = next(self._coming)
-            self._begins_s.append(begin_s)
-            self._ends_s.append(end_s)
-        number = bisect_right(self._ends_s, time_s)
-        return self._begins_s[number], self._ends_s[number]
-
-    def after(self, start_s: float, work_s: float) -> float:
-        """When `work_s` seconds outside of outages have passed since `start_s`."""
-        begin_s, end_s = self.next_outage(start_s)
-        while start_s + work_s > begin_s:
-            work_s -= max(0.0, begin_s - start_s)
-            start_s = end_s
-            begin_s, end_s = self.next_outage(start_s)
-        return max(start_s, end_s) if start_s >= begin_s else start_s + work_s
-
-    def worked(self, start_s: float, end_s: float) -> float:
-        """The seconds outside of outages between two moments."""
-        total_s, now = end_s - start_s, start_s
-        while (outage := self.next_outage(now))[0] < end_s:
-            total_s -= min(outage[1], end_s) - max(outage[0], now)
-            now = outage[1]
-        return total_s
-
-
-def _spans(profiles: Profiles, worker: int, seed: int) -> Iterator[tuple[float, float]]:
-    """A worker's outages, for ever; those after the last begin and end at infinity."""
-    yield from profiles.outages.get(worker, ())
-    every_s, length_s = profiles.outage_every_s[worker], profiles.outage_s[worker]
-    if worker in profiles.outages or not math.isfinite(every_s):
-        yield math.inf, math.inf
-    random = Random(f"outages {seed} {worker}")
-    end_s = float(profiles.join_s[worker])
-    while True:
-        begin_s = end_s + random.expovariate(1.0 / every_s)
-        end_s = begin_s + (random.expovariate(1.0 / length_s) if length_s else 0.0)
-        yield begin_s, end_s

@@ -34,7 +34,8 @@ from asyn2f.programs import (
 )
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Log, Order
-from asyn2f.sim.profiles import Presence, Profiles
+from asyn2f.sim.presence import Presence
+from asyn2f.sim.profiles import Profiles
 from asyn2f.sim.virtual_worker import GONE, PARKED, VirtualWorker, soon
 from asyn2f.timing import Stop, Timing
 

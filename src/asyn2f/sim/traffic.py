@@ -7,7 +7,8 @@ import numpy as np
 
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Order
-from asyn2f.sim.profiles import Presence, Profiles
+from asyn2f.sim.presence import Presence
+from asyn2f.sim.profiles import Profiles
 from asyn2f.sim.virtual_worker import soon
 from asyn2f.timing import Timing
 

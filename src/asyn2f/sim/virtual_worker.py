@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 
 from asyn2f import programs
-from asyn2f.sim.profiles import Presence
+from asyn2f.sim.presence import Presence
 
 # Ties begin with 1.
 GONE, PARKED = -1, 0  # not there; waits for a version that nobody has published
