@@ -9,11 +9,14 @@ import os
 import signal
 from multiprocessing import forkserver
 
+from launch import descriptors
+
 _MODULES = ["launch.children", "flax.linen", "optax"]
 
 
 def begin() -> None:
     """Has it import, meanwhile; it ends with this process if nobody needs it."""
+    descriptors.raise_limit()  # for all of them
     multiprocessing.get_context("forkserver").set_forkserver_preload(_MODULES)
     # Several processes share one accelerator: none may take all of its memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -29,6 +29,7 @@ from asyn2f.sim.plan import PlanError
 from asyn2f.sim.recorded import OrderError
 from asyn2f.sim.vectorised import TooLarge
 from launch import config_file, processor
+from launch.descriptors import DescriptorError
 from launch.output import OutputError, open_output
 
 USAGE_ERROR = 2
@@ -44,6 +45,7 @@ SPEAKING_ERRORS = (
     CausalityError,
     Incomplete,
     OutputError,
+    DescriptorError,
 )
 
 

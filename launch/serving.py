@@ -26,7 +26,7 @@ from asyn2f.runtime.zmq_transport import ZmqTransport, check_free
 from asyn2f.status import RunStatus, incomplete
 from asyn2f.tasks.base import class_counts
 from asyn2f.timing import deadline_warning
-from launch import program, security
+from launch import descriptors, program, security
 
 _SWITCH_S = 5e-4  # between threads; Python's own is ten times that
 _PORTS_FREE_S = 5.0  # by then a server whose place is taken has usually ended
@@ -50,6 +50,7 @@ def prepared(
       WorkdirError, ConfigError, AddressError, KeysError: nothing has been touched then.
     """
     # Before anything is overwritten: a run is not lost for a port that is taken.
+    descriptors.check(config["workers"])
     address, keys = config["runtime"]["address"], security.server_keys(config)
     security.check(address, keys is not None, insecure)
     check_free(address, keys, insecure)
