@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def _split(said: str) -> tuple[Path, str | None]:
     """A file's name may have colons in it."""
     parts = said.split(":")
     for count in range(1, len(parts) + 1):
-        path = Path(":".join(parts[:count])).expanduser()
+        path = Path(os.path.expanduser(":".join(parts[:count])))
         if path.is_file():
             if path.suffix == ".json":
                 raise build.ConfigError(
@@ -94,7 +95,7 @@ def _split(said: str) -> tuple[Path, str | None]:
                 )
             rest = parts[count:]
             return path.absolute(), ":".join(rest) if rest else None
-    path = Path(parts[0]).expanduser()
+    path = Path(os.path.expanduser(parts[0]))
     problem = "is a folder" if path.is_dir() else "does not exist"
     raise build.ConfigError(f"--config: {path} {problem}; {_LIKE}")
 

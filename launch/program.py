@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 import asyn2f
 from asyn2f import build, rules, trace, workdir
+from asyn2f.caches import cache_folder
 from asyn2f.causality import CausalityError
 from asyn2f.lineage import Incomplete
 from asyn2f.runtime.addresses import AddressError
@@ -50,7 +51,7 @@ SPEAKING_ERRORS = (
 
 
 # What was measured here to execute an experiment fastest.
-TRIALS = Path.home() / ".cache" / "asyn2f" / "trials.json"
+TRIALS = cache_folder() / "trials.json"
 
 CONFIG = flags.DEFINE_string(
     "config",
@@ -183,8 +184,8 @@ def prepare_jax() -> None:
 
     A dozen processes compile the same programs: the first run pays, the others read.
     """
-    default = Path.home() / ".cache" / "asyn2f" / "jax"
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
+    default = str(cache_folder() / "jax")
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", default)
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -403,7 +403,7 @@ def test_a_strategy_of_ones_own_that_was_edited_makes_another_trial(
         path.parent.mkdir()
         path.write_text(
             "from asyn2f.strategies import fedavg\n"
-            f"def mine():\n    return fedavg.fedavg()  # {factor}\n"
+            f"def mine():\n    return fedavg()  # {factor}\n"
         )
         spec = importlib.util.spec_from_file_location("mine", path)
         module = importlib.util.module_from_spec(spec)

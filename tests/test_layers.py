@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "asyn2f"
 
 # A module may import modules of its own layer and of those below it.
 LAYERS = [
-    {"types", "timing", "status"},
+    {"types", "timing", "status", "caches"},
     {"trees", "staleness", "aggregation", "deltas", "codecs", "merging", "guards"},
     {"strategies", "tasks"},
     {

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-CACHE = Path.home() / ".cache" / "asyn2f" / "data"
+from asyn2f.caches import cache_folder
+
+CACHE = cache_folder() / "data"
 
 _RECORD = "checksums.json"
 _BLOCK = 2**24

@@ -1,5 +1,6 @@
 """EMBER: features of executable files, malware or not (Anderson and Roth, 2018)."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def read_ember(data_dir: str, cache: Path = CACHE) -> dict[str, Arrays]:
       DataError: a file is missing, or has another number of features, a value that is
         not a number, or labels other than -1, 0 and 1.
     """
-    folder = Path(data_dir or ".").expanduser()
+    folder = Path(os.path.expanduser(data_dir or "."))
     files = _files(folder)
 
     def make(target: Path) -> None:

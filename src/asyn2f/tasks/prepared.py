@@ -1,6 +1,7 @@
 """Image data sets that tensorflow-datasets has prepared, read without TensorFlow."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ def read_prepared(
             f"{name} is read with tensorflow-datasets, which is missing ({error}); "
             'pip install "asyn2f[data]"'
         ) from None
-    where = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    where = Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
     try:
         if is_folder(name):
-            where = Path(name).expanduser()
+            where = Path(os.path.expanduser(name))
             builder: Any = tfds.builder_from_directory(where)
         else:
             builder = tfds.builder(name, data_dir=str(where))
