@@ -74,7 +74,7 @@ from configs.digits import get_config as digits
 
 
 def mine():
-    return fedavg()
+    return fedavg()._replace(name="mine")
 
 
 BUILDERS["mine"] = mine
