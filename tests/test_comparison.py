@@ -1,7 +1,6 @@
 """Comparisons of methods: numbers worked by hand, and what holds for any trials."""
 
 import base64
-import gzip
 import itertools
 import json
 import math
@@ -17,7 +16,7 @@ from scipy import stats
 
 from asyn2f.report import comparison, comparison_page
 from asyn2f.report.comparison import Trial
-from tests.test_report import Page
+from tests.test_report import Page, unpacked
 
 CONFIG = {
     "workers": 3,
@@ -323,7 +322,7 @@ def test_the_table_reads_back():
     assert [line[0] for line in table] == ["method", "fast", "slow"]
     assert "85% reached" in table[0]
     assert table[1][1:] == [
-        "85.00 ± 63.53",
+        "**85.00 ± 63.53**",
         "50.00 ± 127.06",
         "70.00 ± 127.06",
         "46.25 ± 79.41",
@@ -338,6 +337,51 @@ def test_the_table_reads_back():
     assert table[2][5:9] == ["0 of 2", "–", "–", "–"]
     assert "nan" not in text
     assert differences[1:] == [["slow", "fast", "-20.00", "0.000"]]
+
+
+def leaders_of(**accuracies: list[float]) -> set[str]:
+    trials = chained(**accuracies)
+    rows, found = comparison.rows_of(trials, 0.5), comparison.differences(trials)
+    bold = comparison.leaders(rows, found)
+    text = comparison.to_markdown(rows, found, 0.5)
+    assert (comparison.HOW_BOLD in text) == bool(found)
+    assert {line[0] for line in tables_of(text)[0] if "**" in line[1]} == bold
+    return bold
+
+
+def test_bold_are_the_best_and_those_that_nothing_tells_apart_from_it():
+    steady = [0.2, 0.21, 0.19, 0.2]
+    unsure = [0.06, -0.05, 0.05, -0.04]
+    # The second is as good as the first, more or less; the third is well below both.
+    assert leaders_of(low=[0.3] * 4, mid=steady, top=unsure) == {"mid", "top"}
+
+
+def test_nothing_is_bold_where_the_best_is_told_apart_from_nobody():
+    unsure = [0.06, -0.05, 0.05, -0.04]
+    assert leaders_of(one=[0.3] * 4, two=unsure, three=unsure) == set()
+    assert leaders_of(one=[0.3]) == set()
+
+
+def test_every_method_has_a_dash_and_a_symbol_of_its_own(page_of):
+    names = [f"m{i}" for i in range(10)]
+    trials = [trial_of(name, seed, [0.1, 0.5, 0.8, 0.9]) for name in names
+              for seed in (0, 1)]  # fmt: skip
+    figure = page_of(trials).figures["accuracy"]
+    shown = [p for p in figure["data"] if p.get("name") and "markers" in p["mode"]]
+    assert [part["name"] for part in shown] == names
+    assert len({part["marker"]["symbol"] for part in shown}) == 10
+    looks = {(part["line"]["color"], part["line"]["dash"]) for part in shown}
+    assert len(looks) == 10
+
+
+def test_accuracies_near_one_stay_below_one_hundred_percent(page_of):
+    figures = page_of(chained(one=[0.97, 0.99, 0.95], two=[0.02, 0.01, 0.05])).figures
+    assert figures["accuracy"]["layout"]["yaxis"]["range"][1] == 1.0
+    ends = figures["ends"]
+    assert ends["layout"]["xaxis"]["range"][1] == 1.0
+    for part in ends["data"]:
+        for error in numbers(part.get("error_x", {}).get("array", [0.0])):
+            assert max(numbers(part["x"])) + error <= 1.0 + 1e-9
 
 
 def test_one_seed_has_a_table_without_intervals_and_without_differences():
@@ -492,7 +536,7 @@ def page_of(tmp_path, monkeypatch):
         path.write_text(text, encoding="utf-8")
         page = Page(path)
         # A browser knows no NaN in JSON.
-        json.loads(page.scripts[1], parse_constant=pytest.fail)
+        json.loads(unpacked(page.scripts[1]), parse_constant=pytest.fail)
         for figure in page.figures.values():
             go.Figure(figure)  # plotly finds it valid
         return page
@@ -528,7 +572,8 @@ def numbers(packed) -> np.ndarray:
 
 def test_a_curve_is_the_mean_of_its_seeds_on_each_axis(page_of):
     figure = page_of(TWO).figures["accuracy"]
-    lines = [part for part in figure["data"] if part.get("name") == "fast"]
+    own = [part for part in figure["data"] if part.get("name") == "fast"]
+    lines = [part for part in own if part["mode"] == "lines"]
     for line, x in zip(lines, ([0, 1, 2], [0, 10, 20], [0, 1.25, 2.5]), strict=True):
         assert numbers(line["x"]) == pytest.approx(x)  # bytes in MB
         assert numbers(line["y"]) == pytest.approx([0, 0.5, 0.85])
@@ -605,7 +650,6 @@ def test_the_page_needs_nothing_from_elsewhere():
     rows, found = comparison.rows_of(TWO, 0.7), comparison.differences(TWO)
     text = comparison_page.to_html(TWO, rows, found, 0.7, CONFIG)
     packed = re.search(r'id="library">([^<]*)<', text)[1]
-    unpacked = gzip.decompress(base64.b64decode(packed)).decode()
-    assert unpacked == plotly.offline.get_plotlyjs()
+    assert unpacked(packed) == plotly.offline.get_plotlyjs()
     own = text.replace(packed, "")
     assert not re.search(r"""(src|href)\s*=|<link|@import|url\(|\bfetch\(""", own)

@@ -27,6 +27,11 @@ from asyn2f.report.run import Run, load_run
 from tests.made_up_run import made_up
 
 
+def unpacked(script: str) -> str:
+    """What the page decompresses."""
+    return gzip.decompress(base64.b64decode(script)).decode()
+
+
 class Page(HTMLParser):
     """A report, read as a browser reads it: its cards, its scripts, its open tags."""
 
@@ -38,7 +43,7 @@ class Page(HTMLParser):
         self._open: list[tuple[str, str]] = []
         self.feed(path.read_text())
         assert self._open == []
-        self.figures = json.loads(self.scripts[1])["figures"]
+        self.figures = json.loads(unpacked(self.scripts[1]))["figures"]
 
     def handle_starttag(self, tag, attrs):
         if tag == "meta":
@@ -190,8 +195,7 @@ def test_the_page_brings_its_library(tmp_path, monkeypatch):
     monkeypatch.undo()
     path = write_report(made_up(tmp_path, versions=3))
     library, _, script = Page(path).scripts
-    unpacked = gzip.decompress(base64.b64decode(library)).decode()
-    assert unpacked == plotly.offline.get_plotlyjs()
+    assert unpacked(library) == plotly.offline.get_plotlyjs()
     assert 'DecompressionStream("gzip")' in script
     assert 'src="' not in path.read_text()
 

@@ -1,14 +1,12 @@
 """The bars of the timeline: training in the colour of its staleness, and waiting."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from asyn2f.report import theme
-from asyn2f.report.plots import f32
+from asyn2f.report.plots import f32, times
 from asyn2f.report.stretches import WAITING, Pieces
 
 HALF = 0.34
@@ -28,21 +26,24 @@ def add_bars(
 ) -> None:
     """Adds one filled shape per bin of staleness, however many pieces it has.
 
+    The script draws them: the traces added here are empty, and say in `meta` which
+    pieces are theirs; the pieces themselves are columns in the figure's `meta`.
+
     Args:
       figure: gets the bars, and beneath the mouse what they mean.
       fine: the pieces.
-      coarse: fewer ones, for a view of the whole run; travels in `meta`.
+      coarse: fewer ones, for a view of the whole run.
       workers: the worker of each row.
     """
-    bins, coarse_bins = _bins(fine), _bins(coarse)
-    for index in np.unique(bins):
+    for index in np.unique(_bins(fine)).tolist():
         look: dict[str, Any] = {"fillpattern": _HATCHED, "name": "waiting"}
         if index != WAITING:
             _, label, colour = theme.STALENESS[index]
             look = {"fillcolor": colour, "name": label}
         figure.add_scatter(
-            **_outlines(fine, bins == index),
-            meta={"stride": 6, "coarse": _outlines(coarse, coarse_bins == index)},
+            x=[None],
+            y=[None],
+            meta={"bin": index},
             mode="lines",
             fill="toself",
             line={"width": 0},
@@ -55,14 +56,17 @@ def add_bars(
         (True, "waits<br>newest version %{customdata[1]}"),
     ):
         figure.add_scatter(
-            **_middles(fine, waits, workers),
-            meta={"stride": 1, "coarse": _middles(coarse, waits, workers)},
+            x=[None],
+            y=[None],
+            meta={"waits": waits},
             mode="lines",
             line={"width": 0},
             hovertemplate=f"worker %{{customdata[0]}} {text}, "
             "for %{customdata[3]:.3g} s<extra></extra>",
             showlegend=False,
         )
+    columns = {"fine": _columns(fine), "coarse": _columns(coarse)}
+    figure.update_layout(meta={**columns, "workers": workers, "half": HALF})
 
 
 def _bins(pieces: Pieces) -> np.ndarray:
@@ -71,25 +75,14 @@ def _bins(pieces: Pieces) -> np.ndarray:
     return np.searchsorted(least, pieces.staleness, side="right") - 1
 
 
-def _outlines(pieces: Pieces, chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """Closed outlines, f32 [6 n], with a gap after each."""
-    row, start_s, end_s = (column[chosen] for column in pieces[:3])
-    gap = np.full(len(row), math.nan)
-    low, high = row + HALF, row - HALF
-    x = np.stack([start_s, end_s, end_s, start_s, start_s, gap], axis=1)
-    y = np.stack([low, low, high, high, low, gap], axis=1)
-    return {"x": f32(x.ravel()), "y": f32(y.ravel())}
-
-
-def _middles(
-    pieces: Pieces, waits: bool, workers: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """Points to be found by the mouse, and what to say of them, f32 [n, 4]."""
-    chosen = (pieces.staleness == WAITING) == waits
-    row, start_s, end_s, base, behind = (column[chosen] for column in pieces)
-    said = (np.array(workers, int)[row], base, behind, end_s - start_s)
+def _columns(pieces: Pieces) -> dict[str, np.ndarray]:
+    """What the script needs of them: f32 or f64 [n] each, by start."""
+    order = np.argsort(pieces.start_s, kind="stable")
     return {
-        "x": f32((start_s + end_s) / 2),
-        "y": f32(row),
-        "customdata": f32(np.stack(said, axis=1)),
+        "row": f32(pieces.row[order]),
+        "start": times(pieces.start_s[order]),
+        "end": times(pieces.end_s[order]),
+        "base": f32(pieces.base[order]),
+        "behind": f32(pieces.staleness[order]),
+        "bin": f32(_bins(pieces)[order]),
     }

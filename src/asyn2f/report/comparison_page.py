@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from asyn2f.report import theme, units
+from asyn2f.report import comparison_curves, theme, units
 from asyn2f.report.comparison import (
+    HOW_BOLD,
     Difference,
     Row,
     Trial,
     by_strategy,
-    estimate,
+    leaders,
 )
 from asyn2f.report.sections import Section, to_page
 
@@ -30,14 +30,14 @@ def to_html(
     config: dict[str, Any],
 ) -> str:
     """The comparison as one page of HTML."""
-    # Methods keep the colour of their place in the alphabet, in every figure.
+    # Methods keep the look of their place in the alphabet, in every figure.
     names = sorted({trial.strategy for trial in trials})
-    colours = {name: theme.colour(place) for place, name in enumerate(names)}
+    places = {name: place for place, name in enumerate(names)}
     return to_page(
         f"{len(rows)} methods on {config['task']['dataset']}",
         head=_head(rows, config, trials),
-        sections=list(_sections(trials, rows, found, target, colours)),
-        tail=_table(rows, target, colours),
+        sections=list(_sections(trials, rows, found, target, places)),
+        tail=_table(rows, found, target, places),
     )
 
 
@@ -64,14 +64,14 @@ def _sections(
     rows: Sequence[Row],
     found: Sequence[Difference],
     target: float,
-    colours: dict[str, str],
+    places: dict[str, int],
 ) -> Iterator[Section]:
     yield Section(
         "accuracy",
         "Test accuracy",
         "Lines are means over the seeds, bands their 95 % intervals: against the same "
         "virtual time, against updates pushed, and against bytes moved.",
-        _curves(trials, rows, target, colours),
+        comparison_curves.curves(trials, rows, target, places),
         "Nothing has been tried.",
     )
     yield Section(
@@ -79,7 +79,7 @@ def _sections(
         "At equal time",
         "Accuracy of the newest version when the time is over: each seed, the mean, "
         "and its 95 % interval.",
-        _ends(trials, rows, colours),
+        comparison_curves.ends(trials, rows, places),
         "Nothing has been tried.",
         half=True,
     )
@@ -91,6 +91,7 @@ def _sections(
         _differences(rows, found),
         "One seed, or one method, has nothing to be compared with.",
         half=True,
+        least_px=150 + 42 * len(rows),
     )
     yield Section(
         "staleness",
@@ -99,92 +100,8 @@ def _sections(
         "went into; 0 is fresh.",
         _staleness(trials, rows),
         "No version was made.",
+        least_px=640,
     )
-
-
-def _curves(
-    trials: Sequence[Trial],
-    rows: Sequence[Row],
-    target: float,
-    colours: dict[str, str],
-) -> go.Figure:
-    own = by_strategy(trials)
-    most = max(trial.num_bytes[-1] for trial in trials)
-    scale, unit = units.scaled(most, most)
-    axes = [
-        ("seconds of virtual time", "time_s", 1.0),
-        ("updates pushed", "updates", 1.0),
-        (f"{unit} moved, up and down", "num_bytes", scale / max(most, 1)),
-    ]
-    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.03)
-    for row in rows:
-        part, colour = own[row.strategy], colours[row.strategy]
-        values = np.array([trial.accuracy for trial in part])
-        points = [estimate(column) for column in values.T.tolist()]
-        mean = np.array([point.mean for point in points])
-        half = np.nan_to_num([point.half for point in points])
-        for column, (_, axis, factor) in enumerate(axes, start=1):
-            x = np.mean([getattr(trial, axis) for trial in part], axis=0) * factor
-            figure.add_scatter(
-                x=np.concatenate([x, x[::-1]]),
-                y=np.concatenate([mean + half, (mean - half)[::-1]]).clip(0, 1),
-                fill="toself",
-                fillcolor=colour,
-                opacity=0.14,
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=row.strategy,
-                row=1,
-                col=column,
-            )
-            figure.add_scatter(
-                x=x,
-                y=mean,
-                mode="lines",
-                line={"color": colour, "width": 2},
-                name=row.strategy,
-                legendgroup=row.strategy,
-                showlegend=column == 1,
-                hovertemplate=f"{row.strategy}: %{{y:.2%}}<extra></extra>",
-                row=1,
-                col=column,
-            )
-    for column, (title, *_) in enumerate(axes, start=1):
-        figure.update_xaxes(title_text=title, rangemode="tozero", row=1, col=column)
-    dashes = {"color": theme.GREY, "dash": "dash", "width": 1.2}
-    figure.add_hline(y=target, line=dashes)
-    # What lies far below the methods' level is their common climb.
-    ends = [trial.accuracy[-1] for trial in trials]
-    low = max(0.0, min(min(ends), target) - 0.25)
-    figure.update_yaxes(tickformat=".0%", range=[low, min(1.0, max(ends) + 0.03)])
-    figure.update_yaxes(title_text="test accuracy", row=1, col=1)
-    return figure.update_layout(height=460)
-
-
-def _ends(
-    trials: Sequence[Trial], rows: Sequence[Row], colours: dict[str, str]
-) -> go.Figure:
-    own, figure = by_strategy(trials), go.Figure()
-    for row in rows[::-1]:
-        colour, end = colours[row.strategy], row.at_time
-        figure.add_scatter(
-            x=[trial.accuracy[-1] for trial in own[row.strategy]],
-            y=[row.strategy] * row.seeds,
-            mode="markers",
-            marker={"color": colour, "size": 7, "opacity": 0.45},
-            hovertemplate="%{x:.2%}<extra></extra>",
-        )
-        figure.add_scatter(
-            x=[end.mean],
-            y=[row.strategy],
-            error_x={"array": [np.nan_to_num(end.half)], "thickness": 2, "width": 5},
-            mode="markers",
-            marker={"color": colour, "size": 11, "symbol": "diamond"},
-            hovertemplate=f"{end} %<extra></extra>",
-        )
-    figure.update_xaxes(tickformat=".0%", title_text="test accuracy")
-    return figure.update_layout(height=120 + 34 * len(rows), showlegend=False)
 
 
 def _differences(rows: Sequence[Row], found: Sequence[Difference]) -> go.Figure | None:
@@ -260,12 +177,19 @@ def _staleness(trials: Sequence[Trial], rows: Sequence[Row]) -> go.Figure | None
     return figure.update_layout(height=130 + 30 * len(rows))
 
 
-def _table(rows: Sequence[Row], target: float, colours: dict[str, str]) -> str:
+def _table(
+    rows: Sequence[Row],
+    found: Sequence[Difference],
+    target: float,
+    places: dict[str, int],
+) -> str:
+    bold = leaders(rows, found)
     heads = ["equal time", "equal updates", "equal bytes", "area", "reached"]
     heads += ["after", "after bytes", "as a broadcast", "versions", "mean staleness"]
     lines = []
     for row in rows:
-        dot = f'<span class="dot" style="background:{colours[row.strategy]}"></span>'
+        hue = theme.css_colour(places[row.strategy])
+        dot = f'<span class="dot" style="background:{hue}"></span>'
         cells = [
             *map(str, (row.at_time, row.at_updates, row.at_bytes, row.area)),
             f"{row.reached} of {row.seeds}",
@@ -275,7 +199,9 @@ def _table(rows: Sequence[Row], target: float, colours: dict[str, str]) -> str:
             units.as_number(row.versions),
             units.as_number(row.staleness, digits=2),
         ]
-        inner = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        first, *rest = (escape(cell) for cell in cells)
+        first = f"<b>{first}</b>" if row.strategy in bold else first
+        inner = "".join(f"<td>{cell}</td>" for cell in (first, *rest))
         lines.append(f"<tr><td>{dot}{escape(row.strategy)}</td>{inner}</tr>")
     head = "".join(f"<th>{name}</th>" for name in heads)
     chosen = "".join(
@@ -289,7 +215,8 @@ def _table(rows: Sequence[Row], target: float, colours: dict[str, str]) -> str:
         "<section><h2>In numbers</h2><p>Accuracy in percent, mean and 95 % interval "
         "over the seeds; area is the mean accuracy over the time; “reached” counts the "
         f"seeds that came to {target:.1%}, with their median time and bytes: those the "
-        "method moves, and those of a broadcast of every version.</p>"
+        "method moves, and those of a broadcast of every version. "
+        f"{HOW_BOLD}</p>"
         f'<div class="scroll"><table><thead><tr><th>method</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
         + (f"<p>Settings chosen:</p><ul>{chosen}</ul>" if chosen else "")

@@ -1,5 +1,7 @@
 """The report of a run: one page that needs nothing else, made of what is there."""
 
+import contextlib
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from asyn2f import trace
-from asyn2f.report import curves, figures, guarded, limits, table, tally, units
+from asyn2f.report import cards, curves, figures, guarded, limits, table, tally, units
 from asyn2f.report.run import Run, is_simulated, load_run
 from asyn2f.report.sections import Section, to_page
 from asyn2f.report.tally import WorkerTally
@@ -28,7 +30,8 @@ def write_report(workdir: Path) -> Path:
       ValueError: no such folder, or nothing of a run in it.
     """
     workdir = Path(workdir)
-    with np.errstate(all="ignore"):  # of a run that diverges, numbers may overflow
+    # Of a run that diverges, numbers may overflow.
+    with np.errstate(all="ignore"), _collecting_no_garbage():
         text = to_html(load_run(workdir))
     part = workdir / f".{REPORT}.{os.getpid()}"
     try:
@@ -37,6 +40,19 @@ def write_report(workdir: Path) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return workdir / REPORT
+
+
+@contextlib.contextmanager
+def _collecting_no_garbage() -> Iterator[None]:
+    """Half a million events in memory, among which there are no cycles, would be looked
+    through again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def to_html(run: Run) -> str:
@@ -127,11 +143,13 @@ def _coarse(course: Timeline | None) -> str:
     some = ""
     if course.num_rows < course.num_workers:
         some = f" {course.num_rows} of {course.num_workers:,} workers are drawn."
-    if not course.slot_s:
+    if not course.slot_s and course.has_all_marks:
         return some
+    named = ", ".join(f"“{window.label}”" for window in course.windows[:-1])
     return some + (
-        f" The run is long: what is shorter than {units.as_duration(course.slot_s)} is "
-        "drawn as one bar with its neighbours."
+        f" The run is long: it is drawn as it was in {named or 'no window'}; elsewhere "
+        f"what is shorter than {units.as_duration(course.slot_s)} is one bar with its "
+        "neighbours, and marks are left out."
     )
 
 
@@ -163,8 +181,8 @@ def _title(run: Run) -> str:
     """What was run, as far as the config tells; else the run's name."""
     task = (run.config or {}).get("task")
     dataset = task.get("dataset") if isinstance(task, dict) else None
-    if dataset and tally.strategy(run) != units.NONE:
-        return f"{tally.strategy(run)} on {dataset}"
+    if dataset and cards.strategy(run) != units.NONE:
+        return f"{cards.strategy(run)} on {dataset}"
     return _name(run) or "A run"
 
 
@@ -187,7 +205,7 @@ def _head(run: Run, workers: list[WorkerTally]) -> str:
 
 def _lede(run: Run, workers: list[WorkerTally]) -> str:
     """The run in two sentences."""
-    versions, wall_s = tally.num_versions(run), tally.duration_s(run)
+    versions, wall_s = cards.num_versions(run), cards.duration_s(run)
     made = f"{units.as_number(versions)} version{'s'[: versions != 1]}"
     crowd = f"{len(workers)} worker{'s'[: len(workers) != 1]}" if workers else "The run"
     took = units.as_duration(wall_s) + (" of virtual time" * is_simulated(run.events))
@@ -202,13 +220,13 @@ def _lede(run: Run, workers: list[WorkerTally]) -> str:
 
 
 def _cards(run: Run) -> str:
-    cards = "".join(
+    shown = "".join(
         f'<div class="card"><div class="label">{escape(figure.label)}</div>'
         f'<div class="value">{escape(figure.value)}</div>'
         f'<div class="note">{escape(figure.note)}</div></div>'
-        for figure in tally.key_figures(run)
+        for figure in cards.key_figures(run)
     )
-    return f'<div class="cards">{cards}</div>'
+    return f'<div class="cards">{shown}</div>'
 
 
 def _workers(workers: list[WorkerTally]) -> str:

@@ -9,10 +9,10 @@ import plotly.graph_objects as go
 from asyn2f import trace
 from asyn2f.report import stretches, theme
 from asyn2f.report.bars import HALF
-from asyn2f.report.plots import f32
+from asyn2f.report.plots import f32, times
 
-MAX_MARKS = 50_000
-"""Merges, or pushes, in the figure; the page draws those that its window shows."""
+MAX_MARKS = 3_000
+"""Merges, or pushes, in the figure: of more, those in its windows, and so many."""
 
 CROWD = 130
 """So many marks of a kind in a row of the window, and the page leaves them out."""
@@ -99,8 +99,14 @@ def add_marks(
     events: Sequence[trace.Event],
     rows: dict[int, int],
     zero_s: float,
-) -> None:
-    """Adds merges, pushes and departures; downloads too, which a click shows."""
+    windows: Sequence[tuple[float, float]],
+) -> bool:
+    """Adds merges, pushes and departures; downloads too, which a click shows.
+
+    Returns:
+      Whether all of them are in the figure.
+    """
+    are_all = True
     scale = min(1.0, row_height(len(rows)) / 26.0)
     for look in _LOOKS:
         found: list[Any] = [event for event in events if isinstance(event, look.kind)]
@@ -108,10 +114,14 @@ def add_marks(
             continue
         row = np.array([rows[event.worker] for event in found])
         time_s = np.array([event.time_s - zero_s for event in found])
-        shown = stretches.thinned(row, time_s, MAX_MARKS)
+        shown = np.arange(len(time_s))
+        if len(shown) > MAX_MARKS:
+            shown = np.flatnonzero(stretches.within(time_s, windows))
+            shown = shown[:: -(-len(shown) // MAX_MARKS) or 1]
+            are_all = False
         data = [[getattr(found[i], name) for name in look.fields] for i in shown]
         figure.add_scatter(
-            x=f32(time_s[shown]),
+            x=times(time_s[shown]),
             y=f32(row[shown] + look.shift),
             mode="markers",
             marker={
@@ -127,3 +137,4 @@ def add_marks(
             legend="legend2",
             visible=True if look.shown else "legendonly",
         )
+    return are_all

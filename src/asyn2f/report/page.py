@@ -19,7 +19,7 @@ Chrome 80, Firefox 113, Safari 16.4, or a newer one.</p>
 $body
 </main>
 <script type="text/plain" id="library">$library</script>
-<script type="application/json" id="figures">$figures</script>
+<script type="text/plain" id="figures">$figures</script>
 <script>$script</script>
 </body>
 </html>

@@ -37,10 +37,15 @@ def extremes(values: np.ndarray, most: int) -> np.ndarray:
 def share_range(values: np.ndarray) -> tuple[float, float]:
     """The range of an axis that shows these shares: some air, but not beyond 0 and 1.
 
+    NaN is left out.
+
     >>> share_range(np.array([0.5, 0.9])), share_range(np.array([0.2, 1.0]))[1]
     ((0.48, 0.92), 1.0)
     """
-    low, high = float(np.min(values)), float(np.max(values))
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return 0.0, 1.0
+    low, high = float(np.min(known)), float(np.max(known))
     air = max(0.05 * (high - low), 0.01)
     return max(round(low - air, 6), 0.0), min(round(high + air, 6), 1.0)
 
@@ -83,6 +88,16 @@ def evenly(items: Sequence[int], most: int) -> list[int]:
 def f32(values: object) -> np.ndarray:
     """Four bytes a number: half the size of the page, and finer than a pixel."""
     return np.asarray(values, dtype=np.float32)
+
+
+def times(seconds: object) -> np.ndarray:
+    """Four bytes a time where that is finer than a millisecond, else eight.
+
+    >>> times([0.5, 4_000.0]).dtype.name, times([0.5, 600_000.0]).dtype.name
+    ('float32', 'float64')
+    """
+    exact = np.asarray(seconds, dtype=np.float64)
+    return exact if np.nanmax(exact, initial=0.0) > 8_000 else f32(exact)
 
 
 def with_legend(figure: go.Figure, entries: float) -> go.Figure:

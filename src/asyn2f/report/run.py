@@ -153,16 +153,17 @@ def _read_events(folder: Path, notes: list[str]) -> list[trace.Event]:
     events: list[trace.Event] = []
     for path in sorted(folder.glob("*.jsonl")):
         cut = 0
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                event = trace.from_line(line)
-            except (ValueError, RecursionError):
-                cut += 1
-                continue
-            if _is_sound(event):
-                events.append(event)
-            else:
-                cut += 1
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    event = trace.from_line(line)
+                except (ValueError, OverflowError):
+                    cut += 1
+                    continue
+                if _is_sound(event):
+                    events.append(event)
+                else:
+                    cut += 1
         if cut:
             notes.append(f"trace/{path.name}: {_lines(cut)} cut short, and left out.")
     return sorted(events, key=lambda event: event.time_s)
@@ -170,15 +171,9 @@ def _read_events(folder: Path, notes: list[str]) -> list[trace.Event]:
 
 def _is_sound(event: trace.Event) -> bool:
     """Whether the fields are of the types that the figures count on."""
-    kinds = type(event).__annotations__
-    if not all(
-        _CHECKS.get(kind, _is_anything)(getattr(event, name))
-        for name, kind in kinds.items()
-    ):
-        return False
-    times = (event.time_s, getattr(event, "start_s", 0.0))
-    if not all(math.isfinite(time_s) for time_s in times):
-        return False
+    for value, is_allowed in zip(event, _FIELDS[type(event)], strict=True):
+        if is_allowed is not None and not is_allowed(value):
+            return False
     return not isinstance(event, trace.Aggregated) or _is_sound_aggregation(event)
 
 
@@ -205,18 +200,19 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is float or _is_count(value)
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_anything(value: Any) -> bool:
-    return True
-
-
 _CHECKS = {float: _is_number, int: _is_count, str: _is_text}
+_FIELDS = {
+    kind: tuple(map(_CHECKS.get, kind.__annotations__.values()))
+    for kind in trace.Event.__args__
+}
+"""Of each kind of event, the check of each field, or None."""
 
 
 def _absent(events: list[trace.Event]) -> Iterator[str]:
@@ -266,16 +262,17 @@ def _carried_on(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     last_s = -math.inf
     result = []
     for row in rows:
-        if row.get("kind") == "version" and not math.isnan(number(row, "time_s")):
-            if number(row, "time_s") < last_s:
+        found = {name: number(row, name) for name in counters}
+        if row.get("kind") == "version" and not math.isnan(found["time_s"]):
+            if found["time_s"] < last_s:
                 for name in counters:
-                    if number(row, name) + offsets[name] < largest[name]:
+                    if found[name] + offsets[name] < largest[name]:
                         offsets[name] = largest[name]
-            last_s = number(row, "time_s")
+            last_s = found["time_s"]
         moved = {
             name: row[name] + offsets[name] if offsets[name] else row[name]
-            for name in counters
-            if not math.isnan(number(row, name))
+            for name, value in found.items()
+            if not math.isnan(value)
         }
         for name, value in moved.items():
             largest[name] = max(largest[name], value)

@@ -16,7 +16,7 @@ import plotly.offline
 import asyn2f
 from asyn2f.report import page, theme
 
-SCRIPT = Path(__file__).with_name("page.js")
+_SCRIPTS = ("legends.js", "timeline.js", "page.js")
 
 
 class Section(NamedTuple):
@@ -49,9 +49,9 @@ def to_page(
         title=escape(title),
         style=theme.css() + page.STYLE,
         body=f'{head}<div class="sections">{body}</div>{_foot()}',
-        library=_packed(plotly.offline.get_plotlyjs()),
-        figures=_as_json(drawn),
-        script=SCRIPT.read_text(encoding="utf-8"),
+        library=_packed_once(plotly.offline.get_plotlyjs()),
+        figures=_packed(_as_json(drawn)),
+        script=_script(),
     )
 
 
@@ -77,14 +77,22 @@ def _foot() -> str:
     return f"<footer>Written by asyn2f {escape(asyn2f.__version__)}.</footer>"
 
 
-@functools.cache
-def _packed(script: str) -> str:
-    """A script at two fifths of its size: gzip in base64, for DecompressionStream."""
-    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
+def _script() -> str:
+    parts = (Path(__file__).with_name(name) for name in _SCRIPTS)
+    texts = (part.read_text(encoding="utf-8") for part in parts)
+    return "\n".join(['"use strict";', *texts])
+
+
+def _packed(text: str) -> str:
+    """A text at two fifths of its size: gzip in base64, for DecompressionStream."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+_packed_once = functools.lru_cache(maxsize=1)(_packed)
 
 
 def _as_json(drawn: dict[str, go.Figure]) -> str:
-    """Figures and themes as JSON that cannot end the script element it stands in."""
+    """Figures and themes as JSON."""
     for figure in drawn.values():
         figure.layout.template = None
     parts = ", ".join(
@@ -96,5 +104,4 @@ def _as_json(drawn: dict[str, go.Figure]) -> str:
         for name in ("light", "dark")
     }
     rest = json.dumps({"themes": themes, "dark": theme.DARK, "top": theme.TOP_PX})
-    text = f'{{"figures": {{{parts}}}, {rest[1:]}'
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    return f'{{"figures": {{{parts}}}, {rest[1:]}'

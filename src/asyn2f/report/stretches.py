@@ -1,6 +1,5 @@
 """Who trained when, from which version: a run as arrays, ready to be drawn."""
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -45,13 +44,14 @@ def pieces_of(
     """
     times_s, versions = published(events, zero_s)
     cut = _cut_at_versions(_stretches(events, rows, zero_s), times_s, versions)
-    waits = (
+    waits = [
         (rows[e.worker], e.start_s - zero_s, e.time_s - zero_s, e.newest, WAITING)
         for e in events
         if isinstance(e, trace.Waited)
-    )
-    columns = list(zip(*cut, *waits, strict=True)) or [()] * 5
-    return Pieces(*map(np.array, columns, (int, float, float, int, int)))
+    ]
+    columns = list(zip(*waits, strict=True)) or [()] * 5
+    waited = Pieces(*map(np.array, columns, (int, float, float, int, int)))
+    return Pieces(*map(np.concatenate, zip(cut, waited, strict=True)))
 
 
 def fewer(pieces: Pieces, num_rows: int, most: int) -> tuple[Pieces, float]:
@@ -68,7 +68,7 @@ def fewer(pieces: Pieces, num_rows: int, most: int) -> tuple[Pieces, float]:
     Returns:
       The pieces, and the length of a slot in seconds; 0 = they are the same.
     """
-    if len(pieces.row) <= most:
+    if len(pieces.row) <= max(most, 1):
         return pieces, 0.0
     span_s = float(pieces.end_s.max() - pieces.start_s.min())
     slot_s = span_s * num_rows / most
@@ -84,6 +84,45 @@ def fewer(pieces: Pieces, num_rows: int, most: int) -> tuple[Pieces, float]:
         end_s=np.where(grown, (slot[chosen] + 1) * slot_s, kept.end_s),
     )
     return kept, slot_s
+
+
+def with_detail(
+    pieces: Pieces, windows: Sequence[tuple[float, float]], num_rows: int, most: int
+) -> tuple[Pieces, float]:
+    """About `most` pieces: in the windows as they are, elsewhere as from afar.
+
+    Args:
+      pieces: of all workers.
+      windows: from when until when, in seconds; half of the pieces are for them.
+      num_rows: of how many workers.
+      most: how many there may be.
+
+    Returns:
+      The pieces, and the length of a slot of `fewer` outside of the windows.
+    """
+    if len(pieces.row) <= most:
+        return pieces, 0.0
+    middle_s = (pieces.start_s + pieces.end_s) / 2
+    outside = np.ones(len(middle_s), bool)
+    parts = []
+    for start_s, end_s in windows:
+        inside = outside & (middle_s >= start_s) & (middle_s < end_s)
+        outside &= ~inside
+        own = _chosen(pieces, inside)
+        parts.append(fewer(own, num_rows, most // (2 * len(windows)))[0])
+    rest, slot_s = fewer(_chosen(pieces, outside), num_rows, most // 2)
+    for start_s, end_s in windows:  # a slot may reach over what is drawn as it is
+        before = rest.start_s + rest.end_s < start_s + end_s
+        rest = rest._replace(
+            start_s=np.where(before, rest.start_s, np.maximum(rest.start_s, end_s)),
+            end_s=np.where(before, np.minimum(rest.end_s, start_s), rest.end_s),
+        )
+    parts.append(_chosen(rest, rest.end_s > rest.start_s))
+    return Pieces(*map(np.concatenate, zip(*parts, strict=True))), slot_s
+
+
+def _chosen(pieces: Pieces, mask: np.ndarray) -> Pieces:
+    return Pieces(*(column[mask] for column in pieces))
 
 
 def published(
@@ -125,23 +164,35 @@ def _stretches(
 
 def _cut_at_versions(
     stretches: Iterable[_Stretch], times_s: np.ndarray, versions: np.ndarray
-) -> Iterator[tuple[int, float, float, int, int]]:
-    for row, start_s, end_s, base in stretches:
-        first = int(np.searchsorted(times_s, start_s, side="right"))
-        last = int(np.searchsorted(times_s, end_s, side="left"))
-        cuts = [start_s, *times_s[first:last].tolist(), end_s]
-        for i, (begin_s, stop_s) in enumerate(itertools.pairwise(cuts)):
-            newest = int(versions[first + i - 1]) if first + i else base
-            yield row, begin_s, stop_s, base, max(newest - base, 0)
+) -> Pieces:
+    found = list(stretches)
+    row = np.array([stretch.row for stretch in found], int)
+    start_s = np.array([stretch.start_s for stretch in found], float)
+    end_s = np.array([stretch.end_s for stretch in found], float)
+    base = np.array([stretch.base for stretch in found], int)
+    first = np.searchsorted(times_s, start_s, side="right")
+    last = np.searchsorted(times_s, end_s, side="left")
+    counts = np.maximum(last - first, 0) + 1
+    of = np.repeat(np.arange(len(row)), counts)  # the stretch of each piece
+    nth = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    out = first[of] + nth  # versions that were out when the piece began
+    before, after = np.append(-np.inf, times_s), np.append(times_s, np.inf)
+    newest = np.where(out > 0, np.append(0, versions)[out], base[of])
+    return Pieces(
+        row=row[of],
+        start_s=np.where(nth == 0, start_s[of], before[out]),
+        end_s=np.where(nth == counts[of] - 1, end_s[of], after[out]),
+        base=base[of],
+        staleness=np.maximum(newest - base[of], 0),
+    )
 
 
-def thinned(row: np.ndarray, time_s: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most about `most` marks, spread over rows and time."""
-    if len(time_s) <= most:
-        return np.arange(len(time_s))
-    slot_s = float(np.ptp(time_s)) * len(np.unique(row)) / most or 1.0
-    cell = np.stack([row, np.floor(time_s / slot_s).astype(int)], axis=1)
-    return np.sort(np.unique(cell, axis=0, return_index=True)[1])
+def within(time_s: np.ndarray, windows: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Which of these times lie in one of the windows, bool [n]."""
+    found = np.zeros(len(time_s), bool)
+    for start_s, end_s in windows:
+        found |= (time_s >= start_s) & (time_s <= end_s)
+    return found
 
 
 def busiest_window(time_s: np.ndarray, length_s: float, end_s: float) -> float:

@@ -1,14 +1,12 @@
-"""The sums of a run: what each worker did, and the key figures of the whole."""
+"""The sums of a run: what each worker did, and how the versions scored."""
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from asyn2f import trace
-from asyn2f.report import units
-from asyn2f.report.run import Run, is_simulated, number, with_traces, worker_of
+from asyn2f.report.run import Run, number, with_traces, worker_of
 
 
 class WorkerTally(NamedTuple):
@@ -42,14 +40,6 @@ class TimeUse(NamedTuple):
     trained: float
     waited: float
     rest: float
-
-
-class KeyFigure(NamedTuple):
-    """A card at the head of the report."""
-
-    label: str
-    value: str
-    note: str
 
 
 class Score(NamedTuple):
@@ -224,118 +214,3 @@ def _after(zero_s: float, event: trace.Trained | trace.Waited) -> float:
 def _mean(values: Iterable[float]) -> float:
     known = [value for value in values if math.isfinite(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def key_figures(run: Run) -> list[KeyFigure]:
-    """The cards: what the summary says, or else what metrics and trace add up to."""
-    summary, best = run.summary, best_score(run)
-    accuracy = number(summary, "best_accuracy")
-    version = number(summary, "best_version")
-    if math.isnan(accuracy) and best:
-        accuracy, version = best.accuracy, best.version
-    final = number(summary, "final_accuracy")
-    versions, wall_s = num_versions(run), duration_s(run)
-    up, down = (_last(run, f"bytes_{way}") for way in ("up", "down"))
-    every = number(summary, "broadcast_bytes_down")
-    found = Counter(verdicts(run.events).values())
-    committed, superseded, rejected = (
-        units.as_number(_or(number(summary, "updates", name), found[name]))
-        for name in ("committed", "superseded", "rejected")
-    )
-    merges = [event for event in run.events if isinstance(event, trace.Merged)]
-    midway = sum(0.0 < event.epoch_fraction < 1.0 for event in merges)
-    digest = str((summary or {}).get("params_sha256") or "")
-    per_s = units.as_rate(versions / wall_s if wall_s > 0 else math.nan)
-    return [
-        KeyFigure("Strategy", strategy(run), _known("seed", number(summary, "seed"))),
-        KeyFigure(
-            "Best accuracy",
-            units.as_percent(accuracy),
-            _join(_known("at version", version), _known_percent("last", final)),
-        ),
-        KeyFigure("Versions", units.as_number(versions), f"{per_s} per second"),
-        KeyFigure(
-            "Virtual time" if is_simulated(run.events) else "Wall time",
-            units.as_duration(wall_s),
-            _began(run),
-        ),
-        KeyFigure(
-            "Updates committed",
-            committed,
-            f"{superseded} superseded, {rejected} rejected",
-        ),
-        KeyFigure(
-            "Merges in mid-epoch",
-            units.as_number(midway),
-            f"and {len(merges) - midway:,} between two epochs" if merges else "",
-        ),
-        KeyFigure(
-            "Bytes moved",
-            units.as_bytes(up + down),
-            f"{units.as_bytes(up)} up, {units.as_bytes(down)} down"
-            + (
-                ""
-                if math.isnan(every)
-                else f" ({units.as_bytes(every)} as a broadcast)"
-            ),
-        ),
-        KeyFigure("Parameters", digest[:12] or units.NONE, "their SHA-256, shortened"),
-    ]
-
-
-def strategy(run: Run) -> str:
-    """The name of the strategy, or a dash."""
-    named = (run.summary or {}).get("strategy")
-    if named is None:
-        named = (run.config or {}).get("strategy")
-    if isinstance(named, dict):
-        named = named.get("name")
-    return str(named) if named else units.NONE
-
-
-def _began(run: Run) -> str:
-    """The day and hour of the first event, where the clock is a wall clock."""
-    if not 1e9 < run.start_s < 1e11:  # seconds since 1970: from 2001 to far ahead
-        return ""
-    return f"{datetime.fromtimestamp(run.start_s, UTC):from %Y-%m-%d %H:%M} UTC"
-
-
-def num_versions(run: Run) -> float:
-    """Versions made after the initial one; NaN if nothing tells."""
-    rows = [number(row, "version") for row in run.metrics]
-    made = [
-        event.version for event in run.events if isinstance(event, trace.Aggregated)
-    ]
-    counted = max((v for v in [*rows, *made] if math.isfinite(v)), default=math.nan)
-    return _or(number(run.summary, "versions"), counted)
-
-
-def duration_s(run: Run) -> float:
-    """How long the run took, or has taken so far; NaN if nothing tells."""
-    ends = [number(row, "time_s") for row in run.metrics]
-    if run.events:
-        ends.append(run.events[-1].time_s - run.start_s)
-    counted = max((end for end in ends if math.isfinite(end)), default=math.nan)
-    return _or(number(run.summary, "wall_s"), counted)
-
-
-def _last(run: Run, name: str) -> float:
-    values = (number(row, name) for row in run.metrics)
-    counted = max((value for value in values if math.isfinite(value)), default=math.nan)
-    return _or(number(run.summary, name), counted)
-
-
-def _or(value: float, otherwise: float) -> float:
-    return otherwise if math.isnan(value) else value
-
-
-def _known(label: str, value: float) -> str:
-    return f"{label} {value:,.0f}" if math.isfinite(value) else ""
-
-
-def _known_percent(label: str, value: float) -> str:
-    return f"{label} {units.as_percent(value)}" if math.isfinite(value) else ""
-
-
-def _join(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)

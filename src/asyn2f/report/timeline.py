@@ -11,14 +11,18 @@ from asyn2f import trace
 from asyn2f.report import stretches, theme
 from asyn2f.report.bars import HALF, add_bars
 from asyn2f.report.marks import add_marks, row_height
-from asyn2f.report.plots import f32
+from asyn2f.report.plots import f32, times
 from asyn2f.report.run import Run, worker_of
 
-MAX_PIECES = 80_000
-"""Stretches of training or waiting in the figure: more would make the page heavy."""
+MAX_PIECES = 24_000
+"""Stretches of training or waiting in the figure: more would make the page heavy. Half
+of them are for the windows, which show them as they were."""
 
-MAX_PIECES_FROM_AFAR = 16_000
+MAX_PIECES_FROM_AFAR = 8_000
 """The same in a view of the whole run: more would make it slow."""
+
+MAX_VERSIONS = 4_000
+"""Ticks in the server's row: of more, those in the windows, and so many of all."""
 
 MAX_ROWS = 100
 """Workers in the figure: of more, so many are drawn, at even distances."""
@@ -43,6 +47,7 @@ class Timeline(NamedTuple):
     slot_s: float  # 0 = every stretch is drawn as it was
     num_rows: int  # workers that are drawn ...
     num_workers: int  # ... of so many
+    has_all_marks: bool  # else those in the windows
 
 
 def timeline(run: Run) -> Timeline | None:
@@ -59,16 +64,17 @@ def timeline(run: Run) -> Timeline | None:
     events = run.events
     if len(rows) < len(workers):
         events = [e for e in events if worker_of(e) is None or worker_of(e) in rows]
+    windows = _windows(events, zero_s)
+    spans = [(window.start_s, window.end_s) for window in windows[:-1]]
     pieces = stretches.pieces_of(events, rows, zero_s)
-    fine, slot_s = stretches.fewer(pieces, len(rows), MAX_PIECES)
+    fine, slot_s = stretches.with_detail(pieces, spans, len(rows), MAX_PIECES)
     coarse, _ = stretches.fewer(pieces, len(rows), MAX_PIECES_FROM_AFAR)
     figure = go.Figure()
-    _add_versions(figure, events, len(rows), zero_s)
+    _add_versions(figure, events, len(rows), zero_s, spans)
     add_bars(figure, fine, coarse, list(rows))
-    add_marks(figure, events, rows, zero_s)
-    windows = _windows(events, zero_s)
+    has_all = add_marks(figure, events, rows, zero_s, spans)
     _lay_out(figure, list(rows), windows[0])
-    return Timeline(figure, windows, slot_s, len(rows), len(workers))
+    return Timeline(figure, windows, slot_s, len(rows), len(workers), has_all)
 
 
 def _workers(events: Sequence[trace.Event]) -> list[int]:
@@ -84,12 +90,20 @@ def _rows(workers: list[int]) -> dict[int, int]:
 
 
 def _add_versions(
-    figure: go.Figure, events: Sequence[trace.Event], num_rows: int, zero_s: float
+    figure: go.Figure,
+    events: Sequence[trace.Event],
+    num_rows: int,
+    zero_s: float,
+    windows: Sequence[tuple[float, float]],
 ) -> None:
     """Ticks in the server's row, and hairlines down to the workers."""
     times_s, versions = stretches.published(events, zero_s)
     if not len(times_s):
         return
+    shown = np.zeros(len(times_s), bool)
+    shown[:: -(-len(shown) // MAX_VERSIONS)] = True
+    shown |= stretches.within(times_s, windows)
+    times_s, versions = times_s[shown], versions[shown]
     for top, bottom, width, opacity, meta in (
         (-1 + HALF, num_rows - 0.5, 1, 0.5, {"stride": 3, "crowd": 120}),
         (-1 - HALF, -1 + HALF, 2, 1.0, {"stride": 3}),
@@ -106,7 +120,7 @@ def _add_versions(
             showlegend=False,
         )
     figure.add_scatter(
-        x=f32(times_s),
+        x=times(times_s),
         y=f32(np.full(len(times_s), -1.0)),
         mode="lines",
         line={"width": 0},
@@ -177,8 +191,8 @@ def _lay_out(figure: go.Figure, workers: list[int], window: Window) -> None:
 def _ticks(
     time_s: np.ndarray, top: np.ndarray, length: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Upright lines, f32 [3 n], with a gap after each."""
+    """Upright lines, [3 n], with a gap after each."""
     gap = np.full(len(time_s), math.nan)
     x = np.stack([time_s, time_s, gap], axis=1)
     y = np.stack([top, top + length, gap], axis=1)
-    return f32(x.ravel()), f32(y.ravel())
+    return times(x.ravel()), f32(y.ravel())
