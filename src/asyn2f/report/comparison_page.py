@@ -91,7 +91,7 @@ def _sections(
         _differences(rows, found),
         "One seed, or one method, has nothing to be compared with.",
         half=True,
-        least_px=150 + 42 * len(rows),
+        least_px=110 + 38 * len(rows),
     )
     yield Section(
         "staleness",
@@ -100,7 +100,7 @@ def _sections(
         "went into; 0 is fresh.",
         _staleness(trials, rows),
         "No version was made.",
-        least_px=640,
+        least_px=620,
     )
 
 
@@ -150,7 +150,7 @@ def _staleness(trials: Sequence[Trial], rows: Sequence[Row]) -> go.Figure | None
     if not shares.sum():
         return None
     shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
-    labels = [*map(str, range(_MOST_STALE)), f"{_MOST_STALE} or more"]
+    labels = [*map(str, range(_MOST_STALE)), f"{_MOST_STALE}+"]
     text = [[f"{100 * x:.0f}" if x >= 0.005 else "" for x in line] for line in shares]
     figure = go.Figure(
         go.Heatmap(
@@ -159,7 +159,8 @@ def _staleness(trials: Sequence[Trial], rows: Sequence[Row]) -> go.Figure | None
             y=[row.strategy for row in rows],
             text=text,
             texttemplate="%{text}",
-            colorscale=[[0, "rgba(33,135,201,0.04)"], [1, "rgba(33,135,201,0.95)"]],
+            colorscale=[[0, theme.FAINT.light], [1, theme.FULL.light]],
+            textfont={"color": theme.INK.light},
             zmin=0,
             zmax=1,
             showscale=False,

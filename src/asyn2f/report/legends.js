@@ -33,9 +33,10 @@ function swatch(trace) {
     }
     if (mode.includes("markers")) {
       const [open, edge] = [marker.symbol?.endsWith("-open"), marker.line?.color];
+      const colour = marker.color ?? line.color;
       inner += `<polygon points="${corners(marker.symbol ?? "circle")}"
-        fill="${open ? "none" : marker.color}"
-        stroke="${open ? marker.color : edge ?? "none"}"
+        fill="${open ? "none" : colour}"
+        stroke="${open ? colour : edge ?? "none"}"
         stroke-width="${open ? 2 : 1}"/>`;
     }
   }

@@ -52,6 +52,7 @@ function draw(name, range) {
   } else {
     data = inScheme(figure.data);
   }
+  byId(name).style.height = `${layout.height}px`; // however Plotly resizes meanwhile
   Plotly.react(name, keep(name, data), layout, settings);
 }
 

@@ -77,7 +77,7 @@ button { font: inherit; font-size: 13px; color: var(--text); background: transpa
   cursor: pointer; }
 button.on { background: var(--line); }
 button:hover { border-color: var(--accent); color: var(--accent); }
-button.save { float: right; color: var(--soft); }
+button.save { float: right; margin-left: 12px; color: var(--soft); }
 .scroll { overflow: auto; max-height: 720px; margin: 8px 0 10px; }
 .scroll.more { mask: linear-gradient(to left, transparent, #000 44px); }
 .scroll.below { mask: linear-gradient(to top, transparent, #000 44px); }
@@ -92,7 +92,7 @@ button.save { float: right; color: var(--soft); }
   padding: 2px 0; white-space: nowrap; }
 .key.off { opacity: 0.4; }
 .key svg { flex: none; font: bold 12px monospace; }
-table { border-collapse: collapse; width: 100%; font-size: 14px;
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: 14px;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { text-align: right; padding: 6px 8px; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; position: sticky; top: 0;
@@ -122,8 +122,8 @@ footer { color: var(--soft); font-size: 13px; margin: 26px 2px 0; }
   h1 { font-size: 28px; }
   .lede { font-size: 16px; }
   .cards { gap: 10px; margin: 22px 0 10px; }
-  .card { padding: 12px 14px 10px; }
-  .card .value { font-size: 22px; }
+  .card { padding: 12px 12px 10px; }
+  .card .value { font-size: 18px; letter-spacing: -0.03em; }
   .sections { gap: 10px; }
   section { padding: 18px 14px 10px; }
   button:not(.key) { padding: 5px 13px; }

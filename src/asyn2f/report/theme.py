@@ -30,7 +30,10 @@ PALETTE = (
 )
 """Worker, method or class number `i` has entry `i` modulo 10."""
 
-DARK = dict(PALETTE)
+INK = Hue("#1E2A3C", "#E2E8F0")  # text within a figure
+FAINT, FULL = Hue("#EFF5FA", "#1C2838"), Hue("#7FBDE6", "#2A6FA3")  # ends of a scale
+
+DARK = dict([*PALETTE, INK, FAINT, FULL])
 """From a colour on a light page to the same one on a dark page."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
