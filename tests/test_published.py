@@ -23,14 +23,13 @@ def published(name: str) -> tuple[dict[str, str], set[str]]:
     """Accuracy at equal time by method, as printed; and what is to be bold."""
     text = (ROOT / "docs" / "comparisons" / f"{name}.md").read_text(encoding="utf-8")
     printed, rows, found = {}, [], []
-    nothing = Estimate(0.0, 0.0)
+    nothing = dict.fromkeys(Row._fields, 0.0)
     for first, second, *rest in lines_of(text):
         if "±" in second:
             printed[first] = second
             mean, half = (float(x) / 100 for x in second.strip("*").split(" ± "))
-            end = Estimate(mean, half)
-            rest = (nothing, nothing, nothing, 0, 0.0, 0.0, 0.0, 0.0)
-            rows.append(Row(first, {}, 5, end, *rest))
+            end = {"strategy": first, "at_time": Estimate(mean, half)}
+            rows.append(Row(**(nothing | end)))
         elif re.fullmatch(r"[+-][\d.]+", rest[0]):
             found.append(Difference(first, second, float(rest[0]), float(rest[1])))
     assert len(rows) == 10
