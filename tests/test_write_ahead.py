@@ -400,7 +400,7 @@ def test_a_writer_ends_with_the_process_that_started_it(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert has_ended(int(done.stdout), time.monotonic() + PATIENCE_S)
-    assert names(tmp_path) == {"1"}
+    assert names(tmp_path) in ({"1"}, {"1", "2"})  # whole, or not at all
 
 
 def test_what_a_writer_cannot_do_is_said(tmp_path):
