@@ -6,6 +6,7 @@
 Leaves in its folder what a run of processes leaves; all times are virtual seconds.
 """
 
+import json
 import secrets
 import shutil
 import time
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from asyn2f import build, trace, workdir
+from asyn2f import build, rules, trace, workdir
 from asyn2f.claim import claimed
 from asyn2f.evaluate import Score
 from asyn2f.experiment import Experiment
@@ -45,7 +46,10 @@ from launch.watcher import Keeper, Watcher
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
 
 _RESUME = flags.DEFINE_bool(
-    "resume", False, "Go on with the simulation in --workdir, where it was cut off."
+    "resume",
+    False,
+    "Go on with the simulation in --workdir, where it was cut off; or, once it has "
+    "finished, to a larger --config.stop: it is executed anew, to the same bits.",
 )
 
 
@@ -208,11 +212,18 @@ def main() -> int:
         program.use_cores_as_devices()
     program.prepare_jax()
     # Before anything is overwritten: a run is not lost for a setting that is wrong.
-    if _RESUME.value and _is_finished(folder, config):
+    finished = _finished(folder, config) if _RESUME.value else None
+    if finished and finished["stop"] == json.loads(json.dumps(config["stop"])):
         print(f"nothing to do: the simulation in {folder} is finished")
         return 0
     with claimed(folder, resume=_RESUME.value, overwrite=_OVERWRITE.value) as claim:
         experiment, order = _scheduled(config)
+        if finished and not _goes_further(order, config, finished):
+            print(
+                f"nothing to do: the simulation in {folder} is finished with "
+                f"{finished['versions']} versions, and these limits ask for no more"
+            )
+            return 0
         claim.clear(overwrite=_OVERWRITE.value)
         _begin(config, experiment, folder)
         claim.begin()
@@ -249,23 +260,49 @@ def _begin(config: build.Config, experiment: Experiment, folder: Path) -> None:
     )
 
 
-def _is_finished(folder: Path, config: build.Config) -> bool:
-    """Whether there is nothing to go on with in a folder.
+def _finished(folder: Path, config: build.Config) -> dict[str, Any] | None:
+    """The summary of a finished simulation in a folder, with what it was to `stop` at;
+    None if there is none, or it has not come to its end.
 
     Raises:
       ConfigError: the run was begun with another config.
       WorkdirError: it is a run of processes.
     """
     if not (folder / workdir.CONFIG).exists():
-        return False  # which claiming the folder refuses
+        return None  # which claiming the folder refuses
     if (folder / workdir.SERVER).exists():
         raise workdir.WorkdirError(
             f"--resume: {folder} holds a run of processes; go on with launch.server or "
             "launch.local, or give another --workdir"
         )
-    build.check_same_experiment(workdir.read_json(folder / workdir.CONFIG), config)
-    summary = folder / workdir.SUMMARY
-    return summary.exists() and workdir.read_json(summary)["status"] == "finished"
+    stored = workdir.read_json(folder / workdir.CONFIG)
+    build.check_same_experiment(stored, config)
+    if not (folder / workdir.SUMMARY).exists():
+        return None
+    summary = workdir.read_json(folder / workdir.SUMMARY)
+    if summary["status"] != "finished":
+        return None
+    now = json.loads(json.dumps(rules.flatten(config)))
+    for key, before in rules.flatten(stored).items():
+        if key.startswith(_SCHEDULES) and key not in _EXECUTES and now[key] != before:
+            raise build.ConfigError(
+                f"config.{key}: found {now[key]!r}, but the simulation in {folder} "
+                f"has finished with {before!r}; to go on, change stop alone"
+            )
+    return summary | {"stop": stored["stop"]}
+
+
+# What orders a simulation, and what in it says only how that is executed.
+_SCHEDULES = ("sim.", "worker_speeds", "min_workers")
+_EXECUTES = ("sim.executor", "sim.lanes", "sim.evaluate_every")
+
+
+def _goes_further(order: Order, config: build.Config, finished: dict[str, Any]) -> bool:
+    """Whether a schedule has more versions than a run that has finished, and is not
+    ended by an accuracy that the run has reached."""
+    target, best = config["stop"]["target_accuracy"], finished["best_accuracy"] or 0.0
+    is_reached = 0.0 < target <= best
+    return len(order.version) - 1 > finished["versions"] and not is_reached
 
 
 if __name__ == "__main__":

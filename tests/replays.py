@@ -157,6 +157,7 @@ def jobs(folder: Path, simulated: Path) -> dict[str, Callable[[], Outcome]]:
         "jsonl": [f"--config.sim.profiles={folder}/good.jsonl"],
         "diverged": ["--config.training.learning_rate=300"],
     }
+    found["longer"] = lambda: made_longer(folder / "longer")
     for name, (flags, _) in BAD_INPUT.items():
         simulations[f"bad {name}"] = [flag.format(folder) for flag in flags]
     for name, flags in simulations.items():
@@ -169,6 +170,16 @@ def jobs(folder: Path, simulated: Path) -> dict[str, Callable[[], Outcome]]:
         given = GIVEN_CONFIG.get(name, [])
         found[name] = lambda copy=copy, given=given: replay(copy, *given)
     return found
+
+
+def made_longer(folder: Path) -> list[Outcome]:
+    """A simulation of 4 versions that goes on to 12; then what changes nothing."""
+    limit = "--config.stop.max_versions="
+    resumed = [[], [f"{limit}6"], ["--config.sim.step_spread=2"], [f"{limit}4"]]
+    return [
+        simulate(folder, f"{limit}4"),
+        *(simulate(folder, "--resume", *flags) for flags in resumed),
+    ]
 
 
 def write_forked(run_folder: Path) -> None:

@@ -103,6 +103,22 @@ def test_the_same_config_gives_the_same_run(started, folder, simulated):
     assert traces[0] == traces[1]
 
 
+def test_a_finished_simulation_goes_on_to_a_larger_limit(started, folder, simulated):
+    """To the bits of one that was made in one go; and to a smaller limit it does not
+    go back, nor on with other workers."""
+    short, longer, shorter, other, again = started["longer"].result()
+    assert_ends_with(short, 0, "max_versions = 4 reached")
+    assert_ends_with(longer, 0, "max_versions = 12 reached")
+    assert_ends_with(shorter, 0, "nothing to do", "finished with 12 versions")
+    assert_refused(other, "config.sim.step_spread: found 2.0", "change stop alone")
+    assert_ends_with(again, 0, "nothing to do")
+    made, expected = summary_of(folder / "longer"), summary_of(simulated)
+    for name in ("params_sha256", "versions", "updates", "bytes_down", "best_version"):
+        assert made[name] == expected[name]
+    traces = [trace.read(path / "trace")[1:] for path in (folder / "longer", simulated)]
+    assert traces[0] == traces[1]
+
+
 def test_a_target_accuracy_ends_a_simulated_run(started, folder):
     """Its workers are equal and every push makes a version: many at one moment."""
     assert_ends_with(started["early"].result(), 0, "target accuracy 0.7 reached")
