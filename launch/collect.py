@@ -16,14 +16,14 @@ from asyn2f import lineage, trace
 from asyn2f.collection import collect
 from launch import program
 
-_RUN = flags.DEFINE_string("run", None, "The folder of the run, the server's.")
+program.takes("run")
 _FROM = flags.DEFINE_multi_string(
     "from", [], "A folder of another process's trace; may be given several times."
 )
 
 
 def main() -> int:
-    folder = Path(program.required(_RUN))
+    folder = program.run_folder()
     if not _FROM.value:
         program.fail("--from must be given: the --workdir of a worker, copied here")
     try:

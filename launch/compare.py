@@ -1,6 +1,6 @@
 """Compares methods fairly: the same data, split, workers and time for each.
 
-    python -m launch.compare --config=configs/digits.py --workdir=runs/compared \
+    python -m launch.compare --config=configs/digits.py --workdir=runs/compared \\
         --strategies=asyn2f,fedavg,fedbuff --seeds=5 --config.stop.max_time_s=30
 
 The same command goes on where it was interrupted. What it leaves: results.jsonl (a line
@@ -31,6 +31,7 @@ from launch import config_file, program
 from launch.grids import GRIDS
 from launch.trials import Book, Job, carry_out, inputs_digest, prepare_process
 
+program.takes("config", "workdir")
 RESULTS, TABLE = "results.jsonl", "table.md"
 _CHOICE_SEEDS = 1_000_000  # between the seeds of results and those of choices
 

@@ -13,6 +13,7 @@ from absl import flags
 from asyn2f.runtime.evaluator import Evaluator
 from launch import peer, program
 
+program.takes("config", "workdir", "insecure")
 _SERVER = flags.DEFINE_string("server", None, "The server's address, tcp://host:port.")
 
 

@@ -27,6 +27,7 @@ from launch import children, program, security
 from launch.children import Child
 from launch.serving import empty_summary, prepared, say_how_it_ended
 
+program.takes("config", "workdir", "insecure")
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
 _START = flags.DEFINE_integer(

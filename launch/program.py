@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +61,15 @@ CONFIG = flags.DEFINE_string(
     "is a flag as well: --config.workers=8.",
 )
 _NO_CONFIG = "--config must be given, for example --config=configs/digits.py"
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run to be made.")
+RUN = flags.DEFINE_string("run", None, "The folder of a run that was made.")
+flags.disclaim_key_flags()  # each program says which it takes
+
+
+def takes(*names: str) -> None:
+    """Lists flags of other modules in the help of the calling program."""
+    for name in names:
+        flags.declare_key_flag(name)
 
 
 def run(main: Callable[[], int | None], *, outlives_output: bool = False) -> None:
@@ -72,6 +81,9 @@ def run(main: Callable[[], int | None], *, outlives_output: bool = False) -> Non
         output cannot be written.
     """
     open_output(dispensable=outlives_output)
+    if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & {*sys.argv[1:]}:
+        print(_help())
+        _leave(0)
 
     def parse(argv: list[str]) -> list[str]:
         rest: list[str] = flags.FLAGS(_read_config(argv))
@@ -107,6 +119,19 @@ def run(main: Callable[[], int | None], *, outlives_output: bool = False) -> Non
             os._exit(128 + signal.SIGPIPE)
 
     app.run(guarded, flags_parser=parse_or_fail)
+
+
+def _help() -> str:
+    """What the program is for, and the flags that it takes."""
+    lines = [str(sys.modules["__main__"].__doc__).strip(), "", "Flags:"]
+    found = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    for flag in sorted(found, key=lambda flag: flag.name):
+        value = "" if flag.boolean else "=..."
+        lines.append(f"  --{flag.name}{value}")
+        lines += textwrap.wrap(
+            flag.help, 80, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+    return "\n".join(lines)
 
 
 def _read_config(argv: list[str]) -> list[str]:
@@ -177,6 +202,14 @@ def required(flag: flags.FlagHolder[str | None]) -> str:
     if not flag.value:
         fail(f"--{flag.name} must be given")
     return str(flag.value)
+
+
+def run_folder() -> Path:
+    """The folder of a run that is there, which was its `--workdir` when it was made."""
+    if not RUN.value and WORKDIR.value:
+        print("note: --workdir is called --run here", file=sys.stderr, flush=True)
+        return Path(WORKDIR.value)
+    return Path(required(RUN))
 
 
 def prepare_jax() -> None:

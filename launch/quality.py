@@ -15,6 +15,7 @@ from asyn2f.tasks.base import Task
 from asyn2f.tasks.quality import Quality, quality_of
 from launch import program
 
+program.takes("config")
 _MOST = flags.DEFINE_integer(
     "max_examples", 2000, "Looked at of each worker, drawn by the seed.", lower_bound=10
 )

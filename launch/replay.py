@@ -29,7 +29,7 @@ from asyn2f.types import Params, ServerState
 from configs import of_run
 from launch import processor, program, what_if
 
-_RUN = flags.DEFINE_string("run", None, "The folder of the run.")
+program.takes("run", "config")
 _EXECUTOR = flags.DEFINE_enum(
     "executor",
     None,
@@ -67,7 +67,7 @@ class Compared(NamedTuple):
 
 
 def main() -> int:
-    folder = Path(program.required(_RUN))
+    folder = program.run_folder()
     try:
         events = trace.of_run(folder)
         if _EXPLAIN.value is not None:

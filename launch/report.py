@@ -1,16 +1,18 @@
 """Writes the report of a run, finished or not, as one page of HTML.
 
-python -m launch.report --workdir=runs/digits
-"""
+    python -m launch.report --run=runs/digits
 
-from pathlib import Path
+The page is report.html in the folder of the run.
+"""
 
 from asyn2f.report.html import write_report
 from launch import program
 
+program.takes("run")
+
 
 def main() -> int:
-    folder = Path(program.required(program.WORKDIR))
+    folder = program.run_folder()
     try:
         print(write_report(folder))
     except ValueError as error:

@@ -16,6 +16,7 @@ from asyn2f.runtime.server import Server
 from launch import program, security
 from launch.serving import EXIT_CODES, prepared, say_report, serve
 
+program.takes("config", "workdir", "insecure")
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
 

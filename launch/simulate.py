@@ -1,6 +1,6 @@
 """A whole run under a virtual clock: any number of workers, in one process.
 
-    python -m launch.simulate --config=configs/digits.py --workdir=runs/simulated \
+    python -m launch.simulate --config=configs/digits.py --workdir=runs/simulated \\
         --config.workers=100 --config.sim.step_s=0.01, --config.sim.step_spread=4
 
 Leaves in its folder what a run of processes leaves; all times are virtual seconds.
@@ -43,6 +43,7 @@ from launch import program
 from launch.serving import say_how_it_ended
 from launch.watcher import Keeper, Watcher
 
+program.takes("config", "workdir", "keep_every_s")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
 
 _RESUME = flags.DEFINE_bool(

@@ -20,14 +20,14 @@ from asyn2f.runtime.store import StoreError
 from configs import of_run
 from launch import program
 
-_RUN = flags.DEFINE_string("run", None, "The folder of the run.")
+program.takes("run")
 _DEEP = flags.DEFINE_bool("deep", False, "Read every version in the store again.")
 
 _SHOWN = 3  # cases of a broken promise that are printed
 
 
 def main() -> int:
-    folder = Path(program.required(_RUN))
+    folder = program.run_folder()
     try:
         found = found_in(folder)
         judgement = invariants.check(found)

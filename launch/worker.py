@@ -15,6 +15,7 @@ from absl import flags
 from asyn2f import build
 from launch import peer, program
 
+program.takes("config", "workdir", "insecure")
 _SERVER = flags.DEFINE_string("server", None, "The server's address, tcp://host:port.")
 _WORKER = flags.DEFINE_integer("worker", None, "Which worker: the number of its shard.")
 

@@ -1,11 +1,16 @@
 """What the programs have in common."""
 
 import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from launch import program
 
+ROOT = Path(__file__).parent.parent
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,3 +38,35 @@ def test_under_nohup_a_closed_terminal_is_no_wish_to_stop(handlers):
     program.stop_on_signals(stops.append)
     signal.raise_signal(signal.SIGHUP)
     assert not stops
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("launch.local", ["--config=", "--workdir=", "--insecure", "--resume"]),
+        (
+            "launch.simulate",
+            ["--config=", "--workdir=", "simulated \\\n        --conf"],
+        ),
+        ("launch.report", ["--run="]),
+        ("tests.bench", ["Benchmarks: ", "latency"]),
+    ],
+)
+def test_help_says_what_a_program_takes(name, words):
+    done = subprocess.run(
+        [sys.executable, "-m", name, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in words:
+        assert word in done.stdout
+
+
+def test_the_folder_of_a_run_that_was_made_has_one_name(capsys, monkeypatch):
+    monkeypatch.setattr(program, "RUN", SimpleNamespace(value=None, name="run"))
+    monkeypatch.setattr(program, "WORKDIR", SimpleNamespace(value="runs/a"))
+    assert program.run_folder() == Path("runs/a")
+    assert "--run" in capsys.readouterr().err
+    monkeypatch.setattr(program, "RUN", SimpleNamespace(value="runs/b", name="run"))
+    assert program.run_folder() == Path("runs/b")
+    assert capsys.readouterr().err == ""

@@ -302,7 +302,7 @@ def test_scalars_go_to_tensorboard_under_their_version(tmp_path):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("flags", [[], ["--workdir=nowhere"], ["--nonsense=1"]])
+@pytest.mark.parametrize("flags", [[], ["--run=nowhere"], ["--nonsense=1"]])
 def test_the_program_says_in_one_line_what_is_wrong(flags):
     program = [sys.executable, "-m", "launch.report", *flags]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60)

@@ -19,6 +19,9 @@ NAMES = sorted({path.stem for path in HERE.glob("[a-z]*.py")} - {"figures"})
 def main() -> None:
     date = datetime.date.today().isoformat()
     found: list[Figure] = []
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(f"{__doc__}\nBenchmarks: {', '.join(NAMES)}")
+        return
     for name in sys.argv[1:] or NAMES:
         if name not in NAMES:
             sys.exit(
