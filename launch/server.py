@@ -12,6 +12,7 @@ from absl import flags
 
 from asyn2f import build
 from asyn2f.report.live import LiveView
+from asyn2f.runtime.addresses import parse_address, reachable
 from asyn2f.runtime.server import Server
 from launch import program, security
 from launch.serving import EXIT_CODES, prepared, say_report, serve
@@ -41,7 +42,11 @@ def main() -> int:
         def on_ready(address: str, server: Server) -> None:
             claim.begin()
             program.stop_on_signals(server.stop)
-            view.message(f"listening at {address}, run folder {folder}")
+            host, _ = parse_address(config["runtime"]["address"])
+            more = (
+                "" if host == reachable(host) else " and this machine's other addresses"
+            )
+            view.message(f"listening at {address}{more}, run folder {folder}")
 
         summary = serve(config, folder, view.update, on_ready, insecure)
     print(f"{summary['status']}: {summary['reason']}")

@@ -16,7 +16,12 @@ from asyn2f.experiment import Experiment
 from asyn2f.report.html import write_report
 from asyn2f.report.metrics import MetricsWriter
 from asyn2f.runtime import crashes
-from asyn2f.runtime.addresses import AddressError, parse_address
+from asyn2f.runtime.addresses import (
+    AddressError,
+    check_host,
+    parse_address,
+    reachable,
+)
 from asyn2f.runtime.keys import ServerKeys
 from asyn2f.runtime.ledger import COUNTED
 from asyn2f.runtime.orbax_store import OrbaxStore
@@ -53,6 +58,7 @@ def prepared(
     descriptors.check(config["workers"])
     address, keys = config["runtime"]["address"], security.server_keys(config)
     security.check(address, keys is not None, insecure)
+    check_host(parse_address(address)[0])
     check_free(address, keys, insecure)
     with claimed(folder, resume=resume, overwrite=overwrite, takes_over=True) as claim:
         if resume:
@@ -242,5 +248,6 @@ def _bind(
                 time.sleep(0.1)  # nothing tells when another's port is free
     if transport is None:
         transport = bind(None)
+    host = reachable(host)
     host = f"[{host}]" if ":" in host else host
     return transport, f"tcp://{host}:{transport.ports()[0]}"

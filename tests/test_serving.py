@@ -1,12 +1,13 @@
 """Where a server listens that goes on with a run."""
 
 import dataclasses
+import socket
 from types import SimpleNamespace
 
 import pytest
 
 from asyn2f import build, workdir
-from asyn2f.runtime.addresses import AddressError
+from asyn2f.runtime.addresses import AddressError, parse_address
 from asyn2f.runtime.zmq_transport import ZmqTransport
 from launch import serving
 from tests.experiments import config_with, experiment_with
@@ -68,3 +69,27 @@ def test_a_port_that_is_taken_after_the_check_costs_no_run(
     with pytest.raises(AddressError, match="cannot listen"), claim:
         serving.serve(config, tmp_path, print, print, insecure=False)
     assert {name: (tmp_path / name).read_text() for name in old} == old
+
+
+def test_a_server_on_all_addresses_says_where_this_machine_finds_it(tmp_path):
+    settings = build.build_runtime(config_with(runtime__address="tcp://*:0"))
+    transport, address = serving._bind(
+        tmp_path, settings, experiment_with(), None, insecure=True
+    )
+    host, port = parse_address(address)
+    assert host == "127.0.0.1"
+    with socket.create_connection((host, port)):
+        pass
+    transport.close()
+
+
+def test_a_network_interface_is_no_address(tmp_path):
+    """A server could listen there, and its peers could not be told where."""
+    _, name = socket.if_nameindex()[0]
+    config = config_with(runtime__address=f"tcp://{name}:5570")
+    claim = serving.prepared(
+        config, tmp_path / "run", resume=False, overwrite=False, insecure=True
+    )
+    with pytest.raises(AddressError, match="network interface; give its IP"), claim:
+        pass
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """Where a server listens: `tcp://host:port`, and who can reach it there."""
 
 import ipaddress
+import socket
 from urllib.parse import urlsplit
 
 
@@ -9,13 +10,14 @@ class AddressError(Exception):
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """Host and port of `tcp://host:port`; port 0 = any free one.
+    """Host and port of `tcp://host:port`; port 0 = any free one, host * = all addresses
+    of this machine.
 
     Raises:
       AddressError: not such an address.
 
-    >>> parse_address("tcp://127.0.0.1:5570")
-    ('127.0.0.1', 5570)
+    >>> parse_address("tcp://127.0.0.1:5570"), parse_address("tcp://*:0")
+    (('127.0.0.1', 5570), ('0.0.0.0', 0))
     """
     try:
         parts = urlsplit(address)
@@ -27,7 +29,30 @@ def parse_address(address: str) -> tuple[str, int]:
             f"address: found {address!r}, expected tcp://host:port, "
             "for example tcp://127.0.0.1:5570 (port 0 = any free one)"
         )
-    return host, port
+    return "0.0.0.0" if host == "*" else host, port
+
+
+def check_host(host: str) -> None:
+    """Nothing, unless it is the name of a network interface: a server could listen
+    there, and no peer could be told where that is.
+
+    Raises:
+      AddressError: it is one.
+    """
+    if host in {name.lower() for _, name in socket.if_nameindex()}:
+        raise AddressError(
+            f"address: found {host!r}, which is a network interface; give its IP "
+            "address, or * for all of this machine"
+        )
+
+
+def reachable(host: str) -> str:
+    """Where processes of this machine find a server that listens at `host`.
+
+    >>> reachable("0.0.0.0"), reachable("::"), reachable("10.0.0.7")
+    ('127.0.0.1', '::1', '10.0.0.7')
+    """
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def is_loopback(host: str) -> bool:
