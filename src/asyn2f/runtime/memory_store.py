@@ -65,6 +65,7 @@ class MemoryStore:
 
     def begin_incarnation(self) -> int:
         self._incarnation += 1
+        self._is_sealed = False
         return self._incarnation
 
     def seal(self) -> None:

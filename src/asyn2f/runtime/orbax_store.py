@@ -303,6 +303,7 @@ class OrbaxStore:
         if self._behind is not None and self._writer is None:
             with contextlib.suppress(OSError):  # who needs it tries again, and says so
                 self._writer = OrbaxWriter()  # it imports while the server gets ready
+        self._is_sealed = False
         crashes.reach("begun")
         return number
 

@@ -60,8 +60,8 @@ class ModelStore(Protocol):
         are shut out. Raises StoreError."""
 
     def seal(self) -> None:
-        """From now on no further version is saved, and none is made the best: one that
-        is on its way is there by now, or never will be."""
+        """Until an incarnation begins no further version is saved, and none is made the
+        best: one that is on its way is there by now, or never will be."""
 
     def shut_out(self) -> str:
         """Why this server may not write any more; nothing if it may. Raises OSError:
