@@ -13,8 +13,10 @@ import jax
 from absl import flags
 
 from asyn2f import build, invariants, trace, workdir
+from asyn2f.accounts import Accounts
 from asyn2f.experiment import initial_server_state
 from asyn2f.invariants import INVARIANTS, Found, Judgement, commit_of
+from asyn2f.report.metrics import read_metrics
 from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.store import StoreError
 from configs import of_run
@@ -65,10 +67,11 @@ def found_in(folder: Path) -> Found:
     if (folder / workdir.SUMMARY).exists():
         summary = workdir.read_json(folder / workdir.SUMMARY)
     commits, best = {}, None
-    damaged = unreadable = frozenset[int]()
+    versions = damaged = unreadable = frozenset[int]()
     if (folder / workdir.MODELS).is_dir():
         store = OrbaxStore(folder / workdir.MODELS)
-        records = {version: store.record(version) for version in store.versions()}
+        versions = frozenset(store.versions())
+        records = {version: store.record(version) for version in versions}
         commits = {v: commit_of(r) for v, r in records.items() if "version" in r}
         damaged = store.damaged()
         # Those of a run that goes on may have been deleted in the meantime.
@@ -85,6 +88,7 @@ def found_in(folder: Path) -> Found:
         best=best,
         early=config.get("runtime", {}).get("announce") == "early",
         finished=summary.get("status") in ("finished", "interrupted"),
+        accounts=Accounts(config, summary, read_metrics(folder), versions),
     )
 
 

@@ -190,7 +190,7 @@ BROKEN = {
         changed(At(Pushed, 1.4), seq=0),
         At(Pushed, 1.0),
         At(Pushed, 1.4),
-        "numbered upwards",
+        "numbered on, from 0",
     ),
     "a stretch ends before it begins": Broken(
         changed(At(Trained, 1.0), start_s=1.2),

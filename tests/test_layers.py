@@ -17,7 +17,7 @@ LAYERS = [
     {
         *("trainer", "epochs", "programs", "trace", "evaluate", "experiment"),
         *("workdir", "claim", "lineage", "causality", "invariants", "provenance"),
-        *("events", "ordering", "collection", "computation"),
+        *("events", "ordering", "accounts", "collection", "computation"),
         "agreement",
     },
     {"sim", "runtime", "report"},
@@ -62,6 +62,7 @@ PURE = {
     "experiment.py",
     "events.py",
     "ordering.py",
+    "accounts.py",
     "lineage.py",
     "causality.py",
     "invariants.py",

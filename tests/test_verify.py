@@ -56,7 +56,7 @@ def test_a_run_keeps_its_promises(made):
     code, words, out, err = verify(folder, "--deep")
     assert (code, err) == (0, ""), out
     assert "BROKEN" not in words.values()
-    held = {"I1", "I2", "I5", "I10", "I13", "I16", "causality"}
+    held = {"I1", "I2", "I5", "I10", "I13", "I16", "records", "causality"}
     if kind == "real":
         held |= {"I3", "I4", "I6", "I7", "I11", "I12", "I17"}
     assert {name for name, word in words.items() if word == "held"} == held

@@ -154,8 +154,8 @@ class _Checker:
             raise CausalityError(rule, life.cycle, event)
         session = event.worker, event.session
         before = self._last_push.get(session)
-        if before is not None and event.seq <= before.seq:
-            rule = "the updates of a session are numbered upwards"
+        if before is not None and event.seq != before.seq + 1:
+            rule = f"the updates of a session are numbered on, from {before.seq}"
             raise CausalityError(rule, before, event)
         self._last_push[session] = life.last = life.cycle = event
         life.start_version = event.base_version
@@ -278,6 +278,8 @@ class _Checker:
         if event.verdict == "withdrawn":  # written by a worker who knows no verdict
             return
         key = event.worker, event.session, event.seq
+        if key not in self._history.pushed:
+            raise CausalityError("an update is settled that nobody pushed", None, event)
         held_by = self._held_by.get(key, ())
         if event.verdict == "committed":
             node = self._incarnation, event.version

@@ -246,7 +246,7 @@ def from_line(line: str) -> Event:
         kind = _KINDS[fields.pop("kind")]
         event = kind(**fields)
         times_s = event.time_s, fields.get("start_s", 0.0)
-        if not all(math.isfinite(time_s) for time_s in times_s):
+        if not all(type(x) in (int, float) and math.isfinite(x) for x in times_s):
             raise ValueError(f"its times are {times_s}")
         return event
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

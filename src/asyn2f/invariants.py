@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 from asyn2f import causality, trace
+from asyn2f.accounts import Accounts, differences, is_evaluator_absent, missing
 from asyn2f.lineage import History, Key, Node, absence_of, absent
 
 INVARIANTS = {
@@ -32,6 +33,7 @@ INVARIANTS = {
     "I15": "wall clocks decide nothing",
     "I16": "scores belong to versions that exist, and the best is in the store",
     "I17": "all processes end within 10 s of the server's end",
+    "records": "summary, metrics and the best say what trace and store say",
     "causality": "nothing happens before its cause, or without one",
 }
 
@@ -73,6 +75,7 @@ class Found(NamedTuple):
       best: version and accuracy, as the store says; or None.
       early: whether versions were announced before they were saved.
       finished: whether the run came to its end.
+      accounts: what is said of it besides.
     """
 
     events: Sequence[trace.Event]
@@ -82,6 +85,7 @@ class Found(NamedTuple):
     best: tuple[int, float] | None = None
     early: bool = False
     finished: bool = True
+    accounts: Accounts = Accounts()
 
 
 class Judgement(NamedTuple):
@@ -120,7 +124,8 @@ def check(found: Found) -> Judgement:
     violations: list[Violation] = []
     for name, judge in _JUDGES.items():
         violations += [Violation(name, what) for what in judge(run)]
-    absence = absence_of(run.absent)
+    is_alone = is_evaluator_absent(found.accounts, found.events)
+    absence = absence_of([*run.absent, *["evaluator"] * is_alone])
     return Judgement(violations, _not_shown(run), run.fates(), absence)
 
 
@@ -227,6 +232,11 @@ def _versions_follow(run: _Run) -> Iterator[str]:
     for version, following in pairwise(numbers):
         if following != version + 1:
             yield f"version {following} follows version {version}"
+    # A simulation keeps its last version besides the best.
+    kept = run.line[:1] if _is_simulated(run.found) else []
+    saved = {e.version for e in run.those(trace.Saved)} & {v for _, v in run.line}
+    saved |= {version for _, version in kept}
+    yield from missing(run.found.accounts, saved, run.found.damaged)
     for version in sorted(run.found.unreadable):
         yield f"version {version} is in the store, and cannot be read"
     maker = {version: incarnation for incarnation, version in run.line}
@@ -444,6 +454,14 @@ def _leads_s(run: _Run) -> dict[str, float]:
     return leads_s
 
 
+def _records_agree(run: _Run) -> Iterator[str]:
+    found = run.found
+    if "server" not in run.absent:
+        yield from differences(
+            found.accounts, found.best, run.events, run.history, run.line
+        )
+
+
 def _is_causal(run: _Run) -> Iterator[str]:
     if run.absent:
         return
@@ -468,6 +486,7 @@ _JUDGES: dict[str, Callable[[_Run], Iterator[str]]] = {
     "I13": _bases_are_earlier,
     "I16": _scores_exist,
     "I17": _all_end,
+    "records": _records_agree,
     "causality": _is_causal,
 }
 
@@ -497,6 +516,8 @@ def _not_shown(run: _Run) -> dict[str, str]:
         reasons["I11"] = "no process received anything"
     if trace.Evaluated not in has and run.found.best is None:
         reasons["I16"] = "nothing was evaluated"
+    if not run.found.accounts.summary and not run.found.accounts.metrics:
+        reasons["records"] = "it has neither summary nor metrics"
     if not any(stop.actor == "server" for stop in run.those(trace.Stopped)):
         reasons["I17"] = "no server came to its end"
     return reasons

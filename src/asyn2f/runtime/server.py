@@ -258,8 +258,9 @@ class Server:
             raise Fenced(self._saver.replaced)
         newest = int(self._saver.newest.model.version)
         if newest in self._machine.unsaved:  # the store answered when nobody listened
-            saved = trace.Saved(time.monotonic(), newest, self._incarnation)
-            self._journal.write(saved)
+            for event in self._machine.saved_late(newest):
+                self._journal.write(event)
+            self._status = self._machine.status()
         return self._summary(effect)
 
     def _carry_out(self, effect: p.Effect) -> None:

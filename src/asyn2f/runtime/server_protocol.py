@@ -172,6 +172,13 @@ class ServerProtocol:
     def _stop(self) -> wire.StopRun:
         return wire.StopRun(self._settings.incarnation, self._ending.reason)
 
+    def saved_late(self, version: int) -> list[trace.Event]:
+        """What is to be written of a version that the store has answered about after
+        the end, when peers have gone."""
+        effects = self.on(p.Saved(version), self._now)
+        noted = [effect.event for effect in effects if isinstance(effect, p.Record)]
+        return [x for x in noted if isinstance(x, trace.Saved | trace.Settled)]
+
     # ------------------------------------------------------------- versions
 
     def _publish(self, first: bool) -> None:
