@@ -99,6 +99,19 @@ def test_a_floor_above_the_start_of_a_schedule_is_refused(schedule):
     build.check(config_with(**(rates | {"training__schedule": "fixed"})))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("sim__jitter", 1000.0, r"sim.jitter: found 1000.0, allowed: \[0, 10\]"),
+        ("sim__outage_every_s", 1e-9, r"outage_every_s: .*0, for never, or at least"),
+        ("sim__outage_every_s", float("nan"), r"outage_every_s: found nan"),
+    ],
+)
+def test_profiles_that_no_schedule_could_follow_are_refused(key, value, words):
+    with pytest.raises(build.ConfigError, match=words):
+        build.check(config_with(**{key: value}))
+
+
 def test_a_misspelt_key_gets_the_nearest_right_one():
     config = config_with()
     config["training"]["learning_rat"] = 0.1

@@ -75,20 +75,24 @@ def test_an_unknown_column_is_refused():
     assert words_of([{}, {"steps": 1.0}]) == words
 
 
+ALLOWED = dict.fromkeys(("step_s", "upload_mbps", "download_mbps"), "above 0")
+ALLOWED |= {"outage_every_s": "at least 0.001", "jitter": "at least 0, at most 10"}
+
+
 @pytest.mark.parametrize("name", COLUMNS)
 @pytest.mark.parametrize("found", [-1.0, math.nan, "much", [1.0]])
 def test_what_is_out_of_range_is_refused(name, found):
-    allowed = "at least 0"
-    if name in ("step_s", "upload_mbps", "download_mbps", "outage_every_s"):
-        allowed = "above 0"
+    allowed = ALLOWED.get(name, "at least 0")
     words = f"profiles, row 3, {name}: found {found!r}, allowed: a number {allowed}"
     assert words_of([{}, {}, {name: found}]) == words
 
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_zero_is_allowed_where_it_means_something(name):
-    if name in ("step_s", "upload_mbps", "download_mbps", "outage_every_s"):
-        assert "found 0.0, allowed: a number above 0" in words_of([{name: 0.0}])
+    if name in ALLOWED and name != "jitter":
+        assert f"found 0.0, allowed: a number {ALLOWED[name]}" in words_of(
+            [{name: 0.0}]
+        )
     else:
         assert getattr(profiles_of([{name: 0.0}], workers=1), name).item() == 0.0
 

@@ -259,6 +259,38 @@ def test_a_run_needs_something_that_ends_it():
         run(adopting(), [{}], steps=1, target_accuracy=0.5)
 
 
+@pytest.mark.parametrize(
+    ("late", "most"),
+    [({"join_s": 1e308}, 1), ({"join_s": 3.0}, 1), ({"join_s": 0.5}, 2)],
+)
+def test_a_run_whose_min_workers_never_come_says_so(late, most):
+    # Worker 0 leaves after 1 s; two at a time are not enough.
+    rows = [{"step_s": 1.0, "leave_s": 1.0}, {"step_s": 1.0, **late}]
+    order = run(adopting(min_workers=3), rows, steps=1, max_versions=3)
+    assert order.reason.startswith("it never began: min_workers = 3, and of 2 workers ")
+    assert f"no more than {most} were there at a time" in order.reason
+    assert len(order.version) == 1
+    assert order.start_s == order.end_s <= 1e9
+
+
+@pytest.mark.parametrize("limits", [{"max_versions": 9}, {"max_time_s": 1e300}])
+def test_a_run_ends_where_its_clock_would_blur(limits):
+    order = run(adopting(), [{"step_s": 4e8}], steps=1, **limits)
+    assert (len(order.version), order.end_s) == (3, 1e9)
+    assert order.reason == "1e+09 virtual s have passed"
+
+
+def test_a_link_that_would_never_bring_an_update_is_refused():
+    """A push a second, and each is on its way for 20,000 s."""
+    rows = [{"step_s": 1.0}, {"step_s": 1.0, "upload_s": 2e4}]
+    words = r"worker 1 would have 2e\+04 updates under way.*allowed: 10,000"
+    with pytest.raises(ValueError, match=words):
+        run(adopting(), rows, steps=1, max_versions=3)
+    # Who waits for the next version has one.
+    order = run(synchronous(min_workers=2), rows, steps=1, max_versions=1)
+    assert order.end_s == 20001.0
+
+
 def test_jitter_is_the_seeds():
     def jittered(seed, jitter=0.5):
         rows = [{"step_s": 1.0, "jitter": jitter}] * 2

@@ -56,7 +56,9 @@ _DEFAULTS = {
     "outage_every_s": math.inf,
     "outage_s": 0.0,
 }
-_ABOVE_ZERO = {"step_s", "upload_mbps", "download_mbps", "outage_every_s"}
+_ABOVE_ZERO = {"step_s", "upload_mbps", "download_mbps"}
+# Drawn one by one; and a factor of e^10 either way.
+_LEAST, _MOST = {"outage_every_s": 1e-3}, {"jitter": 10.0}
 _MAY_BE_INFINITE = {"upload_mbps", "download_mbps", "leave_s", "outage_every_s"}
 
 
@@ -90,11 +92,13 @@ def profiles_of(rows: Sequence[dict[str, Any]], workers: int) -> Profiles:
         for name, default in _DEFAULTS.items():
             found = row.get(name)
             value = default if found in (None, "") else _number(found)
-            fits = value > 0 if name in _ABOVE_ZERO else value >= 0
+            least, most = _LEAST.get(name, 0.0), _MOST.get(name, math.inf)
+            fits = value > 0 if name in _ABOVE_ZERO else least <= value <= most
             if name not in _MAY_BE_INFINITE:
                 fits = fits and math.isfinite(value)
             if not fits:
-                allowed = "above 0" if name in _ABOVE_ZERO else "at least 0"
+                allowed = "above 0" if name in _ABOVE_ZERO else f"at least {least:g}"
+                allowed += f", at most {most:g}" if most < math.inf else ""
                 raise ValueError(
                     f"profiles, row {number}, {name}: found {found!r}, "
                     f"allowed: a number {allowed}"

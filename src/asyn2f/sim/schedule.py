@@ -42,6 +42,10 @@ from asyn2f.timing import Stop, Timing
 SignalOf = Callable[[Log, int], float]
 """What a worker's push may depend on, after all that the log holds."""
 
+# Beyond that, 31 years, a clock of doubles blurs what is a step apart.
+_FOREVER_S = 1e9
+_MOST_UNDER_WAY = 10_000  # updates of one worker
+
 Accepts = Callable[[Log, int], bool]
 """Whether an update is of use to the server, after all that the log holds."""
 
@@ -82,7 +86,8 @@ def schedule(
       accepts: updates that it does not are refused as they arrive; None = takes all.
 
     Raises:
-      ValueError: nothing ends the run; or `signal_of` is needed and missing.
+      ValueError: nothing ends the run; `signal_of` is needed and missing; or a worker
+        pushes faster, by far, than its link carries.
 
     >>> from asyn2f.sim.profiles import profiles_of
     >>> timing = Timing(while_training="merge", after_push="continue", quorum="some")
@@ -119,7 +124,12 @@ def schedule(
         )
         for k in range(profiles.workers)
     ]
-    world = _World(timing, stop, seed, aggregate_s, dead_after_s, signal_of, accepts)
+    if timing.after_push != "wait":
+        for worker, steps in zip(workers, steps_per_epoch, strict=False):
+            _check_upload(worker, steps * timing.epochs_per_push)
+    world = _World(
+        timing, stop, seed, aggregate_s, dead_after_s, signal_of, accepts, len(workers)
+    )
     for worker, join_s in zip(workers, lists["join_s"], strict=True):
         world.foresee(join_s, world.join, worker)
     # Nothing here is garbage in circles, and looking for it among a million workers,
@@ -131,6 +141,17 @@ def schedule(
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _check_upload(worker: VirtualWorker, cycle_steps: int) -> None:
+    cycle_s, upload_s = worker.step_s * cycle_steps, worker.upload_s
+    if upload_s > _MOST_UNDER_WAY * cycle_s:
+        raise ValueError(
+            f"sim: worker {worker.number} would have {upload_s / cycle_s:,.3g} updates "
+            f"under way at a time, as it pushes every {cycle_s:g} s and each travels "
+            f"for {upload_s:g} s; allowed: {_MOST_UNDER_WAY:,}; give it a faster link "
+            "or longer cycles"
+        )
 
 
 class _World:
@@ -145,6 +166,7 @@ class _World:
         dead_after_s: float,
         signal_of: SignalOf | None,
         accepts: Accepts | None,
+        workers: int,
     ) -> None:
         self._timing = timing
         self._stop = stop
@@ -152,6 +174,7 @@ class _World:
         self._dead_after_s = dead_after_s
         self._signal_of = signal_of
         self._accepts = accepts
+        self._workers = workers
         self._random = Random(f"jitter {seed}")
         self._log = Log()
         self._note = self._log.note
@@ -173,19 +196,34 @@ class _World:
     def run(self) -> Order:
         next(self._server)  # listens from now on
         heap = self._heap
-        limit_s, now = math.inf, 0.0
+        limit_s, now, max_time_s = _FOREVER_S, 0.0, self._stop.max_time_s
+        limit = f"{_FOREVER_S:g} virtual s have passed"
         while len(heap) > self._looking_ahead and self._ended is None:
             now, tie, moment, subject = heappop(heap)
             if now > limit_s:
                 now = limit_s
-                self._ended = f"max_time_s = {self._stop.max_time_s:g} reached"
+                self._ended = limit
                 break
             moment(subject, now, tie)
-            if limit_s == math.inf and self._stop.max_time_s and self._published_s:
-                limit_s = self._published_s[0] + self._stop.max_time_s
-        start_s = self._published_s[0] if self._published_s else now
+            if limit_s == _FOREVER_S and max_time_s and self._published_s:
+                limit_s = min(limit_s, self._published_s[0] + max_time_s)
+                if limit_s < _FOREVER_S:
+                    limit = f"max_time_s = {max_time_s:g} reached"
         reason = self._ended or "nothing more can happen: no worker is left to push"
-        return self._log.order(start_s, now, reason)
+        if not self._published_s:
+            return self._log.order(now, now, f"it never began: {self._absence()}")
+        return self._log.order(self._published_s[0], now, reason)
+
+    def _absence(self) -> str:
+        """Why the run has not begun."""
+        present = most = 0
+        for kind in self._log.kind:
+            present += (kind in (o.BEGIN, o.RETURN)) - (kind == o.LEAVE)
+            most = max(most, present)
+        return (
+            f"min_workers = {self._timing.min_workers}, and of {self._workers} workers "
+            f"no more than {most} were there at a time within {_FOREVER_S:g} virtual s"
+        )
 
     def foresee(self, time_s: float, moment: "Moment", subject: Any) -> int:
         """Something will happen; its tie."""
