@@ -18,8 +18,8 @@ SECONDS = 30
 SEEDS = (0, 1, 2)
 METHODS = {
     "asyn2f, max_share 0.5": [],
-    "asyn2f, as in the paper": ["--config.strategy.max_share=1.0"],
-    "fedavg": ["--config.strategy.name=fedavg", "--config.strategy.max_share=1.0"],
+    "asyn2f, as in the paper": ["--config.strategy.asyn2f.max_share=1.0"],
+    "fedavg": ["--config.strategy.name=fedavg"],
 }
 
 
