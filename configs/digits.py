@@ -4,7 +4,7 @@
 
 About 40 seconds on two cores; best test accuracy 0.96 to 0.97. `max_share` departs from
 the paper: without it (--config.strategy.asyn2f.max_share=1) a worker with few examples,
-which soon reports a loss near zero, owns the global model, and 0.91 is reached.
+which soon reports a loss near zero, outweighs all others, and 0.94 to 0.96 is reached.
 """
 
 from configs.default import get_config as default

@@ -20,9 +20,12 @@ NAMES = sorted({path.stem for path in HERE.glob("[a-z]*.py")} - {"figures"})
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
-        description="Measures; each benchmark says in its docstring what and how.",
+        description="Measures all benchmarks, or those named; each says in its "
+        "docstring what and how.",
+        epilog=f"Benchmarks: {', '.join(NAMES)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument(
         "--keep", action="store_true", help="replace the last figures in results.json"
     )
