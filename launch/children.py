@@ -223,9 +223,9 @@ def _run(
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     parent = _Parent(pipe)
-    program.prepare_jax()
     code = 0
     try:
+        program.prepare_jax()
         if source is not None:
             config_file.import_file(source)
         body(parent)

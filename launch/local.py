@@ -132,15 +132,24 @@ class Launcher:
         """A process has ended: the server's end is everybody's, another's is not."""
         code = self._codes.get(child.name, child.process.exitcode)
         left = {other.name for other in self._watched.values()}
+        how = f"ended with {code}{self._last_word(child, code)}"
         if child is self._server:
-            reason = "the run is over" if code == 0 else f"the server ended with {code}"
-            self._stop(reason)
+            self._stop("the run is over" if code == 0 else f"the server {how}")
         elif code != 0:
-            self._view.message(f"{child.name} ended with code {code}")
+            self._view.message(f"{child.name} {how}")
             if not any(name.startswith("worker") for name in left):
                 self._stop("no worker is left")
             elif not self._has_begun and not self._deadlines_s:
                 self._stop(f"{child.name} ended before the run began")
+
+    def _last_word(self, child: Child, code: int | None) -> str:
+        """The last line of its log, if it failed and could not say why: a library that
+        ends the process asks nobody."""
+        log = self._folder / workdir.LOGS / f"{child.name}.log"
+        if not code or code < 0 or child.name in self._codes or not log.exists():
+            return ""
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        return "".join(f": {line.strip()}" for line in lines[-2:-1])
 
     def _stop(self, reason: str) -> None:
         """Asks the server to end the run; it tells the others. Twice: at once."""

@@ -35,6 +35,12 @@ from launch.descriptors import DescriptorError
 from launch.output import OutputError, open_output
 
 USAGE_ERROR = 2
+
+
+class DeviceError(Exception):
+    """JAX cannot use the devices that it was told to use."""
+
+
 SPEAKING_ERRORS = (
     build.ConfigError,
     workdir.WorkdirError,
@@ -48,6 +54,7 @@ SPEAKING_ERRORS = (
     Incomplete,
     OutputError,
     DescriptorError,
+    DeviceError,
 )
 
 
@@ -213,15 +220,27 @@ def run_folder() -> Path:
 
 
 def prepare_jax() -> None:
-    """The persistent compilation cache, for every program however small.
+    """The persistent compilation cache, for every program however small: a dozen
+    processes compile the same, the first run pays, and the others read. Then JAX's
+    devices, so that it is said early if there are none.
 
-    A dozen processes compile the same programs: the first run pays, the others read.
+    Raises:
+      DeviceError: JAX_PLATFORMS names one that is not here.
     """
     default = str(cache_folder() / "jax")
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", default)
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    try:
+        jax.devices()
+    except Exception as error:  # of several kinds, one of them an assertion
+        wanted = jax.config.values["jax_platforms"]
+        why = f" ({_first_line(error)})" if str(error) else ""
+        raise DeviceError(
+            f"JAX_PLATFORMS: found {wanted!r}, and JAX has no such device here{why}; "
+            "unset it, or install what JAX needs for that device"
+        ) from None
 
 
 def use_cores_as_devices() -> None:

@@ -179,13 +179,17 @@ def empty_summary(
 ) -> dict[str, Any]:
     """The summary of a run whose server did not live to write one: what its newest
     record in the store says; what that does not say is null."""
-    store = OrbaxStore(folder / workdir.MODELS)
-    version = max(store.versions(), default=0)
-    books = store.record(version).get("books", {}) if store.versions() else {}
+    version = 0
+    books: dict[str, Any] = {}
+    best_accuracy, best_version = None, None
+    if (folder / workdir.MODELS).exists():  # else not even JAX may have begun
+        store = OrbaxStore(folder / workdir.MODELS)
+        version = max(store.versions(), default=0)
+        books = store.record(version).get("books", {}) if store.versions() else {}
+        best_accuracy, best_version = store.best()
+        store.close()
     totals = books.get("totals", {})
     counts = books.get("ledger", {}).get("counts", {})
-    best_accuracy, best_version = store.best()
-    store.close()
     return {
         "status": status,
         "reason": reason,

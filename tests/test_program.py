@@ -1,11 +1,14 @@
 """What the programs have in common."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from launch import program
@@ -70,3 +73,33 @@ def test_the_folder_of_a_run_that_was_made_has_one_name(capsys, monkeypatch):
     monkeypatch.setattr(program, "RUN", SimpleNamespace(value="runs/b", name="run"))
     assert program.run_folder() == Path("runs/b")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to ...")])
+def test_a_device_that_is_not_here_is_one_line(monkeypatch, error):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(program.DeviceError, match="JAX_PLATFORMS: found") as refused:
+        program.prepare_jax()
+    assert str(error) in str(refused.value)
+    assert isinstance(refused.value, program.SPEAKING_ERRORS)
+
+
+@pytest.mark.processes
+def test_a_library_that_ends_a_process_is_heard(tmp_path):
+    """XLA does, when it does not know a flag: its last words are in a log."""
+    folder = tmp_path / "run"
+    flags = ["--config=configs/digits.py", f"--workdir={folder}", "--overwrite"]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.local", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": "--xla_no_such_flag=1"},
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Unknown flag in XLA_FLAGS: --xla_no_such_flag" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"

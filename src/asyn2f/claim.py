@@ -47,13 +47,16 @@ class Claim:
           WorkdirError: the folder cannot be written.
         """
         with _speaking(self._folder):
-            if overwrite:
+            if overwrite and any(map(self._holds, workdir.ENTRIES)):
                 self.holds_old = True
                 (self._folder / _MOVING).mkdir()
                 _move(self._folder, self._folder / _MOVING)
                 (self._folder / _MOVING).rename(self._folder / _ASIDE)
             for name in (workdir.SUMMARY, workdir.REPORT):
                 (self._folder / name).unlink(missing_ok=True)
+
+    def _holds(self, name: str) -> bool:
+        return (self._folder / name).exists()
 
     def share(self) -> None:
         """From now on other processes of the same run may use the folder.
