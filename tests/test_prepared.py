@@ -610,6 +610,25 @@ def test_a_folder_that_is_not_there_is_missing_too(tmp_path, cache):
     assert f"no prepared mnist under {tmp_path / 'nowhere'}" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "data_dir", "meant"),
+    [
+        ("{}/mnist", "", "task.dataset={}/mnist/3.0.1"),
+        ("{}/mnist/", "", "task.dataset={}/mnist/3.0.1"),
+        ("mnist/3.0.1", "{}", "task.dataset={}/mnist/3.0.1"),
+        ("mnist/", "{}", "task.dataset={}/mnist/3.0.1"),
+        ("mnist", "{}/mnist", "task.data_dir={}"),
+        ("mnist", "{}/mnist/3.0.1", "task.data_dir={}"),
+    ],
+)
+def test_a_set_that_is_named_a_folder_too_high_or_too_low_is_pointed_to(
+    tmp_path, cache, name, data_dir, meant
+):
+    prepare(tmp_path)
+    message = refused(name.format(tmp_path), data_dir.format(tmp_path), cache)
+    assert f"; did you mean {meant.format(tmp_path)}?" in message
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_of_a_partial_set_the_missing_file_is_named(tmp_path, cache, number):
     prepare(tmp_path)

@@ -123,6 +123,9 @@ def _keys(name: str, features: Any) -> tuple[str, str]:
 
 def _missing(name: str, data_dir: str, where: Path, reason: object) -> DataError:
     said = f" ({_first_line(reason)})" if reason and str(reason) else ""
+    meant = _meant(name, data_dir, where)
+    if meant:
+        return DataError(f"no prepared {name} under {where}; did you mean {meant}?")
     if is_folder(name):
         return DataError(
             f"no prepared data set in {where}{said}; name the folder in which its "
@@ -135,6 +138,27 @@ def _missing(name: str, data_dir: str, where: Path, reason: object) -> DataError
         f"tfds.builder('{name}', {place}file_format='array_record')"
         '.download_and_prepare()"'
     )
+
+
+def _meant(name: str, data_dir: str, where: Path) -> str:
+    """The setting that finds a data set which lies a folder higher or lower, if any."""
+    if not is_folder(name) and where.parent.name == name and _is_prepared(where):
+        return f"task.data_dir={where.parent.parent}"
+    if not is_folder(name) and where.name == name and _versions(where):
+        return f"task.data_dir={where.parent}"
+    inside = Path(os.path.expanduser(data_dir or ".")) / name
+    found = [inside] if data_dir and _is_prepared(inside) else []
+    found += [*_versions(where), *_versions(inside)]
+    return f"task.dataset={found[0]}" if is_folder(name) and found else ""
+
+
+def _is_prepared(folder: Path) -> bool:
+    return (folder / "dataset_info.json").exists()
+
+
+def _versions(folder: Path) -> list[Path]:
+    """Prepared versions of a data set in its folder, the newest first."""
+    return [path.parent for path in sorted(folder.glob("*/dataset_info.json"))[::-1]]
 
 
 def _anew(home: Path) -> str:
