@@ -15,7 +15,9 @@ from configs import default, digits
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-SETTINGS = sorted(set(re.findall(r"`(?:--)?config[.]([a-z_0-9.]+)\b(?![.])", TEXT)))
+SETTINGS = sorted(
+    set(re.findall(r"`(?:--)?config[.]([a-z0-9_.]*[a-z0-9_])(?![\w.])", TEXT))
+)
 FILES = sorted(set(re.findall(r"[`(]((?:\w+/)+\w+[.](?:py|md|png)|\w+[.]py)", TEXT)))
 
 
