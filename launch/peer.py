@@ -13,7 +13,7 @@ from asyn2f.runtime.peer import Ended
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.worker import Worker
 from asyn2f.runtime.zmq_transport import ZmqTransport
-from launch import program, security
+from launch import listening, program, security
 
 Stop = Callable[[str], None]
 Make = Callable[[Experiment, RuntimeSettings, Journal], Worker | Evaluator]
@@ -69,7 +69,7 @@ def join(
         insecure,
         settings.shared_memory,
     )
-    ended = peer.run(transport, build.terms(config))
+    ended = peer.run(transport, build.terms(config), lambda: listening.token_of(folder))
     journal.close()
     return ended
 
@@ -91,7 +91,7 @@ def main(
         found = folder / workdir.SERVER
         if not found.exists():
             program.fail(f"--server must be given: {found} is not there to say it")
-        return workdir.read_json(found)["address"]
+        return listening.read(folder).address
 
     insecure = security.INSECURE.value
     keyed = security.peer_keys(config, actor) is not None

@@ -19,7 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import asyn2f
-from asyn2f import build, rules, trace, workdir
+from asyn2f import agreement, build, rules, trace, workdir
 from asyn2f.caches import cache_folder
 from asyn2f.causality import CausalityError
 from asyn2f.lineage import Incomplete
@@ -295,6 +295,7 @@ def environment() -> dict[str, Any]:
         "instruction_set": processor.instruction_set(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "x64": bool(jax.config.read("jax_enable_x64")),
+        **agreement.flags(agreement.REPLAYED),
     }
 
 

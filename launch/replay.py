@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from asyn2f import build, causality, lineage, provenance, trace, workdir
+from asyn2f import agreement, build, causality, lineage, provenance, trace, workdir
 from asyn2f.experiment import initial_server_state
 from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.sim.execute import Execution, execution_of
@@ -50,6 +50,7 @@ _EXPLAIN = flags.DEFINE_integer("explain", None, "Only say what this version is 
 _NUMBERS_DEPEND_ON = (
     *("asyn2f", "source", "jax", "jaxlib", "platform", "device", "threads"),
     *("instruction_set", "steps_per_call", "dtype", "xla_flags", "x64"),
+    *agreement.REPLAYED,
 )
 # Another executor rounds otherwise: by 1e-6, until a merge goes by the direction in
 # which a parameter has moved that has hardly moved at all, or a ReLU by such a sign.
@@ -136,8 +137,11 @@ def _set_environment(recorded: dict[str, Any], executor: str) -> None:
     """Sets what can be set, before anything is computed."""
     if "threads" in recorded:
         os.environ["PJRT_NPROC"] = str(recorded["threads"])
-    if recorded.get("x64"):
-        jax.config.update("jax_enable_x64", True)
+    if "x64" in recorded:
+        jax.config.update("jax_enable_x64", recorded["x64"])
+    for name in agreement.REPLAYED:
+        if name in recorded:
+            jax.config.update(name, recorded[name])
     processor.limit_instructions(recorded.get("instruction_set", ""))
     devices = recorded.get("devices", 1)
     if executor == "serial":

@@ -31,7 +31,8 @@ from asyn2f.runtime.zmq_transport import ZmqTransport, check_free
 from asyn2f.status import RunStatus, incomplete
 from asyn2f.tasks.base import class_counts
 from asyn2f.timing import deadline_warning
-from launch import descriptors, program, security
+from launch import descriptors, listening, program, security
+from launch.listening import Listening
 
 _SWITCH_S = 5e-4  # between threads; Python's own is ten times that
 _PORTS_FREE_S = 5.0  # by then a server whose place is taken has usually ended
@@ -107,7 +108,8 @@ def serve(
     # Before the sockets: a server that still serves this run ends, and frees its ports.
     incarnation = store.begin_incarnation()
     try:
-        transport, address = _bind(folder, settings, experiment, keys, insecure)
+        before = _listened(folder)
+        transport, address = _bind(before, settings, experiment, keys, insecure)
     except BaseException:
         store.close()
         raise
@@ -115,6 +117,9 @@ def serve(
     workdir.write_json(
         folder / workdir.SPLIT, {"counts": class_counts(experiment.task)}
     )
+    # A run that goes on keeps its token: its peers present the one they have read.
+    token = before.token if before is not None else ""
+    token = "" if insecure or keys is not None else token or listening.new_token()
     journal = program.open_journal(folder, "server", run_id, incarnation)
     metrics = MetricsWriter(folder)
     server = Server(
@@ -127,9 +132,9 @@ def serve(
         journal,
         Observer(row=metrics.write, status=on_status),
         incarnation,
+        token,
     )
-    listening = {"address": address, "ports": transport.ports(), "run": run_id}
-    workdir.write_json(folder / workdir.SERVER, listening)
+    listening.write(folder, Listening(address, transport.ports(), run_id, token))
     on_ready(address, server)
     summary = server.run()
     crashes.reach("ending")
@@ -209,8 +214,20 @@ def empty_summary(
     }
 
 
+def _listened(folder: Path) -> Listening | None:
+    """Where the server before this one listened; None: there was none, or it cannot be
+    told."""
+    if not (folder / workdir.SERVER).exists():
+        return None
+    try:
+        return listening.read(folder)
+    except workdir.WorkdirError as error:
+        logging.warning("%s", error)
+        return None
+
+
 def _bind(
-    folder: Path,
+    before: Listening | None,
     settings: RuntimeSettings,
     experiment: Experiment,
     keys: ServerKeys | None,
@@ -234,8 +251,8 @@ def _bind(
         )
 
     transport = None
-    if port == 0 and (folder / workdir.SERVER).exists():
-        ports = tuple(workdir.read_json(folder / workdir.SERVER)["ports"])
+    if port == 0 and before is not None:
+        ports = before.ports
         start_s, warned = time.monotonic(), False
         while transport is None and time.monotonic() < start_s + settings.lease_s:
             try:

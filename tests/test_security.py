@@ -273,6 +273,42 @@ def test_a_key_that_is_deleted_is_no_longer_listened_to(ring, server):
     peer.close()
 
 
+def test_whose_key_is_deleted_hears_no_version_more_and_the_others_all(ring, server):
+    """Also over a connection that was open by then."""
+    revoked, other = (join(server, ring.peer(f"worker-{k}")) for k in (1, 2))
+    heard = {end: [] for end in (server, revoked, other)}
+
+    def attend_until(holds):
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert time.monotonic() < deadline_s, f"does not come about; came: {heard}"
+            for end, items in heard.items():
+                items += end.poll(0.005)
+
+    def versions(end):
+        models = [x for x in heard[end] if isinstance(x, Frames)]
+        return [bytes(x.header) for x in models if x.channel is Channel.MODEL]
+
+    def subscriptions():
+        return heard[server].count(Subscribed(b"all"))
+
+    attend_until(lambda: subscriptions() == 2)
+    server.publish(b"all", b"version 1", b"payload")
+    attend_until(lambda: versions(revoked) == versions(other) == [b"version 1"])
+    ports = server.ports()
+    ring.revoke("worker-1")
+    attend_until(lambda: subscriptions() == 3)  # the other has come again
+    assert server.ports() == ports
+    server.publish(b"all", b"version 2", b"payload")
+    attend_until(lambda: b"version 2" in versions(other))
+    later_s = time.monotonic() + 1.5  # it has tried to come again
+    attend_until(lambda: time.monotonic() > later_s)
+    assert versions(revoked) == [b"version 1"]
+    assert subscriptions() == 3
+    for peer in (revoked, other):
+        peer.close()
+
+
 def test_a_key_that_is_added_comes_in_while_the_server_runs(ring, server):
     keys.add(ring.folder, "worker-3")
     read_again_s = time.monotonic() + 0.1

@@ -9,7 +9,8 @@ import pytest
 from asyn2f import build, workdir
 from asyn2f.runtime.addresses import AddressError, parse_address
 from asyn2f.runtime.zmq_transport import ZmqTransport
-from launch import serving
+from launch import listening, serving
+from launch.listening import Listening
 from tests.experiments import config_with, experiment_with
 
 
@@ -23,10 +24,12 @@ def rival():
 
 def bind(folder, ports, lease_s: float) -> tuple[int, int, int]:
     """The ports of a server that goes on with a run that had those."""
-    workdir.write_json(folder / workdir.SERVER, {"ports": ports})
+    address = f"tcp://127.0.0.1:{ports[0]}"
+    listening.write(folder, Listening(address, ports, "run", ""))
+    before = listening.read(folder)
     settings = build.build_runtime(config_with())
     settings = dataclasses.replace(settings, lease_s=lease_s)
-    transport, _ = serving._bind(folder, settings, experiment_with(), None, False)
+    transport, _ = serving._bind(before, settings, experiment_with(), None, False)
     found = transport.ports()
     transport.close()
     return found

@@ -3,6 +3,7 @@ JAX makes numbers."""
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -20,14 +21,38 @@ FLAGS = (
     "jax_random_seed_offset",
     "jax_default_matmul_precision",
 )
+# And those on which last bits depend: a replay sets them too.
+REPLAYED = (
+    *FLAGS,
+    "jax_disable_jit",
+    "jax_use_direct_linearize",
+    "jax_softmax_custom_jvp",
+)
 _ROWS = 4096  # hashed at a time: data may be larger than memory
 _LONGEST = 96  # characters of a term's value
 _MOST_BYTES = 3000  # of all terms: they are part of a message's header
 
 
-def flags() -> dict[str, Any]:
+def flags(names: tuple[str, ...] = FLAGS) -> dict[str, Any]:
     """How JAX makes numbers in this process, by the names of its settings."""
-    return {name: getattr(jax.config, name) for name in FLAGS}
+    return {name: getattr(jax.config, name) for name in names}
+
+
+def check_flags(environments: Iterable[Mapping[str, Any]]) -> None:
+    """Nothing, if JAX makes numbers here as it did there, as far as that was recorded.
+
+    Raises:
+      ValueError: it does not; names what to set.
+    """
+    here = flags()
+    for there in environments:
+        differs = [k for k in FLAGS if k in there and there[k] != here[k]]
+        if differs:
+            said = ", ".join(f"{k} {there[k]!r}, here {here[k]!r}" for k in differs)
+            raise ValueError(
+                f"the run was made with {said}: set that with jax.config.update, or by "
+                "an environment variable of its name, before anything is computed"
+            )
 
 
 def terms_of(settings: dict[str, Any]) -> tuple[str, ...]:

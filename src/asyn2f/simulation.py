@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyn2f import build, causality, lineage, rules, trace
+from asyn2f import agreement, build, causality, lineage, rules, trace
 from asyn2f.epochs import steps_per_epoch
 from asyn2f.evaluate import Score, make_evaluate
 from asyn2f.experiment import Experiment, initial_server_state, published
@@ -92,7 +92,8 @@ def replay(
     Raises:
       ConfigError: see `build.check`.
       WorkdirError: the folder holds no run.
-      ValueError: a line is none of a trace.
+      ValueError: a line is none of a trace, or JAX makes other numbers here than it
+        did there: see `agreement.FLAGS`.
       Incomplete: traces of workers are missing.
       CausalityError: the trace contradicts itself.
     """
@@ -100,6 +101,8 @@ def replay(
     config = {**config, "sim": {**config.get("sim", {}), "executor": executor}}
     build.check(config)
     events = trace.of_run(folder)
+    heads = [event for event in events if isinstance(event, trace.Recorded)]
+    agreement.check_flags(head.environment for head in heads)
     lineage.check_complete(events)
     causality.check(events)
     return _executed(config, build.build_experiment(config), order_of(events))

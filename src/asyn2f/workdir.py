@@ -41,9 +41,15 @@ def delete(workdir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes the file whole or not at all; NaN becomes null."""
+def write_json(
+    path: Path, content: dict[str, Any], *, is_private: bool = False
+) -> None:
+    """Writes the file whole or not at all; NaN becomes null. One that `is_private` is
+    for its owner alone."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    if is_private:  # made with its mode: a chmod would come too late
+        beside.unlink(missing_ok=True)
+        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     beside.write_text(json.dumps(_finite(content), indent=2) + "\n", encoding="utf-8")
     beside.replace(path)
 

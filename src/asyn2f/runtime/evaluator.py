@@ -13,7 +13,9 @@ from asyn2f.runtime.peer import (
     Letter,
     Link,
     Mailbox,
+    Token,
     hello_of,
+    no_token,
     open_letter,
     zero_params,
 )
@@ -42,13 +44,13 @@ class Evaluator:
         self._mailbox.stop(reason)
 
     def run(
-        self, transport: Transport, terms: tuple[str, ...], token: str = ""
+        self, transport: Transport, terms: tuple[str, ...], token: Token = no_token
     ) -> Ended:
         """Joins, and evaluates until the run is over, or it is stopped or refused; its
         arguments are those of `Worker.run`."""
-        hello = hello_of(self._experiment, terms, "evaluator", token=token)
+        hello = hello_of(self._experiment, terms, "evaluator")
         self._link = Link(
-            hello, self._settings, transport, self._journal, self._mailbox
+            hello, self._settings, transport, self._journal, self._mailbox, token
         )
         self._link.start()
         while self._mailbox.stopped is None:

@@ -157,8 +157,14 @@ class AllowList:
         """Whose key that is (Z85), or None: nobody's that is let in."""
         return self._names.get(key)
 
-    def refresh(self) -> None:
-        """Reads the folder again if anything in it has changed."""
+    def refresh(self) -> bool:
+        """Reads the folder again if anything in it has changed; whether a key has been
+        revoked by that."""
+        before = set(self._names)
+        self._refresh()
+        return bool(before - self._names.keys())
+
+    def _refresh(self) -> None:
         try:
             seen = sorted(
                 (entry.name, status.st_ino, status.st_mtime_ns, status.st_size)

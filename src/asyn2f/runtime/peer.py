@@ -4,6 +4,7 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,14 @@ from asyn2f.types import GlobalModel, Params
 
 _MOST = 1e30  # of examples and of a loss; float32 ends at 3e38
 _ROUNDING = 1e-6  # of a learning rate in float32
+
+
+Token = Callable[[], str]
+"""The token of the run as far as it is known, or "": see `PeerProtocol`."""
+
+
+def no_token() -> str:
+    return ""
 
 
 class Ended(NamedTuple):
@@ -97,10 +106,11 @@ class Link:
         transport: Transport,
         journal: Journal,
         mailbox: Mailbox,
+        token: Token,
     ) -> None:
         self.mailbox = mailbox
         self._ended: Ended | None = None
-        machine = PeerProtocol(hello, settings, time.monotonic())
+        machine = PeerProtocol(hello, settings, time.monotonic(), token)
         self._io = IoThread(machine, transport, journal, self._carry_out)
         self.start = self._io.start
         self.post = self._io.post
@@ -133,7 +143,6 @@ def hello_of(
     worker: int = -1,
     num_examples: int = 0,
     quality: float = 1.0,
-    token: str = "",
 ) -> wire.Hello:
     """What a process of this role says first; with a new session's name."""
     return wire.Hello(
@@ -142,7 +151,7 @@ def hello_of(
         worker=worker,
         session=secrets.token_hex(8),
         first=-1,
-        token=token,
+        token="",
         fingerprint=experiment.template.fingerprint,
         coding=str(experiment.coding),
         num_examples=num_examples,

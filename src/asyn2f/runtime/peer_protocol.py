@@ -8,6 +8,7 @@ more, or is another incarnation, is greeted anew; nothing kept is lost by that.
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from asyn2f import trace
@@ -50,9 +51,21 @@ class PeerProtocol:
     """Joins, beats, receives versions, pushes updates or scores, and leaves."""
 
     def __init__(
-        self, hello: wire.Hello, settings: RuntimeSettings, now: float
+        self,
+        hello: wire.Hello,
+        settings: RuntimeSettings,
+        now: float,
+        token: Callable[[], str] = lambda: "",
     ) -> None:
+        """
+        Args:
+          hello: what it says of itself.
+          settings: of this process.
+          now: monotonic seconds.
+          token: the run's, as far as it is known by now; asked before each hello.
+        """
         self._hello = hello
+        self._token = token
         self._actor = hello.actor
         self._settings = settings
         self._random = random.Random(hello.session)  # spreads out the hellos of many
@@ -148,7 +161,7 @@ class PeerProtocol:
             seconds = f"{self._settings.join_timeout_s:g} s"
             self._leave(f"could not register within {seconds}: {why}", "refused")
         elif now >= self._hello_at_s:
-            self._send(self._hello)
+            self._send(self._hello._replace(token=self._token()))
             self._hello_at_s = now + self._hello_pause_s * self._random.uniform(
                 0.7, 1.3
             )

@@ -55,12 +55,6 @@ class Registration:
         """What is wrong with who it says it is."""
         if identity not in ("", hello.actor):
             return f"it says it is {hello.actor[:20]}, its key is {identity}'s"
-        token = self._settings.token
-        if not hmac.compare_digest(hello.token.encode(), token.encode()):
-            return (
-                "it does not present this run's token: without keys, give it the "
-                "server's --workdir, where server.json holds the token"
-            )
         workers = self._settings.workers
         if hello.role == "worker" and not 0 <= hello.worker < workers:
             return f"worker {hello.worker}, the data is cut for 0..{workers - 1}"
@@ -112,6 +106,14 @@ class Registration:
         self, hello: wire.Hello, peer: bytes, identity: str, now: float
     ) -> str:
         """Who or what is in its way for the moment."""
+        token = self._settings.token
+        is_known = hmac.compare_digest(hello.token.encode(), token.encode())
+        if token and not is_known:
+            # It may have read what the server before this one has left there.
+            return (
+                "it does not present this run's token: without keys, give it the "
+                "server's --workdir, where server.json holds the token"
+            )
         known = self._roster.get(hello.session)
         if known is not None:
             if self._roster.is_held(known, peer, identity, now):

@@ -180,6 +180,11 @@ class Lender:
         if question in self._lent:
             self._free.append(self._lent.pop(question))
 
+    def begin_again(self) -> None:
+        """Nobody hears anything any more, and all slots are free."""
+        self._heard.clear()
+        self._free += [self._lent.pop(question) for question in list(self._lent)]
+
     def hears_slips(self, topic: bytes, begins: bool) -> None:
         """Somebody hears slips under this topic now; or nobody any more."""
         (self._heard.add if begins else self._heard.discard)(topic)

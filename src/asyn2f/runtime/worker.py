@@ -16,8 +16,10 @@ from asyn2f.runtime.peer import (
     Ended,
     Link,
     Mailbox,
+    Token,
     global_model,
     hello_of,
+    no_token,
     open_letter,
     zero_params,
 )
@@ -76,7 +78,7 @@ class Worker:
         self._mailbox.stop(reason)
 
     def run(
-        self, transport: Transport, terms: tuple[str, ...], token: str = ""
+        self, transport: Transport, terms: tuple[str, ...], token: Token = no_token
     ) -> Ended:
         """Joins, and works until the run is over, or it is stopped or turned away.
         `terms`: see `agreement.terms_of`; `token`: of the run, if there are no keys."""
@@ -87,10 +89,9 @@ class Worker:
             self._worker,
             self._num_examples,
             self._quality,
-            token,
         )
         self._link = Link(
-            hello, self._settings, transport, self._journal, self._mailbox
+            hello, self._settings, transport, self._journal, self._mailbox, token
         )
         self._link.start()
         program = programs.worker_program(

@@ -35,12 +35,15 @@ class Gate:
 
     Attributes:
       refused: connections turned away since that was last said in the log.
+      has_revoked: a key that could have a connection is not let in any more; whoever
+        ends its connections sets this back.
     """
 
     def __init__(self, context: zmq.Context, keys: ServerKeys) -> None:
         self._allowed = AllowList(keys.allowed)
         self._refreshed_s = time.monotonic()
         self.refused = 0
+        self.has_revoked = False
         self.socket = context.socket(zmq.ROUTER)
         self.socket.set(zmq.RCVHWM, 0)  # the library's own requests: none may be lost
         self.socket.bind(_ENDPOINT)
@@ -90,7 +93,7 @@ class Gate:
 
     def _reread(self, now: float) -> None:
         self._refreshed_s = now
-        self._allowed.refresh()
+        self.has_revoked |= self._allowed.refresh()
 
 
 class _Probe(NamedTuple):

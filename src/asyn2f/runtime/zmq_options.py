@@ -19,7 +19,7 @@ _COMMON: dict[int, int | bytes] = {
     zmq.HEARTBEAT_TTL: 3000,
     zmq.RECONNECT_IVL: 200,
     zmq.RECONNECT_IVL_MAX: 1000,
-    zmq.HANDSHAKE_IVL: 10_000,
+    zmq.HANDSHAKE_IVL: 5000,  # who connects and says nothing takes a descriptor
 }
 _ENVELOPE_BYTES = 64  # what encryption adds to a frame is 33
 _SUBSCRIPTION_BYTES = 1024  # a topic; and no handshake is longer

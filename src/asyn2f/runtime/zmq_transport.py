@@ -28,9 +28,11 @@ from asyn2f.runtime.transport import (
     Subscribed,
 )
 from asyn2f.runtime.wire import MAX_HEADER_BYTES, Buffer, Refused, encode
+from asyn2f.runtime.zmq_doorkeeper import Doorkeeper, most_of
 from asyn2f.runtime.zmq_gate import Gate, check_closed
 from asyn2f.runtime.zmq_options import curve_options, socket_options
 
+_PORT_FREE_S = 0.02  # between two attempts to bind a port that was just given up
 # What a server's door says by staying shut; the sockets do not knock again.
 _SHUT = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _UNKNOWN_KEY = encode(
@@ -86,6 +88,8 @@ class ZmqTransport:
         self._published: zmq.Socket | None = None
         self._curve = {} if keys is None else curve_options(keys)
         self._gate: Gate | None = None
+        self._doorkeeper: Doorkeeper | None = None  # a server's
+        self._ports = (0, 0, 0)  # a server's
         self._denied: zmq.Socket | None = None  # says when a server's door stays shut
         # Where peers share a machine; see shared_memory.
         self._lender: Lender | None = None  # a server's
@@ -125,6 +129,7 @@ class ZmqTransport:
         host, port = parse_address(address)
         ports = ports or ((port, port + 1, port + 2) if port else (0, 0, 0))
         self = cls("server", host, payload_bytes, min(4 * workers, 256), keys)
+        self._doorkeeper = Doorkeeper(most_of(workers + 1))
         try:
             self._control = self._open(Channel.CONTROL, zmq.ROUTER, ports[0])
             self._published = self._open(Channel.MODEL, zmq.XPUB, ports[1])
@@ -135,6 +140,7 @@ class ZmqTransport:
                 f"address: cannot listen at {address}, ports {ports}: "
                 f"{error.strerror}; choose another port, or 0 for any free one"
             ) from None
+        self._ports = self._bound_ports()
         updates.subscribe(UPDATES)
         if shared_memory:
             self._lender = Lender.create(payload_bytes, workers + 1)  # an evaluator
@@ -183,6 +189,9 @@ class ZmqTransport:
         for option, value in (said | self._curve).items():
             opened.set(option, value)
         if self._role == "server":
+            if self._doorkeeper is not None:
+                monitor = self._doorkeeper.watch(opened, self._context)
+                self._poller.register(monitor, zmq.POLLIN)
             opened.bind(f"tcp://{self._host}:{port or '*'}")
         else:
             if channel is Channel.CONTROL:  # before it can be refused
@@ -192,6 +201,9 @@ class ZmqTransport:
         return opened
 
     def ports(self) -> tuple[int, int, int]:
+        return self._ports
+
+    def _bound_ports(self) -> tuple[int, int, int]:
         found = {
             channel: urlsplit(opened.get_string(zmq.LAST_ENDPOINT)).port or 0
             for opened, channel in self._channels.items()
@@ -211,6 +223,11 @@ class ZmqTransport:
         self._published = self._open(Channel.UPDATE, zmq.XPUB, update_port)
 
     def poll(self, timeout_s: float | None) -> list[Frames | Subscribed | Malformed]:
+        if self._role == "server" and self._published is None:
+            self._publish_anew()
+            timeout_s = min(
+                _PORT_FREE_S, _PORT_FREE_S if timeout_s is None else timeout_s
+            )
         wait_ms = None if timeout_s is None else max(0, round(timeout_s * 1000 + 0.5))
         arrived: list[Frames | Subscribed | Malformed] = []
         for ready, _ in self._poller.poll(wait_ms):
@@ -220,6 +237,8 @@ class ZmqTransport:
                 header = self._why_shut(self._denied.recv_multipart())
                 if header:
                     arrived.append(Frames(Channel.CONTROL, b"", header, b""))
+            elif self._doorkeeper is not None and self._doorkeeper.has(ready):
+                self._doorkeeper.attend(ready)
             elif isinstance(ready, zmq.Socket):
                 arrived.extend(self._drain(ready))
             else:
@@ -227,7 +246,27 @@ class ZmqTransport:
                     self._alarm.recv(4096)
         if self._gate is not None:
             self._gate.refresh(time.monotonic())
+            if self._gate.has_revoked and self._published is not None:
+                self._gate.has_revoked = False
+                self._part_from_all()
         return arrived
+
+    def _part_from_all(self) -> None:
+        """Ends all connections for models, as one of them is under a key that has been
+        revoked: the others come again, and are let in, and get the newest version."""
+        assert self._published is not None
+        self._drop(self._published)
+        self._published = None
+        if self._lender is not None:
+            self._lender.begin_again()
+
+    def _publish_anew(self) -> None:
+        """Opens the socket for models again, as soon as its port is free."""
+        try:
+            self._published = self._open(Channel.MODEL, zmq.XPUB, self._ports[1])
+        except zmq.ZMQError:
+            opened = next(x for x, c in self._channels.items() if c is Channel.MODEL)
+            self._drop(opened)
 
     def _why_shut(self, frames: list[bytes]) -> bytes:
         """The refusal in a monitor's message; b"" = garbage came, of which nothing
@@ -356,6 +395,10 @@ class ZmqTransport:
     def _drop(self, opened: zmq.Socket, linger_s: float = 0.0) -> None:
         self._poller.unregister(opened)
         del self._channels[opened]
+        monitor = self._doorkeeper.forget(opened) if self._doorkeeper else None
+        if monitor is not None:
+            self._poller.unregister(monitor)
+            monitor.close(linger=0)
         opened.close(linger=round(linger_s * 1000))
 
     def close(self, linger_s: float = 0.0) -> None:
