@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from asyn2f.codecs import (
     Coding,
+    Quantised,
     Sparse,
     check_coding,
     largest,
@@ -105,7 +107,8 @@ def test_the_largest_are_sent_and_nothing_else(x, count):
     sent = largest(x, count)
     whole = np.asarray(spread(sent, (SIZE,)))
     left = np.delete(np.abs(np.asarray(x)), np.asarray(sent.places))
-    assert problem_of(sent) == ""
+    assert problem_of(sent, [SIZE]) == ""
+    assert problem_of(quantised(x), [SIZE]) == ""
     assert left.max(initial=0.0) <= np.abs(sent.values).min()
     np.testing.assert_array_equal(whole[sent.places], np.asarray(x)[sent.places])
     assert np.count_nonzero(whole) <= count
@@ -242,10 +245,21 @@ def test_a_coding_that_makes_no_sense_is_refused(coding, words):
         check_coding(coding)
 
 
-@pytest.mark.parametrize("places", [[2, 1], [1, 1], [-1, 0]])
+@pytest.mark.parametrize("places", [[2, 1], [1, 1], [-1, 0], [0, 4], [3, 2**31 - 1]])
 def test_places_that_no_codec_writes_are_told(places):
     coded = {"w": Sparse(np.ones(2, np.float32), np.array(places, np.int32))}
-    assert problem_of(coded)
+    assert "places" in problem_of(coded, [4])
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 2e37 * 127, np.inf, -np.inf, np.nan])
+def test_scales_that_no_codec_writes_are_told(scale):
+    coded = Quantised(np.ones(3, np.int8), np.array(scale, ml_dtypes.bfloat16))
+    assert "scale" in problem_of({"v": np.ones(9), "w": coded}, [9, 3])
+
+
+def test_a_value_that_no_codec_writes_is_told():
+    coded = Quantised(np.array([-128], np.int8), np.array(1.0, ml_dtypes.bfloat16))
+    assert "-128" in problem_of(coded, [1])
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,39 @@ def test_a_folder_that_others_can_write_to_is_refused(ring):
         ring.peer("worker-1")
 
 
+@pytest.mark.parametrize("bad", [0o646, 0o662])
+def test_a_public_key_that_others_can_replace_is_refused(ring, bad):
+    servers = ring.folder / "worker-1" / "server.public"
+    servers.chmod(bad)
+    with pytest.raises(KeysError, match=rf"mode {bad:04o}.*run chmod go-w {servers}"):
+        ring.peer("worker-1")
+    allowed = ring.server.allowed / "worker-1.public"
+    allowed.chmod(bad)
+    with pytest.raises(KeysError, match=rf"mode {bad:04o}.*run chmod go-w {allowed}"):
+        _ = ring.server
+    public = zmq.curve_public((ring.folder / "worker-1/secret.key").read_bytes()[:40])
+    assert AllowList(allowed.parent).name_of(public.decode()) is None
+
+
+def test_a_folder_of_keys_that_others_can_write_to_is_refused(ring):
+    ring.folder.chmod(0o775)
+    for read in (lambda: ring.server, lambda: ring.peer("worker-1")):
+        with pytest.raises(KeysError, match=rf"0775.*run chmod go-w {ring.folder}"):
+            read()
+
+
+def test_keys_that_belong_to_somebody_else_are_refused(ring, monkeypatch):
+    own = os.geteuid()
+    os.stat(ring.folder)
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    if own == 0:  # root's are everybody's: give them to another
+        for path in [ring.folder, *ring.folder.rglob("*")]:
+            os.chown(path, 4321, 4321)
+    for read in (lambda: ring.server, lambda: ring.peer("worker-1")):
+        with pytest.raises(KeysError, match=r"belongs to user .*run chown"):
+            read()
+
+
 @pytest.mark.parametrize(
     "text", [b"", b"short", b"x" * 41, b"x" * 4000, b"\xff" * 40, b"a" * 39 + b"\\"]
 )

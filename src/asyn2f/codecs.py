@@ -6,7 +6,7 @@ is trained are coded. Statistics are few bytes, and no sums of changes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -194,18 +194,34 @@ def check_coding(coding: Coding) -> None:
         )
 
 
-def problem_of(coded: Any) -> str:
+def problem_of(coded: Any, sizes: Sequence[int]) -> str:
     """What is wrong with a coded model that came from elsewhere, on the host, or "":
     its bytes may say anything.
 
-    >>> problem_of([Sparse(np.ones(2, np.float32), np.array([3, 3], np.int32))])
-    'places of its entries are not ascending from 0 on'
+    Args:
+      coded: as it was decoded from bytes.
+      sizes: entries of the model's leaves, in tree order.
+
+    >>> problem_of([Sparse(np.ones(2, np.float32), np.array([3, 3], np.int32))], [9])
+    'places of its entries are not ascending from 0 to 8'
     """
-    for part in jax.tree.leaves(coded, is_leaf=lambda x: isinstance(x, Sparse)):
+
+    def is_part(x: Any) -> bool:
+        return isinstance(x, Sparse | Quantised)
+
+    parts = jax.tree.leaves(coded, is_leaf=is_part)
+    for part, size in zip(parts, sizes, strict=True):
         if isinstance(part, Sparse):
-            places = np.asarray(part.places)
-            if (places < 0).any() or (np.diff(places) <= 0).any():
-                return "places of its entries are not ascending from 0 on"
+            places = np.asarray(part.places, np.int64)
+            is_inside = ((places >= 0) & (places < size)).all()
+            if not is_inside or (np.diff(places) <= 0).any():
+                return f"places of its entries are not ascending from 0 to {size - 1}"
+        elif isinstance(part, Quantised):
+            scale = float(part.scale)
+            if not 0 < scale * 127 <= np.finfo(np.float32).max:
+                return f"a scale of {scale:g}: has training diverged?"
+            if np.asarray(part.values).min(initial=0) < -127:
+                return "a value of -128, allowed -127 to 127"
     return ""
 
 

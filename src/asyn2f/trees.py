@@ -1,6 +1,7 @@
 """Pytrees as bytes: templates, fingerprints, digests; nothing that computes a model."""
 
 import hashlib
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,11 @@ class Template(NamedTuple):
     treedef: jax.tree_util.PyTreeDef
     num_bytes: int
     fingerprint: str  # hex, of all paths, shapes and dtypes in tree order
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries of each leaf, in tree order."""
+        return [math.prod(leaf.shape) for leaf in self.leaves]
 
 
 def template_of(params: Params) -> Template:

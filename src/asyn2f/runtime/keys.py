@@ -120,6 +120,7 @@ def read_server_keys(folder: Path) -> ServerKeys:
     Raises:
       KeysError: it is not there, not whole, or others can read or change it.
     """
+    _check_folder(folder)
     secret = _read_secret(folder / SERVER)
     allowed = folder / _ALLOWED
     _check_mode(allowed, 0o022, "others can add keys to it", "go-w")
@@ -135,8 +136,9 @@ def read_peer_keys(folder: Path, name: str) -> PeerKeys:
     Raises:
       KeysError: it is not there, not whole, or others can read or change it.
     """
+    _check_folder(folder)
     secret = _read_secret(folder / name)
-    return PeerKeys(secret, _read(folder / name / f"{SERVER}{_PUBLIC}"))
+    return PeerKeys(secret, _read_public(folder / name / f"{SERVER}{_PUBLIC}"))
 
 
 class AllowList:
@@ -190,7 +192,7 @@ class AllowList:
             name = file.removesuffix(_PUBLIC)
             try:
                 check_name(name)
-                key = _read(self._folder / file).decode()
+                key = _read_public(self._folder / file).decode()
             except KeysError as error:
                 self.problems.append(str(error))
                 continue
@@ -207,11 +209,34 @@ def _read_secret(folder: Path) -> bytes:
     return secret
 
 
+def _read_public(path: Path) -> bytes:
+    key = _read(path)
+    _check_mode(path, 0o022, "others can put their own key there", "go-w")
+    return key
+
+
+def _check_folder(folder: Path) -> None:
+    """Whoever can write into the folder of keys can put folders of their own there."""
+    _check_mode(folder, 0o022, "others can change what is in it", "go-w")
+
+
 def _check_mode(path: Path, forbidden: int, problem: str, mend: str) -> None:
+    """Nothing, if the file or folder is this user's, or root's, and others have none of
+    those rights.
+
+    Raises:
+      KeysError: it is not; says what to do.
+    """
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        status = path.stat()
     except OSError as error:
         raise KeysError(f"cannot read {path}: {error.strerror}") from None
+    mode, own = stat.S_IMODE(status.st_mode), os.geteuid()
+    if status.st_uid not in (own, 0):
+        raise KeysError(
+            f"{path} belongs to user {status.st_uid}, this process to {own}: who owns "
+            f"it can change it; run chown {own} {path}, or make keys of your own"
+        )
     if mode & forbidden:
         raise KeysError(
             f"{path} has mode {mode:04o}: {problem}; run chmod {mend} {path}"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from asyn2f import codecs
 from asyn2f.agreement import data_digest
 from asyn2f.experiment import Experiment
 from asyn2f.runtime import payloads, wire
@@ -191,6 +192,9 @@ def open_letter(experiment: Experiment, letter: Letter) -> GlobalModel:
     publication = experiment.publication
     payload = payloads.unpacked(header, payload, publication.template)
     coded = payloads.decode_params(publication.template, payload)
+    problem = codecs.problem_of(coded, experiment.template.sizes)
+    if problem:
+        raise wire.WireError(f"version {header.version}: {problem}")
     params = publication.decode(payloads.to_device(coded))
     bad = payloads.nonfinite_leaf(params)
     if bad:

@@ -325,7 +325,8 @@ class Server:
         Raises:
           WireError: it says nothing that a worker would, or its base is not here.
         """
-        problem = codecs.problem_of(coded)
+        sizes = self._experiment.template.sizes
+        problem = codecs.problem_of(coded, sizes)
         if problem:
             raise wire.WireError(problem)
         base: Params = ()
