@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from asyn2f import build, workdir
+from asyn2f import build
 from asyn2f.runtime.addresses import AddressError, parse_address
 from asyn2f.runtime.zmq_transport import ZmqTransport
 from launch import listening, serving
