@@ -77,7 +77,7 @@ def test_a_port_that_is_taken_after_the_check_costs_no_run(
 def test_a_server_on_all_addresses_says_where_this_machine_finds_it(tmp_path):
     settings = build.build_runtime(config_with(runtime__address="tcp://*:0"))
     transport, address = serving._bind(
-        tmp_path, settings, experiment_with(), None, insecure=True
+        None, settings, experiment_with(), None, insecure=True
     )
     host, port = parse_address(address)
     assert host == "127.0.0.1"
