@@ -110,7 +110,7 @@ class Producer:
     def on(self, event: p.Event, now: float) -> list[p.Effect]:
         effects = self._tell(event, now)
         while self._may_make and now >= self._next_s:
-            body = body_of(self._session, self.made, self._size)
+            body = body_of(self._session, self._inner._seq, self._size)
             self.made += 1
             self._next_s = now + self._every_s
             effects += self._tell(

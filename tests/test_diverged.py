@@ -98,7 +98,7 @@ def test_a_diverged_trial_has_no_accuracy_from_then_on():
     changes = {"task__hidden": (8,), "sim__executor": "serial"}
     changes |= {"stop__max_versions": 0, "stop__max_time_s": 20.0}
     config = config_with(workers=4, **(TOO_FAST | changes))
-    trial = carry_out(Job(config, {}, "final", None))
+    trial = carry_out(Job(config, {}, "final", None, ""))
     assert len(trial.accuracy) == TIMES + 1
     assert trial.accuracy[0] > 0.0
     assert trial.accuracy[-1] == 0.0

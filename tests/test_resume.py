@@ -86,6 +86,7 @@ def test_the_verdict_table_comes_back_with_all_that_was_committed(tmp_path, seed
     print(f"seed {seed}")
     chance = random.Random(seed)
     ledger, committed, open_, floor = Ledger(), {}, set(), 0
+    ledger.begin(0, "s", -1)
     for seq in range(chance.randrange(5, 30)):
         key = UpdateKey(0, "s", seq)
         ledger.take_in(key)
