@@ -191,10 +191,11 @@ def main() -> int:
         raise build.ConfigError(
             f"--start_workers: found {workers}, allowed: 0 to {config['workers']}"
         )
-    build.build_task(config)
+    task = build.build_task(config)
     insecure = security.INSECURE.value
     with prepared(
         config,
+        task,
         folder,
         resume=_RESUME.value,
         overwrite=_OVERWRITE.value,

@@ -32,6 +32,7 @@ from asyn2f.sim.recorded import OrderError
 from asyn2f.sim.vectorised import TooLarge
 from launch import config_file, processor
 from launch.descriptors import DescriptorError
+from launch.inputs import with_absolute_paths
 from launch.output import OutputError, open_output
 
 USAGE_ERROR = 2
@@ -192,7 +193,7 @@ def _first_line(error: Exception) -> str:
 
 
 def plain(config: Any) -> build.Config:
-    """The config as checked plain dicts.
+    """The config as checked plain dicts, with absolute paths.
 
     Raises:
       build.ConfigError: see `build.check`.
@@ -201,7 +202,7 @@ def plain(config: Any) -> build.Config:
         fail(_NO_CONFIG)
     found = rules.plain(config)
     build.check(found)
-    return found
+    return with_absolute_paths(found)
 
 
 def required(flag: flags.FlagHolder[str | None]) -> str:

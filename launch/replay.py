@@ -27,7 +27,7 @@ from asyn2f.sim.recorded import order_of
 from asyn2f.trees import params_sha256
 from asyn2f.types import Params, ServerState
 from configs import of_run
-from launch import processor, program, what_if
+from launch import inputs, processor, program, what_if
 
 program.takes("run", "config")
 _EXECUTOR = flags.DEFINE_enum(
@@ -97,6 +97,7 @@ def main() -> int:
         last = len(order.version) - 1
         watched = {*np.linspace(0, last, 11).astype(int).tolist()} - {0}
     else:
+        inputs.check_same_data(folder, experiment.task)
         watched = _versions_present(order, folder)
     execution = execution_of(
         experiment, order, executor, lanes, watched, program.TRIALS

@@ -25,12 +25,13 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir 
 def main() -> int:
     folder = Path(program.required(program.WORKDIR))
     config = program.plain(program.CONFIG.value)
-    build.build_task(config)
+    task = build.build_task(config)
     insecure = security.INSECURE.value
     program.prepare_jax()
     with (
         prepared(
             config,
+            task,
             folder,
             resume=_RESUME.value,
             overwrite=_OVERWRITE.value,

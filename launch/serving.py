@@ -29,9 +29,9 @@ from asyn2f.runtime.server import Observer, Server
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.zmq_transport import ZmqTransport, check_free
 from asyn2f.status import RunStatus, incomplete
-from asyn2f.tasks.base import class_counts
+from asyn2f.tasks.base import Task
 from asyn2f.timing import deadline_warning
-from launch import descriptors, listening, program, security
+from launch import descriptors, inputs, listening, program, security
 from launch.listening import Listening
 
 _SWITCH_S = 5e-4  # between threads; Python's own is ten times that
@@ -43,6 +43,7 @@ EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 @contextlib.contextmanager
 def prepared(
     config: build.Config,
+    task: Task,
     folder: Path,
     *,
     resume: bool,
@@ -65,6 +66,7 @@ def prepared(
         if resume:
             stored = workdir.read_json(folder / workdir.CONFIG)
             build.check_same_experiment(stored, config)
+            inputs.check_same_data(folder, task)
         claim.clear(overwrite=overwrite)
         workdir.write_json(folder / workdir.CONFIG, dict(config))
         if not (folder / workdir.RUN).exists():
@@ -114,9 +116,7 @@ def serve(
         store.close()
         raise
     run_id = workdir.read_json(folder / workdir.RUN)["run"]
-    workdir.write_json(
-        folder / workdir.SPLIT, {"counts": class_counts(experiment.task)}
-    )
+    inputs.write_split(folder, experiment.task)
     # A run that goes on keeps its token: its peers present the one they have read.
     token = before.token if before is not None else ""
     token = "" if insecure or keys is not None else token or listening.new_token()

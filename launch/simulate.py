@@ -35,11 +35,10 @@ from asyn2f.simulation import (
     order_of_config,
     watched_of,
 )
-from asyn2f.tasks.base import class_counts
 from asyn2f.timing import deadline_warning
 from asyn2f.trees import params_sha256
 from asyn2f.types import ServerState
-from launch import program
+from launch import inputs, program
 from launch.serving import say_how_it_ended
 from launch.watcher import Keeper, Watcher
 
@@ -219,6 +218,8 @@ def main() -> int:
         return 0
     with claimed(folder, resume=_RESUME.value, overwrite=_OVERWRITE.value) as claim:
         experiment, order = _scheduled(config)
+        if _RESUME.value:
+            inputs.check_same_data(folder, experiment.task)
         if finished and not _goes_further(order, config, finished):
             print(
                 f"nothing to do: the simulation in {folder} is finished with "
@@ -256,9 +257,7 @@ def _begin(config: build.Config, experiment: Experiment, folder: Path) -> None:
     workdir.write_json(folder / workdir.CONFIG, dict(config))
     if not (folder / workdir.RUN).exists():
         workdir.write_json(folder / workdir.RUN, {"run": secrets.token_hex(6)})
-    workdir.write_json(
-        folder / workdir.SPLIT, {"counts": class_counts(experiment.task)}
-    )
+    inputs.write_split(folder, experiment.task)
 
 
 def _finished(folder: Path, config: build.Config) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import xxhash
 
 import asyn2f
 from asyn2f import build, workdir
+from asyn2f.agreement import flags
 from asyn2f.evaluate import make_evaluate
 from asyn2f.experiment import initial_server_state, published
 from asyn2f.report.comparison import Trial
@@ -49,7 +50,7 @@ class Job(NamedTuple):
         said = [self.config[part] for part in parts]
         said += [self.config["runtime"]["dead_after_s"], self.half, TIMES]
         said += [self.inputs, _foreign_source(self.config["strategy"]["name"])]
-        said += [build.experiment_digest(self.config), jax.__version__]
+        said += [build.experiment_digest(self.config), jax.__version__, flags()]
         said.append(program.source_digest(leave_out=("report", "runtime")))
         text = json.dumps(said, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:24]

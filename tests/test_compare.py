@@ -24,6 +24,7 @@ from asyn2f.rules import flatten
 from asyn2f.strategies import BUILDERS
 from asyn2f.workdir import WorkdirError
 from configs.digits import get_config as digits
+from launch import trials
 from launch.grids import GRIDS
 from launch.trials import Book, Job, inputs_digest
 from tests.comparisons import (
@@ -392,6 +393,12 @@ def test_other_data_of_the_same_name_make_another_trial(part):
     changed[-1] += 1
     other = task._replace(**{part: data | {"label": changed}})
     assert inputs_digest(config, other) != inputs_digest(config, task)
+
+
+def test_another_way_of_jax_to_make_numbers_makes_another_trial(monkeypatch):
+    before = key_of()
+    monkeypatch.setattr(trials, "flags", lambda: {"jax_enable_x64": True})
+    assert key_of() != before
 
 
 def test_a_strategy_of_ones_own_that_was_edited_makes_another_trial(

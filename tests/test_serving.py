@@ -13,6 +13,8 @@ from launch import listening, serving
 from launch.listening import Listening
 from tests.experiments import config_with, experiment_with
 
+TASK = build.build_task(config_with())
+
 
 @pytest.fixture
 def rival():
@@ -67,7 +69,7 @@ def test_a_port_that_is_taken_after_the_check_costs_no_run(
     config = config_with(runtime__address=address)
     monkeypatch.setattr(serving, "check_free", lambda *_: None)
     claim = serving.prepared(
-        config, tmp_path, resume=False, overwrite=True, insecure=False
+        config, TASK, tmp_path, resume=False, overwrite=True, insecure=False
     )
     with pytest.raises(AddressError, match="cannot listen"), claim:
         serving.serve(config, tmp_path, print, print, insecure=False)
@@ -91,7 +93,7 @@ def test_a_network_interface_is_no_address(tmp_path):
     _, name = socket.if_nameindex()[0]
     config = config_with(runtime__address=f"tcp://{name}:5570")
     claim = serving.prepared(
-        config, tmp_path / "run", resume=False, overwrite=False, insecure=True
+        config, TASK, tmp_path / "run", resume=False, overwrite=False, insecure=True
     )
     with pytest.raises(AddressError, match="network interface; give its IP"), claim:
         pass

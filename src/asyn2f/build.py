@@ -29,7 +29,7 @@ from asyn2f.tasks import models, partition
 from asyn2f.tasks.base import Task
 from asyn2f.tasks.classification import classification
 from asyn2f.tasks.data import read_dataset
-from asyn2f.tasks.prepared import DataError
+from asyn2f.tasks.prepared import DataError, is_folder
 from asyn2f.timing import Stop
 from asyn2f.trainer import Training
 
@@ -323,10 +323,14 @@ def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def _of_no_number(config: Config) -> tuple[str, ...]:
-    """Beginnings of the keys that no number depends on."""
+    """Beginnings of the keys that no number depends on: of files, what is in them
+    counts, and not where they are; see `agreement.data_digest`."""
     chosen = config["strategy"]["name"]
     others = [f"strategy.{name}." for name in BUILDERS if name != chosen]
-    return ("task.data_dir", *others)
+    places = ["task.data_dir", "task.indices"]
+    if is_folder(config["task"]["dataset"]):
+        places.append("task.dataset")
+    return (*places, *others)
 
 
 def check_same_experiment(stored: Config, config: Config) -> None:
