@@ -1,5 +1,6 @@
 """Small schedules whose times have been worked out by hand."""
 
+import numpy as np
 import pytest
 
 from asyn2f.sim import order as o
@@ -91,6 +92,19 @@ def test_what_rounding_puts_just_after_a_link_is_free_is_carried_next():
     link = VirtualWorker(1, None, 1.0, 0.0, 0.0, 0.0, free_s, 9.0, None)
     assert link.newest(free_s, [0.0]) == 0
     assert link.newest(2 * free_s, [0.0, *made_s[:3]]) == 3
+
+
+def test_no_version_arrives_before_it_is_published():
+    """Also where rounding alone lies between that and the moment its link is free."""
+    rows = [{"step_s": 1.0, "join_s": 1e-45}, {"step_s": 2.0}]
+    order = run(asynchronous(min_workers=2), rows, steps=1, max_versions=3)
+    assert np.all(np.diff(order.time_s) >= 0)
+    published_s = {0: order.start_s}
+    for event in events_in(order, o.AGGREGATE):
+        published_s[event.value] = event.time_s
+    taken = [*events_in(order, o.ADOPT), *events_in(order, o.MERGE)]
+    assert taken
+    assert all(event.time_s >= published_s[event.value] for event in taken)
 
 
 def test_a_push_may_depend_on_what_the_merge_before_it_has_made():

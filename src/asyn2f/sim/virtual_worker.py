@@ -129,8 +129,8 @@ class VirtualWorker:
         start_s = published_s[following]
         latest_s = soon(self.free_s)
         if start_s <= latest_s:
-            start_s = self.free_s
             following = bisect_right(published_s, latest_s) - 1
+            start_s = max(self.free_s, published_s[following])
         self.coming = following
         self.free_s = free_s = self.after(start_s, self.transfer_s)
         self.arrival_s = self.after(free_s, self.latency_s)
