@@ -368,8 +368,5 @@ def experiment_digest(config: Config) -> str:
 
 def terms(config: Config) -> tuple[str, ...]:
     """What a process must have in common with the others of its run, as lines: see
-    `agreement.terms_of`. Where the partition's file lies is left out: what comes of it
-    is in `agreement.data_digest`, as are the data."""
-    settings = experiment_settings(config)
-    del settings["task.indices"]
-    return terms_of(settings | flags())
+    `agreement.terms_of`; of the data there is `agreement.data_digest`."""
+    return terms_of(experiment_settings(config) | flags())
