@@ -140,9 +140,7 @@ def _set_environment(recorded: dict[str, Any], executor: str) -> None:
         os.environ["PJRT_NPROC"] = str(recorded["threads"])
     if "x64" in recorded:
         jax.config.update("jax_enable_x64", recorded["x64"])
-    for name in agreement.REPLAYED:
-        if name in recorded:
-            jax.config.update(name, recorded[name])
+    agreement.set_flags(recorded)
     processor.limit_instructions(recorded.get("instruction_set", ""))
     devices = recorded.get("devices", 1)
     if executor == "serial":

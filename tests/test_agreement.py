@@ -5,8 +5,10 @@ import json
 import jax
 import pytest
 
-from asyn2f import build
+import asyn2f
+from asyn2f import agreement, build, trace
 from asyn2f.agreement import data_digest, data_digests
+from launch import program
 from tests.experiments import config_with
 
 
@@ -35,18 +37,51 @@ def test_terms_name_every_setting_and_fit_into_a_header():
     assert not {k for k in keys if k.startswith(("runtime.", "sim.", "stop."))}
 
 
-@pytest.mark.parametrize(
-    ("flag", "value"), [("jax_enable_x64", True), ("jax_default_prng_impl", "rbg")]
-)
-def test_terms_say_how_jax_makes_numbers(flag, value):
+OTHERWISE = [
+    ("jax_enable_x64", True),
+    ("jax_default_prng_impl", "rbg"),
+    ("jax_threefry_partitionable", False),
+    ("jax_default_matmul_precision", "bfloat16"),
+]
+
+
+@pytest.fixture
+def flags_again():
+    before = agreement.flags(agreement.REPLAYED)
+    yield
+    agreement.set_flags(before)
+
+
+@pytest.mark.parametrize(("flag", "value"), OTHERWISE)
+def test_terms_say_how_jax_makes_numbers(flags_again, flag, value):
     plain = build.terms(config_with())
-    before = getattr(jax.config, flag)
     jax.config.update(flag, value)
-    try:
-        (differs,) = set(build.terms(config_with())) - set(plain)
-    finally:
-        jax.config.update(flag, before)
+    (differs,) = set(build.terms(config_with())) - set(plain)
     assert differs == f"{flag}={json.dumps(value)}"
+
+
+@pytest.mark.parametrize(("flag", "value"), OTHERWISE)
+def test_a_replay_makes_numbers_as_the_run_did_or_names_what_to_set(
+    flags_again, flag, value
+):
+    here = program.environment()
+    there = json.loads(json.dumps(here | {flag: value}))  # as a trace has it
+    agreement.check_flags([here, {}])
+    with pytest.raises(ValueError, match=f"made with {flag} .*, here "):
+        agreement.check_flags([here, there])
+    agreement.set_flags(there)
+    assert getattr(jax.config, flag) == value
+    agreement.check_flags([there])
+    agreement.set_flags(here)
+    agreement.check_flags([here])
+
+
+def test_replay_as_a_function_names_what_differs(tmp_path):
+    writer = trace.TraceWriter(tmp_path / "trace", "worker-0")
+    writer.write(trace.Recorded(0.0, "worker-0", "", 0, {"jax_enable_x64": True}))
+    writer.close()
+    with pytest.raises(ValueError, match="jax_enable_x64 True, here False"):
+        asyn2f.replay(config_with(), tmp_path)
 
 
 def test_a_partition_of_other_rows_has_other_data(tmp_path):

@@ -1,7 +1,9 @@
 """Server, workers and evaluator in one process, over both transports."""
 
+import dataclasses
 import math
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -432,3 +434,25 @@ def test_a_diverged_update_is_rejected_and_changes_nothing(tmp_path):
     like = jax.eval_shape(lambda: start_of(run.experiment, MemoryStore()).state)
     final = run.store.load(summary["versions"], like).state.model.params
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final))
+
+
+def test_a_worker_says_how_far_it_is_also_in_the_middle_of_a_cycle(tmp_path):
+    """Who is slow must not look as if it hung: see `Standstill`."""
+    experiment = small(
+        workers=2, task__sizes=(96, 96), strategy__name="fedavg", min_workers=1
+    )
+    settings = dataclasses.replace(SETTINGS, worker_speeds=(8.0,), beat_s=0.1)
+    long_cycle = dataclasses.replace(experiment.strategy.timing, epochs_per_push=10_000)
+    strategy = experiment.strategy._replace(timing=long_cycle)
+    run = LocalRun(tmp_path, experiment._replace(strategy=strategy), settings=settings)
+    run.start_worker(0)
+    steps, deadline_s = [0], time.monotonic() + PATIENCE_S
+    while len(steps) < 4:
+        assert time.monotonic() < deadline_s, f"its beats said {steps}"
+        time.sleep(0.05)  # nothing tells of a beat
+        status = run.server._status
+        step = status.workers[0].step if status and status.workers else 0
+        steps += [step] * (step > steps[-1])
+    run.server.stop("enough")
+    run.finish()
+    assert not run.events(trace.Pushed)

@@ -6,7 +6,7 @@ import pytest
 
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime import wire
-from tests.desk import FEDAVG, Desk, those, with_
+from tests.desk import FEDAVG, Desk, beat_of, those, with_
 from tests.messages import RUNTIME
 from tests.net.planted import PLANTED
 from tests.simulate import simulate
@@ -133,6 +133,21 @@ def test_with_a_deadline_who_trains_no_more_is_not_waited_for_without_end(timing
     desk.join("0", "1")
     refused(desk, "0")
     assert not ends(lives_on(desk, LEASE_S + 1.5, "0", "1"))
+    assert "none comes from worker-1" in ends(lives_on(desk, 1.0, "0", "1"))
+
+
+@pytest.mark.parametrize("timing", [FEDAVG, ASYNCHRONOUS], ids=["all", "each"])
+def test_who_is_slow_and_trains_on_is_waited_for_as_long_as_it_takes(timing):
+    """One is refused, the others are well and take longer than a deadline."""
+    deadline_s = 2.0
+    desk = Desk(with_(timing, min_workers=2, deadline_s=deadline_s))
+    desk.join("0", "1")
+    refused(desk, "0")
+    for step in range(10):
+        assert not ends(lives_on(desk, LEASE_S, "0", "1"))
+        desk.hear("1", beat_of("1")._replace(step=step + 1))
+    assert not ends(lives_on(desk, LEASE_S, "0", "1"))
+    assert not ends(lives_on(desk, deadline_s - 0.5, "0", "1"))
     assert "none comes from worker-1" in ends(lives_on(desk, 1.0, "0", "1"))
 
 

@@ -55,6 +55,14 @@ def check_flags(environments: Iterable[Mapping[str, Any]]) -> None:
             )
 
 
+def set_flags(environment: Mapping[str, Any]) -> None:
+    """Has JAX make numbers as it did there, as far as that was recorded; to be called
+    before anything is computed."""
+    for name in REPLAYED:
+        if name in environment:
+            jax.config.update(name, environment[name])
+
+
 def terms_of(settings: dict[str, Any]) -> tuple[str, ...]:
     """A line "key=value" of each setting, for other processes to compare. Of a long
     value its beginning and a digest; if all are too long together, of each.

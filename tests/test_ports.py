@@ -1,0 +1,148 @@
+"""A peer for whom only the first of its server's ports is open: both ends say so."""
+
+import pytest
+
+from asyn2f.runtime import ports, wire
+from asyn2f.runtime import protocol as p
+from asyn2f.runtime.transport import UPDATES, Subscribed
+from tests.bare_worker import RUNTIME as PATIENT
+from tests.chaos import ChaosProxy
+from tests.desk import WELCOME, Desk, Seat, beat_of, messages, those
+from tests.messages import RUNTIME, hello_of
+from tests.socket_run import SocketRun
+
+SOON_S = ports.OPEN_WITHIN_S + 2 * RUNTIME["beat_s"]
+
+
+def lives_on(seat, seconds, hears):
+    """The server answers its beats; what comes of it."""
+    effects = []
+    for _ in range(round(seconds / 0.25)):
+        effects += seat.wait(0.25)
+        if those(effects, p.Finish):
+            break
+        effects += seat.hear(wire.Pulse(1, -1, hears))
+    return effects
+
+
+def warnings(effects):
+    return [warned.text for warned in those(effects, p.Warn)]
+
+
+@pytest.mark.parametrize(
+    ("hears", "is_heard", "words"),
+    [
+        (False, False, "port 1 (models) and port 2 (updates)"),
+        (False, True, "at port 1 (models):"),
+        (True, False, "at port 2 (updates):"),
+    ],
+)
+def test_a_worker_says_which_port_is_closed_and_ends(hears, is_heard, words):
+    seat = Seat()
+    seat.hear(WELCOME)
+    if is_heard:
+        seat.on(Subscribed(UPDATES))
+    early = lives_on(seat, ports.OPEN_WITHIN_S - 1.0, hears)
+    assert not warnings(early)
+    assert [words in said for said in warnings(lives_on(seat, 2.0, hears))] == [True]
+    later = lives_on(seat, RUNTIME["join_timeout_s"], hears)
+    (finish,) = those(later, p.Finish)
+    assert finish.status == "refused"
+    assert words in finish.reason
+    assert not warnings(later), "once is enough"
+
+
+def test_an_evaluator_needs_no_port_for_updates():
+    seat = Seat(worker=-1)
+    seat.hear(WELCOME)
+    assert not those(lives_on(seat, 20.0, True), p.Finish | p.Warn)
+
+
+def test_who_got_through_once_is_not_sent_away_later():
+    """A server that has forgotten its subscription says that it does not hear."""
+    seat = Seat()
+    seat.enter()
+    assert not those(lives_on(seat, 20.0, False), p.Finish | p.Warn)
+
+
+def test_a_server_says_so_too_and_once():
+    desk = Desk()
+    desk.join("0", "1")
+    said = []
+    for _ in range(round(SOON_S / 0.5) + 4):
+        closed = beat_of("1")._replace(hears=False, is_heard=False)
+        said += desk.beat("0") + desk.hear("1", closed) + desk.wait(0.5)
+    (text,) = warnings(said)
+    assert "worker-1" in text
+    assert "port 1 (models) and port 2 (updates)" in text
+
+
+def test_a_pulse_says_whether_a_subscription_has_come():
+    desk = Desk()
+    desk.join("1")
+    desk.hear("0", hello_of(0, "0"))
+    assert [m.hears for m in messages(desk.beat("0"), wire.Pulse)] == [False]
+    desk.on(Subscribed(p.topic_of("0")))
+    assert [m.hears for m in messages(desk.beat("0"), wire.Pulse)] == [True]
+
+
+@pytest.mark.parametrize("link", ["model", "update"])
+def test_over_sockets_a_worker_ends_that_gets_no_further(tmp_path, caplog, link):
+    hurried = PATIENT.__class__(join_timeout_s=6.0)
+    with SocketRun(tmp_path, workers=2, size=1000) as run:
+        run.start_worker(0, every_s=0.05)
+        proxy: ChaosProxy = run.proxy()
+        getattr(proxy, link).refuse(True)
+        cut_off = run.start_worker(1, proxy.address, runtime=hurried)
+        run.until("it has ended", lambda: cut_off.finish)
+        assert cut_off.finish.status == "refused"
+        port = run.server.ports[1 if link == "model" else 2]
+        assert f"port {port} ({link}s)" in cut_off.finish.reason
+        assert f"worker-1 has registered, but does not get through to port {port}" in (
+            caplog.text
+        )
+        run.finish()
+
+
+# ---------------------------------------------------------------- a dishonest server
+
+
+def test_no_version_is_so_new_that_the_others_are_deaf_to_it():
+    seat = Seat()
+    seat.enter()
+    for wild in (2**31, 2**40, 2**62):
+        assert those(seat.receive(wild), p.Deliver) == []
+        assert seat.hear(wire.Pulse(1, wild, True)) == []
+    assert those(seat.receive(1), p.Deliver)
+
+
+def test_no_pause_is_longer_than_a_lease():
+    seat = Seat()
+    seat.enter()
+    for wild in (1e18, 1e300):
+        seat.push()
+        seat.hear(wire.Busy("0", 0, wild))
+        heard = []
+        for _ in range(round(RUNTIME["lease_s"]) + 1):
+            seat.hear(wire.Pulse(1, -1, True))
+            heard += seat.wait(1.0)
+        assert 0 in [x.message.seq for x in those(heard, p.Broadcast)]
+
+
+@pytest.mark.parametrize(
+    "wild",
+    [
+        {"version": 2**40},
+        {"version": -1},
+        {"first": -1},
+        {"beat_s": 1e18},
+        {"beat_s": 0.0},
+        {"model_port": 2**20},
+    ],
+    ids=str,
+)
+def test_a_welcome_that_cannot_be_followed_is_not(wild):
+    seat = Seat()
+    assert not those(seat.hear(WELCOME._replace(**wild)), p.Connect)
+    (finish,) = those(seat.wait(RUNTIME["join_timeout_s"] + 2), p.Finish)
+    assert "cannot be followed" in finish.reason
