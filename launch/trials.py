@@ -144,6 +144,7 @@ def carry_out(job: Job) -> Trial:
         broadcast_bytes=(moved.up + moved.broadcast_down).tolist(),
         staleness=np.bincount(result.numbers.staleness[: len(order.members)]).tolist(),
         versions=len(order.version) - 1,
+        incomplete_versions=int((order.lacking > 0).sum()),
         local_steps=order.num_steps,
         wall_s=time.monotonic() - begun_s,
         params_sha256="" if has_diverged else params_sha256(last.params),

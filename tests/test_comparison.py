@@ -42,6 +42,7 @@ def trial_of(strategy: str, seed: int, accuracy, **more) -> Trial:
         broadcast_bytes=[3_000_000 * i for i in range(count)],
         staleness=[3, 1],
         versions=4,
+        incomplete_versions=0,
         local_steps=100,
         wall_s=1.0,
         params_sha256="0" * 64,
@@ -382,6 +383,19 @@ def test_accuracies_near_one_stay_below_one_hundred_percent(page_of):
     for part in ends["data"]:
         for error in numbers(part.get("error_x", {}).get("array", [0.0])):
             assert max(numbers(part["x"])) + error <= 1.0 + 1e-9
+
+
+def test_versions_that_lack_updates_are_told_below_the_table():
+    whole = trial_of("fedbuff", 0, [0.1, 0.9])
+    cut = trial_of("fedavg", 0, [0.1, 0.8], versions=8, incomplete_versions=6)
+    rows = comparison.rows_of([whole, cut], 0.5)
+    text = comparison.to_markdown(rows, [], 0.5)
+    page = comparison_page.to_html([whole, cut], rows, [], 0.5, CONFIG)
+    for written in (text, page):
+        assert "a live worker): fedavg 75 %." in written
+    assert rows[0].strategy == "fedbuff"
+    assert comparison.incomplete(rows[:1]) == ""
+    assert "made without" not in comparison.to_markdown(rows[:1], [], 0.5)
 
 
 def test_one_seed_has_a_table_without_intervals_and_without_differences():

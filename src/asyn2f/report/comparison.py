@@ -32,6 +32,7 @@ class Trial(NamedTuple):
     broadcast_bytes: list[int]  # [G]: the same, with every version to every worker
     staleness: list[int]  # [0] fresh updates, [1] updates one version behind, ...
     versions: int
+    incomplete_versions: int  # of these: made without all updates that they wait for
     local_steps: int
     wall_s: float
     params_sha256: str
@@ -64,6 +65,7 @@ class Row(NamedTuple):
     bytes_to_target: float
     broadcast_to_target: float  # with every version to every worker
     versions: float  # mean
+    incomplete: float  # share of all versions
     staleness: float  # mean of all updates
 
 
@@ -135,6 +137,8 @@ def rows_of(trials: Sequence[Trial], target: float) -> list[Row]:
                 bytes_to_target=_median([t.num_bytes[i] for t, i in reached]),
                 broadcast_to_target=_median([t.broadcast_bytes[i] for t, i in reached]),
                 versions=float(np.mean([trial.versions for trial in own])),
+                incomplete=sum(trial.incomplete_versions for trial in own)
+                / max(sum(trial.versions for trial in own), 1),
                 staleness=float(behind @ np.arange(len(behind)) / max(behind.sum(), 1)),
             )
         )
@@ -215,6 +219,8 @@ def to_markdown(rows: Sequence[Row], found: Sequence[Difference], target: float)
         lines.append("| " + " | ".join(cells) + " |")
     if found:
         lines += ["", HOW_BOLD]
+    if lacking := incomplete(rows):
+        lines += ["", lacking]
     if any(row.settings for row in rows):
         lines += ["", "Settings chosen:", ""]
         for row in rows:
@@ -234,6 +240,20 @@ def to_markdown(rows: Sequence[Row], found: Sequence[Difference], target: float)
             for d in sorted(found, key=lambda d: d.p)
         ]
     return "\n".join(lines) + "\n"
+
+
+def incomplete(rows: Sequence[Row]) -> str:
+    """A sentence on methods some of whose versions lack updates, or ""."""
+    shares = [
+        f"{row.strategy} {100 * row.incomplete:.3g} %" for row in rows if row.incomplete
+    ]
+    if not shares:
+        return ""
+    return (
+        "Versions made without all updates that they wait for (fewer than "
+        "timing.min_updates, or a round that timing.deadline_s closed without a live "
+        f"worker): {', '.join(shares)}."
+    )
 
 
 def _area(trial: Trial) -> float:

@@ -15,6 +15,7 @@ from asyn2f.report.comparison import (
     Row,
     Trial,
     by_strategy,
+    incomplete,
     leaders,
 )
 from asyn2f.report.sections import Section, to_page
@@ -220,6 +221,7 @@ def _table(
         f"{HOW_BOLD}</p>"
         f'<div class="scroll"><table><thead><tr><th>method</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
+        + (f"<p>{escape(incomplete(rows))}</p>" if incomplete(rows) else "")
         + (f"<p>Settings chosen:</p><ul>{chosen}</ul>" if chosen else "")
         + "</section>"
     )
