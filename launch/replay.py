@@ -12,22 +12,17 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
 from asyn2f import agreement, build, causality, lineage, provenance, trace, workdir
-from asyn2f.experiment import initial_server_state
-from asyn2f.runtime.orbax_store import OrbaxStore
-from asyn2f.sim.execute import Execution, execution_of
-from asyn2f.sim.order import Order
-from asyn2f.sim.recorded import order_of
-from asyn2f.trees import params_sha256
-from asyn2f.types import Params, ServerState
+from asyn2f.sim.execute import execution_of
+from asyn2f.sim.recorded import recording_of
 from configs import of_run
-from launch import inputs, processor, program, what_if
+from launch import compared, inputs, processor, program, what_if
 
 program.takes("run", "config")
 _EXECUTOR = flags.DEFINE_enum(
@@ -52,19 +47,6 @@ _NUMBERS_DEPEND_ON = (
     *("instruction_set", "steps_per_call", "dtype", "xla_flags", "x64"),
     *agreement.REPLAYED,
 )
-# Another executor rounds otherwise: by 1e-6, until a merge goes by the direction in
-# which a parameter has moved that has hardly moved at all, or a ReLU by such a sign.
-# Then 1e-3 to 1e-2 come of it, in one run of ten.
-_ROUNDING, _LARGEST = 1e-5, 0.05
-
-
-class Compared(NamedTuple):
-    """How a version differs from the one in the folder."""
-
-    version: int
-    same_bits: bool
-    absolute: float  # largest difference
-    relative: float  # the same, divided by the model's largest parameter
 
 
 def main() -> int:
@@ -89,7 +71,8 @@ def main() -> int:
     if old := trace.older_format(events):
         print(old)
     experiment = build.build_experiment(config)
-    order = order_of(events, summary_of(folder).get("versions"))
+    recording = recording_of(events, compared.summary_of(folder).get("versions"))
+    order = recording.order
     lanes = recorded.get("lanes", 0) if executor == recorded.get("executor") else 0
     changed = build.changed_keys(stored, config)
     if changed:
@@ -98,7 +81,7 @@ def main() -> int:
         watched = {*np.linspace(0, last, 11).astype(int).tolist()} - {0}
     else:
         inputs.check_same_data(folder, experiment.task)
-        watched = _versions_present(order, folder)
+        watched = compared.versions_present(order, folder)
     execution = execution_of(
         experiment, order, executor, lanes, watched, program.TRIALS
     )
@@ -108,8 +91,8 @@ def main() -> int:
     _say_what_differs(recorded)
     same = executor == recorded.get("executor", "serial")
     given = _TOLERANCE.value
-    tolerance = (0.0 if same else _LARGEST) if given is None else given
-    return _compare(execution, folder, tolerance)
+    tolerance = (0.0 if same else compared.LARGEST) if given is None else given
+    return compared.compare(execution, recording, folder, tolerance)
 
 
 # ---------------------------------------------------------------- the environment
@@ -157,84 +140,6 @@ def _say_what_differs(recorded: dict[str, Any]) -> None:
     for key in _NUMBERS_DEPEND_ON:
         if key in recorded and recorded[key] != here.get(key):
             print(f"{key} differs: {recorded[key]!r} then, {here.get(key)!r} now")
-
-
-# ---------------------------------------------------------------- comparing
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    """The run's summary; {} of one that has not come to its end."""
-    path = folder / workdir.SUMMARY
-    return workdir.read_json(path) if path.exists() else {}
-
-
-def _versions_present(order: Order, folder: Path) -> set[int]:
-    """The nodes of the versions in the folder, as far as the newest descends from
-    them; version 0 is drawn from the seed."""
-    store = OrbaxStore(folder / workdir.MODELS)
-    present = set(store.versions())
-    store.close()
-    node, line = order.newest, set()
-    while node > 0:
-        if int(order.version[node]) in present:
-            line.add(node)
-        node = int(order.parent[node])
-    return line
-
-
-def _compare(execution: Execution, folder: Path, tolerance: float) -> int:
-    """Executes, and compares with every version in the folder; the exit code."""
-    store = OrbaxStore(folder / workdir.MODELS)
-    shapes = jax.eval_shape(lambda: initial_server_state(execution.experiment))
-    found: list[Compared] = []
-
-    def watch(node: int, time_s: float, state: ServerState) -> bool:
-        version = int(state.model.version)
-        before = store.load(version, shapes).state.model.params
-        found.append(_difference(version, before, state.model.params))
-        return False
-
-    result = what_if.run(execution, watch)
-    sha256 = params_sha256(result.model.params)
-    told = summary_of(folder).get("params_sha256")
-    store.close()
-    print(
-        f"{'version':>8}  {'same bits':>9}  {'largest difference':>18}  {'relative':>9}"
-    )
-    for row in found:
-        same = "yes" if row.same_bits else "no"
-        print(f"{row.version:8d}  {same:>9}  {row.absolute:18.3g}  {row.relative:9.2g}")
-    print(f"params_sha256 of version {int(result.model.version)}: {sha256}")
-    if told is not None:
-        print(
-            f"as the run's summary says: {'yes' if told == sha256 else 'no: ' + told}"
-        )
-    agree = all(row.same_bits or row.relative <= tolerance for row in found)
-    if tolerance == 0 and told is not None:
-        agree = agree and told == sha256
-    if not found and told is None:
-        print("there is nothing to compare with: no version in the folder, no summary")
-        return 1
-    bits = all(row.same_bits for row in found) and told in (None, sha256)
-    beyond = [row.version for row in found if row.relative > _ROUNDING]
-    if beyond and agree:
-        print(f"from version {beyond[0]} on by more than rounding: it decided a sign")
-    how = "bit for bit" if bits else f"within {tolerance:g}"
-    print(f"the parameters agree, {how}" if agree else "the parameters DIFFER")
-    return 0 if agree else 1
-
-
-def _difference(version: int, before: Params, now: Params) -> Compared:
-    pairs = [
-        (np.asarray(x, np.float64), np.asarray(y, np.float64))
-        for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(now), strict=True)
-    ]
-    absolute = max(float(np.max(np.abs(x - y), initial=0.0)) for x, y in pairs)
-    largest = max(float(np.max(np.abs(x), initial=0.0)) for x, _ in pairs)
-    same = params_sha256(before) == params_sha256(now)
-    return Compared(
-        version, same, absolute, absolute / largest if largest else absolute
-    )
 
 
 def _with_config_of_run(argv: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from asyn2f.epochs import steps_per_epoch
 from asyn2f.evaluate import make_evaluate
 from asyn2f.experiment import Experiment, published
 from asyn2f.sim.execute import Execution
-from asyn2f.sim.numbers import ended_by_divergence
+from asyn2f.sim.numbers import Result, ended_by_divergence
 from asyn2f.sim.order import Order
 from asyn2f.sim.serial import Watch
 from asyn2f.timing import Timing
@@ -64,7 +64,7 @@ def execute(execution: Execution, events: list[trace.Event]) -> int:
         print(f"{version:8d}  {text:>10}  {accuracy:.4f}", flush=True)
         return False
 
-    state = run(execution, watch)
+    state = run(execution, watch).state
     print(f"params_sha256: {params_sha256(state.model.params)}")
     return 0
 
@@ -115,7 +115,7 @@ def _plain(timing: Timing) -> Timing:
     return replace(timing, min_workers=1)
 
 
-def run(execution: Execution, watch: Watch) -> ServerState:
+def run(execution: Execution, watch: Watch) -> Result:
     """Executes, and says how fast that was."""
     begun_s = time.monotonic()
     result = execution.run(watch)
@@ -126,4 +126,4 @@ def run(execution: Execution, watch: Watch) -> ServerState:
     ended = ended_by_divergence(execution.order, result.numbers)
     if ended is not None:
         program.fail(f"{ended.reason}; nothing of it can be used")
-    return result.state
+    return result

@@ -1,6 +1,7 @@
 """`launch.verify` on runs as they are made, and on folders that were spoilt."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +91,30 @@ def test_an_event_of_the_wrong_types_is_no_broken_promise(tmp_path):
     assert code == 2
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
+
+
+def test_replay_finds_numbers_that_were_altered(tmp_path):
+    """In the trace, the metrics and the file of the best, each alone."""
+    folder = tmp_path / "run"
+    flags = ["--config=configs/digits.py", "--config.sim.step_s=0.01,"]
+    flags += ["--config.workers=3", "--config.stop.max_versions=6"]
+    flags += ["--config.timing.epochs_per_push=1", "--config.timing.min_updates=2"]
+    flags += ["--config.task.hidden=4,", "--config.sim.executor=serial"]
+    code, out, err = run("simulate", *flags, f"--workdir={folder}")
+    assert code == 0, out + err
+    code, out, err = run("replay", f"--run={folder}")
+    assert code == 0, out + err
+    assert "bit for bit" in out
+    rows = folder / "metrics.jsonl"
+    best = folder / "models" / "best.json"
+    events = folder / "trace" / "simulation.jsonl"
+    for path, key in ((rows, "loss"), (best, "accuracy"), (events, "share")):
+        right = path.read_text()
+        wrong = re.sub(f'"{key}": ([0-9.]+)', f'"{key}": 0.123', right)
+        assert wrong != right
+        path.write_text(wrong)
+        code, out, err = run("replay", f"--run={folder}")
+        path.write_text(right)
+        assert code == 1, out + err
+        assert "beside the parameters DIFFER" in out
+        assert key in out

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from asyn2f import trace
 from asyn2f.lineage import History, Key, Node
@@ -15,8 +16,23 @@ class OrderError(ValueError):
     """A trace that cannot be executed, and why."""
 
 
-def order_of(events: Iterable[trace.Event], last: int | None = None) -> Order:
-    """The order of a recorded run.
+Computed = trace.Trained | trace.Merged | trace.Pushed | trace.Aggregated
+
+
+class Recording(NamedTuple):
+    """A run that has happened: its order, and what its trace says of the numbers."""
+
+    order: Order
+    computed: list[Computed]  # one for each TRAIN, MERGE, PUSH, AGGREGATE of the order
+
+
+def order_of(events: Iterable[trace.Event]) -> Order:
+    """The order of a recorded run. Raises as `recording_of`."""
+    return recording_of(events).order
+
+
+def recording_of(events: Iterable[trace.Event], last: int | None = None) -> Recording:
+    """The order of a recorded run, and its numbers as they were written down.
 
     Versions that a crash has taken, and that no worker has ever used, are left out.
 
@@ -70,6 +86,7 @@ class _Reader:
         for node in {newest, *used}:
             self._kept.update(history.line_of(node))
         self._log = Log()
+        self._computed: list[Computed] = []
         self._nodes: dict[Node, int] = {_INITIAL: 0}
         self._updates: dict[Key, int] = {}
         self._begun: set[int] = set()  # workers ...
@@ -78,7 +95,7 @@ class _Reader:
         self._start_s: float | None = None
         self._reason = "the trace ends"
 
-    def read(self, events: list[trace.Event]) -> Order:
+    def read(self, events: list[trace.Event]) -> Recording:
         for event in filter(_counts, events):
             if lack := self._lacks(event):
                 raise OrderError(f"the trace lacks {lack}, on which depends {event}")
@@ -87,7 +104,8 @@ class _Reader:
         end_s = max((event.time_s for event in events), default=0.0)
         start_s = end_s if self._start_s is None else self._start_s
         node = self._nodes[self._newest if self._newest[1] else _INITIAL]
-        return self._log.order(start_s, end_s, self._reason, node)
+        order = self._log.order(start_s, end_s, self._reason, node)
+        return Recording(order, self._computed)
 
     def _lacks(self, event: trace.Event) -> str:
         """What the event depends on that has not happened; "" if nothing."""
@@ -142,13 +160,16 @@ class _Reader:
                 note(now, o.ADOPT, event.worker, self._nodes[self._node(event)])
             case trace.Merged():
                 note(now, o.MERGE, event.worker, self._nodes[self._node(event)])
+                self._computed.append(event)
             case trace.Trained():
                 note(now, o.TRAIN, event.worker, event.steps)
+                self._computed.append(event)
             case trace.Pushed():
                 update = self._log.num_updates
                 self._log.num_updates += 1
                 self._updates[event.worker, event.session, event.seq] = update
                 note(now, o.PUSH, event.worker, update)
+                self._computed.append(event)
             case trace.Aggregated() if self._is_kept(event):
                 before = self._nodes[self._parent_of(event)]
                 members = [self._updates[w, s, q] for w, s, q in event.updates]
@@ -157,6 +178,7 @@ class _Reader:
                 )
                 self._nodes[event.incarnation, event.version] = node
                 note(now, o.AGGREGATE, -1, node)
+                self._computed.append(event)
             case trace.Settled():
                 what = o.SUPERSEDE if event.verdict == "superseded" else o.REJECT
                 update = self._updates[event.worker, event.session, event.seq]
