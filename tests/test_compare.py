@@ -114,21 +114,20 @@ def started(folder):
     file.write_text("precious")
     whole = folder / "whole"
 
-    def again(name: str, **env: str) -> Outcome:
+    def again(name: str) -> Outcome:
         """On what the first one has left, once it has ended."""
         assert_ends_with(found["whole"].result(), 0)
         copy = shutil.copytree(whole, folder / name)
         if name == "corrupt":
             text = corrupted(results_of(copy), TORN)
             (copy / "results.jsonl").write_text(text)
-        return compare(copy, *COMPARED, "--jobs=1", **env)
+        return compare(copy, *COMPARED, "--jobs=1")
 
     jobs: dict[str, Callable[[], Any]] = {
         "whole": partial(compare, whole, *COMPARED),
         "chosen": partial(compare, folder / "chosen", *CHOSEN),
         "in the way": partial(compare, file, *COMPARED),
-        # Nothing can be computed where there is no device.
-        "again": partial(again, "again", JAX_PLATFORMS="nowhere"),
+        "again": partial(again, "again"),
         "corrupt": partial(again, "corrupt"),
     }
     for name, (flags, _) in BAD_INPUT.items():
@@ -223,6 +222,7 @@ def test_the_page_names_every_method(whole):
 
 
 def test_the_same_command_again_makes_nothing_anew(started, folder, whole):
+    """A trial that were made again would bring another wall time."""
     assert_ends_with(started["again"].result(), 0)
     for name in ("results.jsonl", "table.md", "report.html"):
         assert (folder / "again" / name).read_bytes() == (whole / name).read_bytes()

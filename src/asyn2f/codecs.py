@@ -218,8 +218,10 @@ def problem_of(coded: Any, sizes: Sequence[int]) -> str:
                 return f"places of its entries are not ascending from 0 to {size - 1}"
         elif isinstance(part, Quantised):
             scale = float(part.scale)
+            if not math.isfinite(scale):
+                return f"a scale of {scale:g} is not finite: has training diverged?"
             if not 0 < scale * 127 <= np.finfo(np.float32).max:
-                return f"a scale of {scale:g}: has training diverged?"
+                return f"a scale of {scale:g} is out of range: has training diverged?"
             if np.asarray(part.values).min(initial=0) < -127:
                 return "a value of -128, allowed -127 to 127"
     return ""
