@@ -232,7 +232,7 @@ def table(found: Limits) -> str:
     told = {bound.name for bound in found.bounds}
     for name in ("compute", "wire", "store"):
         if name not in told:
-            rows += f'<tr><td>{name}</td><td colspan="4">not recorded</td></tr>'
+            rows += f'<tr><td>{name}</td><td colspan="4" class="said">not recorded</td></tr>'
     return (
         '<div class="scroll"><table><thead><tr><th>bound</th>'
         "<th>versions a second</th><th>reached</th><th></th>"

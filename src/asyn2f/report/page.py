@@ -61,7 +61,7 @@ h2 { font-size: 20px; letter-spacing: -0.01em; margin: 0 0 4px; }
   border-radius: 14px; }
 .card { padding: 16px 20px 14px; min-width: 0; }
 .card .label { color: var(--soft); font-size: 13px; }
-.card .value { font-size: 26px; font-weight: 650; letter-spacing: -0.02em;
+.card .value { font-size: clamp(18px, 2vw, 26px); font-weight: 650; letter-spacing: -0.02em;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; line-height: 1.3; }
 .card .note { color: var(--soft); font-size: 13px; min-height: 1.5em; }
 .sections { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr));
@@ -123,7 +123,7 @@ footer { color: var(--soft); font-size: 13px; margin: 26px 2px 0; }
   .lede { font-size: 16px; }
   .cards { gap: 10px; margin: 22px 0 10px; }
   .card { padding: 12px 12px 10px; }
-  .card .value { font-size: 18px; letter-spacing: -0.03em; }
+  .card .value { letter-spacing: -0.03em; }
   .sections { gap: 10px; }
   section { padding: 18px 14px 10px; }
   button:not(.key) { padding: 5px 13px; }

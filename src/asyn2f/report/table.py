@@ -18,8 +18,7 @@ _COLUMNS: tuple[tuple[str, Callable[[WorkerTally], str]], ...] = (
     ("merges", lambda worker: units.as_number(worker.merges)),
     ("share kept", lambda worker: units.as_percent(worker.share, digits=0)),
     ("trained", lambda worker: _part(worker.trained_s, worker.present_s)),
-    ("waited", lambda worker: units.as_duration(worker.waited_s)),
-    ("of its time", lambda worker: _part(worker.waited_s, worker.present_s)),
+    ("waited", lambda worker: _part(worker.waited_s, worker.present_s)),
     ("rest", lambda worker: _part(worker.rest_s, worker.present_s)),
 )
 
