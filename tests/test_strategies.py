@@ -520,6 +520,18 @@ def test_a_setting_of_asyn2f_out_of_range_is_refused(settings):
         strategies.asyn2f(**settings)
 
 
+@pytest.mark.parametrize("settings", [{"beta1": 1.0}, {"beta2": 1.0}])
+def test_a_correction_of_fadas_that_would_divide_by_zero_is_refused(settings):
+    strategies.fadas(**settings)
+    with pytest.raises(ValueError, match="bias_correction: found"):
+        strategies.fadas(**settings, bias_correction=True)
+
+
+def test_an_unknown_distance_of_kafl_is_refused():
+    with pytest.raises(ValueError, match="distance_over"):
+        strategies.kafl(distance_over="some")
+
+
 # FedBuff as others compute it.
 
 

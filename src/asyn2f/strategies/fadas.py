@@ -37,6 +37,7 @@ def fadas(
     epsilon: float = 1e-8,
     delay: float = 1.0,
     late: LateRate = "minimum",
+    bias_correction: bool = False,
 ) -> Strategy:
     """The FADAS strategy, with its delay-adaptive rate (Wang et al., 2024).
 
@@ -46,8 +47,9 @@ def fadas(
 
     eta is `server_rate`, and no more than the inverse of the buffer's largest staleness
     where that is above `delay` (Algorithm 1 of arXiv 2407.18365). This is AMSGrad
-    without bias correction, as in the paper; `optax.amsgrad` has it, and so is another
-    method. M = `timing.min_updates`.
+    without bias correction, as in the paper; its authors' code corrects: with
+    `bias_correction`, m / (1 - beta1^t) and v_max / (1 - beta2^t) stand in the step of
+    version t. M = `timing.min_updates`.
 
     Args:
       server_rate: > 0.
@@ -55,6 +57,7 @@ def fadas(
       delay: tau_c >= 0.
       late: what eta is above `delay`: the "minimum" of `server_rate` and the inverse of
         the largest staleness, or `server_rate` "divided" by that.
+      bias_correction: see above; needs beta1 and beta2 below 1.
 
     Raises:
       ValueError: a number out of range.
@@ -68,6 +71,11 @@ def fadas(
     check_range("epsilon", epsilon, 0.0, open_low=True)
     check_range("delay", delay, 0.0)
     check_choice("late", late, LateRate)
+    if bias_correction and max(beta1, beta2) == 1.0:
+        raise ValueError(
+            f"bias_correction: found beta1 = {beta1:g} and beta2 = {beta2:g}, allowed: "
+            "below 1, as it divides by 1 - beta^t"
+        )
 
     def init(params: Params, workers: int) -> ServerState:
         def zeros():
@@ -88,9 +96,12 @@ def fadas(
             largest=before.largest,
         )
         largest = jax.tree.map(jnp.maximum, memory.largest, memory.second)
-        step = jax.tree.map(
-            lambda m, v: m / (jnp.sqrt(v) + epsilon), memory.first, largest
-        )
+        first, second = memory.first, largest
+        if bias_correction:
+            version = state.model.version.astype(jnp.float32) + 1.0
+            first = jax.tree.map(lambda m: m / (1.0 - beta1**version), first)
+            second = jax.tree.map(lambda v: v / (1.0 - beta2**version), second)
+        step = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), first, second)
         tau = versions_behind(state.model.version, updates.start_version)
         slowest = jnp.max(jnp.where(mask, tau, 0)).astype(jnp.float32)
         least = jnp.maximum(slowest, 1.0)
