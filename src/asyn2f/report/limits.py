@@ -232,7 +232,8 @@ def table(found: Limits) -> str:
     told = {bound.name for bound in found.bounds}
     for name in ("compute", "wire", "store"):
         if name not in told:
-            rows += f'<tr><td>{name}</td><td colspan="4" class="said">not recorded</td></tr>'
+            cell = '<td colspan="4" class="said">not recorded</td>'
+            rows += f"<tr><td>{name}</td>{cell}</tr>"
     return (
         '<div class="scroll"><table><thead><tr><th>bound</th>'
         "<th>versions a second</th><th>reached</th><th></th>"

@@ -61,7 +61,8 @@ h2 { font-size: 20px; letter-spacing: -0.01em; margin: 0 0 4px; }
   border-radius: 14px; }
 .card { padding: 16px 20px 14px; min-width: 0; }
 .card .label { color: var(--soft); font-size: 13px; }
-.card .value { font-size: clamp(18px, 2vw, 26px); font-weight: 650; letter-spacing: -0.02em;
+.card .value { font-size: clamp(18px, 2vw, 26px); font-weight: 650;
+  letter-spacing: -0.02em;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; line-height: 1.3; }
 .card .note { color: var(--soft); font-size: 13px; min-height: 1.5em; }
 .sections { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr));
