@@ -84,6 +84,17 @@ def test_a_wide_terminal_shows_more():
     assert "examples" in "\n".join(shown(status_of(), 120))
 
 
+def test_of_a_worker_that_has_not_trained_no_loss_is_made_up():
+    status = status_of(1)
+    new = status.workers[0]._replace(step=0, epoch=0.0, loss=0.0, metric=0.0)
+    (line,) = [x for x in shown(status._replace(workers=(new,)), 140) if "●" in x]
+    assert "0.0000" not in line
+    assert "0.00 %" not in line
+    trained = "\n".join(shown(status, 140))
+    assert "0.3121" in trained
+    assert "91.00 %" in trained
+
+
 def test_workers_without_room_are_counted():
     lines = shown(status_of(50), width=100, height=40)
     assert len(lines) == 39

@@ -215,12 +215,14 @@ def _cells(worker: WorkerStatus, *, wide: bool) -> list[Text]:
     merged = units.NONE
     if worker.merged_s_ago >= 0:
         merged = f"{units.as_duration(worker.merged_s_ago)} ago"
+    has_trained = worker.step > 0
+    loss, metric = (worker.loss, worker.metric) if has_trained else (None, None)
     hot = "" if worker.staleness <= 0 else "yellow" if worker.staleness < 5 else "red"
     cells = [
         Text(str(worker.worker)),
         Text(f"{sign} {worker.state}", style),
         Text(units.as_number(worker.epoch, digits=2)),
-        Text(units.as_number(worker.loss, digits=4)),
+        Text(units.as_number(loss, digits=4)),
         Text(f"v{worker.base_version}" if worker.base_version >= 0 else units.NONE),
         Text(str(worker.staleness), hot),
         Text(merged),
@@ -228,7 +230,7 @@ def _cells(worker: WorkerStatus, *, wide: bool) -> list[Text]:
     ]
     if wide:
         cells += [
-            Text(units.as_percent(worker.metric)),
+            Text(units.as_percent(metric)),
             Text(f"{worker.merges:,}"),
             Text(f"{worker.step:,}"),
             Text(f"{worker.num_examples:,}"),

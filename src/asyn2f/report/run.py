@@ -227,8 +227,8 @@ def _absent(events: list[trace.Event]) -> Iterator[str]:
         names = ", ".join(map(str, silent[:12])) + (", …" if len(silent) > 12 else "")
         yield (
             f"The trace of worker{'s'[: len(silent) > 1]} {names} is not here: it lies "
-            "on the worker's own machine until it is collected. What it alone tells is "
-            "shown as a dash."
+            "on the worker's own machine until `python -m launch.collect` brings it. "
+            "What it alone tells is shown as a dash."
         )
     lives = {
         event.incarnation
