@@ -100,8 +100,7 @@ def main() -> int:
 
 def recorded_environment(events: list[trace.Event]) -> dict[str, Any]:
     """What most of the processes that computed updates said of themselves."""
-    heads = [event for event in events if isinstance(event, trace.Recorded)]
-    heads = [h for h in heads if h.actor.startswith(("worker-", "simulation"))]
+    heads = agreement.made_by(events)
     result: dict[str, Any] = {}
     for key in {key for head in heads for key in head.environment}:
         values = Counter(str(head.environment.get(key)) for head in heads)

@@ -76,9 +76,21 @@ def test_a_replay_makes_numbers_as_the_run_did_or_names_what_to_set(
     agreement.check_flags([here])
 
 
+def test_a_worker_that_was_refused_has_made_no_numbers():
+    events = [
+        trace.Recorded(0.0, "server", "run", 1, {"x": 0}),
+        trace.Recorded(0.0, "worker-1", "", 0, {"x": 1}),  # refused
+        trace.Recorded(1.0, "worker-0", "", 0, {"x": 2}),
+        trace.Recorded(2.0, "worker-1", "", 0, {"x": 3}),
+        *(trace.Trained(3.0, worker, 2.5, 1, 1, 0, 0.5, 0.5) for worker in (0, 1, 1)),
+    ]
+    assert [head.environment["x"] for head in agreement.made_by(events)] == [2, 3]
+
+
 def test_replay_as_a_function_names_what_differs(tmp_path):
     writer = trace.TraceWriter(tmp_path / "trace", "worker-0")
     writer.write(trace.Recorded(0.0, "worker-0", "", 0, {"jax_enable_x64": True}))
+    writer.write(trace.Trained(3.0, 0, 2.5, 1, 1, 0, 0.5, 0.5))
     writer.close()
     with pytest.raises(ValueError, match="jax_enable_x64 True, here False"):
         asyn2f.replay(config_with(), tmp_path)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import xxhash
 
+from asyn2f import trace
 from asyn2f.tasks.base import Task
 
 # Settings of JAX that make other numbers, not only other last bits; each can be set by
@@ -36,6 +37,23 @@ _MOST_BYTES = 3000  # of all terms: they are part of a message's header
 def flags(names: tuple[str, ...] = FLAGS) -> dict[str, Any]:
     """How JAX makes numbers in this process, by the names of its settings."""
     return {name: getattr(jax.config, name) for name in names}
+
+
+def made_by(events: Iterable[trace.Event]) -> list[trace.Recorded]:
+    """The heads of the processes that made a run's numbers: of a simulation, or of each
+    worker's process that has trained. One that was refused has made none."""
+    found: dict[str, trace.Recorded] = {}  # by actor, the newest
+    made: dict[int, trace.Recorded] = {}
+    for event in events:
+        if isinstance(event, trace.Recorded):
+            found[event.actor] = event
+            if event.actor == "simulation":
+                made[id(event)] = event
+        elif isinstance(event, trace.Trained):
+            head = found.get(f"worker-{event.worker}")
+            if head is not None:
+                made[id(head)] = head
+    return list(made.values())
 
 
 def check_flags(environments: Iterable[Mapping[str, Any]]) -> None:

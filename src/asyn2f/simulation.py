@@ -101,8 +101,7 @@ def replay(
     config = {**config, "sim": {**config.get("sim", {}), "executor": executor}}
     build.check(config)
     events = trace.of_run(folder)
-    heads = [event for event in events if isinstance(event, trace.Recorded)]
-    agreement.check_flags(head.environment for head in heads)
+    agreement.check_flags(x.environment for x in agreement.made_by(events))
     lineage.check_complete(events)
     causality.check(events)
     return _executed(config, build.build_experiment(config), order_of(events))
