@@ -219,7 +219,7 @@ def _run(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C does
     logs = folder / workdir.LOGS
     logs.mkdir(parents=True, exist_ok=True)
-    with open(logs / f"{name}.log", "ab", buffering=0) as log:
+    with workdir.append_to(logs / f"{name}.log") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     parent = _Parent(pipe)

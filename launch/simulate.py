@@ -176,7 +176,8 @@ def _write(
     traces = folder / workdir.TRACE
     traces.mkdir(exist_ok=True)
     row: dict[str, Any] = {}
-    with open(traces / "simulation.jsonl", "w", encoding="utf-8") as file:
+    (traces / "simulation.jsonl").unlink(missing_ok=True)  # it may be a link
+    with open(traces / "simulation.jsonl", "x", encoding="utf-8") as file:
         for event in events:
             file.write(trace.to_line(event) + "\n")
             match event:

@@ -280,7 +280,7 @@ def test_an_unwritable_store_says_so(folder):
     if os.geteuid() == 0:
         blocked = folder.parent / "file"
         blocked.write_text("in the way")
-        with pytest.raises(OSError, match="file"):
+        with pytest.raises(StoreError, match="file"):
             OrbaxStore(blocked / "models")
     else:
         folder.mkdir(mode=0o500)

@@ -21,7 +21,7 @@ from asyn2f.runtime.memory_store import MemoryStore
 from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.server import Server
 from asyn2f.runtime.store import Fenced, StoreError
-from asyn2f.sim.recorded import order_of
+from asyn2f.sim.recorded import recording_of
 from asyn2f.sim.serial import execute_serially
 from asyn2f.trees import params_sha256
 from tests.test_launch import ENDLESS, ROOT, finish, start, wait_for_line
@@ -119,7 +119,8 @@ def test_a_store_that_does_not_answer_does_not_hold_the_end_of_a_run(
 
 def executed(run, summary) -> str:
     """The digest of what the run's trace gives when it is executed again."""
-    order = order_of(trace.read(run.folder / "trace"), summary["versions"])
+    events = trace.read(run.folder / "trace")
+    order = recording_of(events, summary["versions"]).order
     result = execute_serially(run.experiment, order)
     return params_sha256(result.state.model.params)
 

@@ -1,11 +1,19 @@
 """Events as lines and back, and what is left of them after a kill."""
 
+import errno
 import json
+import os
 import typing
 
 import pytest
 
-from asyn2f import trace
+from asyn2f import trace, workdir
+from asyn2f.claim import claimed
+from asyn2f.report.metrics import MetricsWriter
+from asyn2f.runtime.orbax_store import OrbaxStore
+from asyn2f.runtime.store import StoreError
+from asyn2f.workdir import WorkdirError
+from tests.test_store import state_of
 
 EXAMPLES = {
     float: 1.25,
@@ -235,3 +243,88 @@ def test_a_format_that_is_not_known_is_refused_and_names_its_version(tmp_path, n
     write(tmp_path, "server", [head_of_format(number)])
     with pytest.raises(ValueError, match=r"format .* written by asyn2f 0\.9; this "):
         trace.read(tmp_path)
+
+
+# ------------------------------------------------- processes that no server let in
+
+
+def test_a_process_that_was_never_let_in_is_left_out_beside_the_one_that_was(tmp_path):
+    """Turned away while the first lives on, or long after the run's end."""
+    first = [recorded(1.0), adopted(2.0), adopted(6.0, version=1)]
+    write(tmp_path, "worker-1", first)
+    refused = [recorded(4.0), trace.Stopped(99.0, "worker-1", "worker 1 is here")]
+    write(tmp_path, "worker-1.2", refused)
+    assert trace.read(tmp_path) == first
+    (tmp_path / "worker-1.jsonl").unlink()
+    assert trace.read(tmp_path) == refused
+
+
+# ------------------------------------------------- links, and what is in the way
+
+
+def test_no_line_is_written_through_a_link(tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("mine\n")
+    (folder / "trace").mkdir(parents=True)
+    for name in ("trace/server.jsonl", "metrics.jsonl", "server.json"):
+        (folder / name).symlink_to(victim)
+    with pytest.raises(WorkdirError, match=r"server.jsonl is a symbolic link to .*vic"):
+        trace.TraceWriter(folder / "trace", "server")
+    with pytest.raises(WorkdirError, match=r"metrics.jsonl is a symbolic link to"):
+        MetricsWriter(folder)
+    beside = folder / f".server.json.{os.getpid()}"
+    beside.symlink_to(victim)
+    workdir.write_json(folder / "server.json", {"run": "run-1"})
+    assert not (folder / "server.json").is_symlink()
+    assert workdir.read_json(folder / "server.json") == {"run": "run-1"}
+    assert victim.read_text() == "mine\n"
+
+
+def test_a_store_writes_through_no_link(tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "models"
+    victim.write_text("mine\n")
+    store = OrbaxStore(folder, write_ahead=True)
+    (folder / "ahead").mkdir()
+    (folder / "ahead" / "1.0.unfinished").symlink_to(victim)
+    (folder / ".best.json").symlink_to(victim)
+    store.save(1, state_of(1), {"version": 1})
+    store.set_best(1, 0.5)
+    store.close()
+    assert victim.read_text() == "mine\n"
+    assert OrbaxStore(folder).best() == (0.5, 1)
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    words = r"link is a symbolic link to .*nowhere; take it away"
+    with pytest.raises(WorkdirError, match=words):
+        trace.TraceWriter(link, "server")
+    with pytest.raises(StoreError, match=words):
+        OrbaxStore(link / "models")
+    claim = claimed(link / "run", resume=False, overwrite=False)
+    with pytest.raises(WorkdirError, match=words), claim:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EMFILE, "no more than .* files may be open .* raise ulimit -n"),
+        (errno.ENOSPC, "as many files as it can \\(inodes\\); delete some"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)
+def test_what_is_in_the_way_is_said_in_words(tmp_path, monkeypatch, number, words):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(workdir, "_has_inodes", lambda path: False)
+    store = OrbaxStore(tmp_path / "models", write_ahead=True)
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(WorkdirError, match=words):
+        trace.TraceWriter(tmp_path, "server")
+    with pytest.raises(StoreError, match=words):
+        store.save(1, state_of(1), {"version": 1})
+    monkeypatch.undo()
+    store.close()

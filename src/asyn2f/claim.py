@@ -198,4 +198,6 @@ def _speaking(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WorkdirError(f"cannot use {folder}: {error.strerror}") from error
+        raise WorkdirError(
+            f"cannot use {folder}: {workdir.why(error, folder)}"
+        ) from error

@@ -75,7 +75,8 @@ class TraceWriter:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        """Raises WorkdirError: a file there cannot be written."""
+        workdir.make_folder(folder)
         names = (f"{name}.{n}.jsonl" if n > 1 else f"{name}.jsonl" for n in count(1))
         self._file = next(filter(None, (_claim(folder / each) for each in names)))
         self._unwritten = b""
@@ -111,7 +112,7 @@ class TraceWriter:
 
 def _claim(path: Path) -> io.FileIO | None:
     """The file, to be appended to; None if another process is writing it."""
-    file = io.FileIO(path, "a")
+    file = workdir.append_to(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -138,7 +139,7 @@ def read(folder: Path) -> list[Event]:
         format newer than `FORMAT`.
     """
     paths = sorted(folder.glob("*.jsonl"))
-    return ordering.by_cause([lives_in(path) for path in paths])
+    return ordering.by_cause(_without_idle([lives_in(path) for path in paths]))
 
 
 def of_run(folder: Path | str) -> list[Event]:
@@ -181,6 +182,29 @@ def older_format(events: Iterable[Event]) -> str:
                 "merged a version at hand at a cycle's last batch, and are executed "
                 "as they did; to run its config to the same events, take that version"
             )
+    return ""
+
+
+def _without_idle(files: list[list[list[Event]]]) -> list[list[list[Event]]]:
+    """The same without lives of peers that no server let in, if the peer has another:
+    such a process changed nothing, and the one before it may have lived on."""
+    lives = [life for file in files for life in file]
+    active = {_peer_of(life) for life in lives if not _is_idle(life)} - {""}
+    return [
+        [life for life in file if _peer_of(life) not in active or not _is_idle(life)]
+        for file in files
+    ]
+
+
+def _is_idle(life: list[Event]) -> bool:
+    return all(isinstance(event, Recorded | Stopped) for event in life)
+
+
+def _peer_of(life: list[Event]) -> str:
+    """Whose life it is; "" of a server."""
+    match life[0]:
+        case Recorded(_, actor) if actor not in ("server", "simulation"):
+            return actor
     return ""
 
 

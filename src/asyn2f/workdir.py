@@ -1,11 +1,14 @@
 """The folder of a run: what lies where; `asyn2f.claim` says who may use it."""
 
+import errno
+import io
 import json
 import math
 import os
+import resource
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 CONFIG = "config.json"
 RUN = "run.json"  # the run's name
@@ -47,11 +50,70 @@ def write_json(
     """Writes the file whole or not at all; NaN becomes null. One that `is_private` is
     for its owner alone."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    if is_private:  # made with its mode: a chmod would come too late
+    text = json.dumps(_finite(content), indent=2) + "\n"
+    try:
+        with new_file(beside, 0o600 if is_private else 0o666) as file:
+            file.write(text.encode())
+        beside.replace(path)
+    except OSError as error:
         beside.unlink(missing_ok=True)
-        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    beside.write_text(json.dumps(_finite(content), indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+        raise WorkdirError(f"cannot write {path}: {why(error, path)}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those it lies in, if they are not there.
+
+    Raises:
+      WorkdirError: that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkdirError(f"cannot make {path}: {why(error, path)}") from error
+
+
+def new_file(path: Path, mode: int = 0o666) -> BinaryIO:
+    """A new file in place of what has that name, which may be a link: nothing is
+    written through it.
+
+    Raises:
+      OSError: that is not possible.
+    """
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, mode), "wb")
+
+
+def append_to(path: Path) -> io.FileIO:
+    """The file, unbuffered, to be read and appended to; made if it is not there.
+
+    Raises:
+      WorkdirError: it is a link, which is not written through, or cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return io.FileIO(os.open(path, flags, 0o666), "a+b")
+    except OSError as error:
+        raise WorkdirError(f"cannot write {path}: {why(error, path)}") from error
+
+
+def why(error: OSError, path: Path) -> str:
+    """What went wrong with a file or folder, so that a person can mend it."""
+    for each in (path, *path.parents):
+        if each.is_symlink() and (error.errno == errno.ELOOP or not each.exists()):
+            return f"{each} is a symbolic link to {os.readlink(each)}; take it away"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"no more than {most} files may be open at a time; raise ulimit -n"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and not _has_inodes(path):
+        return "the disk holds as many files as it can (inodes); delete some"
+    return error.strerror or str(error)
+
+
+def _has_inodes(path: Path) -> bool:
+    there = next(each for each in (path, *path.parents) if each.exists())
+    found = os.statvfs(there)
+    return not found.f_files or found.f_favail > 0
 
 
 def _finite(value: Any) -> Any:
@@ -71,6 +133,6 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise WorkdirError(f"cannot read {path}: {error.strerror}") from error
+        raise WorkdirError(f"cannot read {path}: {why(error, path)}") from error
     except (ValueError, RecursionError) as error:
         raise WorkdirError(f"{path} is not valid JSON: {error}") from error

@@ -29,10 +29,8 @@ class MetricsWriter:
         Args:
           workdir: the run's folder; made if it is not there.
         """
-        workdir.mkdir(parents=True, exist_ok=True)
-        self._file = open(  # noqa: SIM115 - closed by close()
-            workdir / folders.METRICS, "a+b", buffering=0
-        )
+        folders.make_folder(workdir)
+        self._file = folders.append_to(workdir / folders.METRICS)
         self._is_cut = _is_cut(self._file)  # the next row begins a line of its own
         self._folder = str(workdir / folders.TENSORBOARD)
         self._board = _new_board(self._folder)

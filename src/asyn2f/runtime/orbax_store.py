@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from asyn2f import workdir
 from asyn2f.runtime import behind, crashes, orbax_files, write_ahead
 from asyn2f.runtime.behind import Behind
 from asyn2f.runtime.fence import Fence, numbers, sync_folder
@@ -71,7 +72,10 @@ class OrbaxStore:
         self._folder = folder.absolute()
         if problem := orbax_files.problem_of(self._folder):
             raise StoreError(problem)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            workdir.make_folder(self._folder)
+        except workdir.WorkdirError as error:
+            raise StoreError(str(error)) from error
         self._ahead = self._folder / "ahead"
         self._behind: Behind | None = None
         if write_ahead:
@@ -267,8 +271,9 @@ class OrbaxStore:
             with self._naming:
                 if self._is_sealed:
                     raise StoreError(SEALED)
-                with beside.open("w") as file:
-                    json.dump({"version": version, "accuracy": accuracy}, file)
+                with workdir.new_file(beside) as file:
+                    best = {"version": version, "accuracy": accuracy}
+                    file.write(json.dumps(best).encode())
                     file.flush()
                     os.fsync(file.fileno())
                 beside.replace(self._folder / "best.json")
@@ -374,10 +379,14 @@ def _delete(path: Path) -> None:
 
 def _why(error: Exception, folder: Path, needed_bytes: int) -> str:
     """What went wrong; of a full disk, what would help."""
+    said = str(error)
     is_full = isinstance(error, OSError) and error.errno in _FULL
-    if is_full or any(words in str(error) for words in _SAID_WHEN_FULL):
+    if is_full or any(words in said for words in _SAID_WHEN_FULL):
         free = shutil.disk_usage(folder).free
-        return f"the disk is full: {needed_bytes:,} bytes are needed, {free:,} are free"
+        full = f"the disk is full: {needed_bytes:,} bytes are needed, {free:,} are free"
+        return workdir.why(OSError(errno.ENOSPC, full), folder)
+    if isinstance(error, OSError) and error.errno:
+        return workdir.why(error, folder)
     return _in_short(error)
 
 

@@ -17,6 +17,7 @@ from asyn2f.runtime.payloads import decode_params, encode_params
 from asyn2f.runtime.wire import WireError
 from asyn2f.trees import template_of
 from asyn2f.types import ServerState
+from asyn2f.workdir import new_file
 
 MOST_BYTES = 4 << 20
 """Larger states are not written ahead: a disk takes as long for them as Orbax does."""
@@ -40,7 +41,7 @@ def write(beside: Path, state: ServerState, record: Record) -> None:
     """
     head = {"record": record, "arrays": _looks(state)}
     said = json.dumps(head).encode()
-    with beside.open("wb") as file:
+    with new_file(beside) as file:
         file.write(_HEAD.pack(_MAGIC, len(said)))
         file.write(said)
         file.write(encode_params(state))
