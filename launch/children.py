@@ -88,6 +88,7 @@ class _Parent:
         self._lock = threading.Lock()
         self._addresses: SimpleQueue[str | None] = SimpleQueue()
         self._stop: Callable[[str], None] | None = None
+        self.give_way: Callable[[], None] = lambda: None  # see `Child.tell`
         threading.Thread(target=self._listen, name="parent", daemon=True).start()
 
     def say(self, **message: Any) -> None:
@@ -120,6 +121,8 @@ class _Parent:
                 message = {"stop": "the launcher has ended"}
             if "address" in message:
                 self._addresses.put(message["address"])
+            if message.get("joined"):
+                self.give_way()
             reason = message.get("stop")
         if self._stop is None:
             os._exit(0)  # not at work yet: nothing to bring to an end
@@ -162,7 +165,6 @@ def _worker(
     can_pin = hasattr(os, "sched_setaffinity")
     if can_pin and config["runtime"]["pin"] and config["workers"] >= len(cores):
         os.sched_setaffinity(0, {cores[worker % len(cores)]})
-    _give_way(config)
     _join(name, pipe, source, config, folder, insecure, peer.make_worker(worker))
 
 
@@ -174,18 +176,25 @@ def _evaluator(
     folder: Path,
     insecure: bool,
 ) -> None:
-    _give_way(config)
     _join(name, pipe, source, config, folder, insecure, Evaluator)
 
 
 def _give_way(config: build.Config) -> None:
     """To the server, which has many small things to do, and to whoever writes to disks
     for it: on machines of their own the workers would not be in their way either."""
-    if config["runtime"]["background"] and hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):  # not everybody may choose
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    threads = Path("/proc/self/task")
+    is_idle = config["runtime"]["background"]
+    for thread in [int(p.name) for p in threads.iterdir()] if threads.exists() else [0]:
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            _lower(thread, is_idle)
+
+
+def _lower(thread: int, is_idle: bool) -> None:
+    if is_idle and hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(PermissionError):  # not everybody may choose
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
             return
-    os.nice(_NICE)
+    os.setpriority(os.PRIO_PROCESS, thread, _NICE)
 
 
 def _join(
@@ -198,6 +207,7 @@ def _join(
     make: peer.Make,
 ) -> None:
     def body(parent: _Parent) -> None:
+        parent.give_way = lambda: _give_way(config)
         address, obey = parent.wait_for_address, parent.obey
         ended = peer.join(make, name, config, folder, address, obey, insecure)
         if ended.status != "finished":
@@ -222,6 +232,7 @@ def _run(
     with workdir.append_to(logs / f"{name}.log") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    program.log_with_dates()
     parent = _Parent(pipe)
     code = 0
     try:

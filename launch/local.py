@@ -59,6 +59,7 @@ class Launcher:
             child.pipe: child for child in self._children
         }
         self._codes: dict[str, int] = {}  # of children that have said theirs
+        self._joined: set[str] = set()
         self._deadlines_s: list[float] = []
         self._stop_reason: str | None = None
         self._has_begun = False
@@ -123,10 +124,22 @@ class Launcher:
             status = _status(message["status"])
             self._has_begun = status.state != "waiting for workers"
             self._view.update(status)
+            self._tell_who_has_joined(status)
         elif "error" in message:
             if message.get("usage"):
                 self.usage_error = message["error"]
             self._view.message(f"{child.name}: {message['error']}")
+
+    def _tell_who_has_joined(self, status: RunStatus) -> None:
+        """From then on it gives way. Who did while it starts could start for minutes,
+        on cores that others keep busy."""
+        joined = {f"worker-{worker.worker}" for worker in status.workers}
+        if status.accuracy is not None:
+            joined.add("evaluator")
+        for child in self._children:
+            if child.name in joined - self._joined:
+                child.tell(joined=True)
+        self._joined |= joined
 
     def _bury(self, child: Child) -> None:
         """A process has ended: the server's end is everybody's, another's is not."""

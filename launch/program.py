@@ -308,6 +308,15 @@ def open_journal(folder: Path, actor: str, run_id: str, incarnation: int) -> Jou
     return journal
 
 
+def log_with_dates() -> None:
+    """From now on what is logged goes to standard error, a line with date and time for
+    each event; of libraries, warnings alone."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%F %T"))
+    logging.getLogger().handlers[:] = [handler]
+    logging.getLogger("asyn2f").setLevel(logging.INFO)
+
+
 def stop_on_signals(stop: Callable[[str], None]) -> None:
     """SIGINT, SIGTERM and SIGHUP end the process in good order; the second one at
     once. Who ignores SIGHUP, as `nohup` does, goes on ignoring it."""

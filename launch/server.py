@@ -15,7 +15,7 @@ from asyn2f.report.live import LiveView
 from asyn2f.runtime.addresses import parse_address, reachable
 from asyn2f.runtime.server import Server
 from launch import program, security
-from launch.serving import EXIT_CODES, prepared, say_report, serve
+from launch.serving import prepared, say_how_it_ended, serve
 
 program.takes("config", "workdir", "insecure")
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
@@ -39,6 +39,7 @@ def main() -> int:
         ) as claim,
         LiveView() as view,
     ):
+        program.log_with_dates()
 
         def on_ready(address: str, server: Server) -> None:
             claim.begin()
@@ -50,9 +51,7 @@ def main() -> int:
             view.message(f"listening at {address}{more}, run folder {folder}")
 
         summary = serve(config, folder, view.update, on_ready, insecure)
-    print(f"{summary['status']}: {summary['reason']}")
-    say_report(folder)
-    return EXIT_CODES[summary["status"]]
+    return say_how_it_ended(summary, folder)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.server import Observer, Server
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.zmq_transport import ZmqTransport, check_free
-from asyn2f.status import RunStatus, incomplete
+from asyn2f.status import RunStatus, warnings_of
 from asyn2f.tasks.base import Task
 from asyn2f.timing import deadline_warning
 from launch import descriptors, inputs, listening, program, security
@@ -137,6 +137,7 @@ def serve(
     listening.write(folder, Listening(address, transport.ports(), run_id, token))
     on_ready(address, server)
     summary = server.run()
+    summary["warnings"] = warnings_of(summary)
     crashes.reach("ending")
     workdir.write_json(folder / workdir.SUMMARY, summary)
     metrics.close()
@@ -164,14 +165,14 @@ def say_how_it_ended(summary: dict[str, Any], folder: Path) -> int:
     print(f"{summary['status']}: {summary['reason']}")
     if best is not None:
         print(f"best accuracy {best:.4f} at version {version}")
-    if lacking := incomplete(summary):
-        print(f"warning: {lacking}")
+    for warning in warnings_of(summary):
+        print(f"warning: {warning}")
     print(f"results in {folder}: summary.json, metrics.jsonl, models/, tensorboard/")
-    say_report(folder)
+    _say_report(folder)
     return EXIT_CODES[summary["status"]]
 
 
-def say_report(folder: Path) -> None:
+def _say_report(folder: Path) -> None:
     """Writes the report and says where it is; a run has ended as it has without one."""
     try:
         print(f"report: {write_report(folder)}", flush=True)

@@ -38,3 +38,16 @@ def test_who_waits_for_an_address_that_will_not_come_ends(link, last_word):
         parent.wait_for_address()
     assert not ended.value.code
     assert len(stops) <= 1
+
+
+def test_who_has_joined_gives_way_and_not_before(link):
+    here, parent, _ = link
+    gave_way: list[str] = []
+    parent.give_way = lambda: gave_way.append("once")
+    here.send_bytes(b'{"address": "tcp://127.0.0.1:5570"}')
+    parent.wait_for_address()
+    assert not gave_way
+    here.send_bytes(b'{"joined": true}')
+    here.send_bytes(b'{"address": "the next message"}')
+    parent.wait_for_address()
+    assert gave_way == ["once"]

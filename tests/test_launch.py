@@ -364,6 +364,8 @@ def test_a_killed_worker_disturbs_nobody_and_another_takes_its_place(tmp_path):
     local = start("local", *flags)
     wait_for_line(local, WORKING)
     victim = _pid_of(folder, "worker-1")
+    while os.getpriority(os.PRIO_PROCESS, victim) != 10:  # as soon as it has joined
+        os.sched_yield()
     os.kill(victim, signal.SIGKILL)
     wait_for_line(local, "worker-1 ended")
     newcomer = start("worker", *flags, "--worker=1")
@@ -407,12 +409,31 @@ def test_server_worker_and_evaluator_are_started_by_hand(tmp_path):
         start("worker", *flags, "--worker=2"),
         start("evaluator", *flags),
     ]
-    code, out, err = finish(server)
-    assert code == 0, out + err
+    code, out, log = finish(server)
+    assert code == 0, out + log
+    date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+    for event in (r"worker [02] has joined with \d+ ", r"worker [02] has left: "):
+        assert len(re.findall(f"^{date}{event}", log, re.MULTILINE)) == 2, log
+    assert re.search(f"^{date}the evaluator has joined", log, re.MULTILINE)
+    assert re.search(f"^{date}00:.*version 12", out, re.MULTILINE)
     for peer in peers:
         code, out, err = finish(peer)
         assert code == 0, out + err
     assert read(folder / "summary.json")["versions"] == 12
+
+
+def test_a_run_that_nobody_evaluates_says_so(tmp_path):
+    folder = tmp_path / "run"
+    flags = [*FAST, "--config.workers=1", "--config.timing.min_updates=1"]
+    flags += ["--config.stop.max_versions=2", f"--workdir={folder}"]
+    server = start("server", *flags)
+    wait_for_line(server, "listening at")
+    worker = start("worker", *flags, "--worker=0")
+    code, out, err = finish(server)
+    assert code == 0, out + err
+    assert "warning: no version was evaluated" in out
+    assert "no version was evaluated" in read(folder / "summary.json")["warnings"][0]
+    assert finish(worker)[0] == 0
 
 
 def test_a_worker_without_a_server_gives_up_with_a_reason(tmp_path):
@@ -486,13 +507,22 @@ def test_a_killed_server_comes_back_and_its_workers_with_it(tmp_path):
 
 @pytest.mark.parametrize("is_background", [True, False])
 def test_workers_give_way(is_background):
-    """To the server; to everybody, if they may."""
+    """To the server; to everybody, if they may; with all their threads, of which those
+    of XLA have begun before."""
     code = (
-        "import os\n"
+        "import os, threading\n"
         "from launch.children import _give_way\n"
+        "begun, over = threading.Event(), threading.Event()\n"
+        "def say():\n"
+        "    begun.wait()\n"
+        "    print(os.sched_getscheduler(0) == os.SCHED_IDLE, os.nice(0))\n"
+        "thread = threading.Thread(target=say)\n"
+        "thread.start()\n"
         f"_give_way({{'runtime': {{'background': {is_background}}}}})\n"
+        "begun.set()\n"
+        "thread.join()\n"
         "print(os.sched_getscheduler(0) == os.SCHED_IDLE, os.nice(0))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     said = "True 0" if is_background else "False 10"
-    assert done.stdout.split() == said.split(), done.stderr
+    assert done.stdout.split() == 2 * said.split(), done.stderr

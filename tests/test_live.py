@@ -1,6 +1,7 @@
 """The live view: right at every width and height, and quiet where no terminal is."""
 
 import io
+from datetime import datetime
 
 import pytest
 from rich.console import Console
@@ -134,7 +135,8 @@ def _lines(console_file: io.StringIO) -> list[str]:
 
 def test_a_log_gets_a_line_every_two_seconds_or_when_the_run_has_improved():
     file = io.StringIO()
-    with LiveView(Console(file=file, width=80)) as view:
+    now = lambda: datetime(2026, 11, 29, 23, 10, 5, 999)
+    with LiveView(Console(file=file, width=80), now) as view:
         view.update(status_of(elapsed_s=0.0, best_accuracy=None))
         view.update(status_of(elapsed_s=0.5, best_accuracy=None))
         view.update(status_of(elapsed_s=1.0, best_accuracy=0.5))
@@ -143,6 +145,9 @@ def test_a_log_gets_a_line_every_two_seconds_or_when_the_run_has_improved():
         view.message("[bold]as it is[/bold] " + 100 * "x")
         view.update(status_of(elapsed_s=3.9, best_accuracy=0.5))
     lines = _lines(file)
+    date = "2026-11-29 23:10:05 "
+    assert all(line.startswith(date) for line in lines)
+    lines = [line.removeprefix(date) for line in lines]
     assert [line[:8] for line in lines if "|" in line] == [
         "00:00:00",
         "00:00:01",

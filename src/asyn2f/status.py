@@ -63,3 +63,18 @@ def incomplete(summary: Mapping[str, Any]) -> str:
         "updates that they wait for: fewer than timing.min_updates, or a synchronous "
         "round that timing.deadline_s closed without a live worker"
     )
+
+
+def warnings_of(summary: Mapping[str, Any]) -> list[str]:
+    """What somebody should know who takes a run's numbers for good.
+
+    >>> warnings_of({"versions": 30, "best_accuracy": None})[0][:41]
+    'no version was evaluated, so there is no '
+    """
+    found = [incomplete(summary)]
+    if summary.get("versions") and summary.get("best_accuracy") is None:
+        found.append(
+            "no version was evaluated, so there is no accuracy and no best version: "
+            "start an evaluator as well (python -m launch.evaluator)"
+        )
+    return [warning for warning in found if warning]

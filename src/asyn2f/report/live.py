@@ -1,6 +1,8 @@
 """The live view of a run: a table on a terminal, a line now and then elsewhere."""
 
 from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -85,10 +87,15 @@ class LiveView:
 
     On a terminal the view is redrawn in place. Elsewhere `plain_line` is printed, at
     most every `LINE_EVERY_S` seconds of the run and whenever its accuracy has improved;
-    the last status always has its line.
+    the last status always has its line. There, lines begin with date and time.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        self._now = now
         self._console = console or Console()
         self._status: RunStatus | None = None
         self._printed: RunStatus | None = None
@@ -122,7 +129,11 @@ class LiveView:
 
     def message(self, text: str) -> None:
         """Shows a message, above the view, for good."""
-        self._console.print(Text(text), soft_wrap=True)
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        date = "" if self._live else f"{self._now().isoformat(' ', 'seconds')} "
+        self._console.print(Text(date + text), soft_wrap=True)
 
     def _is_worth_a_line(self, status: RunStatus) -> bool:
         last = self._printed
@@ -133,7 +144,7 @@ class LiveView:
 
     def _print_line(self) -> None:
         if self._status:
-            self._console.print(Text(plain_line(self._status)), soft_wrap=True)
+            self._print(plain_line(self._status))
             self._printed = self._status
 
 

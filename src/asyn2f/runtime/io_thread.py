@@ -18,6 +18,7 @@ from asyn2f.runtime import crashes, wire
 from asyn2f.runtime import protocol as p
 from asyn2f.runtime.transport import Frames, Malformed, Subscribed, Transport
 
+_LOG = logging.getLogger("asyn2f")
 _LINGER_S = 0.5  # for the last messages, a goodbye among them
 _MOST_REASONS = 256  # a stranger can make up as many as it likes
 
@@ -135,6 +136,7 @@ class IoThread:
                     self._transport.connect(topics, model_port, update_port)
                 case p.Record(noted):
                     self._journal.write(noted)
+                    _log(noted)
                     if isinstance(noted, trace.Published):
                         crashes.reach("announced")
                 case p.Warn(text):
@@ -142,6 +144,15 @@ class IoThread:
                 case _:
                     self._finished = self._finished or isinstance(effect, p.Finish)
                     self._carry_out(effect)
+
+
+def _log(noted: trace.Event) -> None:
+    """A line for who comes and goes."""
+    match noted:
+        case trace.WorkerJoined(_, worker, _, count):
+            _LOG.info("worker %d has joined with %d examples", worker, count)
+        case trace.WorkerLeft(_, worker, _, reason):
+            _LOG.info("worker %d has left: %s", worker, reason)
 
 
 def _reach(message: wire.Message) -> None:

@@ -335,6 +335,8 @@ class ServerProtocol:
     ) -> None:
         """A worker has come, come back, or gone."""
         if not session.is_worker:
+            how = "joined" if change is programs.Joined else f"left: {reason}"
+            self._do(p.Warn(f"the evaluator has {how}"))
             return
         worker, now = session.hello.worker, self._now
         noted: trace.Event = trace.WorkerLeft(now, worker, session.name, reason)
