@@ -89,6 +89,14 @@ def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(changes, wo
         build.build_experiment(config_with(**changes))
 
 
+@pytest.mark.parametrize("schedule", ["fixed", "synchronous"])
+def test_epochs_of_a_schedule_that_counts_none_are_refused(schedule):
+    epochs = {"training__schedule_epochs": 600}
+    with pytest.raises(build.ConfigError, match=r"schedule_epochs: found 600.*cosine"):
+        build.check(config_with(**epochs, training__schedule=schedule))
+    build.check(config_with(**epochs, training__schedule="cosine"))
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "synchronous"])
 def test_a_floor_above_the_start_of_a_schedule_is_refused(schedule):
     rates = {"training__learning_rate": 0.001, "training__schedule": schedule}

@@ -56,14 +56,7 @@ def check(config: Config) -> None:
             f"for each of the {workers} workers"
         )
     _check_kind(config["task"])
-    floor, rate = flat["training.learning_rate_min"], flat["training.learning_rate"]
-    if flat["training.schedule"] != "fixed" and floor > rate:
-        raise ConfigError(
-            f"config.training.learning_rate_min: found {floor:g}, allowed: at most "
-            f"training.learning_rate, which is {rate:g}, where the schedule is "
-            f"{flat['training.schedule']}: lower it too, or take "
-            "training.schedule=fixed"
-        )
+    _check_rates(config["training"])
     try:
         check_coding(Coding(**config["wire"]))
     except ValueError as error:
@@ -82,6 +75,23 @@ def check(config: Config) -> None:
         parse_address(flat["runtime.address"])
     except AddressError as error:
         raise ConfigError(f"config.runtime.{error}") from None
+
+
+def _check_rates(training: Config) -> None:
+    """Nothing, if the learning rate can fall as it is to."""
+    floor, rate = training["learning_rate_min"], training["learning_rate"]
+    schedule, epochs = training["schedule"], training["schedule_epochs"]
+    if schedule != "fixed" and floor > rate:
+        raise ConfigError(
+            f"config.training.learning_rate_min: found {floor:g}, allowed: at most "
+            f"training.learning_rate, which is {rate:g}, where the schedule is "
+            f"{schedule}: lower it too, or take training.schedule=fixed"
+        )
+    if schedule != "cosine" and epochs:
+        raise ConfigError(
+            f"config.training.schedule_epochs: found {epochs}, allowed: 0 where the "
+            f"schedule is {schedule}; only cosine counts a worker's own epochs"
+        )
 
 
 def _check_kind(task: Config) -> None:
