@@ -106,6 +106,15 @@ def test_all_figures_are_drawn(tmp_path, synchronous):
         go.Figure(figure)  # plotly finds it valid
 
 
+def test_a_seed_of_64_bits_is_shown_digit_by_digit(tmp_path):
+    made_up(tmp_path, versions=3)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for seed in (0, 3, 2**64 - 1):
+        text = json.dumps(summary | {"seed": seed})
+        (tmp_path / "summary.json").write_text(text)
+        assert f"seed {seed}" in Page(write_report(tmp_path)).cards
+
+
 def _without(*names: str) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         for name in names:

@@ -1,6 +1,7 @@
 """However long a run, however many workers: the report stays small and true."""
 
 import itertools
+import math
 
 import numpy as np
 import plotly.graph_objects as go
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyn2f import trace
-from asyn2f.report import curves, figures, marks, plots, stretches, table, tally
+from asyn2f.report import curves, figures, marks, plots, stretches, table, tail, tally
+from asyn2f.report import run as run_module
 from asyn2f.report import timeline as timeline_module
 from asyn2f.report.html import to_html, write_report
 from asyn2f.report.run import Run, load_run
@@ -211,3 +213,45 @@ def test_a_report_of_20_000_versions_is_no_larger_than_three_megabytes(
     folder = made_up(tmp_path, workers=8, versions=20_000)
     assert len(load_run(folder).events) > 400_000
     assert write_report(folder).stat().st_size < 3_000_000
+
+
+# ------------------------------------------------------------- a trace of gigabytes
+
+
+def test_of_a_trace_that_is_too_long_the_newest_part_is_read(tmp_path):
+    folder = made_up(tmp_path, workers=4, versions=1_500)
+    whole = tail.read_events(folder / "trace", 10**9)
+    assert whole.since_s == -math.inf
+    part = tail.read_events(folder / "trace", 600_000)
+    assert part.cuts == {}
+    assert len(part.events) < 0.2 * len(whole.events)
+    after = [event for event in whole.events if event.time_s >= part.since_s]
+    assert [e for e in part.events if e.time_s >= part.since_s] == after
+    before = [e for e in part.events if e.time_s < part.since_s]
+    assert {type(e) for e in before} == {
+        trace.Recorded,
+        trace.WorkerJoined,
+        trace.Published,
+    }
+
+
+def test_times_and_shares_of_the_newest_part_are_those_of_that_part(
+    tmp_path, monkeypatch
+):
+    folder = made_up(tmp_path, workers=4, versions=1_500)
+    whole = load_run(folder)
+    monkeypatch.setattr(run_module, "MAX_TRACE_BYTES", 600_000)
+    part = load_run(folder)
+    assert part.start_s == whole.start_s
+    assert any("sums over workers begin there" in note for note in part.notes)
+    use = tally.time_use(tally.tally(part))
+    assert use == pytest.approx(tally.time_use(tally.tally(whole)), abs=0.01)
+    window = timeline_module.timeline(part).windows[-1]
+    assert window.start_s == pytest.approx(part.since_s - part.start_s)
+    to_html(part)
+
+
+def test_a_short_trace_is_read_whole_though_one_file_is_long(tmp_path):
+    folder = made_up(tmp_path, workers=2, versions=30)
+    found = tail.read_events(folder / "trace", 1_000)
+    assert len(found.events) == len(tail.read_events(folder / "trace", 10**9).events)

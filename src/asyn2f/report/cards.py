@@ -40,7 +40,7 @@ def key_figures(run: Run) -> list[KeyFigure]:
     digest = str((summary or {}).get("params_sha256") or "")
     per_s = units.as_rate(versions / wall_s if wall_s > 0 else math.nan)
     return [
-        KeyFigure("Strategy", strategy(run), _known("seed", number(summary, "seed"))),
+        KeyFigure("Strategy", strategy(run), _seed(run)),
         KeyFigure(
             "Best accuracy",
             units.as_percent(accuracy),
@@ -84,6 +84,12 @@ def strategy(run: Run) -> str:
     if isinstance(named, dict):
         named = named.get("name")
     return str(named) if named else units.NONE
+
+
+def _seed(run: Run) -> str:
+    """Digit by digit: seeds have up to 64 bits."""
+    seed = (run.summary or {}).get("seed")
+    return f"seed {seed}" if type(seed) is int else ""
 
 
 def _began(run: Run) -> str:

@@ -11,8 +11,14 @@ import numpy as np
 
 from asyn2f import lineage, trace
 from asyn2f import workdir as folders
+from asyn2f.report import units
 from asyn2f.report.metrics import read_rows
+from asyn2f.report.tail import read_events
 from asyn2f.status import incomplete
+
+MAX_TRACE_BYTES = 200_000_000
+"""Of a longer trace the newest part is read: a report needs some 3 bytes of memory for
+a byte of trace, and 5 s of processor time for 100 MB."""
 
 _PARTS = (folders.CONFIG, folders.SUMMARY, folders.METRICS, folders.TRACE)
 
@@ -27,6 +33,7 @@ class Run(NamedTuple):
     notes: tuple[str, ...]  # what is missing, in sentences
     split: np.ndarray | None = None  # i64 [workers, classes], how many examples
     start_s: float = 0.0  # what the clock of the events says at zero of all time axes
+    since_s: float = -math.inf  # from when on the events are there, by that clock
 
 
 def load_run(workdir: Path) -> Run:
@@ -64,7 +71,9 @@ def load_run(workdir: Path) -> Run:
         notes.append(f"{folders.METRICS} has no rows: there is no curve over bytes.")
     if cut:
         notes.append(f"{folders.METRICS}: {_lines(cut)} cut short, and left out.")
-    events = _read_events(workdir / folders.TRACE, notes)
+    events, cuts, since_s = read_events(workdir / folders.TRACE, MAX_TRACE_BYTES)
+    for name, count in cuts.items():
+        notes.append(f"trace/{name}: {_lines(count)} cut short, and left out.")
     notes.extend(_absent(events))
     is_scored = any(row.get("kind") == "score" for row in rows)
     if not is_scored and not any(isinstance(e, trace.Evaluated) for e in events):
@@ -74,8 +83,15 @@ def load_run(workdir: Path) -> Run:
         )
     metrics, start_s = _carried_on(rows), lineage.zero_s(events)
     start_s = start_s if math.isfinite(start_s) else 0.0
+    if since_s > start_s:
+        notes.append(
+            f"The trace is longer than {MAX_TRACE_BYTES / 1e6:.0f} MB: the report "
+            f"shows what happened after {units.as_duration(since_s - start_s)}, and "
+            "sums over workers begin there."
+        )
     split = _read_split(workdir / folders.SPLIT)
-    return Run(events, metrics, summary, config, tuple(notes), split, start_s)
+    told = tuple(notes)
+    return Run(events, metrics, summary, config, told, split, start_s, since_s)
 
 
 def worker_of(event: trace.Event) -> int | None:
@@ -118,7 +134,12 @@ def number(row: dict[str, Any] | None, *path: str) -> float:
     value: Any = row
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
-    return float(value) if _is_number(value) else math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.nan
 
 
 def _read_record(path: Path, without: str, notes: list[str]) -> dict[str, Any] | None:
@@ -142,77 +163,6 @@ def _read_split(path: Path) -> np.ndarray | None:
         if counts.ndim == 2 and counts.size and counts.dtype.kind == "i":
             return counts
     return None
-
-
-def _read_events(folder: Path, notes: list[str]) -> list[trace.Event]:
-    """All events by time, as `trace.read` gives them, without what is none.
-
-    A resumed process appends to its file, so that a line cut by a kill may stand in the
-    middle; `trace.read` rightly refuses that, and a picture can do without the line.
-    """
-    events: list[trace.Event] = []
-    for path in sorted(folder.glob("*.jsonl")):
-        cut = 0
-        with open(path, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    event = trace.from_line(line)
-                except (ValueError, OverflowError):
-                    cut += 1
-                    continue
-                if _is_sound(event):
-                    events.append(event)
-                else:
-                    cut += 1
-        if cut:
-            notes.append(f"trace/{path.name}: {_lines(cut)} cut short, and left out.")
-    return sorted(events, key=lambda event: event.time_s)
-
-
-def _is_sound(event: trace.Event) -> bool:
-    """Whether the fields are of the types that the figures count on."""
-    for value, is_allowed in zip(event, _FIELDS[type(event)], strict=True):
-        if is_allowed is not None and not is_allowed(value):
-            return False
-    return not isinstance(event, trace.Aggregated) or _is_sound_aggregation(event)
-
-
-def _is_sound_aggregation(event: trace.Aggregated) -> bool:
-    lists = (event.updates, event.staleness, event.coefficients)
-    if not all(isinstance(items, list) for items in lists):
-        return False
-    return (
-        len({len(items) for items in lists}) == 1
-        and all(isinstance(key, list) and len(key) == 3 for key in event.updates)
-        and all(_is_count(key[0]) for key in event.updates)
-        and all(isinstance(seq, int | str) for key in event.updates for seq in key[1:])
-        and all(_is_count(behind) and behind >= 0 for behind in event.staleness)
-        and all(_is_number(share) for share in event.coefficients)
-        and isinstance(event.guards, list)
-        and len(event.guards) in (0, len(event.updates))
-        and all(map(_is_text, event.guards))
-    )
-
-
-def _is_count(value: Any) -> bool:
-    """Whether it is an integer that arrays and browsers hold exactly."""
-    return type(value) is int and abs(value) < 2**53
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is float or _is_count(value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-_CHECKS = {float: _is_number, int: _is_count, str: _is_text}
-_FIELDS = {
-    kind: tuple(map(_CHECKS.get, kind.__annotations__.values()))
-    for kind in trace.Event.__args__
-}
-"""Of each kind of event, the check of each field, or None."""
 
 
 def _absent(events: list[trace.Event]) -> Iterator[str]:

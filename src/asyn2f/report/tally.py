@@ -112,12 +112,12 @@ def tally(run: Run) -> list[WorkerTally]:
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for (worker, *_), verdict in verdicts(run.events).items():
         counts[worker][verdict] += 1
-    told = with_traces(run.events)
+    told, zero_s = with_traces(run.events), max(run.start_s, run.since_s)
     batch_size = number(run.config, "training", "batch_size")
     found = []
     for worker in sorted(own.keys() | counts.keys() | staleness.keys()):
         of_server = (counts[worker], staleness[worker], batch_size)
-        tallied = _tally_worker(worker, own[worker], run.start_s, *of_server)
+        tallied = _tally_worker(worker, own[worker], zero_s, *of_server)
         if worker not in told:
             tallied = tallied._replace(**_UNTOLD)
         found.append(tallied)

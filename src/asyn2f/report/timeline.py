@@ -64,7 +64,7 @@ def timeline(run: Run) -> Timeline | None:
     events = run.events
     if len(rows) < len(workers):
         events = [e for e in events if worker_of(e) is None or worker_of(e) in rows]
-    windows = _windows(events, zero_s)
+    windows = _windows(events, zero_s, max(run.since_s - zero_s, 0.0))
     spans = [(window.start_s, window.end_s) for window in windows[:-1]]
     pieces = stretches.pieces_of(events, rows, zero_s)
     fine, slot_s = stretches.with_detail(pieces, spans, len(rows), MAX_PIECES)
@@ -131,7 +131,9 @@ def _add_versions(
     )
 
 
-def _windows(events: Sequence[trace.Event], zero_s: float) -> tuple[Window, ...]:
+def _windows(
+    events: Sequence[trace.Event], zero_s: float, since_s: float
+) -> tuple[Window, ...]:
     end_s = max(events[-1].time_s - zero_s, 1e-6)
     pushes = [event for event in events if isinstance(event, trace.Pushed)]
     merges = [event for event in events if isinstance(event, trace.Merged)]
@@ -139,14 +141,14 @@ def _windows(events: Sequence[trace.Event], zero_s: float) -> tuple[Window, ...]
         _WINDOW_CYCLES * stretches.interval_s(pushes),
         _WINDOW_MARKS * stretches.interval_s([*pushes, *merges]),
     )
-    whole = Window("Whole run", 0.0, end_s)
-    if not 0 < length_s < end_s:
+    whole = Window("Whole run", since_s, end_s)
+    if not 0 < length_s < end_s - since_s:
         return (whole,)
     marks = np.array([event.time_s - zero_s for event in merges or pushes])
     busiest_s = stretches.busiest_window(marks, length_s, end_s)
     return (
         Window("Busiest", busiest_s, busiest_s + length_s),
-        Window("Beginning", 0.0, length_s),
+        Window("Beginning", since_s, since_s + length_s),
         Window("End", end_s - length_s, end_s),
         whole,
     )

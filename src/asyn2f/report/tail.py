@@ -1,0 +1,115 @@
+"""The events of a run, or the newest of them: whatever can be read, and no more."""
+
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from asyn2f import trace
+
+_HEAD_BYTES = 64 * 1024
+_OF_HEADS = (trace.Recorded, trace.WorkerJoined, trace.Published)
+
+
+class Events(NamedTuple):
+    """What could be read of a trace."""
+
+    events: list[trace.Event]  # by time
+    cuts: dict[str, int]  # by file, lines that are no events
+    since_s: float  # from when on all events are there; -inf = from the beginning
+
+
+def read_events(folder: Path, most_bytes: int) -> Events:
+    """All events by time, as `trace.read` gives them, without what is none.
+
+    A resumed process appends to its file, so that a line cut by a kill may stand in the
+    middle; `trace.read` rightly refuses that, and a picture can do without the line.
+
+    Of a trace with more than `most_bytes` the newest are read, as many of each file as
+    its size is of all; and from the beginning of each file what says who took part and
+    when the run began.
+    """
+    paths = sorted(folder.glob("*.jsonl"))
+    sizes = {path: path.stat().st_size for path in paths}
+    share = min(most_bytes / max(sum(sizes.values()), 1), 1.0)
+    heads: list[trace.Event] = []
+    found: list[trace.Event] = []
+    cuts: dict[str, int] = {}
+    since_s = -math.inf
+    for path in paths:
+        skipped = int(sizes[path] * (1 - share))
+        with open(path, "rb") as file:
+            if skipped > _HEAD_BYTES:
+                head = io.BytesIO(file.read(_HEAD_BYTES).rpartition(b"\n")[0])
+                heads += [e for e in _sound(head, {}, path) if isinstance(e, _OF_HEADS)]
+                file.seek(skipped)
+                file.readline()  # the rest of a line
+            own = list(_sound(file, cuts, path))
+        if skipped > _HEAD_BYTES and own:
+            since_s = max(since_s, own[0].time_s)
+        found += own
+    kept = [event for event in found if event.time_s >= since_s]
+    kept += [event for event in heads if event.time_s < since_s]
+    return Events(sorted(kept, key=lambda event: event.time_s), cuts, since_s)
+
+
+def _sound(
+    lines: BinaryIO | io.BytesIO, cuts: dict[str, int], path: Path
+) -> Iterator[trace.Event]:
+    """The events of these lines; those that are none are counted in `cuts`."""
+    for line in lines:
+        try:
+            event = trace.from_line(line.decode(errors="replace"))
+        except (ValueError, OverflowError):
+            event = None
+        if event is not None and _is_sound(event):
+            yield event
+        else:
+            cuts[path.name] = cuts.get(path.name, 0) + 1
+
+
+def _is_sound(event: trace.Event) -> bool:
+    """Whether the fields are of the types that the figures count on."""
+    for value, is_allowed in zip(event, _FIELDS[type(event)], strict=True):
+        if is_allowed is not None and not is_allowed(value):
+            return False
+    return not isinstance(event, trace.Aggregated) or _is_sound_aggregation(event)
+
+
+def _is_sound_aggregation(event: trace.Aggregated) -> bool:
+    lists = (event.updates, event.staleness, event.coefficients)
+    if not all(isinstance(items, list) for items in lists):
+        return False
+    return (
+        len({len(items) for items in lists}) == 1
+        and all(isinstance(key, list) and len(key) == 3 for key in event.updates)
+        and all(_is_count(key[0]) for key in event.updates)
+        and all(isinstance(seq, int | str) for key in event.updates for seq in key[1:])
+        and all(_is_count(behind) and behind >= 0 for behind in event.staleness)
+        and all(_is_number(share) for share in event.coefficients)
+        and isinstance(event.guards, list)
+        and len(event.guards) in (0, len(event.updates))
+        and all(map(_is_text, event.guards))
+    )
+
+
+def _is_count(value: Any) -> bool:
+    """Whether it is an integer that arrays and browsers hold exactly."""
+    return type(value) is int and abs(value) < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or _is_count(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_CHECKS = {float: _is_number, int: _is_count, str: _is_text}
+_FIELDS = {
+    kind: tuple(map(_CHECKS.get, kind.__annotations__.values()))
+    for kind in trace.Event.__args__
+}
+"""Of each kind of event, the check of each field, or None."""
