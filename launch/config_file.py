@@ -45,7 +45,7 @@ def load(said: str) -> ConfigDict:
         ) from None
     try:
         found = get_config(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise build.ConfigError(_where(path, error)) from error
     if not isinstance(found, Mapping | ConfigDict):
         what = "; end it with `return config`" if found is None else ""
@@ -71,7 +71,7 @@ def import_file(path: Path) -> ModuleType:
     module = sys.modules[_MODULE] = importlib.util.module_from_spec(spec)
     try:
         loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise build.ConfigError(_where(path, error)) from error
     return module
 
@@ -100,14 +100,14 @@ def _split(said: str) -> tuple[Path, str | None]:
     raise build.ConfigError(f"--config: {path} {problem}; {_LIKE}")
 
 
-def _where(path: Path, error: Exception) -> str:
+def _where(path: Path, error: BaseException) -> str:
     """What has happened, and where in the file."""
     if isinstance(error, SyntaxError):
         what, line = error.msg, error.lineno
         path = Path(error.filename or path)
     else:
         first: object = error
-        while isinstance(first, Exception) and first.args:
+        while isinstance(first, BaseException) and first.args:
             first = first.args[
                 0
             ]  # of a KeyError, and of what ml_collections makes of it

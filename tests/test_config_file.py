@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -83,6 +84,9 @@ BAD = {
     "no callable": ("get_config = 1\n", ["has no function get_config"]),
     "syntax": ("def get_config(:\n", ["line 1", "SyntaxError"]),
     "section": (BODY + "    default().trainin.seed = 1\n", ["line 4", "training"]),
+    "exit": (GOOD.replace("return config", "exit(7)"), ["line 6", "SystemExit"]),
+    "generator": (GOOD.replace("return", "yield"), ["returned <generator"]),
+    "relative": ("from .beside import x\n" + GOOD, ["line 1", "no known parent"]),
     "argument": (GOOD.replace("g():", "g(x):"), ["after a colon: mine.py:ARGUMENT"]),
 }
 
@@ -138,6 +142,7 @@ def changed(**changes) -> ml_collections.ConfigDict:
         ("worker_speeds", tuple(np.arange(1, 4)), (1, 2, 3)),
         ("task__hidden", [np.int32(8)], (8,)),
         ("task__hidden", np.array([8, 4]), (8, 4)),
+        ("task__hidden", (jnp.int32(8),), (8,)),
         ("task__batch_norm", np.bool_(True), True),
         ("task__data_dir", Path("/data"), "/data"),
     ],
@@ -168,6 +173,7 @@ def test_values_are_taken_as_what_they_mean(key, written, meant):
         ("training__learning_rate", np.float64("inf"), "learning_rate: found inf"),
         ("task__hidden", 64, "task.hidden: found 64, allowed: a list"),
         ("task__data_dir", None, "task.data_dir: found None, allowed: a text"),
+        ("task__hidden", {8}, r"task.hidden: found \{8\}, allowed: a list"),
         ("strategy", "fedavg", "did you mean strategy.name"),
     ],
     ids=str,

@@ -88,6 +88,21 @@ def test_a_device_that_is_not_here_is_one_line(monkeypatch, error):
 
 
 @pytest.mark.processes
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_scheduled(tmp_path):
+    (tmp_path / "file").write_text("")
+    flags = ["--config=configs/digits.py", f"--workdir={tmp_path / 'file' / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.simulate", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: cannot use ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.processes
 def test_a_library_that_ends_a_process_is_heard(tmp_path):
     """XLA does, when it does not know a flag: its last words are in a log."""
     folder = tmp_path / "run"

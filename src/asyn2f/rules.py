@@ -243,8 +243,8 @@ def plain(config: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
+    if hasattr(value, "__array__"):  # numpy's numbers and arrays, and those of JAX
+        value = np.asarray(value).tolist()
     if isinstance(value, list | tuple | range):
         return tuple(_plain(item) for item in value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value
