@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
     strategy.update(strategies.defaults())
 
     config.timing = timing = Section()
-    timing.min_updates = 0  # m, or the size of a buffer; 0 = the strategy's usual
+    timing.min_updates = 0  # m, or the size of a buffer; 0 = the usual, at most workers
     timing.epochs_per_push = 5  # n: local epochs (the paper: 5)
     timing.push_after_metric = 0.0  # hold pushes until this accuracy; 0 = off
     timing.push_after_epochs = 0  # ... or until that many epochs; 0 = never

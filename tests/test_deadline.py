@@ -59,6 +59,17 @@ def test_a_deadline_that_was_asked_for_is_counted():
     assert "rounds will close without them" in said
 
 
+def test_as_many_updates_as_there_are_workers_are_the_most_that_are_usual():
+    """Two workers of Asyn2F, whose usual number is three, lack nothing."""
+    two = {"workers": 2, "timing__min_updates": 0}
+    _, order, _ = made(**two)
+    assert order.lacking.tolist() == [0] * len(order.version)
+    assert np.diff(order.member_starts)[1:].tolist() == [2] * (len(order.version) - 1)
+    # A buffer takes several updates of one worker: it stays as large as it is.
+    experiment, _, _ = made(**two, strategy__name="fedbuff")
+    assert experiment.strategy.timing.min_updates == 10
+
+
 @pytest.mark.parametrize(
     ("deadline_s", "is_short"), [(0.0, False), (100.0, True), (400.0, False)]
 )

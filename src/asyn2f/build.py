@@ -202,7 +202,10 @@ def build_strategy(config: Config) -> Strategy:
     except ValueError as error:
         raise ConfigError(f"config.strategy.{name}.{error}") from None
     settings = dict(config["timing"])
-    settings["min_updates"] = settings["min_updates"] or strategy.timing.min_updates
+    usual = strategy.timing.min_updates
+    if strategy.timing.replaces:  # each worker has one pending update at most
+        usual = min(usual, config["workers"])
+    settings["min_updates"] = settings["min_updates"] or usual
     if strategy.timing.push_below_mean and settings["push_after_metric"]:
         raise ConfigError(
             f"config.timing.push_after_metric: found {settings['push_after_metric']}, "
