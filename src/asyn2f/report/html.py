@@ -146,11 +146,12 @@ def _coarse(course: Timeline | None) -> str:
     if not course.slot_s and course.has_all_marks:
         return some
     named = ", ".join(f"“{window.label}”" for window in course.windows[:-1])
-    return some + (
-        f" The run is long: it is drawn as it was in {named or 'no window'}; elsewhere "
-        f"what is shorter than {units.as_duration(course.slot_s)} is one bar with its "
-        "neighbours, and marks are left out."
-    )
+    some += f" The run is long: it is drawn as it was in {named or 'no window'}."
+    if course.slot_s:
+        shortest = units.as_duration(course.slot_s)
+        some += f" Elsewhere what is shorter than {shortest} is one bar with its "
+        some += "neighbours."
+    return some if course.has_all_marks else some + " Marks are left out elsewhere."
 
 
 def _grouped(group: int) -> str:

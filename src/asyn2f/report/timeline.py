@@ -157,7 +157,8 @@ def _windows(
 def _lay_out(figure: go.Figure, workers: list[int], window: Window) -> None:
     row_px = row_height(len(workers))
     every = math.ceil(14.0 / row_px)
-    shown = [(row, worker) for row, worker in enumerate(workers) if row % every == 0]
+    # Counted from the server's row, whose name has its own place.
+    shown = [(r, w) for r, w in enumerate(workers) if (r + 1) % every == 0]
     names = [
         f'<span style="color:{theme.colour(worker)}">●</span> worker {worker}'
         for _, worker in shown
