@@ -311,7 +311,7 @@ def captures(office: Office) -> list[wire.Message]:
     return [
         office.hello(0, "w0"),
         office.hello(1, "w1"),
-        wire.Registered(1),
+        wire.Registered(1, 1, 5571, 5572, True),
         WELCOME,
         wire.Refused("no", retry=False),
         beat_of("w0", 1, 2),

@@ -7,7 +7,7 @@ from asyn2f.runtime import protocol as p
 from asyn2f.runtime.transport import UPDATES, Subscribed
 from tests.bare_worker import RUNTIME as PATIENT
 from tests.chaos import ChaosProxy
-from tests.desk import WELCOME, Desk, Seat, beat_of, messages, those
+from tests.desk import ASYN2F, WELCOME, Desk, Seat, beat_of, messages, those, with_
 from tests.messages import RUNTIME, hello_of
 from tests.socket_run import SocketRun
 
@@ -50,6 +50,65 @@ def test_a_worker_says_which_port_is_closed_and_ends(hears, is_heard, words):
     assert finish.status == "refused"
     assert words in finish.reason
     assert not warnings(later), "once is enough"
+
+
+def registered(hears, incarnation=1):
+    return wire.Registered(incarnation, 1, 1, 2, hears)
+
+
+def test_while_it_waits_for_others_a_worker_tries_the_ports_and_ends():
+    """The run may begin an hour later."""
+    seat, said = Seat(), []
+    assert those(seat.hear(registered(False)), p.Connect)
+    while not those(said, p.Finish):
+        assert seat.now < RUNTIME["join_timeout_s"] + 2.0
+        effects = seat.wait(0.25) + seat.hear(registered(False))
+        assert not those(effects, p.Connect), "once"
+        said += effects
+    (text,) = warnings(said)
+    assert "port 1 (models) and port 2 (updates)" in text
+    (finish,) = those(said, p.Finish)
+    assert (finish.status, finish.reason) == ("refused", text)
+
+
+def test_who_has_tried_the_ports_stays_connected_and_asks_for_the_model():
+    seat = Seat()
+    seat.hear(registered(False))
+    seat.on(Subscribed(UPDATES))
+    seat.hear(registered(True))
+    effects = seat.hear(WELCOME)
+    assert not those(effects, p.Connect)
+    assert those(effects, p.Admitted)
+    assert messages(effects, wire.Get) == [wire.Get("0", -1)]
+    assert those(seat.receive(0), p.Deliver)
+    assert [x.message.seq for x in those(seat.push(), p.Broadcast)] == [0]
+
+
+def test_at_another_server_it_tries_and_connects_anew():
+    seat = Seat()
+    seat.hear(registered(True))
+    assert those(seat.hear(registered(False, incarnation=2)), p.Connect)
+    later = WELCOME._replace(incarnation=3)
+    assert those(seat.hear(later), p.Connect)
+
+
+def test_a_server_that_waits_says_who_does_not_get_through():
+    desk = Desk(with_(ASYN2F, min_workers=2))
+    said = desk.join("0")
+    desk.join("e")
+    for _ in range(round(SOON_S / 0.5) + 4):
+        said += desk.hear("0", hello_of(0, "0")) + desk.hear("e", hello_of(-1, "e"))
+        said += desk.wait(0.5)
+    assert not warnings(said)
+    assert [m.hears for m in messages(said, wire.Registered, to="0")][-1]
+    deaf = Desk(with_(ASYN2F, min_workers=2))
+    deaf.hear("0", hello_of(0, "0"))
+    said = []
+    for _ in range(round(SOON_S / 0.5) + 4):
+        said += deaf.hear("0", hello_of(0, "0")) + deaf.wait(0.5)
+    (text,) = warnings(said)
+    assert "worker-0" in text
+    assert "port 1 (models)" in text
 
 
 def test_an_evaluator_needs_no_port_for_updates():

@@ -844,7 +844,8 @@ def test_a_peer_that_is_refused_for_a_moment_asks_again():
 def test_a_peer_waits_for_others_as_long_as_the_server_answers():
     seat = Seat()
     for _ in range(20):
-        seat.hear(wire.Registered(1))
+        seat.hear(wire.Registered(1, 1, 1, 2, True))
+        seat.on(Subscribed(UPDATES))
         assert not those(seat.wait(1.0), p.Finish)
 
 

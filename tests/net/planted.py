@@ -279,7 +279,9 @@ PLANTED = (
         50,
         ("I3", "I8"),
     ),
-    Planted("a new number", _resend_under_a_new_number, _overtaking, 50, ("I2", "I10")),
+    Planted(
+        "a new number", _resend_under_a_new_number, _overtaking, 50, ("I2", "I7", "I10")
+    ),
     Planted("base unchecked", _base_version_unchecked, _losing, 100, ("I13",)),
     Planted("older version", _older_version_accepted, _overtaking, 10, ("I11",)),
     Planted("who are you", _who_ignored, _crashing, 50, ("I8",)),

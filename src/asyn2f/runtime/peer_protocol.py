@@ -83,6 +83,7 @@ class PeerProtocol:
         self._seq = 0
         self._outbox: dict[int, _Kept] = {}
         # connections but that of CONTROL
+        self._linked: tuple[int, int, int] | None = None  # incarnation and ports
         self._connected_s = math.inf
         self._is_heard = False  # the server hears what is published here
         self._hears = False  # what the server publishes is heard here
@@ -160,7 +161,7 @@ class PeerProtocol:
             why = self._last_refusal or _NO_ANSWER
             seconds = f"{self._settings.join_timeout_s:g} s"
             self._leave(f"could not register within {seconds}: {why}", "refused")
-        elif now >= self._hello_at_s:
+        elif now >= self._hello_at_s and not self._is_cut_off():
             self._send(self._hello._replace(token=self._token()))
             self._hello_at_s = now + self._hello_pause_s * self._random.uniform(
                 0.7, 1.3
@@ -169,10 +170,10 @@ class PeerProtocol:
 
     def _is_cut_off(self) -> bool:
         """Whether not all of the server's ports can be reached, and this peer ends."""
-        welcome = self._welcome
-        assert welcome is not None
-        hello, both = self._hello, (welcome.model_port, welcome.update_port)
-        closed = ports.closed(hello.role, self._hears, self._is_heard, *both)
+        if self._linked is None:
+            return False
+        _, *both = self._linked
+        closed = ports.closed(self._hello.role, self._hears, self._is_heard, *both)
         since_s = self._now - self._connected_s
         if not closed or since_s <= ports.OPEN_WITHIN_S:
             return False
@@ -219,26 +220,40 @@ class PeerProtocol:
         if known is None or known != welcome._replace(
             version=known.version, first=known.first
         ):
-            topics = [p.ALL, p.topic_of(self._hello.session)]
             # A version can be lost, early or damaged; and who waits for the next one
             # begins again, as this server knows nothing of what it has pushed.
             again = welcome.version == self._newest and self._waits_for_nothing()
             if welcome.version < self._newest or again:
                 self._newest = self._missed = welcome.version - 1
-            # Until subscriptions have come again, the server's and its own.
-            self._is_heard = self._hears = False
-            self._connected_s = self._now
             self._hold_until_s = -math.inf
             for kept in self._outbox.values():
                 kept.sent_s, kept.sends, kept.has_receipt = math.nan, 0, False
             noted = trace.Welcomed(
                 self._now, self._actor, welcome.run, welcome.incarnation
             )
-            self._do(
-                p.Record(noted),
-                p.Connect(topics, welcome.model_port, welcome.update_port),
-                p.Admitted(welcome.run, welcome.incarnation),
-            )
+            self._do(p.Record(noted))
+            if known is None and self._linked == (welcome.incarnation, *both):
+                self._send(wire.Get(self._hello.session, self._newest))
+            else:
+                self._connect(welcome.incarnation, *both)
+            self._do(p.Admitted(welcome.run, welcome.incarnation))
+
+    def _try_ports(self, registered: wire.Registered) -> None:
+        """Connects before the run begins: whether it can is known then."""
+        incarnation, _, *both, hears = registered
+        if self._welcome is not None or not all(0 < port < 2**16 for port in both):
+            return
+        if self._linked != (incarnation, *both):
+            self._connect(incarnation, *both)
+        self._hears = self._hears or hears
+
+    def _connect(self, incarnation: int, model_port: int, update_port: int) -> None:
+        self._linked = incarnation, model_port, update_port
+        # Until subscriptions have come again, the server's and its own.
+        self._is_heard = self._hears = False
+        self._connected_s = self._now
+        topics = [p.ALL, p.topic_of(self._hello.session)]
+        self._do(p.Connect(topics, model_port, update_port))
 
     def _waits_for_nothing(self) -> bool:
         """Whether the worker waits for a newer version, and all it has pushed has its
@@ -251,7 +266,8 @@ class PeerProtocol:
 
     def _on_control(self, message: wire.Message) -> None:
         match message:
-            case wire.Registered(missing):
+            case wire.Registered(_, missing):
+                self._try_ports(message)
                 self._waiting_s = self._now
                 self._last_refusal = f"waiting for {missing} more"
                 self._hello_pause_s = min(_HELLO_S[1], self._settings.beat_s)

@@ -5,6 +5,7 @@ sockets and disks, or a simulation of them, carry the effects out. `now` is a mo
 clock; wall time decides nothing.
 """
 
+import functools
 import hashlib
 from typing import Any, NamedTuple
 
@@ -310,6 +311,7 @@ class Outlet:
 ALL = b"all"  # the topic every peer hears
 
 
+@functools.lru_cache(maxsize=4096)
 def topic_of(session: str) -> bytes:
     """The topic that this session's process alone subscribes to. Others can, and see
     it: the session's name cannot be found from it."""

@@ -18,6 +18,7 @@ class Session:
     peer: bytes  # where to reach it now
     heard_s: float
     first: int  # number of its first update; -1 = it pushes none
+    joined_s: float
     moved_s: float = -math.inf  # when a beat last showed that it trains
     live: bool = True
     gone: bool = False  # it has said goodbye
@@ -83,7 +84,7 @@ class Roster:
     def admit(self, hello: wire.Hello, peer: bytes, first: int, now: float) -> Session:
         """The session of a peer that was not refused: a new one, or the one it had.
         `first`: the number of its first update."""
-        new = Session(hello, peer, now, first)
+        new = Session(hello, peer, now, first, joined_s=now)
         session = self._sessions.setdefault(hello.session, new)
         for other in self:
             is_older = other is not session and other.hello.worker == hello.worker
@@ -109,12 +110,17 @@ class Roster:
         """Who has registered and cannot use both ports, once each, and in words."""
         found = []
         for session in self:
-            beat = session.beat
-            is_due = now > session.welcomed_s + ports.OPEN_WITHIN_S and session.live
-            if beat is None or session.is_warned_of or not is_due:
+            beat, hears, is_heard = session.beat, session.hears_models, True
+            since_s = session.joined_s
+            if beat is not None:
+                hears, is_heard, since_s = beat.hears, beat.is_heard, session.welcomed_s
+            elif session.welcomed or session.hello.first >= 0:
+                continue  # its beats will say so
+            is_due = session.live and now > since_s + ports.OPEN_WITHIN_S
+            if session.is_warned_of or not is_due:
                 continue
             hello, both = session.hello, (model_port, update_port)
-            closed = ports.closed(hello.role, beat.hears, beat.is_heard, *both)
+            closed = ports.closed(hello.role, hears, is_heard, *both)
             if closed:
                 session.is_warned_of = True
                 found.append(

@@ -226,8 +226,10 @@ class ServerProtocol:
         """A peer hears us from now on: it gets what there is, so that no one who joins
         late, or again, begins in silence."""
         for session in self._roster:
-            if p.topic_of(session.name) == topic and session.welcomed:
-                session.hears_models = True
+            if p.topic_of(session.name) != topic:
+                continue
+            session.hears_models = True
+            if session.welcomed:
                 self._broadcast(topic, receivers=int(session.is_worker))
 
     # ------------------------------------------------------------- peers
@@ -309,7 +311,10 @@ class ServerProtocol:
         if not self._figures.has_started:
             present = len(self._roster.live_workers())
             missing = max(self._settings.min_workers - present, 0)
-            self._do(p.Send(peer, wire.Registered(missing)))
+            own = self._settings
+            both, hears = (own.model_port, own.update_port), session.hears_models
+            answer = wire.Registered(own.incarnation, missing, *both, hears)
+            self._do(p.Send(peer, answer))
         else:
             self._welcome(session)
 

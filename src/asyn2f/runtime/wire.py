@@ -56,9 +56,14 @@ class Hello(NamedTuple):
 
 
 class Registered(NamedTuple):
-    """Server to peer: you are in; the run begins when so many more have come."""
+    """Server to peer: you are in; the run begins when so many more have come. Ports as
+    in `Welcome`, to be tried meanwhile; `hears` as in `Pulse`."""
 
+    incarnation: int
     missing: int
+    model_port: int
+    update_port: int
+    hears: bool
 
 
 class Welcome(NamedTuple):
