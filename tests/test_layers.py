@@ -17,7 +17,7 @@ LAYERS = [
     {
         *("trainer", "epochs", "programs", "trace", "evaluate", "experiment"),
         *("workdir", "claim", "lineage", "causality", "invariants", "provenance"),
-        *("events", "ordering", "accounts", "collection", "computation"),
+        *("events", "ordering", "segments", "accounts", "collection", "computation"),
         "agreement",
     },
     {"sim", "runtime", "report"},

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from asyn2f import trace, workdir
+from asyn2f import segments, trace, workdir
 
 _ACTORS = re.compile(r"worker-(0|[1-9]\d{0,8})|evaluator")
 
@@ -44,18 +44,18 @@ def collect(folder: Path, sources: Sequence[Path]) -> Iterator[Collected]:
         there = source / workdir.TRACE if (source / workdir.TRACE).is_dir() else source
         if there.resolve() == here.resolve():
             raise workdir.WorkdirError(f"{source} is the run's own folder")
-        paths = sorted(there.glob("*.jsonl")) if there.is_dir() else []
-        if not paths:
+        files = segments.files_of(there) if there.is_dir() else {}
+        if not files:
             raise workdir.WorkdirError(
                 f"{source} holds no trace; give what a worker or an evaluator was "
                 f"given as --workdir, with its folder {workdir.TRACE!r}"
             )
-        for path in paths:
-            yield _collected(run, path, here)
+        for paths in files.values():
+            yield _collected(run, paths, here)
 
 
-def _collected(run: str, path: Path, here: Path) -> Collected:
-    lives = trace.lives_in(path)
+def _collected(run: str, paths: list[Path], here: Path) -> Collected:
+    path, lives = paths[-1], trace.lives_in(*paths)
     runs = [{e.run for e in x if isinstance(e, trace.Welcomed)} for x in lives]
     of_others = sorted(set().union(*runs) - {run})
     kept = [life for life, of in zip(lives, runs, strict=True) if run in of]

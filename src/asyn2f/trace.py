@@ -5,17 +5,19 @@ A trace is a folder of JSON-lines files, one per process, each beginning with a
 enough to draw the run, to check it, and to execute it again.
 """
 
+import contextlib
 import fcntl
 import io
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from asyn2f import ordering, workdir
+from asyn2f import ordering, segments, workdir
 from asyn2f.events import (
     FORMAT as FORMAT,
     TOO_LATE as TOO_LATE,
@@ -64,6 +66,10 @@ class WallClock:
         return event._replace(**times)
 
 
+FULL_BYTES = 8 << 20
+"""A file of a trace that is as long is packed, and another one begun."""
+
+
 class TraceWriter:
     """Appends the events of one process to its file; its threads may share it.
 
@@ -71,22 +77,29 @@ class TraceWriter:
     short, which `read` leaves out, and loses nothing before it. While the disk is full,
     lines wait in memory for room, and the process goes on. A process that was
     thought dead may still write when its successor begins: then that one's file is
-    `NAME.2.jsonl`, and so on.
+    `NAME.2.jsonl`, and so on. What is full is packed (`segments`).
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         """Raises WorkdirError: a file there cannot be written."""
         workdir.make_folder(folder)
         names = (f"{name}.{n}.jsonl" if n > 1 else f"{name}.jsonl" for n in count(1))
-        self._file = next(filter(None, (_claim(folder / each) for each in names)))
+        paths = (folder / each for each in names)
+        self._path, self._file = next(
+            (path, file) for path in paths if (file := _claim(path)) is not None
+        )
+        self._full_bytes = FULL_BYTES
         self._unwritten = b""
         self._lock = threading.Lock()
+        self._packing = threading.Thread()  # of what was full last
 
     def write(self, event: Event) -> None:
         line = to_line(event) + "\n"
         with self._lock:
             if not self._file.closed:
                 self._append(line.encode())
+                if not self._unwritten and self._file.tell() >= self._full_bytes:
+                    self._rotate()
 
     def _append(self, text: bytes) -> None:
         could, self._unwritten = not self._unwritten, self._unwritten + text
@@ -96,8 +109,35 @@ class TraceWriter:
                 self._unwritten = self._unwritten[written:]
         except OSError as error:
             if could:  # said once
-                name, why = self._file.name, error.strerror
-                logging.warning("cannot write %s: %s; its lines wait", name, why)
+                why = error.strerror
+                logging.warning("cannot write %s: %s; its lines wait", self._path, why)
+
+    def _rotate(self) -> None:
+        """Begins another file; the path always names one that this process holds."""
+        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        file = None
+        try:
+            part = segments.next_part(self._path)
+            beside.unlink(missing_ok=True)
+            file = _claim(beside)
+            os.link(self._path, part)
+            beside.rename(self._path)
+        except (OSError, workdir.WorkdirError) as error:
+            logging.warning("cannot begin another file of the trace: %s", error)
+            self._full_bytes *= 2  # it is tried again, but not with every line
+            if file is not None:
+                file.close()
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+                segments.end_rotation(self._path)
+            return
+        assert file is not None
+        self._file.close()
+        self._file, self._full_bytes = file, FULL_BYTES
+        self._packing = threading.Thread(
+            target=segments.pack, args=(part,), name="packing", daemon=True
+        )
+        self._packing.start()
 
     def close(self) -> None:
         with self._lock:
@@ -106,8 +146,13 @@ class TraceWriter:
                 self._file.close()
             if self._unwritten:
                 lines = self._unwritten.count(b"\n")
-                logging.error("%s lacks its last %d lines", self._file.name, lines)
+                logging.error("%s lacks its last %d lines", self._path, lines)
                 self._unwritten = b""
+        if self._packing.ident is not None:
+            self._packing.join(_PACKING_S)
+
+
+_PACKING_S = 5.0  # of one part, at the end
 
 
 def _claim(path: Path) -> io.FileIO | None:
@@ -120,8 +165,10 @@ def _claim(path: Path) -> io.FileIO | None:
         return None
     except OSError:  # a file system that knows no locks
         pass
+    segments.end_rotation(path)
     # What a kill has left of a line: nothing may be written behind it.
     file.truncate(path.read_bytes().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
     return file
 
 
@@ -138,8 +185,12 @@ def read(folder: Path) -> list[Event]:
       ValueError: any other line that is no event, with its file and number; or a
         format newer than `FORMAT`.
     """
-    paths = sorted(folder.glob("*.jsonl"))
-    return ordering.by_cause(_without_idle([lives_in(path) for path in paths]))
+    return in_order(lives_in(*paths) for paths in segments.files_of(folder).values())
+
+
+def in_order(files: Iterable[list[list[Event]]]) -> list[Event]:
+    """The events of all processes in one order: see `read`."""
+    return ordering.by_cause(_without_idle([*files]))
 
 
 def of_run(folder: Path | str) -> list[Event]:
@@ -208,30 +259,38 @@ def _peer_of(life: list[Event]) -> str:
     return ""
 
 
-def lives_in(path: Path) -> list[list[Event]]:
-    """The events of each life of the process that wrote a file, by time. Raises as
-    `read`."""
+def lives_in(*paths: Path) -> list[list[Event]]:
+    """The events of each life of the process that wrote these files, one after the
+    other, by time. Raises as `read`."""
+    return lives_of(_read_files(paths))
+
+
+def lives_of(events: Iterable[Event]) -> list[list[Event]]:
+    """What one process wrote, cut into its lives; each by time."""
     lives: list[list[Event]] = [[]]
-    for event in _read_file(path):
+    for event in events:
         if isinstance(event, Recorded):
             lives.append([])
         lives[-1].append(event)
     return [sorted(life, key=lambda event: event.time_s) for life in lives if life]
 
 
-def _read_file(path: Path) -> Iterable[Event]:
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = from_line(line.decode())
-        except ValueError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}:{number}: {error}") from error
-            return
-        if isinstance(event, Recorded) and event.format not in range(1, FORMAT + 1):
-            made_by = event.environment.get("asyn2f", "unknown")
-            raise ValueError(
-                f"{path}:{number}: found a trace of format {event.format!r}, written "
-                f"by asyn2f {made_by}; this version reads 1 to {FORMAT}: take that one"
-            )
-        yield event
+def _read_files(paths: Iterable[Path]) -> Iterator[Event]:
+    cut = ""  # what is wrong with a line, unless it is the last of all
+    for path in paths:
+        for number, line in enumerate(segments.lines_of(path), start=1):
+            if cut:
+                raise ValueError(cut)
+            try:
+                event = from_line(line.decode())
+            except ValueError as error:
+                cut = f"{path}:{number}: {error}"
+                continue
+            if isinstance(event, Recorded) and event.format not in range(1, FORMAT + 1):
+                made_by = event.environment.get("asyn2f", "unknown")
+                raise ValueError(
+                    f"{path}:{number}: found a trace of format {event.format!r}, "
+                    f"written by asyn2f {made_by}; this version reads 1 to {FORMAT}: "
+                    "take that one"
+                )
+            yield event

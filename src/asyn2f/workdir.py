@@ -90,11 +90,14 @@ def append_to(path: Path) -> io.FileIO:
     Raises:
       WorkdirError: it is a link, which is not written through, or cannot be opened.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return io.FileIO(os.open(path, flags, 0o666), "a+b")
+        return io.FileIO(path, "a+b", opener=_without_links)
     except OSError as error:
         raise WorkdirError(f"cannot write {path}: {why(error, path)}") from error
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def why(error: OSError, path: Path) -> str:

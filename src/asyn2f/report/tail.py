@@ -1,12 +1,11 @@
 """The events of a run, or the newest of them: whatever can be read, and no more."""
 
-import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from asyn2f import trace
+from asyn2f import segments, trace
 
 _HEAD_BYTES = 64 * 1024
 _OF_HEADS = (trace.Recorded, trace.WorkerJoined, trace.Published)
@@ -15,7 +14,7 @@ _OF_HEADS = (trace.Recorded, trace.WorkerJoined, trace.Published)
 class Events(NamedTuple):
     """What could be read of a trace."""
 
-    events: list[trace.Event]  # by time
+    events: list[trace.Event]  # each after what it depends on
     cuts: dict[str, int]  # by file, lines that are no events
     since_s: float  # from when on all events are there; -inf = from the beginning
 
@@ -30,35 +29,49 @@ def read_events(folder: Path, most_bytes: int) -> Events:
     its size is of all; and from the beginning of each file what says who took part and
     when the run began.
     """
-    paths = sorted(folder.glob("*.jsonl"))
-    sizes = {path: path.stat().st_size for path in paths}
+    files = segments.files_of(folder)
+    sizes = {name: sum(map(segments.size_of, paths)) for name, paths in files.items()}
     share = min(most_bytes / max(sum(sizes.values()), 1), 1.0)
-    heads: list[trace.Event] = []
-    found: list[trace.Event] = []
+    heads: dict[str, list[trace.Event]] = {}
+    found: dict[str, list[trace.Event]] = {}
     cuts: dict[str, int] = {}
     since_s = -math.inf
-    for path in paths:
-        skipped = int(sizes[path] * (1 - share))
-        with open(path, "rb") as file:
-            if skipped > _HEAD_BYTES:
-                head = io.BytesIO(file.read(_HEAD_BYTES).rpartition(b"\n")[0])
-                heads += [e for e in _sound(head, {}, path) if isinstance(e, _OF_HEADS)]
-                file.seek(skipped)
-                file.readline()  # the rest of a line
-            own = list(_sound(file, cuts, path))
-        if skipped > _HEAD_BYTES and own:
+    for name, paths in files.items():
+        skipped = int(sizes[name] * (1 - share))
+        is_tail = skipped > _HEAD_BYTES
+        if is_tail:
+            head = _sound(_beginning(paths[0]), {}, name)
+            heads[name] = [event for event in head if isinstance(event, _OF_HEADS)]
+        own = list(_sound(segments.lines_from(paths, skipped * is_tail), cuts, name))
+        if is_tail and own:
             since_s = max(since_s, own[0].time_s)
-        found += own
-    kept = [event for event in found if event.time_s >= since_s]
-    kept += [event for event in heads if event.time_s < since_s]
-    return Events(sorted(kept, key=lambda event: event.time_s), cuts, since_s)
+        found[name] = own
+    lives = [
+        trace.lives_of(
+            [
+                *(event for event in heads.get(name, ()) if event.time_s < since_s),
+                *(event for event in own if event.time_s >= since_s),
+            ]
+        )
+        for name, own in found.items()
+    ]
+    return Events(trace.in_order(lives), cuts, since_s)
+
+
+def _beginning(path: Path) -> Iterator[bytes]:
+    size = 0
+    for line in segments.lines_of(path):
+        size += len(line) + 1
+        if size > _HEAD_BYTES:
+            return
+        yield line
 
 
 def _sound(
-    lines: BinaryIO | io.BytesIO, cuts: dict[str, int], path: Path
+    lines: Iterator[bytes], cuts: dict[str, int], name: str
 ) -> Iterator[trace.Event]:
     """The events of these lines; those that are none are counted in `cuts`."""
-    for line in lines:
+    for line in _until_damaged(lines):
         try:
             event = trace.from_line(line.decode(errors="replace"))
         except (ValueError, OverflowError):
@@ -66,7 +79,15 @@ def _sound(
         if event is not None and _is_sound(event):
             yield event
         else:
-            cuts[path.name] = cuts.get(path.name, 0) + 1
+            cuts[f"{name}.jsonl"] = cuts.get(f"{name}.jsonl", 0) + 1
+
+
+def _until_damaged(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """Of a packed file that is damaged the lines before that, and one that is none."""
+    try:
+        yield from lines
+    except ValueError:
+        yield b""
 
 
 def _is_sound(event: trace.Event) -> bool:
