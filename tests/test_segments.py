@@ -119,7 +119,7 @@ def test_damage_is_named_and_a_report_does_without(tmp_path, full):
     content = packed.read_bytes()
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 0xFF
-    for wrong in (content[:-3], content[: len(content) // 2], b"", flipped):
+    for wrong in (content[:-9], content[: len(content) // 2], b"", flipped):
         packed.write_bytes(wrong)
         with pytest.raises(ValueError, match=packed.name):
             trace.read(tmp_path)

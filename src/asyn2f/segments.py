@@ -64,10 +64,8 @@ def lines_of(path: Path) -> Iterator[bytes]:
                     yield line.rstrip(b"\r\n")
         except zstandard.ZstdError as error:
             raise ValueError(f"{path} is damaged: {error}") from error
-        if size:
-            raise ValueError(
-                f"{path} is damaged: {size} bytes of its lines are missing"
-            )
+        if size or not size_of(path):
+            raise ValueError(f"{path} is damaged: lines of it are missing")
 
 
 def size_of(path: Path) -> int:
