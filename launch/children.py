@@ -26,7 +26,7 @@ from asyn2f.claim import in_use
 from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.server import Server
 from asyn2f.status import RunStatus
-from launch import config_file, peer, program
+from launch import config_file, machine, peer, program
 from launch.serving import serve
 
 _NICE = 10  # where a process cannot say that it is idle, or is not to
@@ -161,7 +161,7 @@ def _worker(
     insecure: bool,
     worker: int,
 ) -> None:
-    cores = program.usable_cores()
+    cores = machine.usable_cores()
     can_pin = hasattr(os, "sched_setaffinity")
     if can_pin and config["runtime"]["pin"] and config["workers"] >= len(cores):
         os.sched_setaffinity(0, {cores[worker % len(cores)]})
@@ -236,7 +236,7 @@ def _run(
     parent = _Parent(pipe)
     code = 0
     try:
-        program.prepare_jax()
+        machine.prepare_jax()
         if source is not None:
             config_file.import_file(source)
         body(parent)

@@ -27,7 +27,7 @@ from asyn2f import build, workdir
 from asyn2f.report import comparison, comparison_page
 from asyn2f.report.comparison import Trial
 from asyn2f.strategies import BUILDERS
-from launch import config_file, program
+from launch import config_file, machine, program
 from launch.grids import GRIDS
 from launch.trials import Book, Job, carry_out, inputs_digest, prepare_process
 
@@ -96,7 +96,7 @@ def main() -> int:
         book = Book(folder / RESULTS)
     except OSError as error:
         raise workdir.WorkdirError(f"cannot use {folder}: {error.strerror}") from error
-    program.prepare_jax()
+    machine.prepare_jax()
     with _pool() as pool:
         _make(pool, book, choosing, "choosing settings")
         chosen = {
@@ -184,7 +184,7 @@ def _pool() -> Executor:
     jobs = _JOBS.value
     if not jobs:
         is_cpu = jax.default_backend() == "cpu"
-        jobs = len(program.usable_cores()) if is_cpu else 1
+        jobs = len(machine.usable_cores()) if is_cpu else 1
     os.environ["PJRT_NPROC"] = "1"  # read when a child imports JAX
     return ProcessPoolExecutor(
         jobs,

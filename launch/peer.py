@@ -13,7 +13,7 @@ from asyn2f.runtime.peer import Ended
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.worker import Worker
 from asyn2f.runtime.zmq_transport import ZmqTransport
-from launch import listening, program, security
+from launch import listening, machine, program, security
 
 Stop = Callable[[str], None]
 Make = Callable[[Experiment, RuntimeSettings, Journal], Worker | Evaluator]
@@ -58,7 +58,7 @@ def join(
     """
     keys = security.peer_keys(config, actor)
     experiment, settings = build.build_experiment(config), build.build_runtime(config)
-    journal = program.open_journal(folder, actor, "", 0)
+    journal = machine.open_journal(folder, actor, "", 0)
     peer = make(experiment, settings, journal)
     on_ready(peer.stop)
     transport = ZmqTransport.connect_to(
@@ -83,7 +83,7 @@ def main(
 ) -> int:
     """The program around `join`: returns the exit code."""
     build.build_task(config)
-    program.prepare_jax()
+    machine.prepare_jax()
 
     def address() -> str:
         if server.value:

@@ -1,45 +1,35 @@
 """What all programs here have in common: flags, errors, and how a process is set up."""
 
 import atexit
-import hashlib
 import logging
 import os
 import signal
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import jax
-import jaxlib
 from absl import app, flags
 from ml_collections import config_flags
 
-import asyn2f
-from asyn2f import agreement, build, rules, trace, workdir
-from asyn2f.caches import cache_folder
+from asyn2f import build, rules, workdir
 from asyn2f.causality import CausalityError
 from asyn2f.lineage import Incomplete
 from asyn2f.runtime.addresses import AddressError
-from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.keys import KeysError
 from asyn2f.runtime.store import StoreError
 from asyn2f.sim.plan import PlanError
 from asyn2f.sim.recorded import OrderError
 from asyn2f.sim.vectorised import TooLarge
-from launch import config_file, processor
+from launch import config_file
 from launch.descriptors import DescriptorError
 from launch.inputs import with_absolute_paths
+from launch.machine import DeviceError
 from launch.output import OutputError, open_output
 
 USAGE_ERROR = 2
-
-
-class DeviceError(Exception):
-    """JAX cannot use the devices that it was told to use."""
 
 
 SPEAKING_ERRORS = (
@@ -58,9 +48,6 @@ SPEAKING_ERRORS = (
     DeviceError,
 )
 
-
-# What was measured here to execute an experiment fastest.
-TRIALS = cache_folder() / "trials.json"
 
 CONFIG = flags.DEFINE_string(
     "config",
@@ -218,94 +205,6 @@ def run_folder() -> Path:
         print("note: --workdir is called --run here", file=sys.stderr, flush=True)
         return Path(WORKDIR.value)
     return Path(required(RUN))
-
-
-def prepare_jax() -> None:
-    """The persistent compilation cache, for every program however small: a dozen
-    processes compile the same, the first run pays, and the others read. Then JAX's
-    devices, so that it is said early if there are none.
-
-    Raises:
-      DeviceError: JAX_PLATFORMS names one that is not here.
-    """
-    default = str(cache_folder() / "jax")
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", default)
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    try:
-        jax.devices()
-    except Exception as error:  # of several kinds, one of them an assertion
-        wanted = jax.config.values["jax_platforms"]
-        why = f" ({_first_line(error)})" if str(error) else ""
-        raise DeviceError(
-            f"JAX_PLATFORMS: found {wanted!r}, and JAX has no such device here{why}; "
-            "unset it, or install what JAX needs for that device"
-        ) from None
-
-
-def use_cores_as_devices() -> None:
-    """On a CPU, one of JAX's devices for each core: lanes are laid over devices, and
-    two devices of one thread do more than one device of two. To be called before
-    anything is computed; elsewhere it changes nothing."""
-    jax.config.update("jax_num_cpu_devices", len(usable_cores()))
-
-
-def usable_cores() -> list[int]:
-    """The cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))  # where there is no affinity: macOS
-
-
-def threads() -> int:
-    """How many threads XLA computes with on a CPU: some of its sums are cut by their
-    number, so the last bits of large matrix products and convolutions depend on it."""
-    found = os.environ.get("PJRT_NPROC", "")
-    return int(found) if found.isdigit() else len(usable_cores())
-
-
-def source_digest(leave_out: tuple[str, ...] = ()) -> str:
-    """Names the state of the package's sources, but for some of its folders: a version
-    number stands for many."""
-    folder = Path(asyn2f.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        if path.relative_to(folder).parts[0] in leave_out:
-            continue
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def environment() -> dict[str, Any]:
-    """What the numbers of this process may depend on, for the head of its trace."""
-    device = jax.devices()[0]
-    return {
-        "asyn2f": asyn2f.__version__,
-        "source": source_digest(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "python": sys.version.split()[0],
-        "platform": device.platform,
-        "device": device.device_kind,
-        "cores": len(usable_cores()),
-        "threads": threads(),
-        "steps_per_call": 1,
-        "dtype": "float32",
-        "instruction_set": processor.instruction_set(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "x64": bool(jax.config.read("jax_enable_x64")),
-        **agreement.flags(agreement.REPLAYED),
-    }
-
-
-def open_journal(folder: Path, actor: str, run_id: str, incarnation: int) -> Journal:
-    """This process's trace, with its head written."""
-    journal = Journal(trace.TraceWriter(folder / workdir.TRACE, actor))
-    now, here = time.monotonic(), environment()
-    journal.write(trace.Recorded(now, actor, run_id, incarnation, here, trace.FORMAT))
-    return journal
 
 
 def log_with_dates() -> None:

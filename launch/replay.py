@@ -22,7 +22,7 @@ from asyn2f import agreement, build, causality, lineage, provenance, trace, work
 from asyn2f.sim.execute import execution_of
 from asyn2f.sim.recorded import recording_of
 from configs import of_run
-from launch import compared, inputs, processor, program, what_if
+from launch import compared, inputs, machine, processor, program, what_if
 
 program.takes("run", "config")
 _EXECUTOR = flags.DEFINE_enum(
@@ -64,7 +64,7 @@ def main() -> int:
     recorded = recorded_environment(events)
     executor: Any = _EXECUTOR.value or recorded.get("executor", "serial")
     _set_environment(recorded, executor)
-    program.prepare_jax()
+    machine.prepare_jax()
     lineage.check_complete(events)
     causality.check(events)
     print(f"{len(events):,} events; none contradicts another")
@@ -83,7 +83,7 @@ def main() -> int:
         inputs.check_same_data(folder, experiment.task)
         watched = compared.versions_present(order, folder)
     execution = execution_of(
-        experiment, order, executor, lanes, watched, program.TRIALS
+        experiment, order, executor, lanes, watched, machine.TRIALS
     )
     print(f"executor: {execution.why}", flush=True)
     if changed:
@@ -130,12 +130,12 @@ def _set_environment(recorded: dict[str, Any], executor: str) -> None:
     elif devices > 1:
         jax.config.update("jax_num_cpu_devices", devices)
     else:
-        program.use_cores_as_devices()
+        machine.use_cores_as_devices()
 
 
 def _say_what_differs(recorded: dict[str, Any]) -> None:
     """Names what the numbers depend on and is not now as it was."""
-    here = program.environment()
+    here = machine.environment()
     for key in _NUMBERS_DEPEND_ON:
         if key in recorded and recorded[key] != here.get(key):
             print(f"{key} differs: {recorded[key]!r} then, {here.get(key)!r} now")

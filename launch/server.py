@@ -14,7 +14,7 @@ from asyn2f import build
 from asyn2f.report.live import LiveView
 from asyn2f.runtime.addresses import parse_address, reachable
 from asyn2f.runtime.server import Server
-from launch import program, security
+from launch import machine, program, security
 from launch.serving import prepared, say_how_it_ended, serve
 
 program.takes("config", "workdir", "insecure")
@@ -27,7 +27,7 @@ def main() -> int:
     config = program.plain(program.CONFIG.value)
     task = build.build_task(config)
     insecure = security.INSECURE.value
-    program.prepare_jax()
+    machine.prepare_jax()
     with (
         prepared(
             config,

@@ -31,7 +31,7 @@ from asyn2f.runtime.zmq_transport import ZmqTransport, check_free
 from asyn2f.status import RunStatus, warnings_of
 from asyn2f.tasks.base import Task
 from asyn2f.timing import deadline_warning
-from launch import descriptors, inputs, listening, program, security
+from launch import descriptors, inputs, listening, machine, security
 from launch.listening import Listening
 
 _SWITCH_S = 5e-4  # between threads; Python's own is ten times that
@@ -120,7 +120,7 @@ def serve(
     # A run that goes on keeps its token: its peers present the one they have read.
     token = before.token if before is not None else ""
     token = "" if insecure or keys is not None else token or listening.new_token()
-    journal = program.open_journal(folder, "server", run_id, incarnation)
+    journal = machine.open_journal(folder, "server", run_id, incarnation)
     metrics = MetricsWriter(folder)
     server = Server(
         experiment,

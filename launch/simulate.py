@@ -38,7 +38,7 @@ from asyn2f.simulation import (
 from asyn2f.timing import deadline_warning
 from asyn2f.trees import params_sha256
 from asyn2f.types import ServerState
-from launch import inputs, program
+from launch import inputs, machine, program
 from launch.serving import say_how_it_ended
 from launch.watcher import Keeper, Watcher
 
@@ -69,7 +69,7 @@ def simulate(
         settings["executor"],
         settings["lanes"],
         watched,
-        program.TRIALS,
+        machine.TRIALS,
     )
     print(f"executor: {execution.why}", flush=True)
     watcher = Watcher(experiment, folder, order.start_s)
@@ -157,7 +157,7 @@ def _write(
     folder: Path,
 ) -> None:
     """The trace and the metrics; `moved`: by the time of each version, and the end."""
-    experiment, environment = execution.experiment, program.environment()
+    experiment, environment = execution.experiment, machine.environment()
     environment |= execution.means._asdict()
     task, num_bytes = experiment.task, experiment.publication.template.num_bytes
     events = events_of(
@@ -210,8 +210,8 @@ def main() -> int:
     folder = Path(program.required(program.WORKDIR))
     config = program.plain(program.CONFIG.value)
     if config["sim"]["executor"] in ("auto", "sharded"):
-        program.use_cores_as_devices()
-    program.prepare_jax()
+        machine.use_cores_as_devices()
+    machine.prepare_jax()
     # Before anything is overwritten: a run is not lost for a setting that is wrong.
     finished = _finished(folder, config) if _RESUME.value else None
     if finished and finished["stop"] == json.loads(json.dumps(config["stop"])):

@@ -28,7 +28,7 @@ from asyn2f.simulation import bytes_by, order_of_config
 from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.base import Task
 from asyn2f.trees import params_sha256
-from launch import config_file, program
+from launch import config_file, machine
 
 TIMES = 60  # looks at each run
 _ROWS = 4096  # of the data, looked at at a time: they may be larger than memory
@@ -51,7 +51,7 @@ class Job(NamedTuple):
         said += [self.config["runtime"]["dead_after_s"], self.half, TIMES]
         said += [self.inputs, _foreign_source(self.config["strategy"]["name"])]
         said += [build.experiment_digest(self.config), jax.__version__, flags()]
-        said.append(program.source_digest(leave_out=("report", "runtime")))
+        said.append(machine.source_digest(leave_out=("report", "runtime")))
         text = json.dumps(said, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -87,7 +87,7 @@ def prepare_process(source: Path | None) -> None:
     names."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["PJRT_NPROC"] = "1"
-    program.prepare_jax()
+    machine.prepare_jax()
     if source is not None:
         config_file.import_file(source)
 
@@ -113,7 +113,7 @@ def carry_out(job: Job) -> Trial:
         config["sim"]["executor"],
         config["sim"]["lanes"],
         set(nodes.tolist()) - {0},
-        program.TRIALS,
+        machine.TRIALS,
     )
     evaluate = make_evaluate(_part_of(experiment.task, job.half))
     first = initial_server_state(experiment)

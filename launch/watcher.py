@@ -15,7 +15,7 @@ from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.sim.execute import Execution
 from asyn2f.sim.progress import Progress, read_progress, write_progress
 from asyn2f.types import ServerState
-from launch import program
+from launch import machine
 
 _KEEP_EVERY = flags.DEFINE_float(
     "keep_every_s",
@@ -116,7 +116,7 @@ class Keeper:
 
 def _key(config: build.Config, execution: Execution) -> str:
     """Names all that the numbers and the cutting into calls depend on."""
-    digest = hashlib.sha256(program.source_digest(("report", "runtime")).encode())
+    digest = hashlib.sha256(machine.source_digest(("report", "runtime")).encode())
     digest.update(build.experiment_digest(config).encode())
     digest.update(repr((execution.means, sorted(execution.watched))).encode())
     for column in execution.order:

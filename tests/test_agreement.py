@@ -8,7 +8,7 @@ import pytest
 import asyn2f
 from asyn2f import agreement, build, trace
 from asyn2f.agreement import data_digest, data_digests
-from launch import program
+from launch import machine
 from tests.experiments import config_with
 
 
@@ -64,7 +64,7 @@ def test_terms_say_how_jax_makes_numbers(flags_again, flag, value):
 def test_a_replay_makes_numbers_as_the_run_did_or_names_what_to_set(
     flags_again, flag, value
 ):
-    here = program.environment()
+    here = machine.environment()
     there = json.loads(json.dumps(here | {flag: value}))  # as a trace has it
     agreement.check_flags([here, {}])
     with pytest.raises(ValueError, match=f"made with {flag} .*, here "):

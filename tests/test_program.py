@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from launch import program
+from launch import machine, program
 
 ROOT = Path(__file__).parent.parent
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -81,8 +81,8 @@ def test_a_device_that_is_not_here_is_one_line(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(jax, "devices", devices)
-    with pytest.raises(program.DeviceError, match="JAX_PLATFORMS: found") as refused:
-        program.prepare_jax()
+    with pytest.raises(machine.DeviceError, match="JAX_PLATFORMS: found") as refused:
+        machine.prepare_jax()
     assert str(error) in str(refused.value)
     assert isinstance(refused.value, program.SPEAKING_ERRORS)
 

@@ -27,7 +27,7 @@ from asyn2f.tasks.classification import classification
 from asyn2f.tasks.data import Dataset, digits
 from asyn2f.timing import Stop, Timing
 from asyn2f.trainer import Training
-from launch import program
+from launch import machine
 
 REPETITIONS = 5
 ASYN2F = Timing(while_training="merge", after_push="continue", quorum="some")
@@ -38,8 +38,8 @@ ROUNDS = Timing(
 
 
 def measure() -> Iterator[dict]:
-    program.use_cores_as_devices()
-    program.prepare_jax()
+    machine.use_cores_as_devices()
+    machine.prepare_jax()
     yield from schedules()
     yield from digits_steps()
     yield fill()
