@@ -34,7 +34,9 @@ def main() -> int:
         names = _ADD.value
         for name in names:
             keys.add(folder, name)
-    print(f"{len(names)} peers may speak to the server of {folder / keys.SERVER}")
+    who = f"{len(names)} more" if _ADD.value else f"{len(names)}"
+    peers = "peer" if len(names) == 1 else "peers"
+    print(f"{who} {peers} may speak to the server of {folder / keys.SERVER}")
     print(f"copy {folder}/NAME to the machine of NAME, and nothing else")
     return 0
 

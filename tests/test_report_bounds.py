@@ -1,6 +1,7 @@
 """However long a run, however many workers: the report stays small and true."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -10,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyn2f import trace
-from asyn2f.report import curves, figures, marks, plots, stretches, table, tail, tally
+from asyn2f.report import (
+    curves,
+    figures,
+    marks,
+    plots,
+    rows,
+    stretches,
+    table,
+    tail,
+    tally,
+)
 from asyn2f.report import run as run_module
 from asyn2f.report import timeline as timeline_module
 from asyn2f.report.html import to_html, write_report
@@ -37,10 +48,10 @@ def test_a_line_keeps_its_ends_and_its_extremes(values, most):
 
 
 def test_a_single_spike_stays_in_the_curve_of_a_long_run():
-    rows = [{"kind": "score", "version": v, "time_s": v, "accuracy": 0.9}
+    scores = [{"kind": "score", "version": v, "time_s": v, "accuracy": 0.9}
             for v in range(20_000)]  # fmt: skip
-    rows[12_345]["accuracy"] = 0.1
-    drawn = curves.accuracy(Run([], rows, None, None, ())).data[0]
+    scores[12_345]["accuracy"] = 0.1
+    drawn = curves.accuracy(Run([], scores, None, None, ())).data[0]
     assert len(drawn.x) <= curves.MAX_POINTS
     assert (12_345, 0.1) in zip(drawn.x, drawn.y, strict=True)
 
@@ -123,9 +134,9 @@ def test_an_axis_of_shares_holds_them_and_never_goes_beyond_all(values):
 
 
 def test_no_accuracy_is_drawn_beyond_one_hundred_percent():
-    rows = [{"kind": "score", "version": v, "time_s": v, "accuracy": a}
-            for v, a in enumerate([0.2, 1.0])]  # fmt: skip
-    layout = curves.accuracy(Run([], rows, None, None, ())).layout
+    scores = [{"kind": "score", "version": v, "time_s": v, "accuracy": a}
+              for v, a in enumerate([0.2, 1.0])]  # fmt: skip
+    layout = curves.accuracy(Run([], scores, None, None, ())).layout
     assert layout.yaxis.range == (pytest.approx(0.16), 1.0)
 
 
@@ -178,10 +189,10 @@ def test_of_a_thousand_workers_the_others_are_shown_as_one():
 
 def test_the_table_of_a_thousand_workers_sums_over_all():
     workers = tally.tally(crowd(1_000, 3))
-    rows = table.to_html(workers)
-    assert rows.count('<tr class="one">') == table.MAX_ROWS
-    assert "and 800 more" in rows
-    assert "<td>3,000</td>" in rows.rpartition('<tr class="total">')[2]
+    text = table.to_html(workers)
+    assert text.count('<tr class="one">') == table.MAX_ROWS
+    assert "and 800 more" in text
+    assert "<td>3,000</td>" in text.rpartition('<tr class="total">')[2]
 
 
 def test_the_page_of_a_thousand_workers_is_small():
@@ -255,3 +266,29 @@ def test_a_short_trace_is_read_whole_though_one_file_is_long(tmp_path):
     folder = made_up(tmp_path, workers=2, versions=30)
     found = tail.read_events(folder / "trace", 1_000)
     assert len(found.events) == len(tail.read_events(folder / "trace", 10**9).events)
+
+
+def test_of_many_rows_the_curve_keeps_its_extremes_and_its_end(tmp_path):
+    """Resumed in the middle: what began anew is carried on before rows are left out."""
+    path = tmp_path / "metrics.jsonl"
+    lines = []
+    for version in range(1, 10_001):
+        accuracy = {6_789: 0.05, 7_890: 0.99}.get(version, 0.9)
+        clock = {"version": version, "time_s": version % 5_000, "bytes_up": version}
+        lines.append({"kind": "version", **clock})
+        lines.append({"kind": "score", **clock, "accuracy": accuracy})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cut')
+    whole, cut = rows.read_curve(path, 10**6)
+    assert (len(whole), cut) == (20_000, 1)
+    kept, cut = rows.read_curve(path, 1_000)
+    assert cut == 1
+    assert len(kept) <= 1_000
+    assert kept[-2:] == whole[-2:]
+    accuracies = [row["accuracy"] for row in kept if row["kind"] == "score"]
+    assert (min(accuracies), max(accuracies)) == (0.05, 0.99)
+    assert [row["time_s"] for row in kept] == sorted(row["time_s"] for row in kept)
+    assert all(row in whole for row in kept[::50])
+
+
+def test_without_a_file_there_are_no_rows(tmp_path):
+    assert rows.read_curve(tmp_path / "metrics.jsonl", 100) == ([], 0)

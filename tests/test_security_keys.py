@@ -2,6 +2,7 @@
 
 import os
 import stat
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -12,6 +13,7 @@ from asyn2f.runtime.io_thread import IoThread
 from asyn2f.runtime.keys import AllowList, KeysError
 from asyn2f.runtime.transport import Channel, Frames
 from asyn2f.runtime.zmq_transport import ZmqTransport
+from launch import keys as program
 from tests.messages import hello_of
 from tests.strangers import Keyring
 
@@ -322,3 +324,17 @@ def test_with_keys_or_the_wish_a_wildcard_can_be_bound(ring):
     ZmqTransport.bind("tcp://*:0", 100, 1, keys=ring.server).close()
     ZmqTransport.bind("tcp://0.0.0.0:0", 100, 1, keys=ring.server).close()
     ZmqTransport.bind("tcp://0.0.0.0:0", 100, 1, insecure=True).close()
+
+
+def test_the_program_counts_new_peers_and_further_ones(tmp_path, monkeypatch, capsys):
+    def run(workers, add):
+        folder = SimpleNamespace(value=str(tmp_path / "ring"), name="folder")
+        monkeypatch.setattr(program, "_FOLDER", folder)
+        monkeypatch.setattr(program, "_WORKERS", SimpleNamespace(value=workers))
+        monkeypatch.setattr(program, "_ADD", SimpleNamespace(value=add))
+        assert program.main() == 0
+        return capsys.readouterr().out.partition(" may ")[0]
+
+    assert run(2, []) == "3 peers"
+    assert run(None, ["worker-7"]) == "1 more peer"
+    assert run(None, ["worker-8", "worker-9"]) == "2 more peers"

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from asyn2f import trace
 from asyn2f.report import units
-from asyn2f.report.run import Run, is_simulated, number
+from asyn2f.report.rows import number
+from asyn2f.report.run import Run, is_simulated
 from asyn2f.report.tally import best_score, verdicts
 
 

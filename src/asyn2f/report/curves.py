@@ -10,7 +10,8 @@ from plotly.subplots import make_subplots
 
 from asyn2f import trace
 from asyn2f.report import plots, theme, units
-from asyn2f.report.run import Run, number
+from asyn2f.report.rows import number
+from asyn2f.report.run import Run
 from asyn2f.report.tally import Score, best_score, scores
 
 MAX_POINTS = 1_000

@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,24 +78,20 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
     What a kill has cut short is left out.
     """
-    return read_rows(workdir / folders.METRICS)[0]
+    return [row for row in each_row(workdir / folders.METRICS) if row is not None]
 
 
-def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows of one file, and how many of its lines are none."""
-    rows: list[dict[str, Any]] = []
-    cut = 0
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def each_row(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The rows of one file, and None for a line that is none; nothing without it."""
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
             try:
                 row = json.loads(line)
             except (json.JSONDecodeError, RecursionError):
                 row = None
-            if isinstance(row, dict):
-                rows.append(row)
-            else:
-                cut += 1
-    return rows, cut
+            yield row if isinstance(row, dict) else None
 
 
 def _new_board(folder: str) -> SummaryWriter:

@@ -12,13 +12,16 @@ import numpy as np
 from asyn2f import lineage, trace
 from asyn2f import workdir as folders
 from asyn2f.report import units
-from asyn2f.report.metrics import read_rows
+from asyn2f.report.rows import number, read_curve
 from asyn2f.report.tail import read_events
 from asyn2f.status import incomplete
 
 MAX_TRACE_BYTES = 200_000_000
 """Of a longer trace the newest part is read: a report needs some 3 bytes of memory for
 a byte of trace, and 5 s of processor time for 100 MB."""
+
+MAX_ROWS = 20_000
+"""Rows of metrics: of more, those that keep the extremes of the curve."""
 
 _PARTS = (folders.CONFIG, folders.SUMMARY, folders.METRICS, folders.TRACE)
 
@@ -66,8 +69,8 @@ def load_run(workdir: Path) -> Run:
         lacking = incomplete({n: int(number(summary, n)) for n in counts})
         notes.append(f"{lacking}.")
     config = _read_record(workdir / folders.CONFIG, "the settings are unknown", notes)
-    rows, cut = read_rows(workdir / folders.METRICS)
-    if not rows:
+    metrics, cut = read_curve(workdir / folders.METRICS, MAX_ROWS)
+    if not metrics:
         notes.append(f"{folders.METRICS} has no rows: there is no curve over bytes.")
     if cut:
         notes.append(f"{folders.METRICS}: {_lines(cut)} cut short, and left out.")
@@ -75,13 +78,13 @@ def load_run(workdir: Path) -> Run:
     for name, count in cuts.items():
         notes.append(f"trace/{name}: {_lines(count)} cut short, and left out.")
     notes.extend(_absent(events))
-    is_scored = any(row.get("kind") == "score" for row in rows)
+    is_scored = any(row.get("kind") == "score" for row in metrics)
     if not is_scored and not any(isinstance(e, trace.Evaluated) for e in events):
         notes.append(
             "No version has been scored: no evaluator took part, or its scores are not "
             "here. Accuracies are unknown."
         )
-    metrics, start_s = _carried_on(rows), lineage.zero_s(events)
+    start_s = lineage.zero_s(events)
     start_s = start_s if math.isfinite(start_s) else 0.0
     if since_s > start_s:
         notes.append(
@@ -121,25 +124,6 @@ def with_traces(events: Sequence[trace.Event]) -> set[int]:
     if is_simulated(events):
         return {w for w in map(worker_of, events) if w is not None}
     return {e.worker for e in events if isinstance(e, _TOLD_BY_WORKERS)}
-
-
-def number(row: dict[str, Any] | None, *path: str) -> float:
-    """The number at `path` of a nested record; NaN where there is none.
-
-    >>> number({"stop": {"target_accuracy": 0.9}}, "stop", "target_accuracy")
-    0.9
-    >>> number({"loss": None}, "loss")
-    nan
-    """
-    value: Any = row
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return math.nan
 
 
 def _read_record(path: Path, without: str, notes: list[str]) -> dict[str, Any] | None:
@@ -198,36 +182,6 @@ def _named_workers(events: list[trace.Event]) -> set[int]:
         for key in event.updates
     }
     return joined | used
-
-
-def _carried_on(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, with clocks and counters that began anew carried on.
-
-    One process writes the rows of kind "version" in order: where such a row lies before
-    its predecessor in time, the run was resumed, and what fell then is counted on.
-    """
-    counters = ("time_s", "bytes_up", "bytes_down")
-    offsets: dict[str, float] = dict.fromkeys(counters, 0.0)
-    largest: dict[str, float] = dict.fromkeys(counters, 0.0)
-    last_s = -math.inf
-    result = []
-    for row in rows:
-        found = {name: number(row, name) for name in counters}
-        if row.get("kind") == "version" and not math.isnan(found["time_s"]):
-            if found["time_s"] < last_s:
-                for name in counters:
-                    if found[name] + offsets[name] < largest[name]:
-                        offsets[name] = largest[name]
-            last_s = found["time_s"]
-        moved = {
-            name: row[name] + offsets[name] if offsets[name] else row[name]
-            for name, value in found.items()
-            if not math.isnan(value)
-        }
-        for name, value in moved.items():
-            largest[name] = max(largest[name], value)
-        result.append({**row, **moved})
-    return result
 
 
 def _lines(count: int) -> str:

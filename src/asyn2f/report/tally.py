@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from asyn2f import trace
-from asyn2f.report.run import Run, number, with_traces, worker_of
+from asyn2f.report.rows import number
+from asyn2f.report.run import Run, with_traces, worker_of
 
 
 class WorkerTally(NamedTuple):
