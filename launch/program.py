@@ -99,6 +99,7 @@ def run(main: Callable[[], int | None], *, outlives_output: bool = False) -> Non
             fail(_first_line(error))
 
     def guarded(_: list[str]) -> None:
+        log_once()
         for name in ("absl", "jax"):  # which accelerators JAX has not found, and such
             logging.getLogger(name).setLevel(logging.WARNING)
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `launch`
@@ -150,6 +151,14 @@ def _read_config(argv: list[str]) -> list[str]:
     elif any(argument.lstrip("-").startswith("config.") for argument in rest):
         raise flags.Error(_NO_CONFIG)
     return rest
+
+
+def log_once() -> None:
+    """Leaves the log to absl: with the handler that an import may have added, each line
+    would be written twice."""
+    root = logging.getLogger()
+    for handler in [x for x in root.handlers if type(x) is logging.StreamHandler]:
+        root.removeHandler(handler)
 
 
 def _leave(code: int) -> NoReturn:

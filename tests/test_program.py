@@ -1,6 +1,7 @@
 """What the programs have in common."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -118,3 +119,11 @@ def test_a_library_that_ends_a_process_is_heard(tmp_path):
     assert "Unknown flag in XLA_FLAGS: --xla_no_such_flag" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+
+
+def test_each_line_of_the_log_is_written_once():
+    """Whatever an import has done: Orbax's has the root logger write as well."""
+    root, before = logging.getLogger(), list(logging.getLogger().handlers)
+    root.addHandler(logging.StreamHandler())
+    program.log_once()
+    assert root.handlers == before
