@@ -7,6 +7,7 @@ The same command goes on where it was interrupted. What it leaves: results.jsonl
 per trial), table.md, report.html.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from asyn2f import build, workdir
+from asyn2f.claim import in_use
 from asyn2f.report import comparison, comparison_page
 from asyn2f.report.comparison import Trial
 from asyn2f.strategies import BUILDERS
@@ -91,25 +93,30 @@ def main() -> int:
     for job in (*choosing, *first):
         build.check(job.config)
         build.build_profiles(job.config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        book = Book(folder / RESULTS)
-    except OSError as error:
-        raise workdir.WorkdirError(f"cannot use {folder}: {error.strerror}") from error
-    machine.prepare_jax()
-    with _pool() as pool:
-        _make(pool, book, choosing, "choosing settings")
-        chosen = {
-            name: _best(name, tried, book, choosing) for name, tried in choices.items()
-        }
-        final = [
-            _job(config, name, settings, config["seed"] + seed, "result", half, inputs)
-            for name, settings in chosen.items()
-            for seed in range(_SEEDS.value)
-        ]
-        _make(pool, book, final, "comparing")
-    trials = [book.trials[job.key] for job in final]
-    _say(folder, config, trials)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(in_use(folder, alone=True))
+            book = Book(folder / RESULTS)
+        except OSError as error:
+            raise workdir.WorkdirError(
+                f"cannot use {folder}: {error.strerror}"
+            ) from error
+        machine.prepare_jax()
+        with _pool() as pool:
+            _make(pool, book, choosing, "choosing settings")
+            chosen = {
+                name: _best(name, tried, book, choosing)
+                for name, tried in choices.items()
+            }
+            first_seed = config["seed"]
+            final = [
+                _job(config, name, settings, first_seed + seed, "result", half, inputs)
+                for name, settings in chosen.items()
+                for seed in range(_SEEDS.value)
+            ]
+            _make(pool, book, final, "comparing")
+        _say(folder, config, [book.trials[job.key] for job in final])
     return 0
 
 

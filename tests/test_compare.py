@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from asyn2f import build
+from asyn2f.claim import in_use
 from asyn2f.evaluate import make_evaluate
 from asyn2f.experiment import initial_server_state
 from asyn2f.report import comparison
@@ -444,6 +445,13 @@ def test_bad_input_is_one_short_line_and_nothing_is_left(started, folder, name):
 def test_a_file_where_the_folder_should_be_is_left_alone(started, folder):
     assert_refused(started["in the way"].result(), f"cannot use {folder / 'file'}")
     assert (folder / "file").read_text() == "precious"
+
+
+def test_a_live_comparison_is_not_joined_by_another(tmp_path):
+    """Which would write its results anew, without those that are made meanwhile."""
+    with in_use(tmp_path, alone=True):
+        assert_refused(compare(tmp_path, *COMPARED), "is in use by a live run")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", SAID_EARLY)

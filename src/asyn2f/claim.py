@@ -15,18 +15,18 @@ _ASIDE, _MOVING = ".replaced", ".replaced.moving"
 
 
 @contextlib.contextmanager
-def in_use(folder: Path) -> Iterator[None]:
+def in_use(folder: Path, *, alone: bool = False) -> Iterator[None]:
     """While inside, no process of this machine replaces the run in `folder`.
 
-    Several processes may be inside at a time: a launcher, its server, and a server
-    that takes the run over.
+    Several processes may be inside at a time, unless one is to be `alone`: a launcher,
+    its server, and a server that takes the run over.
 
     Raises:
-      WorkdirError: the folder is claimed for another run.
+      WorkdirError: the folder is claimed for another run, or others use it.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        _lock(handle, folder, fcntl.LOCK_SH)
+        _lock(handle, folder, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
     finally:
         os.close(handle)  # which unlocks
