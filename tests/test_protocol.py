@@ -1093,6 +1093,20 @@ def test_who_waits_for_the_version_after_one_that_is_lost_begins_again(verdict):
     assert those(seat.receive(0, incarnation=2), p.Deliver)
 
 
+def test_who_hears_late_that_its_update_is_in_a_version_that_is_lost_begins_again():
+    """The next server has greeted it by then, without that version."""
+    seat = Seat()
+    seat.enter()
+    seat.receive(0)
+    seat.push()
+    seat.on(waiting(0))
+    seat.hear(WELCOME._replace(incarnation=2, version=0))
+    assert not those(seat.receive(0, incarnation=2), p.Deliver)
+    effects = seat.judge(0, "committed", incarnation=1)
+    assert messages(effects, wire.Get) == [wire.Get("0", -1)]
+    assert those(seat.receive(0, incarnation=2), p.Deliver)
+
+
 @pytest.mark.parametrize("is_waiting", [True, False])
 def test_who_trains_or_has_pushed_does_not_begin_again(is_waiting):
     seat = Seat()

@@ -77,7 +77,7 @@ class PeerProtocol:
         self._welcome: wire.Welcome | None = None
         self._is_welcome = False
         # models
-        self._newest = -1
+        self._newest = self._newest_from = -1  # and the incarnation that gave it out
         self._missed = -1  # a version heard of that has not come
         # updates and scores
         self._seq = 0
@@ -311,6 +311,12 @@ class PeerProtocol:
             key = self._hello.worker, session, seq
             heard = trace.Concluded(self._now, *key, word, version, incarnation)
             self._do(p.Record(heard))
+            # The version may be lost that the older server spoke of, and then the worker
+            # waits for one that nothing would bring about.
+            is_older = not is_current and self._newest_from == incarnation
+            if is_older and version > self._newest and self._waits_for_nothing():
+                self._newest = self._missed = self._newest - 1
+                self._send(wire.Get(session, self._newest))
 
     def _is_of_the_past(self, run: str, incarnation: int) -> bool:
         """Whether an older server than the present one says so: late, or because it
@@ -345,7 +351,7 @@ class PeerProtocol:
             and self._newest < header.version < _MOST
         ):
             self._hears = True
-            self._newest = header.version
+            self._newest, self._newest_from = header.version, header.incarnation
             if self._hello.role == "worker":
                 received = trace.Received(self._now, self._hello.worker, header.version)
                 self._do(p.Record(received))
