@@ -311,8 +311,8 @@ class PeerProtocol:
             key = self._hello.worker, session, seq
             heard = trace.Concluded(self._now, *key, word, version, incarnation)
             self._do(p.Record(heard))
-            # The version may be lost that the older server spoke of, and then the worker
-            # waits for one that nothing would bring about.
+            # The version may be lost that the older server spoke of: the worker would
+            # wait for one that nothing brings about.
             is_older = not is_current and self._newest_from == incarnation
             if is_older and version > self._newest and self._waits_for_nothing():
                 self._newest = self._missed = self._newest - 1
