@@ -92,8 +92,8 @@ def _until_damaged(lines: Iterator[bytes]) -> Iterator[bytes]:
 
 def _is_sound(event: trace.Event) -> bool:
     """Whether the fields are of the types that the figures count on."""
-    for value, is_allowed in zip(event, _FIELDS[type(event)], strict=True):
-        if is_allowed is not None and not is_allowed(value):
+    for place, is_allowed in _CHECKED[type(event)]:
+        if not is_allowed(event[place]):
             return False
     return not isinstance(event, trace.Aggregated) or _is_sound_aggregation(event)
 
@@ -129,8 +129,12 @@ def _is_text(value: Any) -> bool:
 
 
 _CHECKS = {float: _is_number, int: _is_count, str: _is_text}
-_FIELDS = {
-    kind: tuple(map(_CHECKS.get, kind.__annotations__.values()))
+_CHECKED = {
+    kind: [
+        (place, _CHECKS[declared])
+        for place, declared in enumerate(kind.__annotations__.values())
+        if declared in _CHECKS
+    ]
     for kind in trace.Event.__args__
 }
-"""Of each kind of event, the check of each field, or None."""
+"""Of each kind of event, the places of the fields that are checked, and the checks."""
