@@ -97,6 +97,8 @@ def test_floats_come_back_to_the_last_bit():
         '{"kind": "Adopted", "time_s": 1.0}',  # fields missing
         '{"time_s": 1.5, "worker": 2, "version": 7, "step": 40}',  # no kind
         '{"kind": "Stopped", "time_s": 1.0, "actor": "a", "reason": "b", "more": 1}',
+        '{"kind": "Stopped", "time_s": NaN, "actor": "a", "reason": "b"}',
+        '{"kind": "Stopped", "time_s": 1%s, "actor": "a", "reason": "b"}' % (400 * "0"),
     ],
 )
 def test_a_line_that_is_no_event_is_refused(line):

@@ -226,6 +226,12 @@ _KINDS: dict[str, Callable[..., Event]] = {
 }
 
 
+_NO_EVENT = (
+    *(ValueError, KeyError, TypeError, AttributeError),
+    *(RecursionError, OverflowError),  # nested, or an integer of hundreds of digits
+)
+
+
 def to_line(event: Event) -> str:
     """The event as one line of JSON.
 
@@ -245,9 +251,9 @@ def from_line(line: str) -> Event:
         fields = json.loads(line)
         kind = _KINDS[fields.pop("kind")]
         event = kind(**fields)
-        times_s = event.time_s, fields.get("start_s", 0.0)
-        if not all(type(x) in (int, float) and math.isfinite(x) for x in times_s):
-            raise ValueError(f"its times are {times_s}")
+        for time_s in (event.time_s, fields.get("start_s", 0.0)):
+            if type(time_s) not in (int, float) or not math.isfinite(time_s):
+                raise ValueError(f"one of its times is {time_s!r}")
         return event
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _NO_EVENT as error:
         raise ValueError(f"not a line of a trace: {line[:120]!r} ({error})") from error
