@@ -708,6 +708,22 @@ def test_a_stop_during_a_save_settles_what_waits_behind_it(announce):
     assert_all_settled(effects + desk.end(), key_of("0", 0), key_of("0", 1))
 
 
+def test_what_a_stop_has_settled_is_not_settled_again_by_the_last_version():
+    """It has become stale by that version, which is saved after the stop."""
+    timing = with_(ASYN2F, pending="all", min_updates=2, min_workers=3, max_staleness=0)
+    desk = Desk(timing, version=3, workers=3)
+    desk.join("0", "1")
+    for session, seq in (("0", 0), ("1", 0), ("0", 1)):
+        desk.push(session, seq, base=3)
+    assert those(desk.join("2"), p.Make)
+    desk.make(4)
+    told = verdicts(desk.on(p.StopRequested("enough")))
+    assert told == [("0", 1, "rejected")]
+    told = verdicts(desk.save(4))
+    assert told == [("0", 0, "committed"), ("1", 0, "committed")]
+    desk.end()
+
+
 def test_a_store_that_fails_does_not_hold_up_the_end_for_ever():
     desk = Desk()
     desk.join("0")

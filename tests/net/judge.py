@@ -73,7 +73,8 @@ def _fates(net: Net) -> Iterator[str]:
     for key in committed.keys() - pushed:
         yield f"I10: {key} is committed and was never produced"
     died = {peer.session for peer in net.peers if not peer.alive}
-    for session, seq in sorted(pushed - settled - committed.keys()):
+    lost = net.disk.was_committed()  # in a version that was damaged later
+    for session, seq in sorted(pushed - settled - committed.keys() - lost):
         if session not in died:
             yield f"I7: nobody says what became of {session}, {seq}"
 

@@ -135,6 +135,8 @@ class Versions:
                     self._held = command
                     self._aggregate()
                     return
+                case programs.Supersede() | programs.Reject() if self._ended:
+                    pass  # the end has settled what waited
                 case programs.Supersede(key):
                     self._settle(key, Verdict("superseded", -1, "replaced by a newer"))
                 case programs.Reject(key, reason):
