@@ -1109,8 +1109,10 @@ def test_who_waits_for_the_version_after_one_that_is_lost_begins_again(verdict):
     assert those(seat.receive(0, incarnation=2), p.Deliver)
 
 
-def test_who_hears_late_that_its_update_is_in_a_version_that_is_lost_begins_again():
-    """The next server has greeted it by then, without that version."""
+@pytest.mark.parametrize(("verdict", "by"), [("committed", 1), ("rejected", 2)])
+def test_who_hears_late_what_became_of_its_update_begins_again(verdict, by):
+    """The next server has greeted it by then, without the version that the update is
+    in, or is a change of."""
     seat = Seat()
     seat.enter()
     seat.receive(0)
@@ -1118,7 +1120,7 @@ def test_who_hears_late_that_its_update_is_in_a_version_that_is_lost_begins_agai
     seat.on(waiting(0))
     seat.hear(WELCOME._replace(incarnation=2, version=0))
     assert not those(seat.receive(0, incarnation=2), p.Deliver)
-    effects = seat.judge(0, "committed", incarnation=1)
+    effects = seat.judge(0, verdict, incarnation=by)
     assert messages(effects, wire.Get) == [wire.Get("0", -1)]
     assert those(seat.receive(0, incarnation=2), p.Deliver)
 

@@ -311,10 +311,11 @@ class PeerProtocol:
             key = self._hello.worker, session, seq
             heard = trace.Concluded(self._now, *key, word, version, incarnation)
             self._do(p.Record(heard))
-            # The version may be lost that the older server spoke of: the worker would
-            # wait for one that nothing brings about.
-            is_older = not is_current and self._newest_from == incarnation
-            if is_older and version > self._newest and self._waits_for_nothing():
+            # What the older server gave out last may be lost: the worker would wait for
+            # a version that nothing brings about.
+            current = -1 if self._welcome is None else self._welcome.incarnation
+            is_older = self._newest_from != current
+            if is_older and version != self._newest and self._waits_for_nothing():
                 self._newest = self._missed = self._newest - 1
                 self._send(wire.Get(session, self._newest))
 
