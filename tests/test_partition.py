@@ -421,7 +421,14 @@ def test_labels_are_left_as_they_are(split):
         (lambda y, g: partition.by_sizes(y, [6, 0], g), "at least 1"),
         (lambda y, g: partition.dirichlet(y, 3, 0.0, g), "above 0"),
         (lambda y, g: partition.dirichlet(y, 6, 1.0, g), "allowed 1 to 5"),
-        (lambda y, g: partition.by_label_shards(y, 6, 2, g), "allowed 1 to 10"),
+        (
+            lambda y, g: partition.by_label_shards(y, 6, 2, g),
+            "shards_per_worker: found 2, allowed 1 to 1",
+        ),
+        (
+            lambda y, g: partition.by_label_shards(y, 11, 1, g),
+            "workers: found 11 shards",
+        ),
         (lambda y, g: partition.iid(y, 0, g), "found 0 .* allowed 1 to 10"),
         (lambda y, g: partition.by_sizes(y, [], g), r"found \[\], .* at least 1"),
         (

@@ -228,8 +228,13 @@ def by_label_shards(
     Raises:
       ValueError: more pieces than examples.
     """
-    pieces = workers * shards_per_worker
-    _check_workers(len(labels), pieces)
+    _check_workers(len(labels), workers)
+    pieces, most = workers * shards_per_worker, len(labels) // workers
+    if not 1 <= shards_per_worker <= most:
+        raise ValueError(
+            f"shards_per_worker: found {shards_per_worker}, allowed 1 to {most}: "
+            f"{workers} workers share {len(labels)} examples"
+        )
     by_label = np.array_split(np.argsort(labels, kind="stable"), pieces)
     dealt = rng.permutation(pieces).reshape(workers, shards_per_worker)
     return _finish([np.concatenate([by_label[p] for p in row]) for row in dealt])
