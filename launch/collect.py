@@ -3,7 +3,7 @@
     python -m launch.collect --run=runs/demo --from=copied/a --from=copied/b
 
 A worker writes its trace into its own --workdir, on its machine. Copy those folders to
-the server's machine, by whatever means, and collect them; launch.verify, launch.replay
+the server's machine and collect them; launch.verify, launch.replay
 and launch.report then see the whole run. To collect again changes nothing. Exit code 0:
 every process's trace is there; 1: some are missing still; 2: a folder cannot be read.
 """

@@ -40,10 +40,10 @@ def needed(workers: int) -> int:
 
 
 def check(workers: int) -> None:
-    """Nothing, if a process may have so many descriptors; the soft limit is raised.
+    """Raises the soft limit of descriptors and checks that it is high enough for a run.
 
     Raises:
-      DescriptorError: it may not.
+      DescriptorError: the hard limit is too low.
     """
     raise_limit()
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -10,17 +10,17 @@ from asyn2f.tasks.prepared import is_folder
 
 
 def write_split(folder: Path, task: Task) -> None:
-    """Writes who has which examples: how many of each class, and digests of them."""
+    """Writes each worker's class counts and the digest of its data."""
     said = {"counts": class_counts(task), "data": data_digests(task)}
     workdir.write_json(folder / workdir.SPLIT, said)
 
 
 def check_same_data(folder: Path, task: Task) -> None:
-    """Nothing, if these are the data that the run in that folder was begun with: a file
+    """Compares the data with those that the run in that folder was begun with: a file
     that a config names may be edited, and keep its name.
 
     Raises:
-      ConfigError: they are not.
+      ConfigError: they differ.
     """
     if not (folder / workdir.SPLIT).exists():
         return

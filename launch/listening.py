@@ -56,8 +56,7 @@ def read(folder: Path) -> Listening:
 
 
 def token_of(folder: Path) -> str:
-    """The token that a peer presents which shares this folder with its server; "" if
-    there is none here."""
+    """The token that a peer on the server's machine presents, or ""."""
     try:
         return read(folder).token
     except WorkdirError:

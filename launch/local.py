@@ -99,8 +99,8 @@ class Launcher:
         self._press()
 
     def _abandon(self) -> None:
-        """Ends who is left, if the launcher itself has failed: a broken pipe is a wish
-        to stop."""
+        """Ends the remaining children if the launcher itself has failed: a broken pipe
+        asks them to stop."""
         left = [child.process for child in self._watched.values()]
         for child in self._watched.values():
             child.pipe.close()

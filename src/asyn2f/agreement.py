@@ -57,10 +57,10 @@ def made_by(events: Iterable[trace.Event]) -> list[trace.Recorded]:
 
 
 def check_flags(environments: Iterable[Mapping[str, Any]]) -> None:
-    """Nothing, if JAX makes numbers here as it did there, as far as that was recorded.
+    """Compares the JAX flags that numbers depend on with the recorded ones.
 
     Raises:
-      ValueError: it does not; names what to set.
+      ValueError: one differs; names what to set.
     """
     here = flags()
     for there in environments:

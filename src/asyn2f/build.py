@@ -78,7 +78,7 @@ def check(config: Config) -> None:
 
 
 def _check_rates(training: Config) -> None:
-    """Nothing, if the learning rate can fall as it is to."""
+    """Checks that the schedule's floor and length fit its learning rate."""
     floor, rate = training["learning_rate_min"], training["learning_rate"]
     schedule, epochs = training["schedule"], training["schedule_epochs"]
     if schedule != "fixed" and floor > rate:

@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def read_curve(path: Path, most: int) -> tuple[list[Row], int]:
-    """The rows of a run with clocks carried on, and how many lines are none.
+    """The rows of a run with clocks carried on, and the number of invalid lines.
 
     Of a longer file, each of `most / 4` equally long parts keeps its last row of each
     kind and, of its scores, the worst and the best.

@@ -20,7 +20,7 @@ class Events(NamedTuple):
 
 
 def read_events(folder: Path, most_bytes: int) -> Events:
-    """All events by time, as `trace.read` gives them, without what is none.
+    """All events by time, as `trace.read` gives them; invalid lines are skipped.
 
     A resumed process appends to its file, so that a line cut by a kill may stand in the
     middle; `trace.read` rightly refuses that, and a picture can do without the line.
@@ -70,7 +70,7 @@ def _beginning(path: Path) -> Iterator[bytes]:
 def _sound(
     lines: Iterator[bytes], cuts: dict[str, int], name: str
 ) -> Iterator[trace.Event]:
-    """The events of these lines; those that are none are counted in `cuts`."""
+    """The events of these lines; invalid ones are counted in `cuts`."""
     for line in _until_damaged(lines):
         try:
             event = trace.from_line(line.decode(errors="replace"))
@@ -83,7 +83,7 @@ def _sound(
 
 
 def _until_damaged(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """Of a packed file that is damaged the lines before that, and one that is none."""
+    """The lines of a packed file up to its damage, then one invalid line."""
     try:
         yield from lines
     except ValueError:

@@ -147,7 +147,7 @@ class IoThread:
 
 
 def _log(noted: trace.Event) -> None:
-    """A line for who comes and goes."""
+    """Logs registrations and departures, one line each."""
     match noted:
         case trace.WorkerJoined(_, worker, _, count):
             _LOG.info("worker %d has joined with %d examples", worker, count)

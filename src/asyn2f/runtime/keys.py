@@ -221,11 +221,11 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_mode(path: Path, forbidden: int, problem: str, mend: str) -> None:
-    """Nothing, if the file or folder is this user's, or root's, and others have none of
-    those rights.
+    """Checks that the file or folder belongs to this user or to root, and grants others
+    none of those rights.
 
     Raises:
-      KeysError: it is not; says what to do.
+      KeysError: it does not; says what to do.
     """
     try:
         status = path.stat()

@@ -107,7 +107,7 @@ class Roster:
         return silent
 
     def unreachable(self, model_port: int, update_port: int, now: float) -> list[str]:
-        """Who has registered and cannot use both ports, once each, and in words."""
+        """Registered peers that cannot use both ports, each reported once, in words."""
         found = []
         for session in self:
             beat, hears, is_heard = session.beat, session.hears_models, True

@@ -56,7 +56,7 @@ class Doorkeeper:
         return monitor in self._bound
 
     def attend(self, monitor: zmq.Socket) -> None:
-        """Looks at who has come and gone."""
+        """Reads the monitor's events: connections accepted and closed."""
         with contextlib.suppress(zmq.Again):
             while True:
                 said = parse_monitor_message(monitor.recv_multipart(zmq.DONTWAIT))
