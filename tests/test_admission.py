@@ -283,6 +283,17 @@ def test_without_keys_a_live_connection_keeps_its_session():
     assert messages(desk.hear("x", beat_of("0")), wire.Pulse, to="x")
 
 
+def test_without_keys_who_connects_anew_is_told_of_the_end_at_once():
+    """The server ends before two beats are over."""
+    desk = Desk()
+    desk.join("0")
+    desk.on(p.StopRequested("enough"))
+    for message in (beat_of("0"), hello_of(0, "0")):
+        (stop,) = messages(desk.hear("x", message), wire.StopRun, to="x")
+        assert stop.reason == "enough"
+    assert not messages(desk.hear("x", hello_of(1, "1")), wire.StopRun)
+
+
 def test_with_keys_who_connects_anew_need_not_wait():
     desk = Desk()
     desk.hear("0", hello_of(0, "0"), "worker-0")

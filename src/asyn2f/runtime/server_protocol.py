@@ -261,6 +261,8 @@ class ServerProtocol:
             self._do(p.Send(peer, wire.Refused(why, retry=False)))
             return
         if self._roster.is_held(session, peer, identity, self._now):
+            if self._is_told(session):  # there may be no time to wait for its turn
+                self._do(p.Send(peer, self._stop))
             return
         if self._roster.hear(session, peer, self._now):
             self._on_presence(session, programs.Joined)
@@ -270,8 +272,7 @@ class ServerProtocol:
                 newest, hears = self._newest.header.version, session.hears_models
                 pulse = wire.Pulse(self._settings.incarnation, newest, hears)
                 self._do(p.Send(peer, pulse))
-                told = session.is_worker or self._ending.is_farewell
-                if self._ending.has_begun and told:  # it may have missed it
+                if self._is_told(session):  # it may have missed it
                     self._do(p.Send(peer, self._stop))
                 self._ledger.forget(session.name, message.settled_below)
                 for seq in message.unsettled:
@@ -289,8 +290,9 @@ class ServerProtocol:
 
     def _on_hello(self, peer: bytes, hello: wire.Hello, identity: str) -> None:
         refused = self._registration.refusal(hello, peer, identity, self._now)
-        is_here = self._roster.get(hello.session) is not None
-        if self._ending.has_begun and is_here and refused is None:
+        known = self._roster.get(hello.session)
+        is_itself = refused is None or refused.retry
+        if known is not None and is_itself and self._ending.has_begun:
             self._do(p.Send(peer, self._stop))
             return
         may_score = hello.role == "evaluator" and not self._ending.is_farewell
@@ -317,6 +319,11 @@ class ServerProtocol:
             self._do(p.Send(peer, answer))
         else:
             self._welcome(session)
+
+    def _is_told(self, session: Session) -> bool:
+        """Whether a peer is to stop: workers at once, the evaluator at the farewell."""
+        is_due = session.is_worker or self._ending.is_farewell
+        return self._ending.has_begun and is_due
 
     def _welcome(self, session: Session) -> None:
         session.welcomed_s = min(session.welcomed_s, self._now)
