@@ -18,7 +18,7 @@ from tests.chaos import ChaosProxy
 from tests.networks import End
 
 PAYLOAD_BYTES = 1 << 18  # what the buffers between take is some tens of these
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 _ENDED, _BEGUN = zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 

@@ -18,7 +18,7 @@ from tests.messages import hello_of, produced
 from tests.socket_run import SocketRun
 from tests.strangers import KINDS, Keyring, Recorder, strangers
 
-PATIENCE_S = 20.0
+PATIENCE_S = 50.0
 SIZE = 4096
 
 

@@ -15,7 +15,7 @@ from asyn2f.runtime.transport import UPDATES, Channel, Frames, Subscribed
 from asyn2f.runtime.zmq_transport import ZmqTransport
 
 SIZE = 10_000
-PATIENCE_S = 20.0
+PATIENCE_S = 50.0
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from asyn2f.runtime.transport import (
 )
 from asyn2f.runtime.zmq_transport import ZmqTransport
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 PAYLOAD = 1 << 16
 
 
