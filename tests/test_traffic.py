@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from asyn2f.sim import order as o
+from asyn2f.sim import traffic
 from asyn2f.sim.profiles import profiles_of
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.traffic import carried
@@ -105,6 +106,15 @@ def test_the_count_is_that_of_a_link_worked_out_version_by_version():
 
 
 # ------------------------------------------------------------- who fetches
+
+
+def test_no_version_is_under_way_before_it_is_published():
+    """Published within rounding of when the link is free, it takes a second from then:
+    more than is left."""
+    published_s, took_s = np.array([0.5e-9]), np.array([1.0])
+    for end_s, count in ((1.0, 0), (1.0 + 1e-9, 1)):
+        links = np.zeros(1), np.array([end_s]), took_s
+        assert traffic._over_links(published_s, *links, np.add).sum() == count
 
 
 @pytest.mark.parametrize(

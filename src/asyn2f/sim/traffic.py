@@ -114,11 +114,9 @@ def _over_links(
     counts = np.zeros(len(published_s) + 1, np.int64)
     following = np.zeros(len(free_s), np.int64)
     while len(following):
-        start_s = published_s[following]
-        late = start_s <= soon(free_s)
         newest = np.searchsorted(published_s, soon(free_s), side="right") - 1
-        following = np.where(late, newest, following)
-        free_s = after(np.where(late, free_s, start_s), took_s)
+        following = np.maximum(newest, following)
+        free_s = after(np.maximum(free_s, published_s[following]), took_s)
         done = (free_s <= end_s) & (published_s[following] < end_s)
         arrived = np.searchsorted(published_s, free_s[done], side="left")
         counts += np.bincount(arrived, minlength=len(counts))
