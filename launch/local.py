@@ -178,7 +178,7 @@ class Launcher:
                 child.tell(stop=reason)
 
     def _press(self) -> None:
-        """Ends by force who has not ended in time."""
+        """Kills the children that have not ended in time."""
         while self._deadlines_s and time.monotonic() >= self._deadlines_s[0]:
             self._deadlines_s.pop(0)
             for child in self._watched.values():

@@ -28,7 +28,7 @@ class DeviceError(Exception):
 def prepare_jax() -> None:
     """The persistent compilation cache, for every program however small: a dozen
     processes compile the same, the first run pays, and the others read. Then JAX's
-    devices, so that it is said early if there are none.
+    devices, so that a missing device is reported early.
 
     Raises:
       DeviceError: JAX_PLATFORMS names one that is not here.

@@ -1,4 +1,4 @@
-"""Who may take part in a run: who has a key, or anybody, if that is what is wanted."""
+"""Admission to a run: by key, or anybody where that was asked for."""
 
 import sys
 from pathlib import Path
@@ -35,7 +35,7 @@ def peer_keys(config: build.Config, name: str) -> keys.PeerKeys | None:
 
 
 def check(address: str, keyed: bool, insecure: bool) -> None:
-    """Nothing, if that address may be used; with a warning where that is not safe.
+    """Checks that the address may be used without keys; warns where that is not safe.
 
     Raises:
       AddressError: it may not.

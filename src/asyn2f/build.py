@@ -35,7 +35,7 @@ from asyn2f.trainer import Training
 
 
 def check(config: Config) -> None:
-    """Nothing, if every key is there, known, and in range, and they fit together.
+    """Checks that every key is present, known and in range, and that they fit together.
 
     Raises:
       ConfigError: otherwise.
@@ -95,7 +95,7 @@ def _check_rates(training: Config) -> None:
 
 
 def _check_kind(task: Config) -> None:
-    """Nothing, if the network and what is done to its inputs suit the data."""
+    """Checks that network, augmentation and normalisation suit the data."""
     is_ember = task["dataset"] == "ember"
     if (task["model"] == "ember") != is_ember:
         allowed = "ember" if is_ember else "any but ember"
