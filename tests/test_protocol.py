@@ -1036,6 +1036,19 @@ def test_a_beat_can_be_read_however_many_updates_wait():
     assert wire.decode(wire.encode(beat)) == beat
 
 
+def test_every_overdue_update_is_asked_about_however_many_there_are():
+    """The oldest 16 may wait for a version; later verdicts can be lost all the same."""
+    seat = Seat()
+    seat.enter()
+    for seq in range(40):
+        seat.push()
+        seat.hear(wire.Receipt("0", seq))
+    seat.wait(2 * RUNTIME["beat_s"])
+    beats = messages(seat.wait(3 * RUNTIME["beat_s"]), wire.Beat)
+    assert {seq for beat in beats for seq in beat.unsettled} == set(range(40))
+    assert all(len(set(beat.unsettled)) == 16 for beat in beats)
+
+
 def test_a_peer_that_ends_withdraws_what_has_no_verdict():
     """Receipts too: the server that gave one may have died with the update."""
     seat = Seat()
@@ -1073,6 +1086,76 @@ def test_a_peer_connects_anew_to_the_next_incarnation_and_sends_all_again():
     effects = seat.on(Subscribed(UPDATES))
     assert pushed(effects) == [0, 2]
     assert those(effects, p.Broadcast)[0].message.incarnation == 2
+
+
+RESUMED = WELCOME._replace(incarnation=2)
+NOT_YET = wire.Registered(2, 1, 1, 2, False)
+
+
+def registered_anew():
+    """A worker that has two updates with a receipt of the server before, and two on
+    their way; the next server waits for others."""
+    seat = Seat()
+    seat.enter()
+    for seq in range(4):
+        seat.push()
+        if seq < 2:
+            seat.hear(wire.Receipt("0", seq))
+    seat.hear(wire.Pulse(2, 0, True))
+    seat.hear(NOT_YET)
+    return seat
+
+
+def test_what_is_made_before_the_next_server_welcomes_is_held_back():
+    seat = registered_anew()
+    assert pushed(seat.push() + seat.hear(wire.Resend("0", 3)) + seat.wait(5.0)) == []
+    assert pushed(seat.enter(RESUMED)) == [0, 1, 3, 4]
+
+
+def test_the_outbox_does_not_grow_while_the_next_server_waits_for_others():
+    """That one takes in what waited on the connection, gives a receipt for it, and says
+    what became of it: in vain, as it is not yet followed."""
+    seat = registered_anew()
+    for seq in range(4, 40):
+        seat.hear(wire.Receipt("0", seq - 1))
+        seat.judge(seq - 1, "superseded", incarnation=2)
+        seat.hear(NOT_YET)
+        seat.push()
+        seat.wait(0.3)
+    assert pushed(seat.enter(RESUMED)) == [0, 1, 38, 39]
+
+
+def test_what_the_next_server_has_said_too_early_is_asked_about_when_it_welcomes():
+    seat = registered_anew()
+    seat.hear(wire.Receipt("0", 3))
+    seat.judge(3, "superseded", incarnation=2)
+    assert pushed(seat.enter(RESUMED)) == [0, 1, 2, 3]
+    seat.judge(3, "superseded", incarnation=2)
+    assert seat.unsettled() == (0, 1, 2)
+
+
+def test_a_receipt_that_comes_during_a_greeting_is_asked_for_again():
+    """The greeting was a mistake: the same server goes on, and nothing is sent anew."""
+    seat = Seat()
+    seat.enter()
+    seat.push()
+    seat.hear(wire.Who(1))
+    seat.hear(wire.Receipt("0", 0))
+    assert pushed(seat.hear(WELCOME)) == []
+    assert seat.unsettled() == (0,)
+
+
+def test_an_evaluator_keeps_a_score_until_the_next_server_has_welcomed_it():
+    seat = Seat(worker=-1)
+    seat.enter()
+    seat.on(p.Graded(0, 0.5, 0.5, 0.5))
+    seat.hear(wire.Pulse(2, 0, True))
+    seat.hear(NOT_YET)
+    seat.wait(5.0)
+    told = messages(seat.enter(RESUMED) + seat.wait(0.1), wire.Scored)
+    assert [score.version for score in told] == [0]
+    seat.hear(wire.ScoreReceipt(0))
+    assert not messages(seat.wait(2.0), wire.Scored)
 
 
 def test_a_peer_that_is_welcomed_again_by_the_same_server_stays_connected():

@@ -3,9 +3,12 @@
 A peer says hello until it is welcomed, beats, takes whatever version is newer than the
 newest it has, asks when it hears of one that did not come, and keeps each update (or
 score) until the server has said what became of it. A server that does not know it any
-more, or is another incarnation, is greeted anew; nothing kept is lost by that.
+more, or is another incarnation, is greeted anew; nothing kept is lost by that. Until
+that one's welcome updates are held back: a peer cannot ask about them before, and would
+not believe the verdict of a server that it does not follow yet.
 """
 
+import bisect
 import math
 import random
 from collections.abc import Callable
@@ -82,6 +85,7 @@ class PeerProtocol:
         # updates and scores
         self._seq = 0
         self._outbox: dict[int, _Kept] = {}
+        self._asked = -1  # the last one that was asked about
         # connections but that of CONTROL
         self._linked: tuple[int, int, int] | None = None  # incarnation and ports
         self._connected_s = math.inf
@@ -285,7 +289,10 @@ class PeerProtocol:
                 if not self._is_old(incarnation):
                     self._do(p.StopWork(reason))
             case wire.Receipt(session, seq):
-                if session == self._hello.session and seq in self._outbox:
+                # One that comes during a greeting may be the next server's, for what
+                # waited on the connection; that server has to give it again.
+                is_own = session == self._hello.session and seq in self._outbox
+                if is_own and self._is_welcome:
                     self._outbox[seq].has_receipt = True
             case wire.Resend(session, seq):
                 if session == self._hello.session and seq in self._outbox:
@@ -399,10 +406,10 @@ class PeerProtocol:
         )
 
     def _publish_outbox(self) -> None:
-        """What is sent again goes one by one: a link that is cut loses all that is on
-        its way."""
+        """To a server that this peer is welcome at. What is sent again goes one by one:
+        a link that is cut loses all that is on its way."""
         welcome = self._welcome
-        if welcome is None or self._now < self._hold_until_s:
+        if welcome is None or not self._is_welcome or self._now < self._hold_until_s:
             return
         for kept in self._outbox.values():
             busy = kept.sends and any(map(self._is_on_its_way, self._outbox.values()))
@@ -425,11 +432,6 @@ class PeerProtocol:
         beat_s, progress = self._welcome.beat_s, self._progress
         self._beat_at_s = self._now + beat_s
         merged_s_ago = -1.0 if progress.merged_s < 0 else self._now - progress.merged_s
-        long_sent = [
-            seq
-            for seq, kept in self._outbox.items()
-            if self._now - kept.sent_s > kept.patience * beat_s
-        ]
         self._send(
             wire.Beat(
                 session=self._hello.session,
@@ -446,11 +448,25 @@ class PeerProtocol:
                 hears=self._hears,
                 is_heard=self._is_heard,
                 settled_below=min(self._outbox, default=self._seq),
-                unsettled=tuple(long_sent[:_ASKED]),
+                unsettled=self._overdue(beat_s),
             )
         )
         for score in self._scores.values():
             self._send(score)
+
+    def _overdue(self, beat_s: float) -> tuple[int, ...]:
+        """The updates to ask about now. Where one beat has no room for all of them they
+        take turns: the oldest may well be those that the server is still to settle."""
+        overdue = [
+            seq
+            for seq, kept in self._outbox.items()
+            if self._now - kept.sent_s > kept.patience * beat_s
+        ]
+        if len(overdue) > _ASKED:
+            place = bisect.bisect(overdue, self._asked)
+            overdue = (overdue[place:] + overdue[:place])[:_ASKED]
+            self._asked = overdue[-1]
+        return tuple(overdue)
 
     def _leave(self, reason: str, status: str = "finished") -> None:
         for seq in list(self._outbox):  # who gave a receipt may be dead by now
