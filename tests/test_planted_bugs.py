@@ -12,17 +12,22 @@ WORLDS = sorted({planted.world for planted in PLANTED}, key=lambda w: w.__name__
 @pytest.mark.parametrize("planted", PLANTED, ids=_names)
 def test_a_planted_bug_is_found(planted, monkeypatch):
     planted.plant(monkeypatch)
-    seeds, problems = first_found(planted)
-    print(f"{planted.name}: {seeds} seeds, {problems[0]}")
-    assert any(problem.startswith(planted.found_by) for problem in problems)
+    seeds, problem = first_found(planted)
+    print(f"{planted.name}: {seeds} seeds, {problem}")
 
 
-def first_found(planted: Planted) -> tuple[int, list[str]]:
-    """How many seeds it takes, and what is found."""
+def first_found(planted: Planted) -> tuple[int, str]:
+    """How many seeds it takes until one of the error's own invariants is broken, and
+    how. A run that breaks only others says too little: its last word can be a symptom
+    that many errors have in common."""
+    others: list[str] = []
     for seed in range(planted.most_seeds):
-        if problems := simulate(seed, planted.world(seed)).problems:
-            return seed + 1, problems
-    raise AssertionError(f"{planted.name}: not found in {planted.most_seeds} seeds")
+        for problem in simulate(seed, planted.world(seed)).problems:
+            if problem.startswith(planted.found_by):
+                return seed + 1, problem
+            others.append(problem)
+    seeds = f"in {planted.most_seeds} seeds; of others, {others[:3]}"
+    raise AssertionError(f"{planted.name}: {planted.found_by} not broken {seeds}")
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -30,6 +30,7 @@ class Disk:
     def __init__(self) -> None:
         self.kept = {0: Kept(0, "0", (), (), {}, 1)}
         self.rotted: list[Kept] = []  # set aside
+        self.last_known_to: dict[str, int] = {}  # of those contents, which incarnation
         self.incarnation = 0
         self.full = False
 
@@ -59,12 +60,19 @@ class Disk:
     def set_aside_newest(self) -> None:
         """The newest is found damaged; version 0 never is, it could be drawn again."""
         if len(self.kept) > 1:
-            self.rotted.append(self.kept.pop(max(self.kept)))
+            damaged = self.kept.pop(max(self.kept))
+            self.rotted.append(damaged)
+            self.last_known_to[damaged.content] = self.incarnation
 
     def committed(self) -> dict[tuple[str, int], int]:
         """Session and number of all updates that are in a version, and in which."""
         return {key[1:]: v for v, kept in self.kept.items() for key in kept.keys}
 
-    def was_committed(self) -> set[tuple[str, int]]:
-        """Those that were in a version which has been set aside."""
-        return {key[1:] for kept in self.rotted for key in kept.keys}
+    def was_committed(self) -> dict[tuple[str, int], int]:
+        """Those that were in a version which has been set aside, and the last
+        incarnation that can have known of it."""
+        return {
+            key[1:]: self.last_known_to[kept.content]
+            for kept in self.rotted
+            for key in kept.keys
+        }

@@ -73,7 +73,15 @@ def _fates(net: Net) -> Iterator[str]:
     for key in committed.keys() - pushed:
         yield f"I10: {key} is committed and was never produced"
     died = {peer.session for peer in net.peers if not peer.alive}
-    lost = net.disk.was_committed()  # in a version that was damaged later
+    # A server repeats the commitments of the one before it, and notes none of them. If
+    # the version is damaged later, what workers were told is all that is left of them.
+    rotted = net.disk.was_committed()
+    lost = {
+        (said.session, said.seq)
+        for _, said in net.believed
+        if said.verdict == "committed"
+        and said.incarnation <= rotted.get((said.session, said.seq), -1)
+    }
     for session, seq in sorted(pushed - settled - committed.keys() - lost):
         if session not in died:
             yield f"I7: nobody says what became of {session}, {seq}"
@@ -99,14 +107,17 @@ def _verdicts(net: Net) -> Iterator[str]:
     yield from (f"I2: settled {n} times: {x}" for x, n in settled.items() if n > 1)
     for said in told.values():
         key, is_committed = (said.session, said.seq), said.verdict == "committed"
-        is_there = committed.get(key) == said.version or key in rotted
+        was_there = said.incarnation <= rotted.get(key, -1)
+        is_there = committed.get(key) == said.version or was_there
         if is_committed and not is_there:
             yield f"I3: said to be in {said.version}: {said}, is not"
     held = {x: v for v, kept in net.disk.kept.items() for x in kept.results}
-    lost = {x for kept in net.disk.rotted for x in kept.results}
+    known = net.disk.last_known_to
+    lost = {x: known[kept.content] for kept in net.disk.rotted for x in kept.results}
     for node, said in net.believed:
         result = f"{node.name}/{said.seq}"
-        is_there = held.get(result) == said.version or result in lost
+        was_there = said.incarnation <= lost.get(result, -1)
+        is_there = held.get(result) == said.version or was_there
         if said.verdict == "committed" and not is_there:
             yield f"I3: {node.name} believed {said}, but its result is not in it"
         if said.verdict != "committed" and (said.session, said.seq) in committed:

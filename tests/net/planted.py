@@ -20,6 +20,7 @@ from asyn2f.runtime.peer_protocol import PeerProtocol
 from asyn2f.runtime.standstill import Standstill
 from asyn2f.runtime.versions import Versions
 from tests.net import net as net_module
+from tests.net.disk import Disk
 from tests.net.world import ENDLESS, TIMINGS, Fault, World, draw_world
 
 Patch = pytest.MonkeyPatch
@@ -35,6 +36,20 @@ def _announce_before_the_save(patch: Patch) -> None:
 
 def _ledger_not_in_the_checkpoint(patch: Patch) -> None:
     patch.setattr(Ledger, "snapshot", lambda *_: {})
+
+
+def _books_of_a_damaged_version(patch: Patch) -> None:
+    """A server goes on from the version before, with the books of the one it cannot
+    read."""
+
+    def set_aside(self: Disk) -> None:
+        damaged = self.newest
+        original(self)
+        newest = max(self.kept)
+        self.kept[newest] = self.newest._replace(books=damaged.books)
+
+    original = Disk.set_aside_newest
+    patch.setattr(Disk, "set_aside_newest", set_aside)
 
 
 def _hears(patch: Patch, hear: Callable[[PeerProtocol, wire.Message], bool]) -> None:
@@ -135,7 +150,7 @@ def _rejection_trusted_across_incarnations(patch: Patch) -> None:
     _hears(patch, hear)
 
 
-# The three below were no plants: the simulation found them.
+# The ones below were no plants: the simulation found them.
 
 
 def _older_server_followed(patch: Patch) -> None:
@@ -155,6 +170,25 @@ def _receipt_not_withdrawn(patch: Patch) -> None:
 
 def _nobody_begins_again(patch: Patch) -> None:
     patch.setattr(PeerProtocol, "_waits_for_nothing", lambda _: False)
+
+
+def _pushes_while_it_greets(patch: Patch) -> None:
+    """And takes the receipts for it; verdicts of a server that has not yet welcomed it
+    are not believed."""
+
+    def publish(self: PeerProtocol) -> None:
+        is_welcome, self._is_welcome = self._is_welcome, True
+        original(self)
+        self._is_welcome = is_welcome
+
+    def hear(self: PeerProtocol, message: wire.Message) -> bool:
+        if isinstance(message, wire.Receipt) and message.seq in self._outbox:
+            self._outbox[message.seq].has_receipt = True
+        return False
+
+    original = PeerProtocol._publish_outbox
+    patch.setattr(PeerProtocol, "_publish_outbox", publish)
+    _hears(patch, hear)
 
 
 def _older_stop_followed(patch: Patch) -> None:
@@ -199,6 +233,15 @@ def _hanging(seed: int) -> World:
     world = _endless(seed, workers=2, faults=(Fault(1.0 + seed % 3, "hang", 0),))
     timing = replace(TIMINGS["fedavg"], deadline_s=0.5)
     return replace(world, timing=timing, bad_updates=0.0)
+
+
+def _damaged(seed: int) -> World:
+    """A version turns out damaged whose verdicts have hardly been told."""
+    faults = [Fault(0.8 + n + seed % 7 / 11, "rot", -2, 0.05) for n in range(5)]
+    often = {"step_s": (0.02, 0.05), "make_s": (0.0, 0.01), "save_s": (0.0, 0.02)}
+    fast = {"subscribe_s": (0.0, 0.0), "reconnect_s": (0.01, 0.05)}
+    timing = replace(TIMINGS["asyn2f"], min_updates=1, min_workers=1)
+    return World(timing=timing, calm_s=6.0, faults=tuple(faults), **often, **fast)
 
 
 def _late_words(seed: int) -> World:
@@ -247,6 +290,15 @@ def _late_ends(seed: int) -> World:
     return World(timing=timing, calm_s=5.0, faults=faults, **fast, **often)
 
 
+def _waiting_for_others(seed: int) -> World:
+    """A server that is started again waits for a worker that is long in coming."""
+    timing = replace(TIMINGS["adopting"], min_updates=1, min_workers=2)
+    away = Fault(0.8 + seed % 5 / 7, "kill", 1, 5.0)
+    crash = Fault(1.0 + seed % 7 / 5, "crash", -2, 0.1)
+    slow = {"check_s": (0.0, 0.2), "step_s": (0.05, 0.1), "reconnect_s": (0.01, 0.05)}
+    return World(timing=timing, calm_s=7.0, faults=(away, crash), **slow)
+
+
 class Planted(NamedTuple):
     """An error; `most_seeds` it may take to find it."""
 
@@ -254,7 +306,7 @@ class Planted(NamedTuple):
     plant: Callable[[Patch], None]
     world: Callable[[int], World]
     most_seeds: int
-    found_by: tuple[str, ...]  # invariants of which one has to be broken
+    found_by: tuple[str, ...]  # invariants; one of them is broken within these seeds
 
 
 PLANTED = (
@@ -263,6 +315,13 @@ PLANTED = (
     ),
     Planted(
         "ledger not saved", _ledger_not_in_the_checkpoint, _crashing, 50, ("I2", "I4")
+    ),
+    Planted(
+        "books of a damaged version",
+        _books_of_a_damaged_version,
+        _damaged,
+        50,
+        ("I3",),
     ),
     Planted("receipt is final", _receipt_is_final, _crashing, 50, ("I7",)),
     Planted(
@@ -279,9 +338,7 @@ PLANTED = (
         50,
         ("I3", "I8"),
     ),
-    Planted(
-        "a new number", _resend_under_a_new_number, _overtaking, 50, ("I2", "I7", "I10")
-    ),
+    Planted("a new number", _resend_under_a_new_number, _overtaking, 50, ("I2", "I10")),
     Planted("base unchecked", _base_version_unchecked, _losing, 100, ("I13",)),
     Planted("older version", _older_version_accepted, _overtaking, 10, ("I11",)),
     Planted("who are you", _who_ignored, _crashing, 50, ("I8",)),
@@ -310,6 +367,13 @@ PLANTED = (
         _nothing,
         20,
         ("I8",),
+    ),
+    Planted(
+        "pushes while it greets",
+        _pushes_while_it_greets,
+        _waiting_for_others,
+        20,
+        ("I14",),
     ),
     Planted("older stop followed", _older_stop_followed, _late_ends, 200, ("I11",)),
     Planted("nobody begins again", _nobody_begins_again, _rounds, 50, ("I8",)),
