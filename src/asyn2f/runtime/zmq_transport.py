@@ -30,11 +30,17 @@ from asyn2f.runtime.transport import (
 from asyn2f.runtime.wire import MAX_HEADER_BYTES, Buffer, Refused, encode
 from asyn2f.runtime.zmq_doorkeeper import Doorkeeper, most_of
 from asyn2f.runtime.zmq_gate import Gate, check_closed
+from asyn2f.runtime.zmq_greeting import Inquiry
 from asyn2f.runtime.zmq_options import curve_options, socket_options
 
 _PORT_FREE_S = 0.02  # between two attempts to bind a port that was just given up
-# What a server's door says by staying shut; the sockets do not knock again.
-_SHUT = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+# What a server's door says by staying shut. After NO_DETAIL, which is any connection
+# that broke, the sockets connect again; after the others they do not.
+_SHUT = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 _UNKNOWN_KEY = encode(
     Refused("it does not know this key: is it in keys/server/allowed?", retry=False)
 )
@@ -91,6 +97,7 @@ class ZmqTransport:
         self._doorkeeper: Doorkeeper | None = None  # a server's
         self._ports = (0, 0, 0)  # a server's
         self._denied: zmq.Socket | None = None  # says when a server's door stays shut
+        self._inquiry: Inquiry | None = None  # a peer's
         # Where peers share a machine; see shared_memory.
         self._lender: Lender | None = None  # a server's
         self._borrower: Borrower | None = None  # a peer's
@@ -178,6 +185,7 @@ class ZmqTransport:
             raise AddressError(f"address: found {address!r}, a peer needs the port")
         self = cls("peer", host, payload_bytes, depth, keys)
         self._shares_memory = shared_memory and pays(payload_bytes)
+        self._inquiry = Inquiry(host, port, self.wake)
         self._control = self._open(Channel.CONTROL, zmq.DEALER, port)
         return self
 
@@ -244,6 +252,11 @@ class ZmqTransport:
             else:
                 with contextlib.suppress(BlockingIOError):
                     self._alarm.recv(4096)
+        if self._inquiry is not None and self._inquiry.found:
+            mechanism, self._inquiry.found = self._inquiry.found, ""
+            if mechanism != ("CURVE" if self._curve else "NULL"):
+                header = self._why_not_alike()
+                arrived.append(Frames(Channel.CONTROL, b"", header, b""))
         if self._gate is not None:
             self._gate.refresh(time.monotonic())
             if self._gate.has_revoked and self._published is not None:
@@ -270,13 +283,21 @@ class ZmqTransport:
 
     def _why_shut(self, frames: list[bytes]) -> bytes:
         """The refusal in a monitor's message; b"" = garbage came, of which nothing
-        follows."""
+        follows, or the connection broke, and the server is asked whether it would have
+        refused (see `zmq_greeting`)."""
         said = parse_monitor_message(frames)
         if said["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             return _UNKNOWN_KEY
         if said["value"] == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
-            return _HAS_NO_KEYS if self._curve else _WANTS_KEYS
+            return self._why_not_alike()
+        is_broken = said["event"] == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        if is_broken and self._inquiry is not None:
+            self._inquiry.ask()
         return b""
+
+    def _why_not_alike(self) -> bytes:
+        """The refusal where only one side has keys."""
+        return _HAS_NO_KEYS if self._curve else _WANTS_KEYS
 
     def _drain(self, opened: zmq.Socket) -> list[Frames | Subscribed | Malformed]:
         """What one socket has, at most so much that the others are not kept waiting."""
