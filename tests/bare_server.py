@@ -19,8 +19,9 @@ from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import Transport
 from asyn2f.runtime.zmq_transport import ZmqTransport
 from asyn2f.timing import Stop, Timing
-from tests.bare_worker import PATIENCE_S, RUNTIME, Changes, body_of, open_journal
+from tests.bare_worker import RUNTIME, Changes, body_of, open_journal
 from tests.messages import made, server_settings
+from tests.patience import PATIENCE_S
 
 # Every update is committed: what is lost cannot hide behind what is superseded.
 EVERY_UPDATE = Timing(

@@ -17,10 +17,10 @@ from asyn2f.runtime.peer_protocol import PeerProtocol
 from asyn2f.runtime.settings import RuntimeSettings
 from asyn2f.runtime.transport import Transport
 from tests.messages import hello_of, produced
+from tests.patience import PATIENCE_S
 
 WINDOW = 4  # updates under way: as many as a worker keeps
 RUNTIME = RuntimeSettings(lease_s=60.0, join_timeout_s=60.0)
-PATIENCE_S = 60.0
 
 
 class Changes:

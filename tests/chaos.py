@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Literal, NamedTuple
 
 from asyn2f.runtime.transport import Channel
+from tests.patience import PATIENCE_S
 
 _PIECE_BYTES = 65_536
 _WAITING_PIECES = 8  # of each way of a connection: what does not fit is not read
@@ -286,7 +287,7 @@ class ChaosProxy:
         """Ends everything; once more does nothing."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._closing.set)
-            self._thread.join(10.0)
+            self._thread.join(PATIENCE_S)
 
     def _run(self) -> None:
         for link in self.each():

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asyn2f.report.comparison import Trial
+from tests.patience import PATIENCE_S
 from tests.replays import Outcome
 from tests.test_launch import ROOT
 
-PATIENCE_S = 200.0
 METHODS = ["asyn2f", "fedavg", "fedbuff"]
 SEEDS = [0, 1]
 TARGET = 0.7

@@ -15,9 +15,9 @@ from asyn2f import invariants, trace
 from asyn2f.invariants import Found
 from asyn2f.runtime import crashes
 from launch.verify import found_in
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent
-PATIENCE_S = 150.0
 VERSIONS = 16
 SMALL = [
     "--config=configs/digits.py",

@@ -16,9 +16,9 @@ from asyn2f.runtime.transport import (
 from asyn2f.runtime.zmq_transport import ZmqTransport
 from tests.chaos import ChaosProxy
 from tests.networks import End
+from tests.patience import PATIENCE_S
 
 PAYLOAD_BYTES = 1 << 18  # what the buffers between take is some tens of these
-PATIENCE_S = 90.0
 _ENDED, _BEGUN = zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 

@@ -22,10 +22,11 @@ from asyn2f.runtime.keys import PeerKeys
 from asyn2f.runtime.zmq_transport import ZmqTransport
 from tests.bare_server import EVERY_UPDATE as EVERY_UPDATE
 from tests.bare_server import BareServer
-from tests.bare_worker import PATIENCE_S, BareWorker, Changes
 from tests.bare_worker import RUNTIME as RUNTIME
+from tests.bare_worker import BareWorker, Changes
 from tests.chaos import ChaosProxy
 from tests.judge import judge
+from tests.patience import PATIENCE_S
 
 
 class SocketRun:

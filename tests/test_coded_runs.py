@@ -18,6 +18,7 @@ from asyn2f.sim.serial import execute_serially
 from asyn2f.trees import params_sha256
 from tests.chaos import ChaosProxy
 from tests.office import Office
+from tests.patience import PATIENCE_S
 from tests.test_runtime import SETTINGS, LocalRun, small
 
 DELTA = {"wire__updates": "int8", "wire__delta": True, "wire__versions": "int8"}
@@ -121,7 +122,7 @@ def test_who_codes_otherwise_is_told_how(tmp_path):
     run = LocalRun(tmp_path, small(min_workers=1, **TOPK))
     run.experiment = small(min_workers=1, **DELTA)
     run.start_worker(0)
-    run._threads[-1].join(20.0)
+    run._threads[-1].join(PATIENCE_S)
     ended = run.ended["worker-0"]
     assert ended.status == "refused"
     assert "is updates int8 of changes, versions int8; the" in ended.reason

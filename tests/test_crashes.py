@@ -7,7 +7,8 @@ import pytest
 
 from asyn2f import trace
 from asyn2f.runtime import crashes
-from tests.crashed_run import PATIENCE_S, ROOT, VERSIONS, crash, judge
+from tests.crashed_run import ROOT, VERSIONS, crash, judge
+from tests.patience import PATIENCE_S, Crowd
 
 pytestmark = pytest.mark.processes
 
@@ -36,23 +37,25 @@ QUICK = ["saved:6"]
 @pytest.mark.timed
 @pytest.mark.parametrize("place", QUICK)
 def test_a_server_that_dies_loses_nothing(tmp_path, place):
-    run = crash(tmp_path / "run", place)
+    with Crowd() as crowd:
+        run = crash(tmp_path / "run", place)
     judge(run)
-    print(f"{place}: back after {run.back_s} s")
+    print(f"{place}: back after {run.back_s} s, {crowd}")
     assert run.back_s is not None
-    assert run.back_s < BACK_S
+    assert run.back_s < BACK_S * crowd.factor
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [p for p in PLACES if p not in QUICK])
 def test_a_server_that_dies_anywhere_loses_nothing(tmp_path, place):
-    run = crash(tmp_path / "run", place)
+    with Crowd() as crowd:
+        run = crash(tmp_path / "run", place)
     judge(run)
-    print(f"{place}: back after {run.back_s} s")
+    print(f"{place}: back after {run.back_s} s, {crowd}")
     if run.back_s is None:  # the run was over
         assert place == "ending:1"
     else:
-        assert run.back_s < BACK_S
+        assert run.back_s < BACK_S * crowd.factor
 
 
 @pytest.mark.slow

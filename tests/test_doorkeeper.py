@@ -11,8 +11,8 @@ from asyn2f.runtime import zmq_doorkeeper
 from asyn2f.runtime.transport import Frames
 from asyn2f.runtime.zmq_doorkeeper import most_of
 from asyn2f.runtime.zmq_transport import ZmqTransport
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 60.0
 SIZE = 1000
 
 

@@ -9,7 +9,8 @@ import tempfile
 import pytest
 
 from asyn2f import caches
-from tests.test_launch import FAST, PATIENCE_S, ROOT, read
+from tests.patience import PATIENCE_S
+from tests.test_launch import FAST, ROOT, read
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ from tests.executions import (
     machine_for,
     order_for,
 )
+from tests.patience import PATIENCE_S
 from tests.test_protocol import Desk, verdicts
 from tests.test_runtime import LocalRun
 
@@ -302,7 +303,7 @@ class Shards:
     def __getitem__(self, name: str) -> list:
         """How many devices had something to do, and what was wrong."""
         if not self._found:
-            out, err = self._process.communicate(timeout=250)
+            out, err = self._process.communicate(timeout=3 * PATIENCE_S)
             assert self._process.returncode == 0, out + err
             self._found = json.loads(out)
         return self._found[name]

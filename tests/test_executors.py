@@ -32,6 +32,7 @@ from tests.executions import (
     order_for,
     rows_by_chance,
 )
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = {
@@ -191,7 +192,7 @@ def test_lanes_on_eight_devices():
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["8", "same", "close"]

@@ -9,6 +9,7 @@ import pytest
 
 from asyn2f.runtime import wire
 from asyn2f.runtime.transport import Frames
+from tests.patience import PATIENCE_S, Crowd
 from tests.socket_run import SocketRun
 
 MIB = 2**20
@@ -82,13 +83,14 @@ def test_workers_join_and_push_while_the_server_is_busy(tmp_path):
     with SocketRun(tmp_path, workers=10, size=10_000) as run:
         run.start_worker(0, total=1)
         run.until("the run has begun", lambda: run.workers[0].machine.is_done)
-        run.server.meanwhile(lambda: free.wait(60.0))
+        run.server.meanwhile(lambda: free.wait(PATIENCE_S))
         for number in range(1, 10):
             run.start_worker(number, total=1)
-        took_s = run.until(
-            "all have joined and pushed, and have their receipts",
-            lambda: all(w.machine.heard["Receipt"] for w in run.workers),
-        )
+        with Crowd() as crowd:
+            took_s = run.until(
+                "all have joined and pushed, and have their receipts",
+                lambda: all(w.machine.heard["Receipt"] for w in run.workers),
+            )
         until_s = time.monotonic() + 5.0 - took_s
         run.until("five seconds pass", lambda: time.monotonic() > until_s)
         assert len(run.server.live()) == 10
@@ -96,8 +98,8 @@ def test_workers_join_and_push_while_the_server_is_busy(tmp_path):
         free.set()
         run.until("all is settled", lambda: all(w.machine.is_done for w in run.workers))
         assert run.finish() == {"committed": 10}
-    print(f"all had receipts after {took_s:.2f} s")
-    assert took_s < 5.0
+    print(f"all had receipts after {took_s:.2f} s, {crowd}")
+    assert took_s < 5.0 * crowd.factor
 
 
 # -------------------------------------------------------------

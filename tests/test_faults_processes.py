@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from asyn2f import trace
+from tests.patience import PATIENCE_S, Crowd
 from tests.socket_run import RUNTIME, SocketRun
 
 pytestmark = pytest.mark.processes
@@ -38,18 +39,19 @@ def kill_in_mid_upload(folder, seed: int, kills: int) -> None:
             for number, proxy in enumerate(proxies, start=1)
         ]
         for proxy in proxies:
-            assert proxy.update.limit_reached.wait(60.0)
+            assert proxy.update.limit_reached.wait(PATIENCE_S)
         for process in processes:
             run.kill(process)
         start_s, goal = time.monotonic(), run.server.committed + 20
-        run.until("the server notices", lambda: run.server.live() == [0])
+        with Crowd() as crowd:
+            run.until("the server notices", lambda: run.server.live() == [0])
         noticed_s = time.monotonic() - start_s
         for proxy in proxies:
             proxy.calm()
         run.until("work goes on", lambda: run.server.committed > goal)
         fates = run.finish()
-    print(f"noticed {noticed_s:.1f} s, {dict(fates)}")
-    assert noticed_s < NOTICED_S
+    print(f"noticed {noticed_s:.1f} s, {crowd}, {dict(fates)}")
+    assert noticed_s < NOTICED_S * crowd.factor
     assert fates["committed"] > 20
     assert fates["died"] >= kills
     assert fates.keys() <= ENDS
@@ -91,7 +93,7 @@ def kill_and_restart(folder, lives: int) -> None:
             run.until("it works", commits)
             goal = len(run.server.arrived_s) + 9
             proxy.update.set(limit_bytes=15_000, at_limit="stall")
-            assert proxy.update.limit_reached.wait(60.0)
+            assert proxy.update.limit_reached.wait(PATIENCE_S)
             run.kill(process)
             if life % 2:  # its last words come when it is taken to be gone
                 run.until("the silence is noticed", lambda: run.server.live() == [0])
@@ -129,9 +131,10 @@ def stop_and_continue(folder, stopped_s: float) -> None:
         os.kill(process.pid, signal.SIGSTOP)
         start_s = time.monotonic()
         if stopped_s > 4.0:
-            run.until("the server notices", lambda: run.server.live() == [0])
+            with Crowd() as crowd:
+                run.until("the server notices", lambda: run.server.live() == [0])
             noticed_s = time.monotonic() - start_s
-            assert noticed_s < NOTICED_S
+            assert noticed_s < NOTICED_S * crowd.factor
         run.until("time passes", lambda: time.monotonic() > start_s + stopped_s)
         newest = max(run.server.versions)
         os.kill(process.pid, signal.SIGCONT)
@@ -143,7 +146,8 @@ def stop_and_continue(folder, stopped_s: float) -> None:
             keys = [key for key in run.server.newest() if key.worker == 1]
             return any(run.server.bases[key] >= newest for key in keys)
 
-        run.until("it is back in work", is_back)
+        with Crowd() as crowd:
+            run.until("it is back in work", is_back)
         back_s = time.monotonic() - continued_s
         fates = run.finish()
         late = [
@@ -153,8 +157,9 @@ def stop_and_continue(folder, stopped_s: float) -> None:
             and event.time_s > continued_s + offset_s
             and event.version < newest
         ]
-        print(f"back {back_s:.2f} s, stale versions {late} of {newest}, {dict(fates)}")
-    assert back_s < 3.0
+        print(f"back {back_s:.2f} s, {crowd}, {dict(fates)}")
+        print(f"stale versions {late} of {newest}")
+    assert back_s < 3.0 * crowd.factor
     # A line that has not been given up brings what both systems' buffers hold, of up to
     # tens of MiB: whatever was made within a second.
     assert len(late) <= 1 or stopped_s < 4.0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from asyn2f import trace
+from tests.patience import Crowd
 from tests.test_launch import ENDLESS, children_of, finish, start, wait_for_line
 
 pytestmark = pytest.mark.processes
@@ -36,11 +37,11 @@ def end(process, *numbers: int) -> int:
     start_s = time.monotonic()
     for number in numbers:
         process.send_signal(number)
-    code, out, err = finish(process)
+    with Crowd() as crowd:
+        code, out, err = finish(process)
     took_s = time.monotonic() - start_s
-    print(f"{process.args[2]}: code {code} after {took_s:.2f} s")
-    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert took_s < ENDS_S * crowd, out + err
+    print(f"{process.args[2]}: code {code} after {took_s:.2f} s, {crowd}")
+    assert took_s < ENDS_S * crowd.factor, out + err
     assert "Traceback" not in err
     assert children_of(process.pid) == set()
     return code

@@ -368,11 +368,11 @@ def test_a_bomb_costs_neither_time_nor_memory(office):
     tracemalloc.start()
     for bomb in found:
         taken = []
-        for _ in range(3):  # the machine may be busy: the best of three
-            begin = time.perf_counter()
+        for _ in range(3):  # of the processor's time, as the machine may be busy
+            begin = time.thread_time()
             with pytest.raises(wire.WireError):
                 wire.decode(bomb)
-            taken.append(time.perf_counter() - begin)
+            taken.append(time.thread_time() - begin)
         worst_s = max(worst_s, min(taken))
         office.put(Frames(Channel.CONTROL, b"peer-0", bomb, b""))
         office.put(Frames(Channel.UPDATE, b"update", bomb, b""))

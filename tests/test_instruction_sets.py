@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).parent.parent
 SETS = ["AVX2", *(pytest.param(x, marks=pytest.mark.slow) for x in ("SSE4_2", "AVX"))]
 SETS.append(pytest.param("AVX512", marks=pytest.mark.slow))
@@ -52,7 +54,7 @@ def output_of(command: list[str], name: str, **env: str) -> str:
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | env,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=2 * PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -10,6 +10,7 @@ import pytest
 
 from asyn2f.trees import params_sha256
 from tests.executions import order_and_result
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent
 FILES = [
@@ -39,7 +40,7 @@ def test_a_run_without_asserts_has_the_same_order_and_the_same_bits():
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=2 * PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["False", *told()]

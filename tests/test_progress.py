@@ -15,6 +15,7 @@ import pytest
 from asyn2f.sim.progress import Progress, read_progress, write_progress
 from asyn2f.sim.vectorised import execute_in_lanes
 from tests.executions import Seen, assert_same_bits, given, machine_of, order_and_result
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent
 KEY = "this very execution"
@@ -138,7 +139,7 @@ def test_a_simulation_that_is_ended_goes_on(undisturbed, tmp_path, by):
     with subprocess.Popen(
         command(cut, "--keep_every_s=0"), cwd=ROOT, stdout=subprocess.DEVNULL
     ) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while not (cut / "progress.npz").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline

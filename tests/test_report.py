@@ -25,6 +25,7 @@ from asyn2f.report.html import write_report
 from asyn2f.report.metrics import MetricsWriter, read_metrics
 from asyn2f.report.run import Run, load_run
 from tests.made_up_run import made_up
+from tests.patience import PATIENCE_S, Crowd
 
 
 def unpacked(script: str) -> str:
@@ -195,8 +196,9 @@ def test_what_is_no_run_is_refused(tmp_path):
 def test_long_runs_are_drawn_quickly(tmp_path):
     made_up(tmp_path, workers=20, versions=500)
     began_s = time.perf_counter()
-    write_report(tmp_path)
-    assert time.perf_counter() - began_s < 10
+    with Crowd() as crowd:
+        write_report(tmp_path)
+    assert time.perf_counter() - began_s < 10 * crowd.factor
     assert len(load_run(tmp_path).events) > 20_000
 
 
@@ -314,6 +316,6 @@ def test_scalars_go_to_tensorboard_under_their_version(tmp_path):
 @pytest.mark.parametrize("flags", [[], ["--run=nowhere"], ["--nonsense=1"]])
 def test_the_program_says_in_one_line_what_is_wrong(flags):
     program = [sys.executable, "-m", "launch.report", *flags]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

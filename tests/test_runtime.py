@@ -25,8 +25,8 @@ from asyn2f.runtime.worker import Worker
 from asyn2f.runtime.zmq_transport import ZmqTransport
 from asyn2f.trees import params_sha256
 from tests.experiments import experiment_with
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 60.0
 SAME = ("seed=0",)
 SETTINGS = RuntimeSettings(
     beat_s=0.2, dead_after_s=2.0, join_timeout_s=20.0, worker_speeds=(400.0, 150.0)

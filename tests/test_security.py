@@ -15,10 +15,10 @@ from asyn2f.runtime.keys import AllowList, KeysError
 from asyn2f.runtime.transport import UPDATES, Channel, Frames, Malformed, Subscribed
 from asyn2f.runtime.zmq_transport import ZmqTransport
 from tests.messages import hello_of, produced
+from tests.patience import PATIENCE_S
 from tests.socket_run import SocketRun
 from tests.strangers import KINDS, Keyring, Recorder, strangers
 
-PATIENCE_S = 50.0
 SIZE = 4096
 
 

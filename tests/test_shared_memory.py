@@ -13,9 +13,9 @@ from asyn2f.runtime import shared_memory
 from asyn2f.runtime.shared_memory import Arena, Borrower, Lender, question
 from asyn2f.runtime.transport import UPDATES, Channel, Frames, Subscribed
 from asyn2f.runtime.zmq_transport import ZmqTransport
+from tests.patience import PATIENCE_S
 
 SIZE = 10_000
-PATIENCE_S = 50.0
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from asyn2f.runtime import peer_protocol, protocol, server_protocol
 from tests.net.judge import judgement
 from tests.net.net import Net
 from tests.net.world import TIMINGS, World, draw_world
+from tests.patience import PATIENCE_S
 from tests.simulate import Outcome, Swept, simulate, sweep
 
 SEEDS = 1000  # four times as many are in test_simulation_more.py
@@ -149,7 +150,7 @@ def test_a_seed_is_a_run_whatever_order_python_gives_to_sets():
         )
         for hash_seed in ("1", "2")
     ]
-    one, other = (run.communicate(timeout=200)[0] for run in runs)
+    one, other = (run.communicate(timeout=PATIENCE_S)[0] for run in runs)
     assert len(one.splitlines()) == 50
     assert one == other
 

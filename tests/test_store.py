@@ -19,6 +19,7 @@ from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.store import StoreError, superfluous
 from asyn2f.strategies.base import initial_state
 from asyn2f.types import ServerState
+from tests.patience import PATIENCE_S
 
 
 def state_of(version: int, size: int = 12) -> ServerState:
@@ -252,7 +253,7 @@ def test_a_store_whose_writer_was_killed_in_mid_save_is_whole(folder):
         here, there = context.Pipe(duplex=False)
         process = context.Process(target=_save_for_ever, args=(str(folder), there))
         process.start()
-        assert here.poll(60), "the writer did not begin"
+        assert here.poll(PATIENCE_S), "the writer did not begin"
         begun = here.recv()
         # It is saving that version at this moment, or has just begun the next.
         for _ in range(round_):

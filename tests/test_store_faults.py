@@ -24,6 +24,7 @@ from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.server import start_of
 from asyn2f.runtime.store import Fenced, StoreError
 from asyn2f.trees import params_sha256
+from tests.patience import PATIENCE_S
 from tests.test_runtime import small
 from tests.test_store import state_of
 
@@ -133,7 +134,7 @@ def test_of_many_servers_that_begin_at_once_one_may_write(make):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert sorted(found) == list(range(1, 9))
     assert sum(server.shut_out() == "" for server in servers) == 1
 
@@ -450,7 +451,7 @@ def test_a_reader_finds_every_version_that_it_was_told_of(make, reads):
         behind: list[int] = []
         for _ in range(reads):
             while len(behind) < 5 or not told.empty():
-                behind.append(told.get(timeout=100.0))
+                behind.append(told.get(timeout=PATIENCE_S))
             late = behind[-5]
             found = reader.load(late, state_of(0, size=2000)).state
             assert int(found.model.version) == late
@@ -491,5 +492,5 @@ def test_a_server_waits_for_the_lock_of_another(tmp_path):
         waiting.start()
         waiting.join(0.2)
         assert begun == []
-    waiting.join(10.0)
+    waiting.join(PATIENCE_S)
     assert begun == [2]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from asyn2f.runtime.orbax_store import OrbaxStore
+from tests.patience import PATIENCE_S
 from tests.test_store import state_of
 
 MIB = 2**20
@@ -38,7 +39,7 @@ def kill_in_mid_save(folder: Path, seed: int, kills: int) -> int:
         writer = context.Process(target=_save_for_ever, args=(str(folder), there))
         writer.start()
         there.close()
-        while here.poll(120.0) and here.recv() != ("begun", saved + 2):
+        while here.poll(PATIENCE_S) and here.recv() != ("begun", saved + 2):
             pass
         writer.join(chance.uniform(0.0, 0.6))
         writer.kill()

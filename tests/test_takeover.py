@@ -8,7 +8,8 @@ import pytest
 
 from asyn2f import invariants, trace, workdir
 from launch.verify import found_in
-from tests.crashed_run import PATIENCE_S, SMALL, VERSIONS, processes
+from tests.crashed_run import SMALL, VERSIONS, processes
+from tests.patience import PATIENCE_S, Crowd
 
 ENDED_S = 2.0  # promised
 
@@ -21,7 +22,7 @@ def test_a_second_server_takes_a_live_run_over_with_its_workers(tmp_path):
     logs = tmp_path / "logs"
     logs.mkdir()
     flags = [*SMALL, "--config.stop.max_versions=100000", f"--workdir={folder}"]
-    with processes(logs) as start:
+    with Crowd() as crowd, processes(logs) as start:
         first = start("server", *flags)
         wait_until(first, lambda: (folder / workdir.SERVER).exists())
         peers = [start("worker", *flags, f"--worker={n}") for n in (0, 1)]
@@ -35,13 +36,13 @@ def test_a_second_server_takes_a_live_run_over_with_its_workers(tmp_path):
         ended_s = time.time() - os.stat(begun).st_mtime
         codes = [process.wait(PATIENCE_S) for process in (second, *peers)]
     said = "\n".join(log.read_text() for log in sorted(logs.iterdir()))
-    print(f"the first server ended {ended_s:.2f} s after the second began")
+    print(f"the first server ended {ended_s:.2f} s after the second began, {crowd}")
     assert codes == [0, 0, 0, 0], said
     # Orbax's threads may complain before: their files are swept up under their hands.
     last_words = (logs / "0-server.log").read_text().splitlines()[-1]
     assert last_words.startswith("error: ")
     assert "another server has taken this run over, as incarnation 2" in last_words
-    assert ended_s < ENDED_S
+    assert ended_s < ENDED_S * crowd.factor
     found = found_in(folder)
     assert not invariants.check(found).violations, said
     made = [e for e in found.events if isinstance(e, trace.Aggregated)]

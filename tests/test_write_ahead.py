@@ -20,11 +20,10 @@ from asyn2f.runtime.orbax_store import OrbaxStore
 from asyn2f.runtime.orbax_writer import OrbaxWriter
 from asyn2f.runtime.server import start_of
 from asyn2f.runtime.store import Fenced, StoreError
+from tests.patience import PATIENCE_S
 from tests.test_launch import has_ended
 from tests.test_runtime import small
 from tests.test_store import state_of
-
-PATIENCE_S = 50.0
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from pathlib import Path
 from asyn2f import invariants, workdir
 from asyn2f.invariants import Found
 from launch.verify import found_in
-from tests.crashed_run import PATIENCE_S, SMALL, processes
+from tests.crashed_run import SMALL, processes
 from tests.night.figures import Figure
+from tests.patience import PATIENCE_S
 
 ENDED_S = 2.0  # promised: after SIGCONT the one that was replaced is gone
 STANDS_STILL_S = 20.0  # then it is killed, as an operator would
