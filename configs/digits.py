@@ -7,7 +7,7 @@ the paper: without it (--config.strategy.asyn2f.max_share=1) a worker with few e
 which soon reports a loss near zero, outweighs all others, and 0.94 to 0.96 is reached.
 """
 
-from configs.default import get_config as default
+from asyn2f.config.default import get_config as default
 
 
 def get_config():

@@ -7,7 +7,7 @@
 Dirichlet(0.3) unless --config.task.partition=iid is given.
 """
 
-from configs.default import get_config as default
+from asyn2f.config.default import get_config as default
 
 
 def get_config(dataset="digits"):

@@ -1,37 +1,6 @@
-"""One worker of a run, on this or another machine.
+"""`asyn2f worker`: see `asyn2f.cli.worker`."""
 
-    python -m launch.worker --config=configs/digits.py --workdir=runs/digits \\
-        --worker=3 --server=tcp://127.0.0.1:5570
-
-The config must be the server's. Without --server, the address is looked up in
---workdir, where a server on the same file system has left it. The worker's trace goes
-to --workdir.
-"""
-
-from pathlib import Path
-
-from absl import flags
-
-from asyn2f import build
-from launch import peer, program
-
-program.takes("config", "workdir", "insecure")
-_SERVER = flags.DEFINE_string("server", None, "The server's address, tcp://host:port.")
-_WORKER = flags.DEFINE_integer("worker", None, "Which worker: the number of its shard.")
-
-
-def main() -> int:
-    folder, worker = Path(program.required(program.WORKDIR)), _WORKER.value
-    config = program.plain(program.CONFIG.value)
-    if worker is None or not 0 <= worker < config["workers"]:
-        raise build.ConfigError(
-            f"--worker: found {worker}, allowed: 0 to {config['workers'] - 1}; "
-            "config.workers says into how many shards the data is cut"
-        )
-    return peer.main(
-        peer.make_worker(worker), f"worker-{worker}", config, folder, _SERVER
-    )
-
+from asyn2f.cli.main import start
 
 if __name__ == "__main__":
-    program.run(main, outlives_output=True)
+    start("worker")

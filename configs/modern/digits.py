@@ -6,7 +6,7 @@
 The number after the colon is the Dirichlet concentration: 0.1 (extreme) or 0.5.
 """
 
-from configs.default import get_config as default
+from asyn2f.config.default import get_config as default
 
 
 def get_config(alpha="0.1"):

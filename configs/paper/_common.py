@@ -11,7 +11,7 @@ Without them: asyn2f, synchronous.
 
 from ml_collections import ConfigDict
 
-from configs.default import get_config as default
+from asyn2f.config.default import get_config as default
 
 METHODS = ("asyn2f", "kafl", "fedavg")
 SCHEDULES = ("synchronous", "fixed", "cosine")

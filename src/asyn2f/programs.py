@@ -237,7 +237,7 @@ def server_program(timing: Timing, version: int = 0) -> ServerProgram:
 
     Yields:
       Commands; expects an event in return for each: after `Listen` anything but `Done`,
-      after every other command `Done`, or `NotMade` after `Aggregate`.
+      after every other command `Done`, or `AggregationFailed` after `Aggregate`.
     """
     live: set[int] = set()
     # By worker where a newer update replaces an older one, else by update.

@@ -41,7 +41,7 @@ class Timing:
         its own model, although there is a newer version that it would adopt.
       min_updates: m of the paper; the buffer's size. Only for the quorum `some`.
       epochs_per_push: n of the paper: local epochs in a cycle.
-      push_after_metric: hold pushes back until the training metric of the epoch has
+      push_min_accuracy: hold pushes back until the training metric of the epoch has
         reached this. Makes timing depend on values; 0 = off.
       push_after_epochs: ... or until that many epochs are done. 0 = never.
       deadline_s: aggregate what is pending after that long: for `some`, counted from
@@ -60,7 +60,7 @@ class Timing:
     keep_unsent: bool = False
     min_updates: int = 1
     epochs_per_push: int = 1
-    push_after_metric: float = 0.0
+    push_min_accuracy: float = 0.0
     push_after_epochs: int = 0
     deadline_s: float = 0.0
     min_workers: int = 1
@@ -68,7 +68,7 @@ class Timing:
     @property
     def depends_on_values(self) -> bool:
         """Whether it depends on a worker's signal when it pushes."""
-        return self.push_below_mean or self.push_after_metric > 0
+        return self.push_below_mean or self.push_min_accuracy > 0
 
     @property
     def replaces(self) -> bool:
@@ -87,7 +87,7 @@ class Timing:
         has been `mean`."""
         if self.push_below_mean:
             return signal <= mean
-        return signal >= self.push_after_metric or 0 < self.push_after_epochs <= epochs
+        return signal >= self.push_min_accuracy or 0 < self.push_after_epochs <= epochs
 
 
 @dataclass(frozen=True, kw_only=True)

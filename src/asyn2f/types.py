@@ -14,6 +14,9 @@ import jax
 Params = Any
 """A pytree of arrays: all arrays of a model, trained ones and statistics."""
 
+Buffer = bytes | bytearray | memoryview
+"""Encoded bytes: of a message, a payload, a file."""
+
 Metrics = dict[str, jax.Array]
 """What a pure function wants a person to see; never fed back into the mathematics."""
 

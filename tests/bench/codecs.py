@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyn2f.report.run import load_run
-from asyn2f.report.tally import scores
+from asyn2f.api import bytes_by, simulate
+from asyn2f.report.load import load_run
+from asyn2f.report.summary import scores
 from asyn2f.sim import order as o
-from asyn2f.simulation import bytes_by, simulate
 from configs.digits import get_config
 
 SEEDS = (0, 1, 2)

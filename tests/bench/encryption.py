@@ -16,10 +16,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from asyn2f.runtime import keys
-from asyn2f.runtime.keys import PeerKeys
-from asyn2f.runtime.transport import Channel, Frames, Subscribed
-from asyn2f.runtime.zmq_transport import ZmqTransport
+from asyn2f.protocol.channels import (
+    Channel,
+    Frames,
+    Subscribed,
+)
+from asyn2f.transport import keys
+from asyn2f.transport.keys import PeerKeys
+from asyn2f.transport.zmq import ZmqTransport
 
 SIZE = 44 << 20
 ROUNDS = 7

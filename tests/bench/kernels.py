@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asyn2f.aggregation import weighted_sum
-from asyn2f.merging import directional_merge
+from asyn2f.kernels.aggregation import weighted_sum
+from asyn2f.kernels.merging import directional_merge
 from asyn2f.strategies.base import blended
 from asyn2f.tasks.models import resnet18
 from asyn2f.types import Params

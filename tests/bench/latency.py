@@ -38,12 +38,12 @@ REPEATS = 3
 
 def measure() -> Iterator[Figure | dict]:
     for name, flags, announce, bounds in (
-        ("digits MLP", SMALL, "early", (5.0, 30.0)),
-        ("digits MLP", SMALL, "durable", (100.0, None)),
-        ("45 MB", LARGE, "early", (None, None)),
-        ("45 MB", LARGE, "durable", (600.0, None)),
+        ("digits MLP", SMALL, "before_save", (5.0, 30.0)),
+        ("digits MLP", SMALL, "after_save", (100.0, None)),
+        ("45 MB", LARGE, "before_save", (None, None)),
+        ("45 MB", LARGE, "after_save", (600.0, None)),
     ):
-        flags = [*flags, f"--config.runtime.announce={announce}"]
+        flags = [*flags, f"--config.runtime.publish={announce}"]
         runs = [traced(flags) for _ in range(REPEATS)]
         all_ms = [1000 * np.array(latencies_s(events)) for events in runs]
         what = f"push to reception, {name}, {announce}"

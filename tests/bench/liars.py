@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from asyn2f import build, trace
-from asyn2f.experiment import Experiment, make_experiment
-from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.simulation import simulate
+from asyn2f import trace
+from asyn2f.api import simulate
+from asyn2f.config import build
+from asyn2f.protocol.settings import RuntimeSettings
+from asyn2f.training.experiment import Experiment, make_experiment
 from configs.digits import get_config
-from tests.liars import Lie, moved, saying, with_liars
-from tests.test_runtime import LocalRun
+from tests.contracts.test_runtime import LocalRun
+from tests.support.byzantine import Lie, moved, saying, with_liars
 
 SEEDS = (0, 1, 2)
 LIAR = 0
@@ -128,7 +129,7 @@ def in_threads(seed: int, lie: str, changes: dict[str, Any]) -> Outcome:
     if lie == "absent":
         everybody, changes = range(1, 5), {**changes, "min_workers": 4}
     experiment = build.build_experiment(config_of(seed, changes))
-    settings = RuntimeSettings(beat_s=0.5, dead_after_s=10.0)
+    settings = RuntimeSettings(heartbeat_interval_s=0.5, heartbeat_timeout_s=10.0)
     with tempfile.TemporaryDirectory() as folder:
         run = LocalRun(Path(folder), experiment, "memory", settings)
         for number in everybody:
@@ -137,7 +138,7 @@ def in_threads(seed: int, lie: str, changes: dict[str, Any]) -> Outcome:
                 worker._trainer = with_liars(experiment, {LIAR}, told).trainer
         run.start_evaluator()
         summary = run.finish()
-        settled = run.events(trace.Settled)
+        settled = run.events(trace.UpdateSettled)
     far = [e.worker == LIAR for e in settled if "from the global model" in e.reason]
     return Outcome(
         best=summary["best_accuracy"],

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from asyn2f.runtime import payloads
-from asyn2f.trees import template_of
+from asyn2f import serialization
+from asyn2f.serialization import template_of
 from tests.bench.figures import Figure, compared, in_turns
 from tests.bench.kernels import resnet18_params
 
@@ -22,18 +22,20 @@ COPY = "a copy of the bytes, by numpy"
 def measure() -> Iterator[Figure]:
     model = resnet18_params(0)
     template = template_of(model)
-    payload = payloads.encode_params(model)
+    payload = serialization.encode_params(model)
     array = np.frombuffer(payload, np.uint8)
-    views = payloads.decode_params(template, payload)
+    views = serialization.decode_params(template, payload)
     candidates = {
         COPY: array.copy,
-        "encode": lambda: payloads.encode_params(model),
-        "encode + decode": lambda: payloads.decode_params(
-            template, payloads.encode_params(model)
+        "encode": lambda: serialization.encode_params(model),
+        "encode + decode": lambda: serialization.decode_params(
+            template, serialization.encode_params(model)
         ),
-        "digest": lambda: payloads.digest(payload),
-        "is all finite": lambda: payloads.nonfinite_leaf(views),
-        "onto the device": lambda: jax.block_until_ready(payloads.to_device(views)),
+        "digest": lambda: serialization.digest(payload),
+        "is all finite": lambda: serialization.nonfinite_leaf(views),
+        "onto the device": lambda: jax.block_until_ready(
+            serialization.to_device(views)
+        ),
     }
     turns = in_turns(candidates, ROUNDS)
     for what in list(candidates)[1:]:

@@ -19,18 +19,18 @@ from pathlib import Path
 
 import numpy as np
 
-from asyn2f import build, trace
-from asyn2f.experiment import Experiment
-from asyn2f.runtime import payloads
-from asyn2f.runtime import protocol as p
+from asyn2f import serialization, trace
+from asyn2f.config import build
+from asyn2f.protocol import events as p
+from asyn2f.protocol.messages import UpdateHeader
+from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
-from asyn2f.runtime.memory_store import MemoryStore
-from asyn2f.runtime.orbax_store import OrbaxStore
-from asyn2f.runtime.peer import Link, Mailbox, hello_of, open_letter
+from asyn2f.runtime.peer import ModelInbox, PeerClient, decode_model, hello_of
 from asyn2f.runtime.server import Observer, Server
-from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.runtime.wire import UpdateHeader
-from asyn2f.runtime.zmq_transport import ZmqTransport
+from asyn2f.store.memory import MemoryStore
+from asyn2f.store.orbax import OrbaxStore
+from asyn2f.training.experiment import Experiment
+from asyn2f.transport.zmq import ZmqTransport
 from configs.digits import get_config
 from tests.bench.figures import Figure
 
@@ -130,18 +130,18 @@ def _echo(size: str, workers: int, number: int, address: str) -> None:
     hello = hello_of(experiment, ("seed=0",), "worker", number, num_examples, quality)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(trace.TraceWriter(Path(folder), f"worker-{number}"))
-        mailbox = Mailbox()
+        mailbox = ModelInbox()
         num_bytes = experiment.template.num_bytes
         transport = ZmqTransport.connect_to(address, num_bytes, 1, shared_memory=True)
-        link = Link(hello, RuntimeSettings(), transport, journal, mailbox)
+        link = PeerClient(hello, RuntimeSettings(), transport, journal, mailbox)
         link.start()
         while mailbox.stopped is None:
             mailbox.wait()
             letter = mailbox.take()
             if letter is None:
                 continue
-            model = open_letter(experiment, letter)
-            payload = payloads.encode_params(model.params)
+            model = decode_model(experiment, letter)
+            payload = serialization.encode_params(model.params)
             header = UpdateHeader(
                 run="",
                 incarnation=0,
@@ -158,8 +158,8 @@ def _echo(size: str, workers: int, number: int, address: str) -> None:
                 signal=0.5,
                 fingerprint=experiment.template.fingerprint,
                 num_bytes=len(payload),
-                digest=payloads.digest(payload),
+                digest=serialization.digest(payload),
             )
-            link.post(p.Produced(header, payload, time.monotonic()))
+            link.post(p.UpdateReady(header, payload, time.monotonic()))
         link.leave()
         journal.close()

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from asyn2f import strategies
-from asyn2f.experiment import Experiment, make_experiment
+from asyn2f.cli import machine
 from asyn2f.sim.execute import default_lanes
 from asyn2f.sim.order import PUSH, Order
 from asyn2f.sim.plan import plan
@@ -26,8 +26,8 @@ from asyn2f.tasks import models, partition
 from asyn2f.tasks.classification import classification
 from asyn2f.tasks.data import Dataset, digits
 from asyn2f.timing import Stop, Timing
-from asyn2f.trainer import Training
-from launch import machine
+from asyn2f.training.experiment import Experiment, make_experiment
+from asyn2f.training.trainer import Training
 
 REPETITIONS = 5
 ASYN2F = Timing(while_training="merge", after_push="continue", quorum="some")

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from asyn2f import build, trace
-from asyn2f.experiment import initial_server_state
-from asyn2f.runtime.orbax_store import OrbaxStore
+from asyn2f import trace
+from asyn2f.config import build
+from asyn2f.store.orbax import OrbaxStore
+from asyn2f.training.experiment import initial_server_state
 from configs.digits import get_config
 from tests.bench.figures import Figure
 
@@ -29,7 +30,7 @@ SAVES = 40
 
 
 def measure() -> Iterator[Figure | dict]:
-    for announce in ("durable", "early"):
+    for announce in ("after_save", "before_save"):
         for updates in (1, 3):
             what = f"versions per second, 8 workers, {updates} updates each, {announce}"
             runs = [_measured(announce, updates) for _ in range(REPEATS)]
@@ -46,7 +47,7 @@ def _measured(announce: str, updates: int) -> tuple[float, float, dict]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "launch.local", "--config=configs/digits.py"]
         command += [f"--workdir={folder}/run", "--config.workers=8"]
-        command += [f"--config.runtime.announce={announce}"]
+        command += [f"--config.runtime.publish={announce}"]
         command += [f"--config.timing.min_updates={updates}"]
         command += ["--config.worker_speeds=(0.0,)", "--config.stop.max_versions=0"]
         command += [f"--config.stop.max_time_s={SECONDS}.0"]

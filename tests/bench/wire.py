@@ -14,9 +14,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import zmq
 
-from asyn2f.runtime import payloads
-from asyn2f.runtime.transport import UPDATES, Channel, Frames, Subscribed
-from asyn2f.runtime.zmq_transport import ZmqTransport
+from asyn2f import serialization
+from asyn2f.protocol.channels import (
+    UPDATES,
+    Channel,
+    Frames,
+    Subscribed,
+)
+from asyn2f.transport.zmq import ZmqTransport
 from tests.bench.figures import Figure, compared, in_turns
 
 SIZE = 44_734_248  # ResNet-18 with its statistics
@@ -181,7 +186,7 @@ class Group:
         self._server.publish(b"all", b"push", b"")
         (frames,) = self._await(Frames, self._peers)
         assert frames.channel is Channel.UPDATE
-        payloads.digest(frames.payload)
+        serialization.digest(frames.payload)
 
     def _await(self, kind: type, count: int) -> list[Frames]:
         found: list[Frames] = []
@@ -203,10 +208,10 @@ def _hear(ports: tuple[int, int, int], shared: bool) -> None:
             if isinstance(item, Frames) and item.channel is Channel.MODEL:
                 header = item.header
                 if header == b"push":
-                    payloads.digest(payload)
+                    serialization.digest(payload)
                     peer.publish(UPDATES, b"update", payload)
                     continue
-                payloads.digest(item.payload)
+                serialization.digest(item.payload)
                 peer.send(b"", b"got it")
     peer.close(linger_s=1.0)
 

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from asyn2f.report import theme
 from asyn2f.report.plots import f32, times
-from asyn2f.report.stretches import WAITING, Pieces
+from asyn2f.report.segments import WAITING, Pieces
 
 HALF = 0.34
 """Half the height of a bar, as a part of its row."""

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from asyn2f import trace
 from asyn2f.report import units
+from asyn2f.report.load import Run, is_simulated
 from asyn2f.report.rows import number
-from asyn2f.report.run import Run, is_simulated
-from asyn2f.report.tally import best_score, verdicts
+from asyn2f.report.summary import best_score, verdicts
 
 
 class KeyFigure(NamedTuple):

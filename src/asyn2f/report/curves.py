@@ -10,9 +10,9 @@ from plotly.subplots import make_subplots
 
 from asyn2f import trace
 from asyn2f.report import plots, theme, units
+from asyn2f.report.load import Run
 from asyn2f.report.rows import number
-from asyn2f.report.run import Run
-from asyn2f.report.tally import Score, best_score, scores
+from asyn2f.report.summary import Score, best_score, scores
 
 MAX_POINTS = 1_000
 """Points of a curve: of more, those that keep its extremes."""

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from asyn2f import trace
 from asyn2f.report import plots, theme
-from asyn2f.report.run import Run
+from asyn2f.report.load import Run
 
 MIN_COLUMNS, MAX_COLUMNS = 24, 80
 """Columns of the picture of coefficients, in a long run: finer ones look like noise."""

@@ -14,8 +14,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from asyn2f.protocol.status import RunStatus, WorkerStatus
 from asyn2f.report import units
-from asyn2f.status import RunStatus, WorkerStatus
 
 LINE_EVERY_S = 2.0
 """Seconds between two plain lines, unless the accuracy has improved."""

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from asyn2f import trace
-from asyn2f.report import stretches, theme
+from asyn2f.report import segments, theme
 from asyn2f.report.bars import HALF
 from asyn2f.report.plots import f32, times
 
@@ -116,7 +116,7 @@ def add_marks(
         time_s = np.array([event.time_s - zero_s for event in found])
         shown = np.arange(len(time_s))
         if len(shown) > MAX_MARKS:
-            shown = np.flatnonzero(stretches.within(time_s, windows))
+            shown = np.flatnonzero(segments.within(time_s, windows))
             shown = shown[:: -(-len(shown) // MAX_MARKS) or 1]
             are_all = False
         data = [[getattr(found[i], name) for name in look.fields] for i in shown]

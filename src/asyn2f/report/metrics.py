@@ -11,7 +11,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from asyn2f import workdir as folders
+from asyn2f import rundir as folders
 
 
 class MetricsWriter:

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asyn2f import segments, trace
+from asyn2f import trace
+from asyn2f.trace import segments
 
 _HEAD_BYTES = 64 * 1024
-_OF_HEADS = (trace.Recorded, trace.WorkerJoined, trace.Published)
+_OF_HEADS = (trace.ProcessStarted, trace.WorkerJoined, trace.Published)
 
 
 class Events(NamedTuple):

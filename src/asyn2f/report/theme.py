@@ -15,7 +15,7 @@ class Hue(NamedTuple):
 
 # Found by a search that maximises the smallest CIEDE2000 distance under normal vision
 # and under simulated protanopia, deuteranopia and tritanopia, at a contrast of 3 : 1 at
-# least with the panel behind; tests/test_report_theme.py computes both again.
+# least with the panel behind; tests/unit/test_report_theme.py computes both again.
 PALETTE = (
     Hue("#0496DD", "#B4E5F7"),
     Hue("#C88158", "#F5990F"),

@@ -8,11 +8,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from asyn2f import trace
-from asyn2f.report import stretches, theme
+from asyn2f.report import segments, theme
 from asyn2f.report.bars import HALF, add_bars
+from asyn2f.report.load import Run, worker_of
 from asyn2f.report.marks import add_marks, row_height
 from asyn2f.report.plots import f32, times
-from asyn2f.report.run import Run, worker_of
 
 MAX_PIECES = 24_000
 """Stretches of training or waiting in the figure: more would make the page heavy. Half
@@ -66,9 +66,9 @@ def timeline(run: Run) -> Timeline | None:
         events = [e for e in events if worker_of(e) is None or worker_of(e) in rows]
     windows = _windows(events, zero_s, max(run.since_s - zero_s, 0.0))
     spans = [(window.start_s, window.end_s) for window in windows[:-1]]
-    pieces = stretches.pieces_of(events, rows, zero_s)
-    fine, slot_s = stretches.with_detail(pieces, spans, len(rows), MAX_PIECES)
-    coarse, _ = stretches.fewer(pieces, len(rows), MAX_PIECES_FROM_AFAR)
+    pieces = segments.pieces_of(events, rows, zero_s)
+    fine, slot_s = segments.with_detail(pieces, spans, len(rows), MAX_PIECES)
+    coarse, _ = segments.fewer(pieces, len(rows), MAX_PIECES_FROM_AFAR)
     figure = go.Figure()
     _add_versions(figure, events, len(rows), zero_s, spans)
     add_bars(figure, fine, coarse, list(rows))
@@ -97,12 +97,12 @@ def _add_versions(
     windows: Sequence[tuple[float, float]],
 ) -> None:
     """Ticks in the server's row, and hairlines down to the workers."""
-    times_s, versions = stretches.published(events, zero_s)
+    times_s, versions = segments.published(events, zero_s)
     if not len(times_s):
         return
     shown = np.zeros(len(times_s), bool)
     shown[:: -(-len(shown) // MAX_VERSIONS)] = True
-    shown |= stretches.within(times_s, windows)
+    shown |= segments.within(times_s, windows)
     times_s, versions = times_s[shown], versions[shown]
     for top, bottom, width, opacity, meta in (
         (-1 + HALF, num_rows - 0.5, 1, 0.5, {"stride": 3, "crowd": 120}),
@@ -138,14 +138,14 @@ def _windows(
     pushes = [event for event in events if isinstance(event, trace.Pushed)]
     merges = [event for event in events if isinstance(event, trace.Merged)]
     length_s = min(
-        _WINDOW_CYCLES * stretches.interval_s(pushes),
-        _WINDOW_MARKS * stretches.interval_s([*pushes, *merges]),
+        _WINDOW_CYCLES * segments.interval_s(pushes),
+        _WINDOW_MARKS * segments.interval_s([*pushes, *merges]),
     )
     whole = Window("Whole run", since_s, end_s)
     if not 0 < length_s < end_s - since_s:
         return (whole,)
     marks = np.array([event.time_s - zero_s for event in merges or pushes])
-    busiest_s = stretches.busiest_window(marks, length_s, end_s)
+    busiest_s = segments.busiest_window(marks, length_s, end_s)
     return (
         Window("Busiest", busiest_s, busiest_s + length_s),
         Window("Beginning", since_s, since_s + length_s),

@@ -6,15 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from asyn2f.experiment import Experiment, initial_server_state
-from asyn2f.runtime import payloads
-from asyn2f.runtime.store import ModelStore, StoreError
+from asyn2f import serialization
+from asyn2f.errors import StoreError
+from asyn2f.store.base import (
+    ModelStore,
+)
+from asyn2f.training.experiment import Experiment, initial_server_state
 from asyn2f.types import Params
 
 _KEPT = 8  # in memory; older ones are read from the store
 
 
-class Bases:
+class BaseCache:
     """Versions by the digest of what was given out.
 
     By digest, not by number: after a crash there may be two versions of one number, and
@@ -43,5 +46,5 @@ class Bases:
                 return None
             params = jax.tree.map(jnp.asarray, state.model.params)
             coded = self._publication.encode(params)
-            self.keep(payloads.digest(payloads.encode_params(coded)), coded)
+            self.keep(serialization.digest(serialization.encode_params(coded)), coded)
         return self._kept.get(digest)

@@ -2,25 +2,24 @@
 
 import time
 
-from asyn2f import trace
-from asyn2f.evaluate import make_evaluate
-from asyn2f.experiment import Experiment
-from asyn2f.runtime import protocol as p
-from asyn2f.runtime import wire
+from asyn2f import errors, trace
+from asyn2f.protocol import events as p
+from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import (
     Ended,
-    Letter,
-    Link,
-    Mailbox,
+    ModelInbox,
+    PeerClient,
+    ReceivedModel,
     Token,
+    decode_model,
     hello_of,
     no_token,
-    open_letter,
     zero_params,
 )
-from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.runtime.transport import Transport
+from asyn2f.training.evaluate import make_evaluate
+from asyn2f.training.experiment import Experiment
+from asyn2f.transport.base import Transport
 
 
 class Evaluator:
@@ -35,7 +34,7 @@ class Evaluator:
         self._experiment = experiment
         self._settings = settings
         self._journal = journal
-        self._mailbox = Mailbox(self.depth)
+        self._mailbox = ModelInbox(self.depth)
         self._evaluate = make_evaluate(experiment.task)
         self._evaluate(zero_params(experiment))
 
@@ -49,7 +48,7 @@ class Evaluator:
         """Joins, and evaluates until the run is over, or it is stopped or refused; its
         arguments are those of `Worker.run`."""
         hello = hello_of(self._experiment, terms, "evaluator")
-        self._link = Link(
+        self._link = PeerClient(
             hello, self._settings, transport, self._journal, self._mailbox, token
         )
         self._link.start()
@@ -60,14 +59,14 @@ class Evaluator:
                 self._judge(letter)
         return self._link.leave()
 
-    def _judge(self, letter: Letter) -> None:
+    def _judge(self, letter: ReceivedModel) -> None:
         version = letter.header.version
         try:
-            model = open_letter(self._experiment, letter)
-        except wire.WireError as error:
+            model = decode_model(self._experiment, letter)
+        except errors.WireError as error:
             print(f"evaluator: left out a version: {error}", flush=True)
             return
         score = self._evaluate(model.params)
         now = time.monotonic()
         self._journal.write(trace.Evaluated(now, version, score.accuracy, score.loss))
-        self._link.post(p.Graded(version, *score))
+        self._link.post(p.VersionEvaluated(version, *score))

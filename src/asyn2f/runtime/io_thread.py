@@ -13,10 +13,17 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from asyn2f import trace
-from asyn2f.runtime import crashes, wire
-from asyn2f.runtime import protocol as p
-from asyn2f.runtime.transport import Frames, Malformed, Subscribed, Transport
+from asyn2f import errors, failpoints, trace
+from asyn2f.protocol import events as p
+from asyn2f.protocol import messages, wire_format
+from asyn2f.protocol.channels import (
+    Frames,
+    Malformed,
+    Subscribed,
+)
+from asyn2f.transport.base import (
+    Transport,
+)
 
 _LOG = logging.getLogger("asyn2f")
 _LINGER_S = 0.5  # for the last messages, a goodbye among them
@@ -107,8 +114,8 @@ class IoThread:
                 self._tell(item)
             case Frames(channel, sender, header, payload, identity):
                 try:
-                    message = wire.decode(header)
-                except wire.WireError as error:
+                    message = wire_format.decode(header)
+                except errors.WireError as error:
                     self._drop(str(error))
                 else:
                     self._tell(p.FromWire(channel, sender, message, payload, identity))
@@ -126,19 +133,21 @@ class IoThread:
             match effect:
                 case p.Send(peer, message):
                     _reach(message)
-                    self._transport.send(peer, wire.encode(message))
+                    self._transport.send(peer, wire_format.encode(message))
                 case p.Broadcast(topic, header, payload):
                     _reach(header)
-                    sent = self._transport.publish(topic, wire.encode(header), payload)
-                    if not sent and isinstance(header, wire.UpdateHeader):
-                        self._tell(p.NotSent(header))
+                    sent = self._transport.publish(
+                        topic, wire_format.encode(header), payload
+                    )
+                    if not sent and isinstance(header, messages.UpdateHeader):
+                        self._tell(p.SendFailed(header))
                 case p.Connect(topics, model_port, update_port):
                     self._transport.connect(topics, model_port, update_port)
-                case p.Record(noted):
+                case p.RecordEvent(noted):
                     self._journal.write(noted)
                     _log(noted)
                     if isinstance(noted, trace.Published):
-                        crashes.reach("announced")
+                        failpoints.reach("announced")
                 case p.Warn(text):
                     logging.warning("%s", text)
                 case _:
@@ -155,12 +164,12 @@ def _log(noted: trace.Event) -> None:
             _LOG.info("worker %d has left: %s", worker, reason)
 
 
-def _reach(message: wire.Message) -> None:
+def _reach(message: messages.Message) -> None:
     """The places of `crashes` that are known by what is sent there."""
     match message:
-        case wire.Receipt():
-            crashes.reach("received")
-        case wire.ModelHeader():
-            crashes.reach("announcing")
-        case wire.Verdict() if message.verdict == "committed":
-            crashes.reach("answering")
+        case messages.UpdateReceived():
+            failpoints.reach("received")
+        case messages.ModelHeader():
+            failpoints.reach("announcing")
+        case messages.UpdateOutcome() if message.verdict == "committed":
+            failpoints.reach("answering")

@@ -10,18 +10,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from asyn2f import codecs
-from asyn2f.agreement import data_digest
-from asyn2f.experiment import Experiment
-from asyn2f.runtime import payloads, wire
-from asyn2f.runtime import protocol as p
+from asyn2f import errors, serialization
+from asyn2f.kernels import codecs
+from asyn2f.protocol import events as p
+from asyn2f.protocol import messages, payloads
+from asyn2f.protocol.messages import ModelHeader
+from asyn2f.protocol.peer import PeerProtocol
+from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import IoThread, Journal
-from asyn2f.runtime.peer_protocol import PeerProtocol
-from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.runtime.transport import Transport
-from asyn2f.runtime.wire import Buffer, ModelHeader
-from asyn2f.trainer import Training
-from asyn2f.types import GlobalModel, Params
+from asyn2f.training.agreement import data_digest
+from asyn2f.training.experiment import Experiment
+from asyn2f.training.trainer import Training
+from asyn2f.transport.base import Transport
+from asyn2f.types import Buffer, GlobalModel, Params
 
 _MOST = 1e30  # of examples and of a loss; float32 ends at 3e38
 _ROUNDING = 1e-6  # of a learning rate in float32
@@ -42,14 +43,14 @@ class Ended(NamedTuple):
     reason: str
 
 
-class Letter(NamedTuple):
+class ReceivedModel(NamedTuple):
     """A version as it came, not yet decoded."""
 
     header: ModelHeader
     payload: Buffer
 
 
-class Mailbox:
+class ModelInbox:
     """The newest versions received, and whether it is time to stop.
 
     Holds at most `depth`; a newer one pushes out the oldest. A worker has depth 1:
@@ -57,13 +58,13 @@ class Mailbox:
     """
 
     def __init__(self, depth: int = 1) -> None:
-        self._letters: deque[Letter] = deque(maxlen=depth)
+        self._letters: deque[ReceivedModel] = deque(maxlen=depth)
         self._changed = threading.Condition()
         self._stop: str | None = None
         self.newest = -1  # newest version received; read without the lock, by design
         self.skipped = 0  # versions pushed out before anybody took them
 
-    def put(self, letter: Letter) -> None:
+    def put(self, letter: ReceivedModel) -> None:
         with self._changed:
             self.skipped += len(self._letters) == self._letters.maxlen
             self._letters.append(letter)
@@ -81,7 +82,7 @@ class Mailbox:
         """Why it is over, or None while it is not."""
         return self._stop
 
-    def take(self) -> Letter | None:
+    def take(self) -> ReceivedModel | None:
         """The oldest version here, if any."""
         with self._changed:
             return self._letters.popleft() if self._letters else None
@@ -97,16 +98,16 @@ class Mailbox:
             self._changed.wait_for(lambda: self._stop is not None, timeout_s)
 
 
-class Link:
+class PeerClient:
     """A peer's protocol at work: what comes in lands in the mailbox."""
 
     def __init__(
         self,
-        hello: wire.Hello,
+        hello: messages.Hello,
         settings: RuntimeSettings,
         transport: Transport,
         journal: Journal,
-        mailbox: Mailbox,
+        mailbox: ModelInbox,
         token: Token,
     ) -> None:
         self.mailbox = mailbox
@@ -126,10 +127,10 @@ class Link:
     def _carry_out(self, effect: p.Effect) -> None:
         """On the I/O thread."""
         match effect:
-            case p.Admitted(run, incarnation):
+            case p.NotifyAdmitted(run, incarnation):
                 print(f"joined run {run} (incarnation {incarnation})", flush=True)
             case p.Deliver(header, payload):
-                self.mailbox.put(Letter(header, payload))
+                self.mailbox.put(ReceivedModel(header, payload))
             case p.StopWork(reason):
                 self.mailbox.stop(reason)
             case p.Finish(status, reason):
@@ -144,10 +145,10 @@ def hello_of(
     worker: int = -1,
     num_examples: int = 0,
     quality: float = 1.0,
-) -> wire.Hello:
+) -> messages.Hello:
     """What a process of this role says first; with a new session's name."""
-    return wire.Hello(
-        protocol=wire.PROTOCOL,
+    return messages.Hello(
+        protocol=messages.PROTOCOL,
         role=role,
         worker=worker,
         session=secrets.token_hex(8),
@@ -169,7 +170,7 @@ def zero_params(experiment: Experiment) -> Params:
     return jax.tree.unflatten(template.treedef, zeros)
 
 
-def global_model(header: wire.ModelHeader, params: Params) -> GlobalModel:
+def global_model(header: messages.ModelHeader, params: Params) -> GlobalModel:
     """The version whose header and parameters these are."""
     return GlobalModel(
         params=params,
@@ -181,31 +182,31 @@ def global_model(header: wire.ModelHeader, params: Params) -> GlobalModel:
     )
 
 
-def open_letter(experiment: Experiment, letter: Letter) -> GlobalModel:
+def decode_model(experiment: Experiment, letter: ReceivedModel) -> GlobalModel:
     """The version in a letter, checked whole.
 
     Raises:
-      wire.WireError: damaged, of another shape, not finite, or with a header that no
+      errors.WireError: damaged, of another shape, not finite, or with a header that no
         server of this experiment would send.
     """
     header, payload = letter
     publication = experiment.publication
     payload = payloads.unpacked(header, payload, publication.template)
-    coded = payloads.decode_params(publication.template, payload)
+    coded = serialization.decode_params(publication.template, payload)
     problem = codecs.problem_of(coded, experiment.template.sizes)
     if problem:
-        raise wire.WireError(f"version {header.version}: {problem}")
-    params = publication.decode(payloads.to_device(coded))
-    bad = payloads.nonfinite_leaf(params)
+        raise errors.WireError(f"version {header.version}: {problem}")
+    params = publication.decode(serialization.to_device(coded))
+    bad = serialization.nonfinite_leaf(params)
     if bad:
-        raise wire.WireError(f"version {header.version}: {bad} is not finite")
+        raise errors.WireError(f"version {header.version}: {bad} is not finite")
     problem = _problem(header, experiment.training)
     if problem:
-        raise wire.WireError(f"version {header.version}: {problem}")
+        raise errors.WireError(f"version {header.version}: {problem}")
     return global_model(header, params)
 
 
-def _problem(header: wire.ModelHeader, training: Training) -> str:
+def _problem(header: messages.ModelHeader, training: Training) -> str:
     """What cannot be right about a version, or ""; floats are finite by now."""
     if not 0 <= header.version < 2**31:
         return f"its number is {header.version}, allowed 0 to 2^31 - 1"

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from asyn2f.runtime import crashes
-from asyn2f.runtime import protocol as p
-from asyn2f.runtime.integrity import Record
-from asyn2f.runtime.store import Fenced, ModelStore, StoreError
+from asyn2f import failpoints
+from asyn2f.errors import FencedError, StoreError
+from asyn2f.protocol import events as p
+from asyn2f.store.base import (
+    ModelStore,
+)
+from asyn2f.store.integrity import Record
 from asyn2f.types import ServerState
 
 _LOOK_S = 0.5
@@ -30,7 +33,7 @@ class Saver:
         Args:
           store: written by this thread alone, from the call of `start` on.
           first: the state in the store that the server begins with.
-          tell: takes `Saved`, `SaveFailed` and `Replaced`, on this thread.
+          tell: takes `VersionSaved`, `SaveFailed` and `Replaced`, on this thread.
         """
         self.newest = first  # the newest state in the store
         self.replaced = ""  # why nothing is written any more
@@ -61,8 +64,8 @@ class Saver:
         """A version that has been made, to be saved when that is asked for."""
         self._made[version] = state, record
 
-    def save(self, version: int, books: dict[str, Any]) -> None:
-        self._jobs.put(lambda: self._save(version, books))
+    def save(self, version: int, accounting: dict[str, Any]) -> None:
+        self._jobs.put(lambda: self._save(version, accounting))
 
     def keep_best(self, version: int, accuracy: float) -> None:
         """Writes down which is the best, when it is in the store."""
@@ -78,18 +81,18 @@ class Saver:
                 return
             try:
                 job()
-            except Fenced as error:
+            except FencedError as error:
                 self._end(str(error))
             except Exception as error:  # nobody else would ever hear of it
                 self._warn(error)
 
-    def _save(self, version: int, books: dict[str, Any]) -> None:
+    def _save(self, version: int, accounting: dict[str, Any]) -> None:
         state, record = self._made[version]
         try:
-            crashes.reach("saving")
-            self._store.save(version, state, record | {"books": books})
-            crashes.reach("saved")
-        except Fenced:
+            failpoints.reach("saving")
+            self._store.save(version, state, record | {"accounting": accounting})
+            failpoints.reach("saved")
+        except FencedError:
             raise
         except Exception as error:  # Orbax raises whatever its layers raise
             self._warn(error)
@@ -97,7 +100,7 @@ class Saver:
             return
         del self._made[version]
         self._problem, self.newest = "", state
-        self._tell(p.Saved(version))
+        self._tell(p.VersionSaved(version))
         self._keep_best(self._best)
 
     def _keep_best(self, best: tuple[int, float] | None) -> None:
@@ -107,7 +110,7 @@ class Saver:
         if best is not None and best[0] not in self._made:
             try:
                 self._store.set_best(*best)
-            except Fenced:
+            except FencedError:
                 raise
             except StoreError as error:
                 self._warn(error)
@@ -116,7 +119,7 @@ class Saver:
             self._best = None
 
     def _look(self) -> None:
-        if reason := self._store.shut_out():
+        if reason := self._store.lost_reason():
             self._end(reason)
 
     def _end(self, reason: str) -> None:

@@ -11,25 +11,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asyn2f import codecs, guards, programs, trace
-from asyn2f.agreement import data_digests
-from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f import errors, failpoints, programs, serialization, trace
+from asyn2f.errors import FencedError, StoreError
+from asyn2f.kernels import codecs, guards
 from asyn2f.programs import UpdateKey
-from asyn2f.runtime import crashes, payloads, wire
-from asyn2f.runtime import protocol as p
-from asyn2f.runtime.bases import Bases
-from asyn2f.runtime.integrity import Record
+from asyn2f.protocol import events as p
+from asyn2f.protocol import messages, payloads
+from asyn2f.protocol.ledger import COUNTED, Ledger
+from asyn2f.protocol.server import ServerProtocol
+from asyn2f.protocol.settings import RuntimeSettings, ServerSettings
+from asyn2f.protocol.status import RunStatus
+from asyn2f.runtime.bases import BaseCache
 from asyn2f.runtime.io_thread import IoThread, Journal
-from asyn2f.runtime.ledger import COUNTED, Ledger
 from asyn2f.runtime.saver import Saver
-from asyn2f.runtime.server_protocol import ServerProtocol
-from asyn2f.runtime.settings import RuntimeSettings, ServerSettings
-from asyn2f.runtime.store import Fenced, ModelStore, StoreError
-from asyn2f.runtime.transport import Transport
-from asyn2f.status import RunStatus
-from asyn2f.strategies.base import params_themselves
-from asyn2f.trees import params_sha256
-from asyn2f.types import Metrics, Params, ServerState, WorkerUpdate
+from asyn2f.serialization import params_sha256
+from asyn2f.store.base import (
+    ModelStore,
+)
+from asyn2f.store.integrity import Record
+from asyn2f.strategies.base import push_params
+from asyn2f.training.agreement import data_digests
+from asyn2f.training.experiment import Experiment, initial_server_state
+from asyn2f.transport.base import Transport
+from asyn2f.types import Buffer, Metrics, Params, ServerState, WorkerUpdate
 
 _SUM_TO_1_WITHIN = 1e-4  # shares are float32
 
@@ -52,14 +56,15 @@ class Start(NamedTuple):
     """What a server begins with."""
 
     state: ServerState
-    books: dict[str, Any]  # of the protocol; {} = nothing yet
+    accounting: dict[str, Any]  # of the protocol; {} = nothing yet
     made_in: int  # the incarnation that made it; 0 = it is new
 
 
 def start_of(experiment: Experiment, store: ModelStore, run: str = "") -> Start:
     """The newest valid version in the store, or version 0 if it is empty.
 
-    Versions that turn out damaged are set aside, with a warning, for the one before.
+    Versions that turn out damaged are set aside, with a warning, for the one
+    before.
 
     Args:
       experiment: of the run.
@@ -87,7 +92,7 @@ def start_of(experiment: Experiment, store: ModelStore, run: str = "") -> Start:
             logging.warning("set version %d aside: %s", damaged, problem)
             store.set_aside(damaged)
         state = jax.tree.map(jnp.asarray, state)
-        return Start(state, record.get("books", {}), record.get("incarnation", 1))
+        return Start(state, record.get("accounting", {}), record.get("incarnation", 1))
     if problems:
         first = next(iter(problems.values()))
         raise StoreError(f"no version in the store can be used: {first}")
@@ -107,7 +112,7 @@ def shards_of(experiment: Experiment) -> tuple[tuple[int, float], ...]:
 def problem_of(state: ServerState, metrics: Metrics) -> str:
     """Why an aggregation cannot be used, or "": each of its updates may be finite, and
     what comes of them not."""
-    bad = payloads.nonfinite_leaf(state)
+    bad = serialization.nonfinite_leaf(state)
     if bad:
         return f"{bad} is not finite after the aggregation"
     shares = np.asarray(metrics["coefficients"])
@@ -141,14 +146,17 @@ def check_record(record: Record) -> None:
     Raises:
       ValueError: it cannot.
     """
-    books, made_in = record.get("books", {}), record.get("incarnation", 1)
+    accounting, made_in = (
+        record.get("accounting", {}),
+        record.get("incarnation", 1),
+    )
     if type(made_in) is not int or made_in < 0:
         raise ValueError(f"its incarnation is {str(made_in)[:40]!r}")
     try:
-        Ledger.restore(books.get("ledger", {}))
-        totals = list(books.get("totals", {}).values())
+        Ledger.restore(accounting.get("ledger", {}))
+        totals = list(accounting.get("totals", {}).values())
     except AttributeError as error:
-        raise ValueError(f"its books are none: {error}") from None
+        raise ValueError(f"invalid accounting: {error}") from None
     if not all(type(x) in (int, float) and 0 <= x < np.inf for x in totals):
         raise ValueError(f"its totals are {str(totals)[:80]}")
 
@@ -185,16 +193,16 @@ class Server:
         self._packs = settings.zstd
         self._start = start_of(experiment, store, run)
         self._state = self._start.state
-        self._final: p.Judged | None = None  # score of the newest version
+        self._final: p.ReportScore | None = None  # score of the newest version
         self._updates: dict[UpdateKey, WorkerUpdate] = {}
-        self._headers: dict[UpdateKey, wire.UpdateHeader] = {}
+        self._headers: dict[UpdateKey, messages.UpdateHeader] = {}
         self._far: dict[UpdateKey, str] = {}  # what the norm's guard only observes
         self._accepted: deque[float] = deque(maxlen=guards.REMEMBERED)  # distances
         self._guarded = 0  # updates that a guard had something to say of
         self._rows: dict[int, dict[str, Any]] = {}  # metrics of versions not announced
         self._status: RunStatus | None = None
         self._todo: SimpleQueue[p.Effect] = SimpleQueue()
-        self._bases = Bases(experiment, store)
+        self._bases = BaseCache(experiment, store)
         first = self._made()
         version, made_in = int(self._state.model.version), self._start.made_in
         if not made_in:
@@ -227,7 +235,7 @@ class Server:
             model_port=ports[1],
             update_port=ports[2],
             best=store.best(),
-            books=self._start.books,
+            accounting=self._start.accounting,
         )
         program = programs.server_program(timing, version)
         now = time.monotonic()
@@ -246,7 +254,7 @@ class Server:
           The summary.
 
         Raises:
-          Fenced: another server has taken the run over; it will write the summary.
+          FencedError: another server has taken the run over; it will write the summary.
         """
         self._io.start()
         self._saver.start()
@@ -255,7 +263,7 @@ class Server:
         self._io.join(timeout_s=2.0)
         self._saver.close(timeout_s=_STORE_PATIENCE_S)
         if self._saver.replaced:
-            raise Fenced(self._saver.replaced)
+            raise FencedError(self._saver.replaced)
         newest = int(self._saver.newest.model.version)
         if newest in self._machine.unsaved:  # the store answered when nobody listened
             for event in self._machine.saved_late(newest):
@@ -265,40 +273,42 @@ class Server:
 
     def _carry_out(self, effect: p.Effect) -> None:
         match effect:
-            case p.Check(key, header, payload):
-                self._io.post(p.Checked(key, self._take_in(key, header, payload)))
-            case p.Forget(key):
+            case p.ValidateUpdate(key, header, payload):
+                self._io.post(
+                    p.UpdateValidated(key, self._take_in(key, header, payload))
+                )
+            case p.DropUpdate(key):
                 self._updates.pop(key, None)
                 self._headers.pop(key, None)
                 self._far.pop(key, None)
-            case p.Make(version, keys, lacking):
+            case p.AggregateVersion(version, keys, lacking):
                 made = self._make(version, keys, lacking)
-                crashes.reach("made")
+                failpoints.reach("made")
                 self._io.post(made)
-            case p.Save(version, books):
-                self._saver.save(version, books)
-            case p.Announced():
+            case p.SaveVersion(version, accounting):
+                self._saver.save(version, accounting)
+            case p.ReportVersion():
                 row = self._rows.pop(effect.version, None)
                 if row is not None:
                     self._observer.row({"kind": "version", **effect._asdict(), **row})
-            case p.Judged():
+            case p.ReportScore():
                 self._judge(effect)
-            case p.Show(status):
+            case p.ShowStatus(status):
                 self._status = status
                 self._observer.status(status)
 
     def _take_in(
-        self, key: UpdateKey, header: wire.UpdateHeader, payload: wire.Buffer
+        self, key: UpdateKey, header: messages.UpdateHeader, payload: Buffer
     ) -> str:
         """Keeps an update for its aggregation; or says why it cannot be used."""
         template = self._experiment.update_template
         try:
             payload = payloads.unpacked(header, payload, template)
-            coded = payloads.decode_params(template, payload)
+            coded = serialization.decode_params(template, payload)
             params = self._decoded(header, coded)
-        except wire.WireError as error:
+        except errors.WireError as error:
             return str(error)
-        bad = payloads.nonfinite_leaf(params)
+        bad = serialization.nonfinite_leaf(params)
         if bad:
             return f"{bad} is not finite: has training diverged?"
         problem = self._guard_norm(key, params)
@@ -316,10 +326,10 @@ class Server:
             metric=_F32(header.metric),
             signal=_F32(header.signal),
         )
-        crashes.reach("checked")
+        failpoints.reach("checked")
         return ""
 
-    def _decoded(self, header: wire.UpdateHeader, coded: Any) -> Params:
+    def _decoded(self, header: messages.UpdateHeader, coded: Any) -> Params:
         """What an update says.
 
         Raises:
@@ -328,16 +338,16 @@ class Server:
         sizes = self._experiment.template.sizes
         problem = codecs.problem_of(coded, sizes)
         if problem:
-            raise wire.WireError(problem)
+            raise errors.WireError(problem)
         base: Params = ()
         if self._experiment.update_needs_base:
             base = self._bases.find(header.base_version, header.base)
             if base is None:
-                raise wire.WireError(
+                raise errors.WireError(
                     f"a change since version {header.base_version}, which is not here "
                     "any more: keep more with config.runtime.keep_last"
                 )
-        return self._experiment.trainer.decode(payloads.to_device(coded), base)
+        return self._experiment.trainer.decode(serialization.to_device(coded), base)
 
     def _guard_norm(self, key: UpdateKey, params: Params) -> str:
         """Why an update is too far from the global model, if that is enforced.
@@ -348,9 +358,9 @@ class Server:
         if settings.mode == "off":
             return ""
         model = self._state.model.params
-        is_difference = self._experiment.strategy.push is not params_themselves
+        is_difference = self._experiment.strategy.push is not push_params
         far = float(guards.distance(params, model, is_difference=is_difference))
-        size, factor = float(guards.size_of(model)), settings.norm_factor
+        size, factor = float(guards.size_of(model)), settings.max_norm_ratio
         limit = guards.norm_limit(self._accepted, size, factor)
         if far <= limit:
             self._accepted.append(far)
@@ -365,14 +375,14 @@ class Server:
 
     def _make(
         self, version: int, keys: tuple[UpdateKey, ...], lacking: int
-    ) -> p.Made | p.NotMade:
+    ) -> p.VersionAggregated | p.AggregationFailed:
         """The next version; the present one stays if that cannot be used."""
         updates = [self._updates[key] for key in keys]
         state, metrics = self._experiment.aggregate(self._state, updates)
         problem = problem_of(state, metrics)
         if problem:
             logging.warning("version %d is not made: %s", version, problem)
-            return p.NotMade(version, problem)
+            return p.AggregationFailed(version, problem)
         self._state = state
         made = self._made()
         staleness = [int(x) for x in metrics["staleness"]]
@@ -415,15 +425,15 @@ class Server:
         self._guarded += sum(map(bool, lines))
         return lines if any(lines) else []
 
-    def _made(self) -> p.Made:
+    def _made(self) -> p.VersionAggregated:
         """The present version, ready to be sent."""
         model = self._state.model
         coded = self._experiment.publication.encode(model.params)
-        payload = payloads.encode_params(coded)
-        digest = payloads.digest(payload)
+        payload = serialization.encode_params(coded)
+        digest = serialization.digest(payload)
         if self._experiment.update_needs_base:
             self._bases.keep(digest, coded)
-        header = wire.ModelHeader(
+        header = messages.ModelHeader(
             run=self._run,
             incarnation=self._incarnation,
             version=int(model.version),
@@ -435,7 +445,9 @@ class Server:
             num_bytes=len(payload),
             digest=digest,
         )
-        return p.Made(header, payloads.packed(payload) if self._packs else payload)
+        return p.VersionAggregated(
+            header, payloads.packed(payload) if self._packs else payload
+        )
 
     def _record(self, aggregated: dict[str, Any]) -> Record:
         """What the store keeps beside the arrays of the present version."""
@@ -448,9 +460,9 @@ class Server:
             "aggregated": aggregated,
         }
 
-    def _judge(self, judged: p.Judged) -> None:
+    def _judge(self, judged: p.ReportScore) -> None:
         if judged.is_best:
-            crashes.reach("best")
+            failpoints.reach("best")
             self._saver.keep_best(judged.version, judged.accuracy)
         if judged.version == int(self._state.model.version):
             self._final = judged
@@ -462,7 +474,7 @@ class Server:
         """Runs the aggregation once, so that the first one does not wait for XLA."""
         model = self._state.model
         update = WorkerUpdate(
-            params=payloads.to_device(jax.device_get(model.params)),
+            params=serialization.to_device(jax.device_get(model.params)),
             worker=_I32(0),
             base_version=_I32(0),
             start_version=_I32(0),
@@ -476,7 +488,7 @@ class Server:
 
     def _summary(self, finish: p.Finish) -> dict[str, Any]:
         status = self._status
-        assert status is not None  # `Show` comes before `Finish`
+        assert status is not None  # `ShowStatus` comes before `Finish`
         best_accuracy, best_version = self._store.best()
         newest = self._saver.newest.model
         return {

@@ -5,28 +5,28 @@ import time
 import jax
 import jax.numpy as jnp
 
-from asyn2f import programs, trace
-from asyn2f.epochs import steps_per_epoch
-from asyn2f.experiment import Experiment
+from asyn2f import errors, programs, serialization, trace
 from asyn2f.programs import Seen
-from asyn2f.runtime import payloads, wire
-from asyn2f.runtime import protocol as p
+from asyn2f.protocol import events as p
+from asyn2f.protocol import messages, payloads
+from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import (
     Ended,
-    Link,
-    Mailbox,
+    ModelInbox,
+    PeerClient,
     Token,
+    decode_model,
     global_model,
     hello_of,
     no_token,
-    open_letter,
     zero_params,
 )
-from asyn2f.runtime.settings import RuntimeSettings
-from asyn2f.runtime.transport import Transport
-from asyn2f.trainer import shard_of
-from asyn2f.types import GlobalModel, WorkerState, WorkerUpdate
+from asyn2f.training.batches import steps_per_epoch
+from asyn2f.training.experiment import Experiment
+from asyn2f.training.trainer import shard_of
+from asyn2f.transport.base import Transport
+from asyn2f.types import Buffer, GlobalModel, WorkerState, WorkerUpdate
 
 
 class Worker:
@@ -70,7 +70,7 @@ class Worker:
         self._newest_from = self._base_from = -1  # incarnations: of it, and of the base
         self._merges = 0
         self._merged_s = -1.0
-        self._mailbox = Mailbox(self.depth)
+        self._mailbox = ModelInbox(self.depth)
         self._warm_up()
 
     def stop(self, reason: str) -> None:
@@ -90,7 +90,7 @@ class Worker:
             self._num_examples,
             self._quality,
         )
-        self._link = Link(
+        self._link = PeerClient(
             hello, self._settings, transport, self._journal, self._mailbox, token
         )
         self._link.start()
@@ -136,12 +136,12 @@ class Worker:
         letter = self._mailbox.take()
         if letter is not None:
             try:
-                model = open_letter(self._experiment, letter)
+                model = decode_model(self._experiment, letter)
                 self._fresh = model, letter.header.incarnation
                 self._fresh_digest = letter.header.digest
                 self._newest = letter.header.version
                 self._newest_from = letter.header.incarnation
-            except wire.WireError as error:
+            except errors.WireError as error:
                 print(f"worker {self._worker}: left out a version: {error}", flush=True)
 
     def _wait(self, known: int) -> None:
@@ -152,7 +152,9 @@ class Worker:
             self._mailbox.wait()
             self._look()
         if self._state is not None:
-            waited = trace.Waited(time.monotonic(), self._worker, start_s, self._newest)
+            waited = trace.Blocked(
+                time.monotonic(), self._worker, start_s, self._newest
+            )
             self._journal.write(waited)
 
     def _is_known(self, known: int) -> bool:
@@ -197,7 +199,7 @@ class Worker:
                 self._mailbox.wait_stopped(due_s - time.monotonic())
             if self._mailbox.stopped is not None:
                 break
-            if time.monotonic() > told_s + self._settings.beat_s:
+            if time.monotonic() > told_s + self._settings.heartbeat_interval_s:
                 self._report_progress("training")  # a slow worker is not a hanging one
                 told_s = time.monotonic()
             if known is not None and self._mailbox.newest != known:
@@ -242,13 +244,13 @@ class Worker:
     def _push(self) -> None:
         assert self._state is not None
         update, self._state = self._trainer.push(self._state)
-        payload = payloads.encode_params(update.params)
+        payload = serialization.encode_params(update.params)
         step = int(self._state.step)
         header = update_header(update, step, payload, self._experiment)
         if self._experiment.update_needs_base:
             header = header._replace(base=self._base_digest)
         sent = payloads.packed(payload) if self._settings.zstd else payload
-        self._link.post(p.Produced(header, sent, time.monotonic()))
+        self._link.post(p.UpdateReady(header, sent, time.monotonic()))
 
     def _report_progress(self, state: str, update: WorkerUpdate | None = None) -> None:
         if self._state is None:
@@ -257,7 +259,7 @@ class Worker:
             update = self._trainer.report(self._state)
         step = int(self._state.step)
         self._link.post(
-            p.Progress(
+            p.WorkerProgress(
                 state=state,
                 step=step,
                 epoch=step / self._epoch_steps,
@@ -272,7 +274,7 @@ class Worker:
     def _warm_up(self) -> None:
         """Runs every program once on zeros of the right shapes."""
         trainer, shard = self._trainer, self._shard
-        header = wire.ModelHeader("-", 0, 0, 0.0, 0.0, 1.0, 0.0, "", 0, "")
+        header = messages.ModelHeader("-", 0, 0, 0.0, 0.0, 1.0, 0.0, "", 0, "")
         model = global_model(header, zero_params(self._experiment))
         state = trainer.start(model, self._worker, self._num_examples, self._quality)
         state, _ = trainer.advance(state, shard)
@@ -281,10 +283,10 @@ class Worker:
 
 
 def update_header(
-    update: WorkerUpdate, step: int, payload: wire.Buffer, experiment: Experiment
-) -> wire.UpdateHeader:
+    update: WorkerUpdate, step: int, payload: Buffer, experiment: Experiment
+) -> messages.UpdateHeader:
     """The header of an update; run, session and number are the protocol's to add."""
-    return wire.UpdateHeader(
+    return messages.UpdateHeader(
         run="",
         incarnation=0,
         worker=int(update.worker),
@@ -300,5 +302,5 @@ def update_header(
         signal=float(update.signal),
         fingerprint=experiment.update_template.fingerprint,
         num_bytes=len(payload),
-        digest=payloads.digest(payload),
+        digest=serialization.digest(payload),
     )

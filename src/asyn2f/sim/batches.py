@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from asyn2f.epochs import batch_places, make_orders, steps_per_epoch
-from asyn2f.experiment import Experiment
+from asyn2f.training.batches import batch_places, make_orders, steps_per_epoch
+from asyn2f.training.experiment import Experiment
 
 
 class Drawn(NamedTuple):

@@ -12,16 +12,21 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from asyn2f.experiment import Experiment, initial_server_state
+from asyn2f.errors import PlanError, TooLargeError
 from asyn2f.sim import order as o
+from asyn2f.sim.checkpoint import Progress
 from asyn2f.sim.machine import Call, Machine
 from asyn2f.sim.numbers import Result
 from asyn2f.sim.order import Order
-from asyn2f.sim.plan import PlanError
-from asyn2f.sim.progress import Progress
 from asyn2f.sim.serial import Watch, execute_serially
-from asyn2f.sim.vectorised import Keep, TooLarge, calls_of, execute_in_lanes, prepare
-from asyn2f.trainer import shard_of
+from asyn2f.sim.vectorised import (
+    Keep,
+    calls_of,
+    execute_in_lanes,
+    prepare,
+)
+from asyn2f.training.experiment import Experiment, initial_server_state
+from asyn2f.training.trainer import shard_of
 
 Executor = Literal["auto", "serial", "vectorised", "sharded"]
 
@@ -93,7 +98,7 @@ def execution_of(
         is always executed by the same means here, and gives the same bits.
 
     Raises:
-      PlanError, TooLarge: what is named cannot execute this order.
+      PlanError, TooLargeError: what is named cannot execute this order.
     """
     watched, everywhere = frozenset(watched), jax.device_count()
 
@@ -124,7 +129,7 @@ def execution_of(
             continue
         try:
             machines[name] = prepare(experiment, order, count, everywhere, watched)
-        except (PlanError, TooLarge) as error:
+        except (PlanError, TooLargeError) as error:
             if name == list(counts)[-1] and not machines:
                 return serially(f": {error}")
             trials.pop(name, None)

@@ -17,14 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from asyn2f.computation import (
-    Computation,
-    Functions,
-    Hyperparams,
-    any_hyperparams,
-    functions_of,
-)
-from asyn2f.experiment import published
+from asyn2f.serialization import all_finite
+from asyn2f.sim.cuts import ADOPT, KEEP, MERGE, START
 from asyn2f.sim.packing import (
     Packed,
     Packing,
@@ -33,8 +27,14 @@ from asyn2f.sim.packing import (
     write_row,
     write_rows,
 )
-from asyn2f.sim.stretches import ADOPT, KEEP, MERGE, START
-from asyn2f.trees import all_finite
+from asyn2f.training.computation import (
+    Computation,
+    Functions,
+    Hyperparams,
+    any_hyperparams,
+    functions_of,
+)
+from asyn2f.training.experiment import published
 from asyn2f.types import ServerState
 
 AXIS = "devices"

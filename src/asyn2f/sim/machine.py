@@ -10,14 +10,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from asyn2f.computation import Computation, functions_of
-from asyn2f.experiment import Experiment, published
 from asyn2f.sim import lanes
 from asyn2f.sim.batches import Batches, Drawn
+from asyn2f.sim.cuts import MERGE
 from asyn2f.sim.lanes import Carry, Limits, Notes, Waves
 from asyn2f.sim.packing import write_row
 from asyn2f.sim.plan import Plan
-from asyn2f.sim.stretches import MERGE
+from asyn2f.training.computation import Computation, functions_of
+from asyn2f.training.experiment import Experiment, published
 
 
 class Call(NamedTuple):

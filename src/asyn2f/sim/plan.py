@@ -7,8 +7,8 @@ the shortest of the stretches that ride in it, and a worker that has not finishe
 again. Stretches of about the same length ride together, so that few waves are short.
 After a wave's pushes, the versions that are complete are made.
 
-Versions and pending updates live in numbered *slots* of the device's memory, used again
-as soon as nobody needs what is in them: the plan knows how many that takes.
+Versions and pending updates live in numbered *slots* of the device's memory,
+used again as soon as nobody needs what is in them: the plan knows how many that takes.
 """
 
 from array import array
@@ -18,16 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from asyn2f.errors import PlanError
+from asyn2f.sim.cuts import KEEP, Stretches
 from asyn2f.sim.numbers import uses_of
 from asyn2f.sim.order import Order
-from asyn2f.sim.stretches import KEEP, Stretches
 
 # A wave costs about as much besides its steps as one step of all its lanes.
 _WAVE_COST_STEPS = 1.0
-
-
-class PlanError(ValueError):
-    """An order that lanes cannot execute, and why."""
 
 
 class Plan(NamedTuple):

@@ -236,7 +236,7 @@ def draw_profiles(
     download_mbps: float = 0.0,
     link_spread: float = 1.0,
     join_s: float = 0.0,
-    stay_s: float = 0.0,
+    mean_session_s: float = 0.0,
     outage_every_s: float = 0.0,
     outage_s: float = 0.0,
 ) -> Profiles:
@@ -254,8 +254,8 @@ def draw_profiles(
         factor drawn log-uniformly from [1, link_spread].
       link_spread: see there.
       join_s: workers join at times drawn uniformly from [0, join_s].
-      stay_s: ... and leave for good after a time drawn exponentially, with this mean; 0
-        = they stay.
+      mean_session_s: ... and leave for good after a time drawn exponentially, with this
+        mean; 0 = they stay.
       outage_every_s: mean time between outages, exponential; 0 = there are none.
       outage_s: mean length of an outage, exponential.
 
@@ -271,7 +271,11 @@ def draw_profiles(
     steps = np.resize(np.asarray(step_s, float), workers) * spread(step_spread)
     link = spread(link_spread)
     joined = rng.uniform(0.0, join_s, workers)
-    stays = rng.exponential(stay_s, workers) if stay_s else np.full(workers, math.inf)
+    stays = (
+        rng.exponential(mean_session_s, workers)
+        if mean_session_s
+        else np.full(workers, math.inf)
+    )
 
     def all_of(value: float) -> np.ndarray:
         return np.full(workers, float(value))

@@ -29,7 +29,7 @@ def schedule(
     num_bytes: int = 0,
     update_bytes: int | None = None,
     aggregate_s: float = 0.0,
-    dead_after_s: float = 3.0,
+    heartbeat_timeout_s: float = 3.0,
     signal_of: SignalOf | None = None,
     accepts: Accepts | None = None,
 ) -> Order:
@@ -38,7 +38,8 @@ def schedule(
     A version travels to each worker over a link of its own, one after the other and the
     newest first: what a slow link has not begun to carry when a newer one appears, it
     never carries. Steps, uploads and downloads stand still during an outage; one longer
-    than `dead_after_s` makes the server count the worker as gone until it is over.
+    than `heartbeat_timeout_s` makes the server count the worker as gone until it is
+    over.
 
     Args:
       timing: the strategy's, with the experiment's settings.
@@ -50,7 +51,7 @@ def schedule(
       num_bytes: of a version, as it travels.
       update_bytes: of an update; None = as many.
       aggregate_s: seconds the server takes for a version.
-      dead_after_s: see above.
+      heartbeat_timeout_s: see above.
       signal_of: needed where `timing.depends_on_values`.
       accepts: updates that it does not are refused as they arrive; None = takes all.
 
@@ -72,7 +73,7 @@ def schedule(
         )
     if timing.depends_on_values and signal_of is None:
         raise ValueError(
-            "timing: pushes depend on values (push_after_metric or the strategy); give "
+            "timing: pushes depend on values (push_min_accuracy or the strategy); give "
             "signal_of"
         )
     sent_bytes = num_bytes if update_bytes is None else update_bytes
@@ -81,7 +82,14 @@ def schedule(
         for worker, steps in zip(workers, steps_per_epoch, strict=False):
             _check_upload(worker, steps * timing.epochs_per_push)
     world = World(
-        timing, stop, seed, aggregate_s, dead_after_s, signal_of, accepts, len(workers)
+        timing,
+        stop,
+        seed,
+        aggregate_s,
+        heartbeat_timeout_s,
+        signal_of,
+        accepts,
+        len(workers),
     )
     for worker, join_s in zip(workers, profiles.join_s.tolist(), strict=True):
         world.foresee(join_s, world.join, worker)

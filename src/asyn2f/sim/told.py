@@ -7,8 +7,8 @@ import numpy as np
 
 from asyn2f import trace
 from asyn2f.sim import order as o
+from asyn2f.sim.from_trace import Computed, Recording
 from asyn2f.sim.numbers import Numbers
-from asyn2f.sim.recorded import Computed, Recording
 
 _COMPUTED = (o.TRAIN, o.MERGE, o.PUSH, o.AGGREGATE)
 

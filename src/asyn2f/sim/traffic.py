@@ -59,7 +59,10 @@ def carried(
         return _taken_in(order)
     made_s = order.time_s[order.kind == o.AGGREGATE]
     published_s = np.concatenate([[order.start_s], made_s])
-    join_s, end_s = profiles.join_s, np.minimum(profiles.leave_s, order.end_s)
+    join_s, end_s = (
+        profiles.join_s,
+        np.minimum(profiles.leave_s, order.end_s),
+    )
     took_s = 8e-6 * num_bytes / profiles.download_mbps
     away = np.array([profiles.has_outages(k) for k in range(profiles.workers)])
     free, slow = (took_s == 0.0) & ~away, (took_s > 0.0) & ~away

@@ -9,22 +9,19 @@ import numpy as np
 import psutil
 from jax.sharding import Mesh
 
-from asyn2f.experiment import Experiment
+from asyn2f.errors import TooLargeError
+from asyn2f.sim.checkpoint import Progress
 from asyn2f.sim.lanes import AXIS, Limits, Notes, packings
 from asyn2f.sim.machine import Call, Machine
 from asyn2f.sim.numbers import Numbers, Result, empty_numbers
 from asyn2f.sim.order import AGGREGATE, Order
 from asyn2f.sim.plan import Plan, plan
-from asyn2f.sim.progress import Progress
 from asyn2f.sim.serial import Watch
+from asyn2f.training.experiment import Experiment
 from asyn2f.types import ServerState
 
 Keep = Callable[[Callable[[], Progress]], None]
 """Called with a function that fetches how far an execution is."""
-
-
-class TooLarge(ValueError):
-    """An execution that does not fit into the devices' memory."""
 
 
 def prepare(
@@ -48,7 +45,7 @@ def prepare(
 
     Raises:
       PlanError: see `plan`.
-      TooLarge: it would not fit; says how many bytes are needed for what.
+      TooLargeError: it would not fit; says how many bytes are needed for what.
       ValueError: there are not so many devices.
     """
     limits = limits_of(experiment, lanes * devices)
@@ -66,7 +63,7 @@ def prepare(
     try:
         # Orders of one experiment differ a little in what they need: one program.
         check_fits(need_of(experiment, roomy, limits), free)
-    except TooLarge:
+    except TooLargeError:
         roomy = planned
         check_fits(need_of(experiment, roomy, limits), free)
     return Machine(experiment, mesh, roomy, limits)
@@ -206,7 +203,7 @@ def check_fits(need: Need, free: int | None) -> None:
     """Nothing, if so much is free.
 
     Raises:
-      TooLarge: it is not; says what needs how much, and what would need less.
+      TooLargeError: it is not; says what needs how much, and what would need less.
 
     >>> check_fits(Need(10, 20, 30, 40, 50), free=200)
     """
@@ -216,7 +213,7 @@ def check_fits(need: Need, free: int | None) -> None:
     parts = ", ".join(
         f"{name} {value / 2**20:,.0f} MiB" for name, value in need._asdict().items()
     )
-    raise TooLarge(
+    raise TooLargeError(
         f"the execution needs {total / 2**20:,.0f} MiB on each device ({parts}), but "
         f"{free / 2**20:,.0f} MiB are free: take fewer lanes (--config.sim.lanes), "
         "more devices (--config.sim.executor=sharded) or fewer workers"

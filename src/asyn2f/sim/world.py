@@ -50,7 +50,7 @@ class World:
         stop: Stop,
         seed: int,
         aggregate_s: float,
-        dead_after_s: float,
+        heartbeat_timeout_s: float,
         signal_of: SignalOf | None,
         accepts: Accepts | None,
         workers: int,
@@ -58,7 +58,7 @@ class World:
         self._timing = timing
         self._stop = stop
         self._aggregate_s = aggregate_s
-        self._dead_after_s = dead_after_s
+        self._heartbeat_timeout_s = heartbeat_timeout_s
         self._signal_of = signal_of
         self._accepts = accepts
         self._workers = workers
@@ -167,7 +167,7 @@ class World:
         if begin_s >= worker.leave_s:
             return
         is_back = end_s < worker.leave_s
-        missed_s = begin_s + self._dead_after_s
+        missed_s = begin_s + self._heartbeat_timeout_s
         if missed_s < end_s:
             self.foresee(missed_s, self._miss, worker)
             if is_back:

@@ -3,17 +3,17 @@
 import inspect
 from typing import Any, Literal, get_origin
 
-from asyn2f.strategies.asafl import asafl
-from asyn2f.strategies.asyn2f import asyn2f
+from asyn2f.strategies._asafl import asafl
+from asyn2f.strategies._asyn2f import asyn2f
+from asyn2f.strategies._ca2fl import ca2fl
+from asyn2f.strategies._fadas import fadas
+from asyn2f.strategies._fedasmu import fedasmu
+from asyn2f.strategies._fedasync import fedasync
+from asyn2f.strategies._fedavg import fedavg
+from asyn2f.strategies._fedbuff import fedbuff
+from asyn2f.strategies._fedprox import fedprox
+from asyn2f.strategies._kafl import kafl
 from asyn2f.strategies.base import Strategy
-from asyn2f.strategies.ca2fl import ca2fl
-from asyn2f.strategies.fadas import fadas
-from asyn2f.strategies.fedasmu import fedasmu
-from asyn2f.strategies.fedasync import fedasync
-from asyn2f.strategies.fedavg import fedavg
-from asyn2f.strategies.fedbuff import fedbuff
-from asyn2f.strategies.fedprox import fedprox
-from asyn2f.strategies.kafl import kafl
 
 BUILDERS = {
     builder.__name__: builder

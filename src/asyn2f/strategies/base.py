@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol, get_args
 import jax
 import jax.numpy as jnp
 
-from asyn2f.aggregation import weighted_sum
-from asyn2f.staleness import versions_behind
+from asyn2f.kernels.aggregation import weighted_sum
+from asyn2f.kernels.staleness import versions_behind
 from asyn2f.timing import Timing
 from asyn2f.types import GlobalModel, Metrics, Params, ServerState, WorkerUpdate
 
@@ -74,7 +74,7 @@ def adopt(
     return model.params, {"share": jnp.float32(0.0)}
 
 
-def params_themselves(params: Params, start: Params) -> Params:
+def push_params(params: Params, start: Params) -> Params:
     """The push of methods that average models."""
     return params
 
@@ -102,14 +102,14 @@ class Strategy(NamedTuple):
     aggregate: Aggregate
     timing: Timing
     merge: Merge = adopt
-    push: Push = params_themselves
+    push: Push = push_params
     signal: Signal | None = None
     proximal: float = 0.0
 
     @property
     def needs_start(self) -> bool:
         """Whether a worker has to keep what its cycle started from."""
-        is_plain = self.push is params_themselves and self.signal is None
+        is_plain = self.push is push_params and self.signal is None
         return not is_plain or self.proximal > 0
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from asyn2f.tasks.ember import read_ember
-from asyn2f.tasks.prepared import is_folder, read_prepared
+from asyn2f.tasks.tfds import is_folder, read_prepared
 
 
 class Dataset(NamedTuple):

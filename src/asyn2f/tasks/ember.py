@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from asyn2f.tasks.array_cache import CACHE, Arrays, cached_arrays
-from asyn2f.tasks.prepared import DataError
+from asyn2f.errors import DataError
+from asyn2f.tasks.cache import CACHE, Arrays, cached_arrays
 
 NUM_FEATURES = 2381
 BINS = 260  # of which EmberNet embeds one more

@@ -1,0 +1,203 @@
+"""The folder of a run: claimed for one run at a time, and replaced without loss."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from asyn2f import rundir
+from asyn2f.errors import RunDirError
+
+# Where an old run lies until the new one has begun; and while it is moved, either way.
+_ASIDE, _MOVING = ".replaced", ".replaced.moving"
+
+
+@contextlib.contextmanager
+def in_use(folder: Path, *, alone: bool = False) -> Iterator[None]:
+    """While inside, no process of this machine replaces the run in `folder`.
+
+    Several processes may be inside at a time, unless one is to be `alone`: a launcher,
+    its server, and a server that takes the run over.
+
+    Raises:
+      RunDirError: the folder is claimed for another run, or others use it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle, folder, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)  # which unlocks
+
+
+class Claim:
+    """A folder claimed for a run; made by `claimed`."""
+
+    def __init__(self, folder: Path, handle: int) -> None:
+        self._folder, self._handle = folder, handle
+        self.holds_old = False  # a run that this one is to replace
+
+    def clear(self, *, overwrite: bool) -> None:
+        """Makes way for the run: an old one is moved aside until `begin`; of one that
+        is resumed only the summary and the report go.
+
+        Raises:
+          RunDirError: the folder cannot be written.
+        """
+        with _speaking(self._folder):
+            if overwrite and any(map(self._holds, rundir.ENTRIES)):
+                self.holds_old = True
+                (self._folder / _MOVING).mkdir()
+                _move(self._folder, self._folder / _MOVING)
+                (self._folder / _MOVING).rename(self._folder / _ASIDE)
+            for name in (rundir.SUMMARY, rundir.REPORT):
+                (self._folder / name).unlink(missing_ok=True)
+
+    def _holds(self, name: str) -> bool:
+        return (self._folder / name).exists()
+
+    def share(self) -> None:
+        """From now on other processes of the same run may use the folder.
+
+        Raises:
+          RunDirError: another run has claimed it at this very moment.
+        """
+        _lock(self._handle, self._folder, fcntl.LOCK_SH)
+
+    def begin(self) -> None:
+        """Deletes the old run: the new one has begun."""
+        if self.holds_old:
+            self.holds_old = False
+            shutil.rmtree(self._folder / _ASIDE, ignore_errors=True)
+
+    def end(self) -> None:
+        """Puts the old run back, unless the new one has begun."""
+        if self.holds_old:
+            _put_back(self._folder)
+
+
+@contextlib.contextmanager
+def claimed(
+    folder: Path, *, resume: bool, overwrite: bool, takes_over: bool = False
+) -> Iterator[Claim]:
+    """Claims the folder for a run: a new one, one to be resumed, or a new one in place
+    of an old one.
+
+    Nothing in it has been changed before `Claim.clear`. Who leaves between that and
+    `Claim.begin`, even by being killed, loses nothing: the old run is put back, at the
+    latest by who claims the folder next.
+
+    Args:
+      folder: made if it is not there, and removed again if nothing is written into it.
+      resume: go on with the run in it.
+      overwrite: replace the run in it; what else is in the folder stays.
+      takes_over: a run may be resumed that another process still serves.
+
+    Raises:
+      RunDirError: a live run uses it; it holds a run and neither flag is given; there
+        is nothing to resume; or it cannot be made or written.
+    """
+    if resume and overwrite:
+        raise RunDirError("--resume and --overwrite exclude each other; give one")
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    with _speaking(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    claim = Claim(folder, handle)
+    try:
+        alone = not (resume and takes_over)
+        _lock(handle, folder, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        if alone:
+            with _speaking(folder):
+                _settle(folder)
+        _check(folder, resume=resume, overwrite=overwrite)
+        yield claim
+    finally:
+        claim.end()
+        os.close(handle)  # which unlocks
+        with contextlib.suppress(OSError):  # until one that is not empty
+            for each in made:
+                each.rmdir()
+
+
+def _check(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    holds_run = (folder / rundir.CONFIG).exists()
+    if resume and not holds_run:
+        raise RunDirError(
+            f"--resume: {folder} holds no run (no {rundir.CONFIG}); leave --resume out"
+        )
+    if holds_run and not resume and not overwrite:
+        raise RunDirError(
+            f"{folder} holds a run already; give --resume to go on with it, "
+            "--overwrite to delete it, or another --workdir"
+        )
+    if not holds_run and not overwrite and (left := _left_of_a_run(folder)):
+        raise RunDirError(
+            f"{folder} holds {', '.join(left)} of a run, and no {rundir.CONFIG}: put "
+            "that back to go on with the run, give --overwrite to delete it, or give "
+            "another --workdir"
+        )
+    if not os.access(folder, os.W_OK):
+        raise RunDirError(f"cannot write into {folder}")
+
+
+def _left_of_a_run(folder: Path) -> list[str]:
+    """What a server or a simulation has written, and would go on with or append to."""
+    models = folder / rundir.MODELS
+    left = [f"{rundir.MODELS}/"] * (models.is_dir() and any(models.iterdir()))
+    names = [rundir.METRICS, rundir.PROGRESS]
+    names += [f"{rundir.TRACE}/{actor}.jsonl" for actor in ("server", "simulation")]
+    return left + [name for name in names if (folder / name).exists()]
+
+
+def _lock(handle: int, folder: Path, kind: int) -> None:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunDirError(
+            f"{folder} is in use by a live run; end that one first, or give another "
+            "--workdir"
+        ) from None
+    except OSError:  # a file system that knows no locks
+        return
+
+
+def _settle(folder: Path) -> None:
+    """Ends what was cut short: a run that had begun replaces the old one, one that had
+    not makes room for it again."""
+    if (folder / _ASIDE).exists() and (folder / rundir.SPLIT).exists():
+        shutil.rmtree(folder / _ASIDE)
+    _put_back(folder)
+
+
+def _put_back(folder: Path) -> None:
+    """Puts an old run that lies aside back where it was; logs are kept of both."""
+    aside, moving = folder / _ASIDE, folder / _MOVING
+    if aside.exists():
+        for log in (folder / rundir.LOGS).glob("*"):
+            (aside / rundir.LOGS).mkdir(exist_ok=True)
+            with open(aside / rundir.LOGS / log.name, "ab") as file:
+                file.write(log.read_bytes())
+        rundir.delete(folder)
+        aside.rename(moving)
+    if moving.exists():
+        _move(moving, folder)
+        moving.rmdir()
+
+
+def _move(source: Path, target: Path) -> None:
+    for name in rundir.ENTRIES:
+        if (source / name).exists():
+            (source / name).rename(target / name)
+
+
+@contextlib.contextmanager
+def _speaking(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(
+            f"cannot use {folder}: {rundir.why(error, folder)}"
+        ) from error

@@ -1,0 +1,213 @@
+"""The trials of a comparison: one simulated run each, executed and looked at."""
+
+import hashlib
+import inspect
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import xxhash
+
+import asyn2f
+from asyn2f import errors
+from asyn2f.api import bytes_by, order_of_config
+from asyn2f.cli import machine
+from asyn2f.config import build
+from asyn2f.config import config_file as config_file
+from asyn2f.report.comparison import Trial
+from asyn2f.serialization import params_sha256
+from asyn2f.sim import order as o
+from asyn2f.sim.execute import execution_of
+from asyn2f.sim.numbers import ended_by_divergence
+from asyn2f.strategies import BUILDERS
+from asyn2f.tasks.base import Task
+from asyn2f.training.agreement import flags
+from asyn2f.training.evaluate import make_evaluate
+from asyn2f.training.experiment import initial_server_state, published
+
+TIMES = 60  # looks at each run
+_ROWS = 4096  # of the data, looked at at a time: they may be larger than memory
+
+
+class Job(NamedTuple):
+    """A trial to be made."""
+
+    config: dict[str, Any]  # whole
+    settings: dict[str, Any]  # what in it is this trial's own
+    phase: str
+    half: int | None  # rows of the test set: even (0), odd (1), or all
+    inputs: str  # see `inputs_digest`
+
+    @property
+    def key(self) -> str:
+        """Names all that its numbers depend on, the sources that compute them too."""
+        parts = ("min_workers", "sim", "stop", "worker_speeds")
+        said = [self.config[part] for part in parts]
+        said += [self.config["runtime"]["heartbeat_timeout_s"], self.half, TIMES]
+        said += [self.inputs, _foreign_source(self.config["strategy"]["name"])]
+        said += [build.experiment_digest(self.config), jax.__version__, flags()]
+        said.append(machine.source_digest(leave_out=("report", "runtime")))
+        text = json.dumps(said, sort_keys=True, default=list)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def inputs_digest(config: build.Config, task: Task) -> str:
+    """Names what is in the files that a config names: the data, a partition, profiles.
+    A file may be edited, and keep its name."""
+    found = xxhash.xxh3_128()
+    for part in (task.train, task.test):
+        for name, array in sorted(part.items()):
+            found.update(f"{name} {array.dtype} {array.shape};".encode())
+            for start in range(0, len(array), _ROWS):
+                found.update(np.ascontiguousarray(array[start : start + _ROWS]).data)
+    for path in (config["task"]["indices"], config["sim"]["profiles"]):
+        if path and Path(path).is_file():
+            found.update(Path(path).read_bytes())
+        found.update(b";")
+    return found.hexdigest()
+
+
+def _foreign_source(strategy: str) -> str:
+    """The source of a strategy that is not of this package: somebody is at work on it,
+    and its version stands nowhere."""
+    path = inspect.getsourcefile(BUILDERS[strategy])
+    if path is None or Path(asyn2f.__file__).parent in Path(path).parents:
+        return ""
+    return Path(path).read_text(encoding="utf-8")
+
+
+def prepare_process(source: Path | None) -> None:
+    """A process of its own per core: one thread, one device; it ends with its parent,
+    however that ends. `source` is the config's file, which may register what the config
+    names."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["PJRT_NPROC"] = "1"
+    machine.prepare_jax()
+    if source is not None:
+        config_file.import_file(source)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def carry_out(job: Job) -> Trial:
+    """Makes a trial."""
+    begun_s = time.monotonic()
+    config = job.config
+    experiment = build.build_experiment(config)
+    order = order_of_config(config, experiment)
+    ends_s = np.linspace(0.0, config["stop"]["max_time_s"], TIMES + 1)
+    nodes = _newest_at(order, order.start_s + ends_s)
+    execution = execution_of(
+        experiment,
+        order,
+        config["sim"]["executor"],
+        config["sim"]["lanes"],
+        set(nodes.tolist()) - {0},
+        machine.TRIALS,
+    )
+    evaluate = make_evaluate(_part_of(experiment.task, job.half))
+    first = initial_server_state(experiment)
+    accuracy = {0: evaluate(published(experiment, first.model).params).accuracy}
+
+    def watch(node, time_s, state):
+        accuracy[node] = evaluate(published(experiment, state.model).params).accuracy
+        return False
+
+    result = execution.run(watch)
+    jax.block_until_ready(result.state)
+    # A run that has diverged has no model, and so from then on no accuracy.
+    ended = ended_by_divergence(order, result.numbers)
+    has_diverged, order = ended is not None, ended or order
+    times_s, last = order.start_s + ends_s, result.state.model
+    updates = np.searchsorted(order.time_s[order.kind == o.PUSH], times_s, side="right")
+    moved = bytes_by(config, experiment, order, times_s)
+    return Trial(
+        strategy=config["strategy"]["name"],
+        settings=job.settings,
+        seed=config["seed"],
+        phase=job.phase,
+        key=job.key,
+        time_s=ends_s.tolist(),
+        accuracy=[accuracy.get(node, 0.0) for node in nodes.tolist()],
+        updates=updates.tolist(),
+        num_bytes=(moved.up + moved.down).tolist(),
+        broadcast_bytes=(moved.up + moved.broadcast_down).tolist(),
+        staleness=np.bincount(result.numbers.staleness[: len(order.members)]).tolist(),
+        versions=len(order.version) - 1,
+        incomplete_versions=int((order.lacking > 0).sum()),
+        local_steps=order.num_steps,
+        wall_s=time.monotonic() - begun_s,
+        params_sha256="" if has_diverged else params_sha256(last.params),
+    )
+
+
+def _newest_at(order: o.Order, times_s: np.ndarray) -> np.ndarray:
+    """The newest node at each of these times."""
+    made_s = order.time_s[order.kind == o.AGGREGATE]
+    return np.searchsorted(made_s, times_s, side="right")
+
+
+def _part_of(task: Task, half: int | None) -> Task:
+    if half is None:
+        return task
+    return task._replace(test={name: rows[half::2] for name, rows in task.test.items()})
+
+
+class Book:
+    """The trials that have been made, a line each in a file that survives whatever
+    happens to those who write into it."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what is there; a last line that was cut off is left out."""
+        self._path = path
+        self.trials: dict[str, Trial] = {}
+        for line in _lines(path):
+            trial = Trial(**line)
+            self.trials[trial.key] = trial
+        text = "".join(_as_line(trial) for trial in self.trials.values())
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+
+    def add(self, trial: Trial) -> None:
+        """Writes a trial down."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(_as_line(trial))
+            file.flush()
+            os.fsync(file.fileno())
+        self.trials[trial.key] = trial
+
+
+def _as_line(trial: Trial) -> str:
+    return json.dumps(trial._asdict()) + "\n"
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            found = json.loads(line)
+            if not isinstance(found, dict) or set(found) != set(Trial._fields):
+                raise ValueError
+        except ValueError:
+            if number == len(text.splitlines()):
+                return
+            raise errors.RunDirError(
+                f"{path}, line {number}: damaged, or written by another version of "
+                "this program; remove that line, or give another --workdir"
+            ) from None
+        yield found

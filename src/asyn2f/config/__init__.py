@@ -1,0 +1,1 @@
+"""The only reader of configs: defaults, schema, building."""

@@ -1,0 +1,123 @@
+"""Config files: a Python file with a function `get_config`, wherever it lies."""
+
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from asyn2f import errors
+from asyn2f.config import schema
+
+_MODULE = "config_file"  # what the file is called as a module
+_LONGEST = 200  # of what an error says
+_LIKE = "a config is a Python file like configs/digits.py"
+
+
+def load(said: str) -> ConfigDict:
+    """The config that `FILE` or `FILE:ARGUMENT` stands for; the argument is what
+    `get_config` is called with. It may return a ConfigDict or plain dicts.
+
+    Raises:
+      ConfigError: there is no such file, or it cannot be executed, or returns no
+        config; says where in the file.
+    """
+    path, argument = _split(said)
+    module = import_file(path)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise errors.ConfigError(
+            f"--config: {path} has no function get_config; {_LIKE}"
+        )
+    arguments = [] if argument is None else [argument]
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        what = "leave out what stands after the colon"
+        if argument is None:
+            what = f"give its argument after a colon: {path.name}:ARGUMENT"
+        given = "without an argument" if argument is None else f"with {argument!r}"
+        raise errors.ConfigError(
+            f"--config: get_config in {path} cannot be called {given}; {what}"
+        ) from None
+    try:
+        found = get_config(*arguments)
+    except (Exception, SystemExit) as error:
+        raise errors.ConfigError(_where(path, error)) from error
+    if not isinstance(found, Mapping | ConfigDict):
+        what = "; end it with `return config`" if found is None else ""
+        raise errors.ConfigError(
+            f"--config: get_config in {path} returned {found!r:.60}, needed: a "
+            f"ConfigDict or a dict{what}"
+        )
+    return ConfigDict(schema.plain(found))
+
+
+def import_file(path: Path) -> ModuleType:
+    """Imports a config file, which may register what is its own, and import what lies
+    beside it.
+
+    Raises:
+      ConfigError: see `load`.
+    """
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    loader = importlib.machinery.SourceFileLoader(_MODULE, str(path))
+    spec = importlib.util.spec_from_loader(_MODULE, loader)
+    assert spec is not None
+    module = sys.modules[_MODULE] = importlib.util.module_from_spec(spec)
+    try:
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise errors.ConfigError(_where(path, error)) from error
+    return module
+
+
+def imported() -> Path | None:
+    """The config file that this process has imported."""
+    module = sys.modules.get(_MODULE)
+    return None if module is None else Path(str(module.__file__))
+
+
+def _split(said: str) -> tuple[Path, str | None]:
+    """A file's name may have colons in it."""
+    parts = said.split(":")
+    for count in range(1, len(parts) + 1):
+        path = Path(os.path.expanduser(":".join(parts[:count])))
+        if path.is_file():
+            if path.suffix == ".json":
+                raise errors.ConfigError(
+                    f"--config: found {path}; {_LIKE}; that of a run is "
+                    "configs/of_run.py:FOLDER"
+                )
+            rest = parts[count:]
+            return path.absolute(), ":".join(rest) if rest else None
+    path = Path(os.path.expanduser(parts[0]))
+    problem = "is a folder" if path.is_dir() else "does not exist"
+    raise errors.ConfigError(f"--config: {path} {problem}; {_LIKE}")
+
+
+def _where(path: Path, error: BaseException) -> str:
+    """What has happened, and where in the file."""
+    if isinstance(error, SyntaxError):
+        what, line = error.msg, error.lineno
+        path = Path(error.filename or path)
+    else:
+        first: object = error
+        while isinstance(first, BaseException) and first.args:
+            first = first.args[
+                0
+            ]  # of a KeyError, and of what ml_collections makes of it
+        said = first if isinstance(first, str) else str(error)
+        what = " ".join(said.split())[:_LONGEST]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = lines[-1] if lines else None
+    place = f"{path}, line {line}" if line else str(path)
+    return f"--config: {place}: {type(error).__name__}: {what}"

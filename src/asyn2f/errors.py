@@ -1,0 +1,72 @@
+"""The errors that a user can mend, and their base class.
+
+Each message states what was found, what is allowed, and what to do.
+"""
+
+
+class Asyn2fError(Exception):
+    """Base class of every error that asyn2f raises on purpose."""
+
+
+class ConfigError(Asyn2fError, ValueError):
+    """A config that is not allowed: names the key, its value and the allowed values."""
+
+
+class DataError(Asyn2fError, ValueError):
+    """A data set that is missing or malformed."""
+
+
+class RunDirError(Asyn2fError):
+    """A folder that cannot be used for a run."""
+
+
+class StoreError(Asyn2fError):
+    """A model store that cannot read or write what was asked."""
+
+
+class FencedError(StoreError):
+    """A newer server has taken the store over; this one may not write to it again."""
+
+
+class WriteAheadError(Asyn2fError):
+    """A write-ahead file that is malformed or damaged."""
+
+
+class WireError(Asyn2fError):
+    """A message or payload that cannot be decoded."""
+
+
+class AddressError(Asyn2fError):
+    """An address that cannot be used."""
+
+
+class KeysError(Asyn2fError):
+    """Keys that cannot be used or made."""
+
+
+class PlanError(Asyn2fError, ValueError):
+    """An order that lanes cannot execute."""
+
+
+class TooLargeError(Asyn2fError, ValueError):
+    """An execution that does not fit into the memory of the devices."""
+
+
+class OrderError(Asyn2fError, ValueError):
+    """A trace that cannot be executed."""
+
+
+class IncompleteTraceError(Asyn2fError, ValueError):
+    """A trace that lacks the files of some processes."""
+
+
+class DeviceError(Asyn2fError):
+    """JAX cannot use the requested devices."""
+
+
+class DescriptorError(Asyn2fError):
+    """A run that needs more file descriptors than a process may open."""
+
+
+class OutputError(Asyn2fError):
+    """Standard output that cannot be written."""

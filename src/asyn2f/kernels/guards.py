@@ -1,0 +1,209 @@
+"""Soft guards: bounds on what an update may say of itself that no formula sets.
+
+They depart from the paper, so they are off unless a config asks for them. `enforce`
+acts: a small loss is raised, a share is capped, a model too far away is rejected.
+`observe` changes no bit and writes down where it would have acted. Which losses are
+raised and which shares are capped follows from the updates alone, so whoever executes a
+run again computes the same; what was rejected is in its trace.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asyn2f.kernels.deltas import trained, with_trained
+from asyn2f.types import Params
+
+GuardMode = Literal["off", "observe", "enforce"]
+Kind = Literal["rejected", "loss raised", "share held"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""What the guards do, the gravest first."""
+
+REMEMBERED = 64
+"""How many accepted distances the median is taken of."""
+
+_ENOUGH = 5  # of them, before their median says anything
+_ROUNDING = 1e-6  # of shares in float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guards:
+    """Settings of the guards.
+
+    Attributes:
+      mode: `off`, `observe` or `enforce`.
+      max_norm_ratio: an update may be so many times as far from the global model as the
+        accepted ones are in the median; >= 1. See `norm_limit`.
+      min_loss_ratio: a loss counts as at least the median of its aggregation divided by
+        this; >= 1. See `clamp_losses`.
+      max_share: largest coefficient, in (0, 1], of strategies that weigh by
+        `aggregation.coefficients`; 1 for all others, which have their own rules.
+    """
+
+    mode: GuardMode = "off"
+    max_norm_ratio: float = 10.0
+    min_loss_ratio: float = 2.0
+    max_share: float = 0.5
+
+
+def clamp_losses(loss: jax.Array, mask: jax.Array, factor: float) -> jax.Array:
+    """Each loss, or the median of the real rows / factor, whichever is larger.
+
+        L_k' = max(L_k, median(L) / factor)
+
+    A loss near 0 would give its update any coefficient: a_k grows as 1 / L_k. A large
+    one is left as it is, since it costs its own update: taken for a smaller one, it
+    would give a share to whoever pushes in the wrong direction and truly says so. Not
+    in the Asyn2F paper.
+
+    Args:
+      loss: f32 [K].
+      mask: bool [K]; rows that are False are not read and come back as they are.
+      factor: >= 1.
+
+    Returns:
+      f32 [K]; a loss that is large enough keeps its bits.
+
+    >>> import jax.numpy as jnp
+    >>> real = jnp.array([True, True, True, False])
+    >>> print(clamp_losses(jnp.array([0.0, 0.5, 9.0, 7.0]), real, 2.0))
+    [0.25 0.5  9.   7.  ]
+    """
+    least = _least(jnp.sort(jnp.where(mask, loss, jnp.inf)), jnp.sum(mask), factor)
+    return jnp.where(mask, jnp.maximum(loss, least), loss)
+
+
+def _least(ascending, count, factor):
+    """Of losses in ascending order, the first `count` of which are real."""
+    lower, upper = ascending[(count - 1) // 2], ascending[count // 2]
+    return (lower / 2 + upper / 2) / factor  # halved first: their sum could overflow
+
+
+def findings(
+    guards: Guards, losses: Sequence[float], shares: Sequence[float]
+) -> list[str]:
+    """What the guards did, or would have done, to each update of an aggregation.
+
+    Args:
+      guards: the settings.
+      losses: as the updates say, in the order of the updates.
+      shares: their coefficients, as they were used.
+
+    Returns:
+      A line per update, "" where there is nothing to say; no line at all where there is
+      nothing to say of any, or the guards are off.
+
+    >>> findings(Guards(mode="observe"), [0.5, 0.001, 0.4], [0.1, 0.7, 0.2])
+    ['', 'loss 0.001 would be 0.2; share 0.7 would be 0.5', '']
+    """
+    if guards.mode == "off" or not losses:
+        return []
+    is_done, count = guards.mode == "enforce", len(losses)
+    would = "" if is_done else "would be "
+    said = np.asarray(losses, np.float32)
+    least_loss = _least(np.sort(said), count, np.float32(guards.min_loss_ratio))
+    # A cap below 1 / m acts as 1 / m.
+    cap = max(guards.max_share, 1.0 / count)
+    lines = []
+    for loss, share in zip(said, shares, strict=True):
+        parts = []
+        if loss < least_loss:
+            parts.append(f"loss {loss:.3g} {would or 'taken as '}{least_loss:.3g}")
+        least = cap * (1 - _ROUNDING if is_done else 1 + _ROUNDING)
+        if cap < 1 and share >= least:
+            held = f"share held at {cap:.3g}"
+            parts.append(held if is_done else f"share {share:.3g} {would}{cap:.3g}")
+        lines.append("; ".join(parts))
+    return lines if any(lines) else []
+
+
+def kinds_of(line: str) -> tuple[Kind, ...]:
+    """What was, or would have been, done by a line of `trace.Aggregated.guards`.
+
+    >>> kinds_of("loss 0 taken as 0.2; share held at 0.5")
+    ('loss raised', 'share held')
+    >>> kinds_of("would be rejected: " + too_far(12.0, 7.0)), kinds_of("")
+    (('rejected',), ())
+    """
+    heads = {
+        "rejected": "would be rejected",
+        "loss raised": "loss",
+        "share held": "share",
+    }
+    parts = line.split("; ")
+    return tuple(k for k in KINDS if any(part.startswith(heads[k]) for part in parts))
+
+
+def too_far(far: float, limit: float) -> str:
+    """Why an update is rejected that is farther from the global model than allowed."""
+    return f"{far:.3g} from the global model, allowed {limit:.3g}"
+
+
+@jax.jit
+def size_of(params: Params) -> jax.Array:
+    """f32 []: the Euclidean norm of all arrays together."""
+    squares = [
+        jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+        for leaf in jax.tree.leaves(params)
+    ]
+    return jnp.sqrt(sum(squares, jnp.float32(0.0)))
+
+
+def distance(pushed: Params, model: Params, *, is_difference: bool) -> jax.Array:
+    """f32 []: how far an update is from a global model; infinite where float32 cannot
+    hold it.
+
+    Args:
+      pushed: what a worker sent.
+      model: the global one.
+      is_difference: whether `pushed` holds a difference in place of what is trained
+        (see `deltas`); its own norm is the distance then.
+    """
+    return _distance(pushed, model) if not is_difference else _length(pushed, model)
+
+
+@jax.jit
+def _distance(pushed: Params, model: Params) -> jax.Array:
+    return size_of(_apart(pushed, model))
+
+
+@jax.jit
+def _length(pushed: Params, model: Params) -> jax.Array:
+    return size_of(with_trained(_apart(pushed, model), trained(pushed)))
+
+
+def _apart(pushed: Params, model: Params) -> Params:
+    return jax.tree.map(
+        lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), pushed, model
+    )
+
+
+def norm_limit(accepted: Sequence[float], size: float, factor: float) -> float:
+    """How far from the global model the next update may be.
+
+    The distance is taken from the newest global model and not from the update's base:
+    that model is at hand, and which version an update says to be based on is its
+    worker's word. An honest one is as far as its worker has trained and the server
+    gone on since; so were those of the median.
+
+    Until a few have been accepted the global model's own norm stands for their median:
+    the first to come would set it otherwise. A model of zeros sets no limit.
+
+    Args:
+      accepted: distances of those accepted last.
+      size: norm of the global model.
+      factor: >= 1.
+
+    >>> norm_limit([], size=3.0, factor=10.0)
+    30.0
+    >>> norm_limit([1.0, 2.0, 2.5, 2.0, 1.5], size=3.0, factor=10.0)
+    20.0
+    """
+    usual = median(accepted) if len(accepted) >= _ENOUGH else size
+    return factor * usual if usual > 0 else math.inf

@@ -1,0 +1,1 @@
+"""Both ends of the protocol, without I/O: events in, effects out."""

@@ -1,0 +1,124 @@
+"""Messages as bytes: msgpack of at most 4 KiB, checked field by field.
+
+Nothing is ever unpickled. Whatever is wrong with a message is a `WireError` with a
+reason, and nothing else is raised.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+import msgpack
+
+from asyn2f.errors import WireError
+from asyn2f.protocol.messages import PROTOCOL, Hello, Message
+from asyn2f.types import Buffer
+
+MAX_HEADER_BYTES = 4096
+_MAX_TEXT = 512  # bytes
+_MAX_LIST = 128
+_INT_LIMIT = 2**62
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+_KINDS: dict[str, Callable[..., Message]] = {
+    kind.__name__: kind for kind in Message.__args__
+}
+_HINTS = {name: get_type_hints(kind) for name, kind in _KINDS.items()}
+_NAMES = {"run", "session"}  # become parts of topics and file names
+# A model in training may diverge, and its worker must be able to say so.
+_MAY_BE_NAN = {"Heartbeat", "UpdateHeader", "EvalResult"}
+
+
+def encode(message: Message) -> bytes:
+    """The message as msgpack: its kind and its fields in order. A text is cut where it
+    is long; what cannot be printed in it becomes a space."""
+    return bytes(msgpack.packb([type(message).__name__, *map(_sent, message)]))
+
+
+def _sent(field: Any) -> Any:
+    if isinstance(field, tuple):
+        return [*map(_sent, field)]
+    if not isinstance(field, str):
+        return field
+    line = "".join(c if c.isprintable() else " " for c in field[:_MAX_TEXT])
+    return line.encode("utf-8", "replace")[:_MAX_TEXT].decode("utf-8", "ignore")
+
+
+def decode(data: Buffer) -> Message:
+    """The message that `encode` made; every field has its declared type. Floats are
+    finite, but for those of beats, updates and scores: their users look at them. Texts
+    are printable, one line each: they are shown in terminals, logs and reports.
+
+    Raises:
+      WireError: anything else.
+    """
+    if len(data) > MAX_HEADER_BYTES:
+        raise WireError(f"header of {len(data)} bytes, allowed {MAX_HEADER_BYTES}")
+    try:
+        parts = msgpack.unpackb(
+            data,
+            use_list=False,
+            strict_map_key=True,
+            max_array_len=_MAX_LIST,
+            max_str_len=_MAX_TEXT,
+            max_map_len=0,
+            max_bin_len=0,
+            max_ext_len=0,
+        )
+    except Exception as error:  # msgpack raises a dozen kinds
+        raise WireError(f"header is not msgpack: {type(error).__name__}") from None
+    if not isinstance(parts, tuple) or not parts or not isinstance(parts[0], str):
+        raise WireError("header is not a list that begins with its kind")
+    kind = _KINDS.get(parts[0])
+    if kind is None:
+        # Without its name: reasons are counted, and names there are without end.
+        raise WireError("unknown kind of message")
+    hints = _HINTS[parts[0]]
+    if kind is Hello and _is_of_another_protocol(parts):
+        return _STRANGER._replace(protocol=parts[1])
+    if len(parts) - 1 != len(hints):
+        raise WireError(f"{parts[0]} with {len(parts) - 1} fields, has {len(hints)}")
+    for (name, hint), value in zip(hints.items(), parts[1:], strict=True):
+        problem = _problem(name, hint, value, finite=parts[0] not in _MAY_BE_NAN)
+        if problem:
+            raise WireError(f"{parts[0]}.{name}: {problem}")
+    return kind(*parts[1:])
+
+
+def _is_of_another_protocol(parts: tuple[Any, ...]) -> bool:
+    """Whether only the number of a `Hello`'s protocol can be understood."""
+    said = parts[1] if len(parts) > 1 else None
+    return type(said) is int and said != PROTOCOL and 0 <= said < _INT_LIMIT
+
+
+_STRANGER = Hello(0, "", -1, "-", -1, "", "", "", 0, 0.0, "", ())
+
+
+def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
+    """What is wrong with a field, or nothing."""
+    if hint is float:
+        if not isinstance(value, float):
+            return "is not a float"
+        if finite and not math.isfinite(value):
+            return "is not finite"
+    elif hint is int:
+        if type(value) is not int or abs(value) > _INT_LIMIT:
+            return "is not an integer of a sane size"
+    elif hint is bool:
+        if type(value) is not bool:
+            return "is not true or false"
+    elif hint is str:
+        if not isinstance(value, str):
+            return "is not text"
+        if name in _NAMES and not _NAME.match(value):
+            return "is not a name of 1 to 64 letters, digits, _ and -"
+        if not value.isprintable():
+            return "is not printable"
+    elif not isinstance(value, tuple):
+        return "is not a list"
+    else:
+        (kind, _) = get_args(hint)
+        problems = (_problem("", kind, item, finite) for item in value)
+        return next((f"an item {said}" for said in problems if said), "")
+    return ""

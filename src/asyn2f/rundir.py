@@ -1,0 +1,139 @@
+"""The folder of a run: what lies where; `asyn2f.cli.claim` says who may use it."""
+
+import errno
+import io
+import json
+import math
+import os
+import resource
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from asyn2f.errors import RunDirError
+
+CONFIG = "config.json"
+RUN = "run.json"  # the run's name
+SPLIT = "split.json"  # examples of each class with each worker
+SUMMARY = "summary.json"
+METRICS = "metrics.jsonl"
+REPORT = "report.html"
+PROGRESS = "progress.npz"  # of a simulation, to go on from
+SERVER = "server.json"  # where the server of this run listens
+MODELS = "models"
+TRACE = "trace"
+LOGS = "logs"
+TENSORBOARD = "tensorboard"
+
+ENTRIES = (
+    *(CONFIG, RUN, SPLIT, SUMMARY, METRICS, REPORT, SERVER, PROGRESS),
+    *(MODELS, TRACE, LOGS, TENSORBOARD),
+)
+"""All that a run leaves in its folder."""
+
+
+def delete(workdir: Path) -> None:
+    """Deletes what a run leaves in its folder, and nothing else in it."""
+    for name in ENTRIES:
+        path = workdir / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_json(
+    path: Path, content: dict[str, Any], *, is_private: bool = False
+) -> None:
+    """Writes the file whole or not at all; NaN becomes null. One that `is_private` is
+    for its owner alone."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(_finite(content), indent=2) + "\n"
+    try:
+        with new_file(beside, 0o600 if is_private else 0o666) as file:
+            file.write(text.encode())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise RunDirError(f"cannot write {path}: {why(error, path)}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those it lies in, if they are not there.
+
+    Raises:
+      RunDirError: that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirError(f"cannot make {path}: {why(error, path)}") from error
+
+
+def new_file(path: Path, mode: int = 0o666) -> BinaryIO:
+    """A new file in place of what has that name, which may be a link: nothing is
+    written through it.
+
+    Raises:
+      OSError: that is not possible.
+    """
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, mode), "wb")
+
+
+def append_to(path: Path) -> io.FileIO:
+    """The file, unbuffered, to be read and appended to; made if it is not there.
+
+    Raises:
+      RunDirError: it is a link, which is not written through, or cannot be opened.
+    """
+    try:
+        return io.FileIO(path, "a+b", opener=_without_links)
+    except OSError as error:
+        raise RunDirError(f"cannot write {path}: {why(error, path)}") from error
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def why(error: OSError, path: Path) -> str:
+    """What went wrong with a file or folder, so that a person can mend it."""
+    for each in (path, *path.parents):
+        if each.is_symlink() and (error.errno == errno.ELOOP or not each.exists()):
+            return f"{each} is a symbolic link to {os.readlink(each)}; take it away"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"no more than {most} files may be open at a time; raise ulimit -n"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and not _has_inodes(path):
+        return "the disk holds as many files as it can (inodes); delete some"
+    return error.strerror or str(error)
+
+
+def _has_inodes(path: Path) -> bool:
+    there = next(each for each in (path, *path.parents) if each.exists())
+    found = os.statvfs(there)
+    return not found.f_files or found.f_favail > 0
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of such a file.
+
+    Raises:
+      RunDirError: not there, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunDirError(f"cannot read {path}: {why(error, path)}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunDirError(f"{path} is not valid JSON: {error}") from error

@@ -1,0 +1,191 @@
+"""From the trace of a run that has happened to its order."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from asyn2f import trace
+from asyn2f.errors import OrderError
+from asyn2f.sim import order as o
+from asyn2f.sim.order import Log, Order
+from asyn2f.trace.history import History, Key, Node
+
+_INITIAL: Node = (0, 0)
+
+
+Computed = trace.Trained | trace.Merged | trace.Pushed | trace.Aggregated
+
+
+class Recording(NamedTuple):
+    """A run that has happened: its order, and what its trace says of the numbers."""
+
+    order: Order
+    computed: list[Computed]  # one for each TRAIN, MERGE, PUSH, AGGREGATE of the order
+
+
+def order_of(events: Iterable[trace.Event]) -> Order:
+    """The order of a recorded run. Raises as `recording_of`."""
+    return recording_of(events).order
+
+
+def recording_of(events: Iterable[trace.Event], last: int | None = None) -> Recording:
+    """The order of a recorded run, and its numbers as they were written down.
+
+    Versions that a crash has taken, and that no worker has ever used, are left
+    out.
+
+    Args:
+      events: as `trace.read` gives them: each after what it depends on.
+      last: the version that the run ended with, where a later one was made, and was
+        never saved; None = the newest.
+
+    Raises:
+      OrderError: an event depends on something that is not in the trace.
+    """
+    events = list(events)
+    history = History(events)
+    line = [history.newest, *history.line_of(history.newest)]
+    newest = next((node for node in line if node[1] == last), history.newest)
+    return _Reader(history, newest, events).read(events)
+
+
+def _counts(event: trace.Event) -> bool:
+    """Whether the numbers depend on an event."""
+    match event:
+        case trace.ProcessStarted():
+            return event.actor.startswith("worker-")
+        case trace.UpdateSettled():
+            return event.verdict in ("superseded", "rejected")
+        case trace.Stopped():
+            return event.actor in ("server", "simulation")
+    return isinstance(event, _COUNTED)
+
+
+_COUNTED = (
+    *(trace.Adopted, trace.Trained, trace.Merged, trace.Pushed),
+    *(trace.Aggregated, trace.Published, trace.WorkerLeft),
+)
+
+
+class _Reader:
+    """Goes through the events."""
+
+    def __init__(
+        self, history: History, newest: Node, events: list[trace.Event]
+    ) -> None:
+        self._history, self._newest = history, newest
+        used = [
+            self._node(event)
+            for event in events
+            if isinstance(event, trace.Adopted | trace.Merged)
+        ]
+        # The newest version, what workers have used, and what these descend from.
+        self._kept: set[Node] = set()
+        for node in {newest, *used}:
+            self._kept.update(history.line_of(node))
+        self._log = Log()
+        self._computed: list[Computed] = []
+        self._nodes: dict[Node, int] = {_INITIAL: 0}
+        self._updates: dict[Key, int] = {}
+        self._begun: set[int] = set()  # workers ...
+        self._holding: set[int] = set()  # ... and those that have a model
+        self._now_s = -math.inf  # of an order, times ascend
+        self._start_s: float | None = None
+        self._reason = "the trace ends"
+
+    def read(self, events: list[trace.Event]) -> Recording:
+        for event in filter(_counts, events):
+            if lack := self._lacks(event):
+                raise OrderError(f"the trace lacks {lack}, on which depends {event}")
+            self._now_s = max(self._now_s, event.time_s)
+            self._take(event)
+        end_s = max((event.time_s for event in events), default=0.0)
+        start_s = end_s if self._start_s is None else self._start_s
+        node = self._nodes[self._newest if self._newest[1] else _INITIAL]
+        order = self._log.order(start_s, end_s, self._reason, node)
+        return Recording(order, self._computed)
+
+    def _lacks(self, event: trace.Event) -> str:
+        """What the event depends on that has not happened; "" if nothing."""
+        match event:
+            case trace.Adopted() | trace.Merged():
+                node = self._node(event)
+                return "" if node in self._nodes else f"the making of version {node[1]}"
+            case trace.Trained() | trace.Pushed():
+                holds = event.worker in self._holding
+                return "" if holds else f"an adoption of worker {event.worker}"
+            case trace.Aggregated() if self._is_kept(event):
+                parent = self._parent_of(event)
+                if parent not in self._nodes:
+                    return f"the making of version {parent[1]}"
+                for worker, session, seq in event.updates:
+                    if (worker, session, seq) not in self._updates:
+                        return f"update {seq} of worker {worker} (session {session})"
+            case trace.UpdateSettled():
+                key = (event.worker, event.session, event.seq)
+                return "" if key in self._updates else f"update {key}"
+        return ""
+
+    def _is_kept(self, event: trace.Aggregated) -> bool:
+        return (event.incarnation, event.version) in self._kept
+
+    def _parent_of(self, event: trace.Aggregated) -> Node:
+        """The version that this one was made of, besides its updates."""
+        if event.version == 1:
+            return _INITIAL
+        return self._history.parent_of((event.incarnation, event.version))
+
+    def _node(self, event: trace.Adopted | trace.Merged) -> Node:
+        """The version that a worker took in."""
+        if not event.version:
+            return _INITIAL
+        maker = self._history.maker_of(event.incarnation, event.version)
+        return maker, event.version
+
+    def _take(self, event: trace.Event) -> None:
+        note, now = self._log.note, self._now_s
+        match event:
+            case trace.ProcessStarted():
+                worker = int(event.actor.removeprefix("worker-"))
+                self._begun.add(worker)
+                self._holding.discard(worker)
+                note(now, o.BEGIN, worker, 0)
+            case trace.Adopted():
+                if event.worker not in self._begun:  # simulated: no process of its own
+                    self._begun.add(event.worker)
+                    note(now, o.BEGIN, event.worker, 0)
+                self._holding.add(event.worker)
+                note(now, o.ADOPT, event.worker, self._nodes[self._node(event)])
+            case trace.Merged():
+                note(now, o.MERGE, event.worker, self._nodes[self._node(event)])
+                self._computed.append(event)
+            case trace.Trained():
+                note(now, o.TRAIN, event.worker, event.steps)
+                self._computed.append(event)
+            case trace.Pushed():
+                update = self._log.num_updates
+                self._log.num_updates += 1
+                self._updates[event.worker, event.session, event.seq] = update
+                note(now, o.PUSH, event.worker, update)
+                self._computed.append(event)
+            case trace.Aggregated() if self._is_kept(event):
+                before = self._nodes[self._parent_of(event)]
+                members = [self._updates[w, s, q] for w, s, q in event.updates]
+                node = self._log.add_version(
+                    event.version, before, members, event.lacking
+                )
+                self._nodes[event.incarnation, event.version] = node
+                note(now, o.AGGREGATE, -1, node)
+                self._computed.append(event)
+            case trace.UpdateSettled():
+                what = o.SUPERSEDE if event.verdict == "superseded" else o.REJECT
+                update = self._updates[event.worker, event.session, event.seq]
+                note(now, what, event.worker, update)
+            case trace.Published():
+                if self._start_s is None:
+                    self._start_s = now
+                self._log.receivers[-1] = event.receivers
+            case trace.WorkerLeft():
+                note(now, o.LEAVE, event.worker, 0)
+            case trace.Stopped():
+                self._reason = event.reason

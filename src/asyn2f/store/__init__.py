@@ -1,0 +1,1 @@
+"""Versions on disk, whole or not at all."""

@@ -1,0 +1,131 @@
+"""Asyn2F: asynchronous, with bidirectional aggregation (arXiv 2403.01417)."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from asyn2f.kernels.aggregation import (
+    coefficients,
+    coordinate_median,
+    trimmed_mean,
+    weighted_sum,
+)
+from asyn2f.kernels.merging import (
+    Convention,
+    directional_merge,
+    linear_merge,
+    local_share,
+)
+from asyn2f.kernels.staleness import versions_behind
+from asyn2f.strategies.base import (
+    Strategy,
+    advanced,
+    check_choice,
+    check_range,
+    initial_state,
+    shares_of,
+)
+from asyn2f.timing import Timing
+from asyn2f.types import GlobalModel, Params, ServerState, WorkerUpdate
+
+MergeRule = Literal["directional", "linear", "none"]
+AggregateRule = Literal["quality", "plain", "median", "trimmed_mean"]
+
+ROBUST = ("median", "trimmed_mean")
+"""Aggregations that have no coefficients: every update counts alike."""
+
+
+def asyn2f(
+    *,
+    beta: float = 0.4,
+    convention: Convention = "appendix",
+    max_share: float = 1.0,
+    merge: MergeRule = "directional",
+    aggregate: AggregateRule = "quality",
+    trim: float = 0.2,
+) -> Strategy:
+    """The Asyn2F strategy.
+
+    The server sums what is pending, weighted by quality, size, loss and staleness
+    (`aggregation.coefficients`); a worker merges each fresh version into the model it
+    is training, in the middle of an epoch (`merging.directional_merge`). Nobody waits.
+
+    Args:
+      beta: weight between the data part and the loss part of a merge, in [0, 1].
+      convention: whose formula beta belongs to; see `merging.local_share`. The authors'
+        runs used 0.6 under "reference_code", which is 0.4 under "appendix".
+      max_share: largest coefficient of one update, in (0, 1]; 1 = the paper.
+      merge: "linear" interpolates every element, whatever its direction; with "none" a
+        worker takes nothing in while it trains, and adopts the newest version at hand
+        once it has pushed. Two ablations.
+      aggregate: "plain" weighs updates by their examples alone: another. "median" and
+        "trimmed_mean" believe no few of them, element by element, and weigh none:
+        `aggregation.coordinate_median` and `trimmed_mean`; not in the paper.
+      trim: of "trimmed_mean": the fraction left out at either end, in [0, 0.5).
+
+    Raises:
+      ValueError: beta, max_share or trim out of range, an unknown choice.
+
+    >>> asyn2f().timing.while_training
+    'merge'
+    >>> asyn2f(merge="none").timing.while_training
+    'ignore'
+    """
+    check_range("beta", beta, 0.0, 1.0)
+    check_choice("convention", convention, Convention)
+    check_range("max_share", max_share, 0.0, 1.0, open_low=True)
+    check_choice("merge", merge, MergeRule)
+    check_choice("aggregate", aggregate, AggregateRule)
+    if not 0.0 <= trim < 0.5:
+        raise ValueError(f"trim: found {trim}, allowed [0, 0.5)")
+
+    def aggregate_robustly(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
+        if aggregate == "median":
+            params = coordinate_median(updates.params, mask)
+        else:
+            params = trimmed_mean(updates.params, mask, trim)
+        equal = shares_of(jnp.ones_like(updates.loss), mask)
+        return advanced(state, params, updates, mask, equal)
+
+    def aggregate_updates(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
+        behind = versions_behind(state.model.version, updates.base_version)
+        loss, quality = updates.loss, updates.quality
+        if aggregate == "plain":
+            loss, quality, behind = (jnp.ones_like(x) for x in (loss, quality, behind))
+        shares = coefficients(
+            updates.num_examples, loss, quality, behind, mask, max_share=max_share
+        )
+        params = weighted_sum(updates.params, shares)
+        return advanced(state, params, updates, mask, shares)
+
+    def merge_model(local: WorkerUpdate, previous: Params, model: GlobalModel):
+        share = local_share(
+            local_examples=local.num_examples,
+            local_quality=local.quality,
+            local_loss=local.loss,
+            global_examples=model.num_examples,
+            global_quality=model.quality,
+            global_loss=model.loss,
+            beta=beta,
+            convention=convention,
+        )
+        if merge == "linear":
+            merged = linear_merge(local.params, model.params, share)
+        else:
+            merged = directional_merge(previous, local.params, model.params, share)
+        return merged, {"share": share}
+
+    merges = merge != "none"
+    return Strategy(
+        name="asyn2f",
+        init=initial_state,
+        aggregate=aggregate_robustly if aggregate in ROBUST else aggregate_updates,
+        merge=merge_model,
+        timing=Timing(
+            while_training="merge" if merges else "ignore",
+            after_push="continue" if merges else "adopt",
+            quorum="some",
+            min_updates=3,
+        ),
+    )

@@ -1,0 +1,126 @@
+"""What the processes of one run must agree on, beside their config: the data, and how
+JAX makes numbers."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import xxhash
+
+from asyn2f import trace
+from asyn2f.tasks.base import Task
+
+# Settings of JAX that make other numbers, not only other last bits; each can be set by
+# an environment variable of its name in capitals, in somebody's shell.
+FLAGS = (
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_default_matmul_precision",
+)
+# And those on which last bits depend: a replay sets them too.
+REPLAYED = (
+    *FLAGS,
+    "jax_disable_jit",
+    "jax_use_direct_linearize",
+    "jax_softmax_custom_jvp",
+)
+_ROWS = 4096  # hashed at a time: data may be larger than memory
+_LONGEST = 96  # characters of a term's value
+_MOST_BYTES = 3000  # of all terms: they are part of a message's header
+
+
+def flags(names: tuple[str, ...] = FLAGS) -> dict[str, Any]:
+    """How JAX makes numbers in this process, by the names of its settings."""
+    return {name: getattr(jax.config, name) for name in names}
+
+
+def made_by(events: Iterable[trace.Event]) -> list[trace.ProcessStarted]:
+    """The heads of the processes that made a run's numbers: of a simulation, or of each
+    worker's process that has trained. One that was refused has made none."""
+    found: dict[str, trace.ProcessStarted] = {}  # by actor, the newest
+    made: dict[int, trace.ProcessStarted] = {}
+    for event in events:
+        if isinstance(event, trace.ProcessStarted):
+            found[event.actor] = event
+            if event.actor == "simulation":
+                made[id(event)] = event
+        elif isinstance(event, trace.Trained):
+            head = found.get(f"worker-{event.worker}")
+            if head is not None:
+                made[id(head)] = head
+    return list(made.values())
+
+
+def check_flags(environments: Iterable[Mapping[str, Any]]) -> None:
+    """Compares the JAX flags that numbers depend on with the recorded ones.
+
+    Raises:
+      ValueError: one differs; names what to set.
+    """
+    here = flags()
+    for there in environments:
+        differs = [k for k in FLAGS if k in there and there[k] != here[k]]
+        if differs:
+            said = ", ".join(f"{k} {there[k]!r}, here {here[k]!r}" for k in differs)
+            raise ValueError(
+                f"the run was made with {said}: set that with jax.config.update, or by "
+                "an environment variable of its name, before anything is computed"
+            )
+
+
+def set_flags(environment: Mapping[str, Any]) -> None:
+    """Has JAX make numbers as it did there, as far as that was recorded; to be called
+    before anything is computed."""
+    for name in REPLAYED:
+        if name in environment:
+            jax.config.update(name, environment[name])
+
+
+def terms_of(settings: dict[str, Any]) -> tuple[str, ...]:
+    """A line "key=value" of each setting, for other processes to compare. Of a long
+    value its beginning and a digest; if all are too long together, of each.
+
+    >>> terms_of({"seed": 0, "task.hidden": (8, 8)})
+    ('seed=0', 'task.hidden=[8,8]')
+    """
+    longest = _LONGEST
+    while True:
+        terms = tuple(
+            f"{key}={_shortened(json.dumps(value, separators=(',', ':')), longest)}"
+            for key, value in sorted(settings.items())
+        )
+        if longest == 0 or sum(len(term.encode()) + 3 for term in terms) < _MOST_BYTES:
+            return terms
+        longest //= 2
+
+
+def _shortened(text: str, longest: int) -> str:
+    if len(text) <= max(longest, 12):
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{text[:longest]}...#{digest}"
+
+
+def data_digest(task: Task, worker: int) -> str:
+    """Of the bytes of a worker's shard, or for worker -1 of the test set: XXH3-128."""
+    rows = task.shards[worker] if worker >= 0 else None
+    data = task.train if worker >= 0 else task.test
+    found = xxhash.xxh3_128()
+    for name, array in sorted(data.items()):
+        count = len(array) if rows is None else len(rows)
+        found.update(f"{name} {array.dtype} {array.shape[1:]} {count};".encode())
+        for start in range(0, count, _ROWS):
+            span = slice(start, start + _ROWS)
+            chunk = array[span if rows is None else np.asarray(rows)[span]]
+            found.update(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def data_digests(task: Task) -> tuple[str, ...]:
+    """Of every worker's data, and then of the evaluator's."""
+    return tuple(data_digest(task, k) for k in (*range(len(task.shards)), -1))

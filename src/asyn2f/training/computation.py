@@ -1,0 +1,206 @@
+"""What an experiment computes, as programs that are compiled once.
+
+Seeds and rates are arguments of the programs, so that runs which differ in these alone
+compile nothing anew.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from asyn2f.kernels.codecs import Codec, Coding, update_codec, version_codec
+from asyn2f.kernels.guards import Guards, clamp_losses
+from asyn2f.serialization import Template, template_of
+from asyn2f.strategies import Strategy
+from asyn2f.strategies.base import push_params
+from asyn2f.tasks.base import Init, Loss
+from asyn2f.training.trainer import (
+    Decode,
+    Trainer,
+    Training,
+    global_learning_rate,
+    make_trainer,
+)
+from asyn2f.types import Metrics, Params, ServerState, WorkerUpdate
+
+
+class AdvanceServer(Protocol):
+    def __call__(
+        self, state: ServerState, updates: WorkerUpdate, mask: jax.Array
+    ) -> tuple[ServerState, Metrics]:
+        """`AggregateUpdates` on updates stacked to leaves [K, ...], bool [K] of them
+        real: `Strategy.aggregate`, and then the learning rate of the new version.
+        Where guards are enforced, its losses have been clamped before."""
+
+
+class Publication(NamedTuple):
+    """How versions travel. The server keeps its own model in float32."""
+
+    encode: Callable[[Params], Any]
+    decode: Callable[[Any], Params]
+    template: Template  # of what travels
+    is_plain: bool
+
+
+class Hyperparams(NamedTuple):
+    """What the compiled programs take as arguments: another value compiles nothing."""
+
+    init_key: jax.Array  # u32 [...]: raw bits of the key of the initial model ...
+    train_key: jax.Array  # ... and of the workers' randomness
+    learning_rate: jax.Array  # f32 []
+    learning_rate_min: jax.Array  # f32 []
+    schedule_length: jax.Array  # f32 []
+
+
+def any_hyperparams() -> Hyperparams:
+    """Some; for what depends on shapes alone."""
+    key, one = jax.random.key_data(jax.random.key(0)), jnp.float32(1.0)
+    return Hyperparams(key, key, one, one, one)
+
+
+class Computation(NamedTuple):
+    """What the programs are compiled for. It can be hashed: experiments for which this
+    and the shapes are equal share what has been compiled."""
+
+    init: Init
+    loss: Loss
+    strategy: Strategy
+    training: Training  # without what `Hyperparams` hold
+    guards: Guards
+    coding: Coding
+    workers: int
+
+
+class Functions(NamedTuple):
+    """A computation as pure functions that are not jitted."""
+
+    trainer: Trainer
+    init_server: Callable[[], ServerState]
+    advance_server: AdvanceServer
+    publication: Publication
+    codec: Codec  # of updates
+    shapes: Params  # of the model, without values
+
+
+def functions_of(computation: Computation, hyperparams: Hyperparams) -> Functions:
+    """The functions of a computation; the hyperparameters may be traced."""
+    init, loss, strategy, training, guards, coding, workers = computation
+    rates: dict[str, Any] = hyperparams._asdict()
+    del rates["init_key"], rates["train_key"]
+    training = replace(training, **rates)
+    init_key, train_key = map(jax.random.wrap_key_data, hyperparams[:2])
+    shapes = jax.eval_shape(init, init_key)
+    codec = update_codec(
+        coding,
+        shapes,
+        pushes_models=strategy.push is push_params,
+        keeps_model=strategy.timing.after_push == "continue",
+    )
+
+    def init_server():
+        state = strategy.init(init(init_key), workers)
+        return _with_learning_rate(state, training)
+
+    def advance_server(state, updates, mask):
+        if guards.mode == "enforce":
+            clamped = clamp_losses(updates.loss, mask, guards.min_loss_ratio)
+            updates = updates._replace(loss=clamped)
+        state, metrics = strategy.aggregate(state, updates, mask)
+        return _with_learning_rate(state, training), metrics
+
+    return Functions(
+        trainer=make_trainer(loss, strategy, training, train_key, codec),
+        init_server=init_server,
+        advance_server=advance_server,
+        publication=_publication(version_codec(coding, shapes), shapes),
+        codec=codec,
+        shapes=shapes,
+    )
+
+
+class Compiled(NamedTuple):
+    """The functions of a computation, jitted."""
+
+    steps: dict[str, Callable[..., Any]]  # a trainer's, hyperparameters first
+    decode: Decode
+    init_server: Callable[[Hyperparams], ServerState]
+    aggregate: Callable[..., tuple[ServerState, Metrics]]
+    publication: Publication
+    template: Template  # of the model
+    update_template: Template  # of what a worker pushes
+    update_needs_base: bool  # whether that is a change since the base version
+
+
+@lru_cache(maxsize=32)
+def compiled_for(computation: Computation) -> Compiled:
+    """The programs of a computation; the same ones each time."""
+
+    def jitted(name: str, **options: Any) -> Any:
+        def call(hyperparams, *arguments):
+            trainer = functions_of(computation, hyperparams).trainer
+            return getattr(trainer, name)(*arguments)
+
+        return jax.jit(call, **options)
+
+    def init_server(hyperparams):
+        return functions_of(computation, hyperparams).init_server()
+
+    def aggregate(hyperparams, state, updates, mask):
+        # Stacked inside the program: a strategy that takes the rows one by one then
+        # reads them where they are, and nothing is copied.
+        stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *updates)
+        functions = functions_of(computation, hyperparams)
+        return functions.advance_server(state, stacked, mask)
+
+    plain = functions_of(computation, any_hyperparams())
+    codec, publication = plain.codec, plain.publication
+    if not publication.is_plain:
+        publication = publication._replace(
+            encode=jax.jit(publication.encode), decode=jax.jit(publication.decode)
+        )
+    return Compiled(
+        steps={
+            "start": jitted("start"),
+            "advance": jitted("advance", donate_argnums=1),
+            "step": jitted("step"),
+            "merge": jitted("merge", donate_argnums=1),
+            "adopt": jitted("adopt", donate_argnums=1),
+            "report": jitted("report"),
+            "push": jitted("push"),
+        },
+        # Compiled by itself, not with the coding: the server decodes with this program.
+        decode=codec.decode if codec.is_plain else jax.jit(codec.decode),
+        init_server=jax.jit(init_server),
+        aggregate=jax.jit(aggregate),
+        publication=publication,
+        template=template_of(plain.shapes),
+        update_template=template_of(_coded_shapes(codec, plain.shapes)),
+        update_needs_base=codec.needs_base,
+    )
+
+
+def _publication(codec: Codec, shapes: Params) -> Publication:
+    template = template_of(_coded_shapes(codec, shapes))
+    if codec.is_plain:
+        return Publication(lambda x: x, lambda x: x, template, is_plain=True)
+    return Publication(
+        encode=lambda params: codec.encode(params, (), ())[0],
+        decode=lambda coded: codec.decode(coded, ()),
+        template=template,
+        is_plain=False,
+    )
+
+
+def _coded_shapes(codec: Codec, shapes: Params) -> Any:
+    base = shapes if codec.needs_base else ()
+    memory = jax.eval_shape(codec.blank)
+    return jax.eval_shape(codec.encode, shapes, base, memory)[0]
+
+
+def _with_learning_rate(state: ServerState, training: Training) -> ServerState:
+    rate = global_learning_rate(training, state.model.version)
+    return state._replace(model=state.model._replace(learning_rate=rate))

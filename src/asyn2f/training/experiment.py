@@ -1,0 +1,173 @@
+"""One experiment, whole: everything that its numbers depend on, and no I/O."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asyn2f.kernels.codecs import PLAIN, Coding
+from asyn2f.kernels.guards import Guards
+from asyn2f.serialization import Template
+from asyn2f.strategies import Strategy
+from asyn2f.tasks.base import Task
+from asyn2f.timing import Stop
+from asyn2f.training.computation import (
+    Computation,
+    Functions,
+    Hyperparams,
+    Publication,
+    compiled_for,
+)
+from asyn2f.training.trainer import Trainer, Training
+from asyn2f.types import GlobalModel, Metrics, ServerState, WorkerUpdate
+
+NO_GUARDS = Guards(mode="off")
+
+
+class AggregateUpdates(Protocol):
+    def __call__(
+        self, state: ServerState, updates: Sequence[WorkerUpdate]
+    ) -> tuple[ServerState, Metrics]:
+        """The next version, learning rate included, of at least one update and at most
+        `Timing.most_updates`, in this order; metrics have one row per update."""
+
+
+class Experiment(NamedTuple):
+    """A task, a strategy and their settings, made into functions."""
+
+    task: Task
+    strategy: Strategy  # its timing holds the experiment's settings
+    training: Training
+    stop: Stop
+    seed: int
+    guards: Guards
+    coding: Coding
+    computation: Computation
+    hyperparams: Hyperparams
+    # All of these are jitted, and the second call compiles nothing.
+    trainer: Trainer
+    init_server: Callable[[], ServerState]
+    aggregate: AggregateUpdates
+    publication: Publication
+    template: Template  # of the model
+    update_template: Template  # of what a worker pushes
+    update_needs_base: bool  # whether that is a change since the base version
+
+    @property
+    def workers(self) -> int:
+        return len(self.task.shards)
+
+
+def make_experiment(
+    task: Task,
+    strategy: Strategy,
+    training: Training,
+    stop: Stop,
+    seed: int,
+    guards: Guards = NO_GUARDS,
+    coding: Coding = PLAIN,
+) -> Experiment:
+    """The experiment; the model's shape is found without computing anything.
+
+    Experiments that differ in seed, learning rates, schedule length, limits or data
+    share their compiled programs, if they have been made of the same functions and
+    their arrays have the same shapes.
+
+    Args:
+      task: model, loss and data.
+      strategy: built with the cap of `guards`, which is not the experiment's business.
+      training: settings.
+      stop: what ends a run.
+      seed: of the initial model and of all draws in training; in [0, 2^64).
+      guards: see `asyn2f.kernels.guards`.
+      coding: how updates and versions travel.
+    """
+    no_rates = replace(
+        training, learning_rate=0.0, learning_rate_min=0.0, schedule_length=1
+    )
+    computation = Computation(
+        task.init, task.loss, strategy, no_rates, guards, coding, len(task.shards)
+    )
+    key = root_key(seed)
+    hyperparams = Hyperparams(
+        init_key=jax.random.key_data(jax.random.fold_in(key, 0)),
+        train_key=jax.random.key_data(jax.random.fold_in(key, 1)),
+        learning_rate=jnp.float32(training.learning_rate),
+        learning_rate_min=jnp.float32(training.learning_rate_min),
+        schedule_length=jnp.float32(training.schedule_length),
+    )
+    compiled = compiled_for(computation)
+    return Experiment(
+        task=task,
+        strategy=strategy,
+        training=training,
+        stop=stop,
+        seed=seed,
+        guards=guards,
+        coding=coding,
+        computation=computation,
+        hyperparams=hyperparams,
+        trainer=Trainer(
+            **{name: partial(f, hyperparams) for name, f in compiled.steps.items()},
+            decode=compiled.decode,
+        ),
+        init_server=partial(compiled.init_server, hyperparams),
+        aggregate=partial(_aggregate, compiled.aggregate, computation, hyperparams),
+        publication=compiled.publication,
+        template=compiled.template,
+        update_template=compiled.update_template,
+        update_needs_base=compiled.update_needs_base,
+    )
+
+
+def root_key(seed: int) -> jax.Array:
+    """The key of all of an experiment's randomness; all 64 bits of the seed count.
+
+    Raises:
+      ValueError: a seed outside [0, 2^64).
+
+    >>> import jax
+    >>> bool((root_key(0) == root_key(2**32)).all())
+    False
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed: found {seed}, allowed: 0 to 2**64 - 1")
+    # JAX takes the lower 32 bits of a Python integer.
+    key, above = jax.random.key(seed & 0xFFFFFFFF), seed >> 32
+    return jax.random.fold_in(key, above) if above else key
+
+
+def initial_server_state(experiment: Experiment) -> ServerState:
+    """Version 0, drawn from the experiment's seed."""
+    return experiment.init_server()
+
+
+def published(experiment: Experiment | Functions, model: GlobalModel) -> GlobalModel:
+    """A version as workers and evaluators see it, once it has been coded."""
+    publication = experiment.publication
+    if publication.is_plain:
+        return model
+    return model._replace(params=publication.decode(publication.encode(model.params)))
+
+
+def _aggregate(
+    run: Callable[..., tuple[ServerState, Metrics]],
+    computation: Computation,
+    hyperparams: Hyperparams,
+    state: ServerState,
+    updates: Sequence[WorkerUpdate],
+) -> tuple[ServerState, Metrics]:
+    most = computation.strategy.timing.most_updates(computation.workers)
+    count = len(updates)
+    if not 1 <= count <= most:
+        raise ValueError(f"updates: found {count}, allowed 1 to {most}")
+    # Padded to one shape, so that one program serves every number of updates.
+    rows = (*updates, *[updates[0]] * (most - count))
+    state, metrics = run(hyperparams, state, rows, np.arange(most) < count)
+    metrics = jax.device_get(metrics)
+    # Of a metric that is one number there is nothing to cut off.
+    return state, jax.tree.map(lambda x: x[:count] if x.ndim else x, metrics)

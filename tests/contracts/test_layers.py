@@ -1,0 +1,171 @@
+"""Imports follow the arrows drawn here, and each library is known to one place."""
+
+import ast
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "asyn2f"
+
+# What a package or loose module may import; of every module: errors, types.
+ARROWS = {
+    "errors": "",
+    "types": "",
+    "failpoints": "",
+    "timing": "",
+    "rundir": "",
+    "serialization": "",
+    "kernels": "",
+    "strategies": "kernels timing",
+    "tasks": "",
+    "programs": "timing",
+    "trace": "rundir",
+    "training": "kernels serialization strategies tasks timing trace",
+    "protocol": "programs serialization timing trace",
+    "transport": "protocol",
+    "store": "failpoints rundir serialization",
+    "runtime": "failpoints kernels programs protocol serialization store strategies "
+    "trace training transport",
+    "sim": "kernels programs serialization timing trace training",
+    "report": "kernels protocol rundir trace",
+    "config": "kernels protocol sim strategies tasks timing training transport",
+    "api": "config sim trace training",
+    "cli": "api config failpoints protocol report rundir runtime serialization sim "
+    "store strategies tasks timing trace training transport",
+}
+EVERYBODY = {"errors", "types"}
+ONLY_IN = {
+    "zmq": {"transport/zmq", "transport/keys.py"},
+    "orbax": {"store/orbax"},
+    "flax": {"tasks/"},
+    "ml_collections": {"config/", "cli/"},
+    "absl": {"cli/"},
+    "plotly": {"report/"},
+    "rich": {"report/", "cli/"},
+    "tensorboardX": {"report/"},
+    "sklearn": {"tasks/"},
+    "imblearn": {"tasks/quality.py"},
+    "cleanlab": {"tasks/quality.py"},
+}
+# What does no I/O knows no clock, thread, socket or file.
+PURE = [
+    *("types.py", "timing.py", "programs.py"),
+    *("kernels/*", "strategies/*", "protocol/*"),
+    *("training/trainer.py", "training/batches.py", "training/computation.py"),
+    *("training/experiment.py", "trace/events.py", "trace/ordering.py"),
+    *("trace/accounts.py", "trace/history.py", "trace/causality.py"),
+    *("trace/invariants.py", "trace/provenance.py"),
+    *("sim/order.py", "sim/schedule.py", "sim/world.py", "sim/traffic.py"),
+    *("sim/virtual_worker.py", "sim/from_trace.py", "sim/plan.py", "sim/packing.py"),
+]
+IO = {"time", "threading", "socket", "os", "pathlib", "zmq", "orbax", "subprocess"}
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@functools.cache
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """The packages and loose modules of asyn2f that a file imports."""
+    parts = [name.split(".") for name in imports_of(path)]
+    return {p[1] for p in parts if p[0] == "asyn2f" and len(p) > 1} & ARROWS.keys()
+
+
+def test_every_room_has_its_arrows():
+    rooms = {path.relative_to(SOURCE).with_suffix("").parts[0] for path in FILES}
+    assert rooms - {"__init__"} == ARROWS.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(SOURCE).as_posix())
+def test_imports_follow_the_arrows(path):
+    own = path.relative_to(SOURCE).with_suffix("").parts[0]
+    if own == "__init__":
+        return
+    allowed = {own, *ARROWS[own].split(), *EVERYBODY}
+    assert rooms_imported(path) <= allowed
+
+
+def test_the_arrows_have_no_cycle():
+    placed: set[str] = set()
+    while len(placed) < len(ARROWS):
+        ready = {
+            room for room, to in ARROWS.items() if {*to.split()} <= placed
+        } - placed
+        assert ready, f"a cycle among {sorted(ARROWS.keys() - placed)}"
+        placed |= ready
+
+
+def test_no_arrow_is_drawn_that_nobody_uses():
+    used: dict[str, set[str]] = {room: set() for room in ARROWS}
+    for path in FILES:
+        own = path.relative_to(SOURCE).with_suffix("").parts[0]
+        if own != "__init__":
+            used[own] |= rooms_imported(path)
+    assert {room: {*to.split()} - used[room] for room, to in ARROWS.items()} == dict(
+        (room, set()) for room in ARROWS
+    )
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_is_known_to_one_place(library):
+    users = {
+        path.relative_to(SOURCE).as_posix()
+        for path in FILES
+        if any(name.split(".")[0] == library for name in imports_of(path))
+    }
+    others = [
+        user for user in users if not any(user.startswith(p) for p in ONLY_IN[library])
+    ]
+    assert not others
+
+
+@pytest.mark.parametrize("pattern", PURE)
+def test_what_does_no_io_cannot(pattern):
+    paths = [*SOURCE.glob(pattern)]
+    assert paths
+    for path in paths:
+        roots = {found.split(".")[0] for found in imports_of(path)}
+        assert not roots & IO, path
+
+
+def test_nothing_is_unpickled_anywhere():
+    for path in [*FILES, *(ROOT / "launch").glob("*.py")]:
+        roots = {name.split(".")[0] for name in imports_of(path)}
+        assert not roots & {"pickle", "cloudpickle", "dill", "shelve", "marshal"}, path
+
+
+def test_a_worker_loads_nothing_that_only_others_need():
+    """Each of these is a part of a second of every worker's start."""
+    needless = "orbax tensorstore tensorflow_datasets tensorboardX plotly sklearn"
+    code = (
+        "import sys, asyn2f.cli.worker\n"
+        f"found = [name for name in {needless.split()!r} if name in sys.modules]\n"
+        "sys.exit(f'loaded: {found}' if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_package_itself_loads_at_once():
+    """`asyn2f --help` and the launcher's first step wait for no numerical library."""
+    code = (
+        "import sys, asyn2f, asyn2f.cli.main\n"
+        "found = [name for name in ('jax', 'numpy', 'absl') if name in sys.modules]\n"
+        "sys.exit(f'loaded: {found}' if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()

@@ -1,0 +1,121 @@
+"""What a server has to get back from the store to go on as if nothing had happened."""
+
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asyn2f.programs import UpdateKey
+from asyn2f.protocol.ledger import Ledger, Verdict
+from asyn2f.runtime.server import start_of
+from asyn2f.store.orbax import OrbaxStore
+from asyn2f.strategies import BUILDERS
+from asyn2f.types import WorkerUpdate
+from tests.support.experiments import experiment_with
+
+
+def updates_of(experiment, state, version: int) -> list[WorkerUpdate]:
+    """As workers 0 and 1 might push them after that version, if so many are taken."""
+
+    def update(worker: int) -> WorkerUpdate:
+        chance = np.random.default_rng([version, worker])
+        params = jax.tree.map(
+            lambda x: jnp.asarray(
+                x + 0.1 * chance.standard_normal(x.shape).astype(x.dtype), x.dtype
+            ),
+            state.model.params,
+        )
+        return WorkerUpdate(
+            params=params,
+            worker=jnp.int32(worker),
+            base_version=jnp.int32(max(version - worker, 0)),
+            start_version=jnp.int32(max(version - worker, 0)),
+            num_examples=jnp.float32(50 + worker),
+            loss=jnp.float32(0.5 + 0.1 * worker),
+            quality=jnp.float32(1.0),
+            metric=jnp.float32(0.5),
+            signal=jnp.float32(0.0),
+        )
+
+    most = experiment.strategy.timing.most_updates(experiment.workers)
+    return [update(0), update(1)][:most]
+
+
+def bits(state) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_next_versions_are_the_same_bits_whether_or_not_a_server_died(
+    tmp_path, name
+):
+    """Parameters, the strategy's memory, and where the schedule stands."""
+    experiment = experiment_with(
+        workers=2,
+        strategy__name=name,
+        timing__min_updates=2,
+        training__schedule="synchronous",
+        training__schedule_length=6,
+    )
+    store = OrbaxStore(tmp_path / "models")
+    state = start_of(experiment, store).state
+    rates = []
+    for version in range(3):
+        state, _ = experiment.aggregate(state, updates_of(experiment, state, version))
+        rates.append(float(state.model.learning_rate))
+    store.save(3, state, {"version": 3, "incarnation": 1, "accounting": {}})
+    store.close()
+    store = OrbaxStore(tmp_path / "models")
+    again = start_of(experiment, store).state
+    store.close()
+    assert bits(again) == bits(state)
+    for version in (3, 4):
+        updates = updates_of(experiment, state, version)
+        state, _ = experiment.aggregate(state, updates)
+        again, _ = experiment.aggregate(again, updates)
+        assert bits(again) == bits(state), f"version {version + 1}"
+        rates.append(float(again.model.learning_rate))
+    assert len(set(rates)) > 1, "the schedule stands still: this shows nothing"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_verdict_table_comes_back_with_all_that_was_committed(tmp_path, seed):
+    """What had no last word is not known any more, so that it is asked for again."""
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    ledger, committed, open_, floor = Ledger(), {}, set(), 0
+    ledger.begin(0, "s", -1)
+    for seq in range(chance.randrange(5, 30)):
+        key = UpdateKey(0, "s", seq)
+        ledger.take_in(key)
+        word = chance.choice(["committed", "rejected", "superseded", ""])
+        if word:
+            version = seq if word == "committed" else -1
+            ledger.settle(key, Verdict(word, version, ""))
+        else:
+            open_.add(key)
+        if word == "committed":
+            committed[seq] = version
+        if not open_ and chance.random() < 0.3:
+            floor = seq + 1
+            ledger.forget("s", floor)
+    carried = sorted(open_)[:2]
+    accounting = {"ledger": ledger.snapshot(99, carried)}
+    experiment = experiment_with(workers=2)
+    store = OrbaxStore(tmp_path / "models")
+    state = start_of(experiment, store).state
+    store.save(0, state, {"version": 0, "incarnation": 1, "accounting": accounting})
+    again = Ledger.restore(start_of(experiment, store).accounting["ledger"])
+    store.close()
+    for seq, version in committed.items():
+        assert again.is_known("s", seq)
+        if seq >= floor:
+            assert again.verdict("s", seq) == Verdict("committed", version, "")
+    for key in carried:
+        assert again.verdict("s", key.seq) == Verdict("committed", 99, "")
+    for key in open_ - set(carried):
+        assert not again.is_known("s", key.seq)
+    assert again.unsettled() == frozenset()
+    assert again.counts["committed"] == len(committed) + len(carried)

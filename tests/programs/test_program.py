@@ -1,0 +1,130 @@
+"""What the programs have in common."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from asyn2f import errors
+from asyn2f.cli import app, machine
+
+ROOT = Path(__file__).parents[2]
+ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture
+def handlers():
+    """Handlers that a test may change."""
+    before = [signal.getsignal(number) for number in ALL]
+    yield
+    for number, handler in zip(ALL, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", ALL)
+def test_each_wish_to_stop_is_passed_on_by_name(handlers, number):
+    """A closed terminal too: a simulation keeps what there is."""
+    stops: list[str] = []
+    app.stop_on_signals(stops.append)
+    signal.raise_signal(number)
+    assert stops == [number.name]
+
+
+def test_under_nohup_a_closed_terminal_is_no_wish_to_stop(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stops: list[str] = []
+    app.stop_on_signals(stops.append)
+    signal.raise_signal(signal.SIGHUP)
+    assert not stops
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("launch.local", ["--config=", "--workdir=", "--insecure", "--resume"]),
+        (
+            "launch.simulate",
+            ["--config=", "--workdir=", "simulated \\\n        --conf"],
+        ),
+        ("launch.report", ["--run="]),
+        ("tests.bench", ["Benchmarks: ", "latency"]),
+    ],
+)
+def test_help_says_what_a_program_takes(name, words):
+    done = subprocess.run(
+        [sys.executable, "-m", name, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in words:
+        assert word in done.stdout
+
+
+def test_the_folder_of_a_run_that_was_made_has_one_name(capsys, monkeypatch):
+    monkeypatch.setattr(app, "RUN", SimpleNamespace(value=None, name="run"))
+    monkeypatch.setattr(app, "WORKDIR", SimpleNamespace(value="runs/a"))
+    assert app.run_folder() == Path("runs/a")
+    assert "--run" in capsys.readouterr().err
+    monkeypatch.setattr(app, "RUN", SimpleNamespace(value="runs/b", name="run"))
+    assert app.run_folder() == Path("runs/b")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to ...")])
+def test_a_device_that_is_not_here_is_one_line(monkeypatch, error):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(errors.DeviceError, match="JAX_PLATFORMS: found") as refused:
+        machine.prepare_jax()
+    assert str(error) in str(refused.value)
+    assert isinstance(refused.value, errors.Asyn2fError)
+
+
+@pytest.mark.processes
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_scheduled(tmp_path):
+    (tmp_path / "file").write_text("")
+    flags = ["--config=configs/digits.py", f"--workdir={tmp_path / 'file' / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.simulate", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: cannot use ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.processes
+def test_a_library_that_ends_a_process_is_heard(tmp_path):
+    """XLA does, when it does not know a flag: its last words are in a log."""
+    folder = tmp_path / "run"
+    flags = ["--config=configs/digits.py", f"--workdir={folder}", "--overwrite"]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.local", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": "--xla_no_such_flag=1"},
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Unknown flag in XLA_FLAGS: --xla_no_such_flag" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+
+
+def test_each_line_of_the_log_is_written_once():
+    """Whatever an import has done: Orbax's has the root logger write as well."""
+    root, before = logging.getLogger(), list(logging.getLogger().handlers)
+    root.addHandler(logging.StreamHandler())
+    app.log_once()
+    assert root.handlers == before

@@ -1,0 +1,103 @@
+"""Where a server listens that goes on with a run."""
+
+import dataclasses
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from asyn2f.cli import listening, serving
+from asyn2f.cli.listening import Listening
+from asyn2f.config import build
+from asyn2f.errors import AddressError
+from asyn2f.transport.addresses import (
+    parse_address,
+)
+from asyn2f.transport.zmq import ZmqTransport
+from tests.support.experiments import config_with, experiment_with
+
+TASK = build.build_task(config_with())
+
+
+@pytest.fixture
+def rival():
+    """Listens where the server before it did."""
+    transport = ZmqTransport.bind("tcp://127.0.0.1:0", 1000, workers=1)
+    yield transport
+    transport.close()
+
+
+def bind(folder, ports, server_timeout_s: float) -> tuple[int, int, int]:
+    """The ports of a server that goes on with a run that had those."""
+    address = f"tcp://127.0.0.1:{ports[0]}"
+    listening.write(folder, Listening(address, ports, "run", ""))
+    before = listening.read(folder)
+    settings = build.build_runtime(config_with())
+    settings = dataclasses.replace(settings, server_timeout_s=server_timeout_s)
+    transport, _ = serving._bind(before, settings, experiment_with(), None, False)
+    found = transport.ports()
+    transport.close()
+    return found
+
+
+def test_ports_are_waited_for_as_long_as_peers_call_there(tmp_path, rival, monkeypatch):
+    """A server that stands still frees them when it goes on, and peers come back."""
+    ports, now = rival.ports(), [0.0]
+
+    def sleep(_: float) -> None:
+        now[0] += 10.0
+        if now[0] == 30.0:
+            rival.close()
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(serving, "time", clock)
+    assert bind(tmp_path, ports, server_timeout_s=60.0) == ports
+    assert now == [30.0]
+
+
+def test_ports_that_are_not_freed_in_time_are_left_to_the_other(tmp_path, rival):
+    found = bind(tmp_path, rival.ports(), server_timeout_s=0.2)
+    assert not set(found) & set(rival.ports())
+
+
+def test_a_port_that_is_taken_after_the_check_costs_no_run(
+    tmp_path, rival, monkeypatch
+):
+    """The check finds it free, the server does not: the old run is still there."""
+    old = {"config.json": "{}", "summary.json": "precious", "models/3": "parameters"}
+    for name, text in old.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    address = f"tcp://127.0.0.1:{rival.ports()[0]}"
+    config = config_with(runtime__address=address)
+    monkeypatch.setattr(serving, "check_free", lambda *_: None)
+    claim = serving.prepared(
+        config, TASK, tmp_path, resume=False, overwrite=True, insecure=False
+    )
+    with pytest.raises(AddressError, match="cannot listen"), claim:
+        serving.serve(config, tmp_path, print, print, insecure=False)
+    assert {name: (tmp_path / name).read_text() for name in old} == old
+
+
+def test_a_server_on_all_addresses_says_where_this_machine_finds_it(tmp_path):
+    settings = build.build_runtime(config_with(runtime__address="tcp://*:0"))
+    transport, address = serving._bind(
+        None, settings, experiment_with(), None, insecure=True
+    )
+    host, port = parse_address(address)
+    assert host == "127.0.0.1"
+    with socket.create_connection((host, port)):
+        pass
+    transport.close()
+
+
+def test_a_network_interface_is_no_address(tmp_path):
+    """A server could listen there, and its peers could not be told where."""
+    _, name = socket.if_nameindex()[0]
+    config = config_with(runtime__address=f"tcp://{name}:5570")
+    claim = serving.prepared(
+        config, TASK, tmp_path / "run", resume=False, overwrite=False, insecure=True
+    )
+    with pytest.raises(AddressError, match="network interface; give its IP"), claim:
+        pass
+    assert not (tmp_path / "run").exists()

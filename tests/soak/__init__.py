@@ -1,0 +1,1 @@
+"""Faults that take minutes or hours: `python -m tests.soak NAME`; see `__main__`."""

@@ -1,0 +1,192 @@
+"""A server's and a peer's protocol, told by hand what happens."""
+
+import dataclasses
+
+from asyn2f import programs
+from asyn2f.programs import UpdateKey
+from asyn2f.protocol import events as p
+from asyn2f.protocol import messages as wire
+from asyn2f.protocol.channels import (
+    UPDATES,
+    Channel,
+    Subscribed,
+)
+from asyn2f.protocol.peer import PeerProtocol
+from asyn2f.protocol.server import ServerProtocol
+from asyn2f.protocol.settings import RuntimeSettings
+from asyn2f.timing import Timing
+from tests.support.messages import (
+    RUNTIME,
+    hello_of,
+    made,
+    produced,
+    server_settings,
+)
+
+ASYN2F = Timing(while_training="merge", after_push="continue", quorum="some")
+FEDAVG = Timing(
+    while_training="ignore", after_push="wait", quorum="all", max_staleness=0
+)
+
+
+def with_(timing, **changes):
+    return dataclasses.replace(timing, **changes)
+
+
+def those(effects, kind):
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def messages(effects, kind, to=None):
+    """What is sent of this kind on CONTROL, to anybody or to this session."""
+    return [
+        effect.message
+        for effect in those(effects, p.Send)
+        if isinstance(effect.message, kind) and to in (None, effect.peer.decode())
+    ]
+
+
+def tick_until(machine, until_s, now):
+    """Everything that a protocol wants done as time goes by."""
+    effects = []
+    for _ in range(10_000):
+        if machine.due_s > until_s:
+            return effects
+        now = max(now, machine.due_s)
+        effects += machine.on(p.Tick(), now)
+        if those(effects, p.Finish):
+            return effects
+        assert machine.due_s > now, "it wants another tick at once"
+    raise AssertionError("it wants too many ticks")
+
+
+class Desk:
+    """A server's protocol. Worker w has the session "w"; the evaluator, "e"."""
+
+    def __init__(self, timing=ASYN2F, publish="after_save", version=0, **changes):
+        runtime = RuntimeSettings(publish=publish, **RUNTIME)
+        own = {"min_workers": timing.min_workers, "replaces": timing.replaces}
+        own |= {"waits": timing.after_push == "wait", "deadline_s": timing.deadline_s}
+        changes = own | {"runtime": runtime} | changes
+        program = programs.server_program(timing, version)
+        self.now = 0.0
+        settings, first = server_settings(**changes), made(version)
+        self.machine = ServerProtocol(settings, program, first, 0.0)
+
+    def on(self, event):
+        return self.machine.on(event, self.now)
+
+    def wait(self, seconds):
+        effects = tick_until(self.machine, self.now + seconds, self.now)
+        self.now += seconds
+        return effects
+
+    def hear(self, session, message, identity=""):
+        sender = session.encode()
+        event = p.FromWire(Channel.CONTROL, sender, message, b"", identity)
+        return self.on(event)
+
+    def join(self, *sessions):
+        effects = []
+        for session in sessions:
+            worker = -1 if session == "e" else int(session[0])
+            effects += self.hear(session, hello_of(worker, session))
+            effects += self.on(Subscribed(p.topic_of(session)))
+        return effects
+
+    def beat(self, session, *unsettled):
+        return self.hear(session, beat_of(session, *unsettled))
+
+    def receive(self, session, seq, base=0, identity="", **changes):
+        """An update has come in."""
+        header = produced(int(session[0]), b"", base).header
+        changes = {"run": "run-1", "session": session, "seq": seq} | changes
+        header = header._replace(**changes)
+        event = p.FromWire(Channel.UPDATE, UPDATES, header, b"", identity)
+        return self.on(event)
+
+    def push(self, session, seq, base=0):
+        """An update has come in and is found good."""
+        effects = self.receive(session, seq, base)
+        return effects + self.on(p.UpdateValidated(key_of(session, seq), ""))
+
+    def make(self, version):
+        return self.on(made(version))
+
+    def save(self, version):
+        return self.on(p.VersionSaved(version))
+
+    def end(self, seconds=12.0):
+        """All that happens until the server finishes."""
+        effects = self.wait(seconds)
+        assert those(effects, p.Finish), f"does not finish within {seconds} s"
+        return effects
+
+
+def key_of(session, seq):
+    return UpdateKey(int(session[0]), session, seq)
+
+
+def beat_of(session, *unsettled):
+    numbers = (0, 0.0, 0.0, 0.0, 0, 0, 0, -1.0, True, True, 0)
+    return wire.Heartbeat(session, 1, "training", *numbers, unsettled)
+
+
+def verdicts(effects):
+    """Session, number and verdict of what is told."""
+    return [
+        (v.session, v.seq, v.verdict) for v in messages(effects, wire.UpdateOutcome)
+    ]
+
+
+WELCOME = wire.Welcome(
+    "run-1", 1, 0, 0, 1, 2, RUNTIME["heartbeat_interval_s"], RUNTIME["server_timeout_s"]
+)
+
+
+class Seat:
+    """A peer's protocol, worker 0's in session "0"."""
+
+    def __init__(self, worker=0):
+        self.now = 0.0
+        settings = RuntimeSettings(**RUNTIME)
+        self.machine = PeerProtocol(hello_of(worker, "0"), settings, 0.0)
+
+    def on(self, event):
+        return self.machine.on(event, self.now)
+
+    def wait(self, seconds):
+        effects = tick_until(self.machine, self.now + seconds, self.now)
+        self.now += seconds
+        return effects
+
+    def hear(self, message):
+        return self.on(p.FromWire(Channel.CONTROL, b"", message, b""))
+
+    def enter(self, welcome=WELCOME):
+        """Is welcomed, and heard."""
+        heard = wire.HeartbeatAck(welcome.incarnation, -1, True)
+        return self.hear(welcome) + self.on(Subscribed(UPDATES)) + self.hear(heard)
+
+    def push(self, base=0):
+        return self.on(produced(0, b"", base))
+
+    def receive(self, version, incarnation=1):
+        header, payload = made(version, incarnation=incarnation)
+        return self.on(p.FromWire(Channel.MODEL, p.ALL, header, payload))
+
+    def judge(self, seq, verdict, incarnation=1):
+        version = 1 if verdict == "committed" else -1
+        return self.hear(
+            wire.UpdateOutcome(incarnation, "0", seq, verdict, version, "so")
+        )
+
+    def unsettled(self):
+        """The updates that the next beat asks about."""
+        beats = messages(self.wait(2 * RUNTIME["heartbeat_interval_s"]), wire.Heartbeat)
+        return beats[-1].unsettled
+
+
+def pushed(effects):
+    """The numbers of the updates that are published."""
+    return [sent.message.seq for sent in those(effects, p.Broadcast)]

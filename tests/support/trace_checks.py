@@ -1,0 +1,108 @@
+"""What must be true of a run however it was disturbed, by what its traces say."""
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from asyn2f import trace
+from asyn2f.programs import UpdateKey
+from asyn2f.trace.invariants import Found, check
+
+
+def judge(
+    folder: Path, store: Mapping[int, Iterable[UpdateKey]] | None = None
+) -> Counter[str]:
+    """How many of the updates that were pushed had which fate. "died": its process was
+    killed before the server had it.
+
+    Args:
+      folder: of the trace.
+      store: which updates its versions are made of; None = what the trace says, in
+        which the last making of a version counts.
+
+    Raises:
+      AssertionError: an update is lost or counted twice, its worker was told what is
+        not so, a version is missing, or somebody was given an older one than before.
+    """
+    found = Found(trace.read(folder), commits={})
+    # Workers that are pretended train nothing, so not every trace is one of workers.
+    violations = [v for v in check(found).violations if v.invariant != "causality"]
+    assert not violations, violations[:5]
+    lives = list(_lives(folder))
+    versions = _made(lives) if store is None else {v: [*k] for v, k in store.items()}
+    numbers = sorted(version for version in versions if version)
+    assert numbers == list(range(1, len(numbers) + 1)), f"versions: {numbers}"
+    counted = Counter(key for keys in versions.values() for key in keys)
+    twice = [key for key, times in counted.items() if times > 1]
+    assert not twice, f"counted twice: {twice}"
+    told: dict[UpdateKey, str] = {}
+    for life in lives:
+        _check_order(life)
+        told |= _verdicts(life)
+    wrong = {k: v for k, v in told.items() if (v == "committed") != (k in counted)}
+    assert not wrong, f"in a version or not, and the last word was another: {wrong}"
+    fates = {key: "committed" for key in counted}
+    pushed = set()
+    for life in lives:
+        ended = any(isinstance(event, trace.Stopped) for event in life)
+        for event in life:
+            if isinstance(event, trace.Pushed):
+                key = UpdateKey(event.worker, event.session, event.seq)
+                assert key not in pushed, f"pushed twice: {key}"
+                pushed.add(key)
+                fates.setdefault(key, told.get(key, "lost" if ended else "died"))
+        for key in _settled(life, "withdrawn"):
+            if fates[key] in ("lost", "died"):
+                fates[key] = "withdrawn"
+    assert fates.keys() <= pushed, f"nobody pushed {fates.keys() - pushed}"
+    lost = sorted(key for key, fate in fates.items() if fate == "lost")
+    assert not lost, f"{len(lost)} of {len(pushed)} lost: {lost[:20]}"
+    return Counter(fates.values())
+
+
+def _lives(folder: Path) -> Iterator[list[Any]]:
+    """The events of each life of each process; a last line may be cut short."""
+    for path in sorted(folder.glob("*.jsonl")):
+        life: list[Any] = []
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                event = trace.from_line(line)
+                if isinstance(event, trace.ProcessStarted) and life:
+                    yield life
+                    life = []
+                life.append(event)
+        yield life
+
+
+def _made(lives: list[list[Any]]) -> dict[int, list[UpdateKey]]:
+    made = [e for life in lives for e in life if isinstance(e, trace.Aggregated)]
+    return {e.version: [UpdateKey(*key) for key in e.updates] for e in made}
+
+
+def _settled(life: list[Any], *verdicts: str) -> dict[UpdateKey, str]:
+    found: dict[UpdateKey, str] = {}
+    for event in life:
+        if isinstance(event, trace.UpdateSettled) and event.verdict in verdicts:
+            key = UpdateKey(event.worker, event.session, event.seq)
+            assert key not in found, f"settled twice: {key}"
+            found[key] = event.verdict
+    return found
+
+
+def _verdicts(life: list[Any]) -> dict[UpdateKey, str]:
+    """A server's; those of its next life are the last word, if there are any."""
+    return _settled(life, "committed", "superseded", "rejected")
+
+
+def _check_order(life: list[Any]) -> None:
+    """A worker is given newer and newer versions; another server may begin lower."""
+    newest = -math.inf
+    for event in life:
+        if isinstance(event, trace.Registered):
+            newest = -math.inf
+        elif isinstance(event, trace.Received):
+            assert event.version > newest, f"{event} after {newest}"
+            newest = event.version

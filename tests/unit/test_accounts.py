@@ -1,0 +1,189 @@
+"""Whatever is altered in what a run left behind is found; what is as it was passes."""
+
+import json
+
+import pytest
+
+from asyn2f import trace
+from asyn2f.store.orbax import OrbaxStore
+from asyn2f.trace.accounts import Accounts
+from asyn2f.trace.invariants import Found, check, commit_of
+from tests.contracts.test_runtime import small
+from tests.unit.test_causality import RecordedRun
+
+
+def left_by(run, summary) -> Found:
+    records = {v: run.store.record(v) for v in run.store.versions()}
+    accuracy, version = run.store.best()
+    rows = [json.loads(json.dumps(row)) for row in run.rows]
+    accounts = Accounts({}, summary, rows, frozenset(records))
+    return Found(
+        events=trace.read(run.folder / "trace"),
+        commits={version: commit_of(record) for version, record in records.items()},
+        best=(version, accuracy),
+        accounts=accounts,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What a run with an evaluator has left."""
+    folder = tmp_path_factory.mktemp("run")
+    run = RecordedRun(1, folder, small(), store=OrbaxStore(folder / "models"))
+    run.start_evaluator()
+    for number in range(3):
+        run.start_worker(number)
+    found = left_by(run, run.finish())
+    run.store.close()
+    return found
+
+
+def with_summary(found, **changes):
+    summary = {**found.accounts.summary, **changes}
+    return found._replace(accounts=found.accounts._replace(summary=summary))
+
+
+def with_row(found, kind, **changes):
+    rows = [dict(row) for row in found.accounts.metrics]
+    row = [row for row in rows if row["kind"] == kind][1]
+    row |= {key: change(row[key]) for key, change in changes.items()}
+    return found._replace(accounts=found.accounts._replace(metrics=rows))
+
+
+def without(found, drop):
+    kept = [event for event in found.events if not drop(event)]
+    assert len(kept) < len(found.events)
+    return found._replace(events=kept)
+
+
+def superseded(found):
+    """One superseded update, or else a rejected one."""
+    settled = [e for e in found.events if isinstance(e, trace.UpdateSettled)]
+    (key, *_) = sorted(
+        (e.verdict != "superseded", e.worker, e.session, e.seq)
+        for e in settled
+        if e.verdict in ("superseded", "rejected")
+    )
+    return key[1:]
+
+
+def is_of(event, key):
+    kinds = trace.Pushed | trace.UpdateSettled | trace.OutcomeReceived
+    return isinstance(event, kinds) and (event.worker, event.session, event.seq) == key
+
+
+def broken_by(found) -> set[str]:
+    return {violation.invariant for violation in check(found).violations}
+
+
+def test_what_a_run_has_left_agrees(found):
+    judgement = check(found)
+    assert judgement.violations == []
+    assert "records" not in judgement.not_shown
+    assert judgement.absence == ""
+
+
+ALTERED = {
+    "versions": lambda f: with_summary(f, versions=7),
+    "best version": lambda f: with_summary(f, best_version=-1),
+    "best accuracy": lambda f: with_summary(f, best_accuracy=0.999),
+    "final accuracy": lambda f: with_summary(f, final_accuracy=0.999),
+    "duration": lambda f: with_summary(f, wall_s=f.accounts.summary["wall_s"] + 0.01),
+    "run": lambda f: with_summary(f, run="run-2"),
+    "updates": lambda f: with_summary(
+        f, updates={**f.accounts.summary["updates"], "rejected": 99}
+    ),
+    "committed": lambda f: with_summary(
+        f, updates={**f.accounts.summary["updates"], "committed": 1}
+    ),
+    "accuracy": lambda f: with_row(f, "score", accuracy=lambda x: x + 0.001),
+    "loss of a score": lambda f: with_row(f, "score", loss=lambda x: x * 1.001),
+    "staleness": lambda f: with_row(f, "version", staleness_mean=lambda x: x + 0.5),
+    "members": lambda f: with_row(f, "version", updates=lambda x: x + 1),
+    "rate": lambda f: with_row(f, "version", learning_rate=lambda x: x * 1.01),
+    "time": lambda f: with_row(f, "version", time_s=lambda x: x + 0.001),
+    "number": lambda f: with_row(f, "version", version=lambda x: 77),
+    "a score that nobody gave": lambda f: with_row(f, "score", version=lambda x: 77),
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_an_altered_summary_or_row_is_found(found, name):
+    assert broken_by(ALTERED[name](found)) == {"records"}
+
+
+def test_another_best_is_found(found):
+    """With its own accuracy, though another version has a higher one."""
+    scores = {
+        event.version: event.accuracy
+        for event in found.events
+        if isinstance(event, trace.Evaluated)
+    }
+    version = min(scores, key=scores.__getitem__)
+    assert scores[version] < max(scores.values())
+    best = version, scores[version]
+    altered = with_summary(found, best_version=version, best_accuracy=scores[version])
+    assert broken_by(altered._replace(best=best)) == {"records"}
+    assert broken_by(found._replace(best=(version, 0.999))) >= {"I16"}
+
+
+def test_a_deleted_newest_version_is_found(found):
+    newest = max(found.commits)
+    commits = {v: c for v, c in found.commits.items() if v != newest}
+    accounts = found.accounts._replace(versions=frozenset(commits))
+    altered = found._replace(commits=commits, accounts=accounts, best=None)
+    altered = altered._replace(accounts=accounts._replace(summary={}))
+    (violation,) = [v for v in check(altered).violations if v.invariant == "I1"]
+    assert violation.what == f"version {newest} was saved, and is not in the store"
+    assert "I1" not in broken_by(altered._replace(damaged=frozenset({newest})))
+
+
+def test_a_deleted_version_among_those_that_are_kept_is_found(found):
+    accounts = found.accounts._replace(config={"runtime": {"keep_last": 5}})
+    versions = frozenset(found.commits) - {max(found.commits) - 2}
+    what = check(found._replace(accounts=accounts._replace(versions=versions)))
+    assert "I1" in {v.invariant for v in what.violations}
+
+
+def test_a_removed_update_is_found(found):
+    key = superseded(found)
+    assert broken_by(without(found, lambda e: is_of(e, key)))
+    assert "causality" in broken_by(
+        without(found, lambda e: is_of(e, key) and isinstance(e, trace.Pushed))
+    )
+    assert "I7" in broken_by(
+        without(found, lambda e: is_of(e, key) and not isinstance(e, trace.Pushed))
+    )
+
+
+def test_an_update_removed_from_the_middle_of_a_session_is_found(found):
+    """Superseded or rejected, and nothing refers to it any more."""
+    pushed = [e for e in found.events if isinstance(e, trace.Pushed)]
+    session = max({e.session for e in pushed}, key=[e.session for e in pushed].count)
+    (_, middle, *_) = [e for e in pushed if e.session == session]
+    key = middle.worker, session, middle.seq
+    assert "causality" in broken_by(without(found, lambda e: is_of(e, key)))
+
+
+def test_a_deleted_trace_of_the_evaluator_is_named(found):
+    theirs = trace.Evaluated | trace.Registered | trace.Stopped
+    altered = without(
+        found,
+        lambda e: (
+            isinstance(e, theirs) and getattr(e, "actor", "evaluator") == "evaluator"
+        ),
+    )
+    judgement = check(altered)
+    assert judgement.violations == []
+    assert "evaluator is missing" in judgement.absence
+
+
+@pytest.mark.parametrize("field", ["time_s", "start_s"])
+def test_a_time_that_is_none_is_no_event(field):
+    line = trace.to_line(trace.Blocked(1.0, 0, 0.5, 1))
+    fields = json.loads(line)
+    for wrong in ("NaN", "Infinity", "-Infinity", '"1"', "null", "true", "[1.0]"):
+        altered = line.replace(f'"{field}": {fields[field]}', f'"{field}": {wrong}')
+        assert altered != line
+        with pytest.raises(ValueError, match="not a line of a trace"):
+            trace.from_line(altered)

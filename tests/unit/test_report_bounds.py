@@ -1,0 +1,294 @@
+"""However long a run, however many workers: the report stays small and true."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyn2f import trace
+from asyn2f.report import (
+    curves,
+    figures,
+    marks,
+    plots,
+    rows,
+    segments,
+    summary,
+    tables,
+    tail,
+)
+from asyn2f.report import load as run_module
+from asyn2f.report import timeline as timeline_module
+from asyn2f.report.load import Run, load_run
+from asyn2f.report.run_page import to_html, write_report
+from asyn2f.report.segments import Pieces
+from tests.support.synthetic_run import made_up
+from tests.unit.test_report import Page, _no_library  # noqa: F401, a fixture for all
+
+floats = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+# ------------------------------------------------------------- few enough points
+
+
+@given(st.lists(floats, min_size=1, max_size=300), st.integers(4, 60))
+def test_a_line_keeps_its_ends_and_its_extremes(values, most):
+    values = np.array(values)
+    kept = plots.extremes(values, most)
+    assert len(kept) <= max(most, 4)
+    assert (np.diff(kept) > 0).all()
+    assert {0, len(values) - 1} <= set(kept.tolist())
+    assert values[kept].min() == values.min()
+    assert values[kept].max() == values.max()
+
+
+def test_a_single_spike_stays_in_the_curve_of_a_long_run():
+    scores = [{"kind": "score", "version": v, "time_s": v, "accuracy": 0.9}
+            for v in range(20_000)]  # fmt: skip
+    scores[12_345]["accuracy"] = 0.1
+    drawn = curves.accuracy(Run([], scores, None, None, ())).data[0]
+    assert len(drawn.x) <= curves.MAX_POINTS
+    assert (12_345, 0.1) in zip(drawn.x, drawn.y, strict=True)
+
+
+def test_a_spike_of_one_workers_loss_stays():
+    events = [
+        trace.Pushed(
+            float(t), 0, "a", t, 0, 0, 1, 8.0, 9.0 if t == 777 else 0.5, 1.0, 0
+        )
+        for t in range(5_000)
+    ]
+    (drawn,) = curves.losses(Run(events, [], None, None, ())).data
+    assert max(drawn.y) == 9.0
+    assert len(drawn.y) <= curves.MAX_POINTS
+
+
+# ------------------------------------------------------------- the timeline
+
+
+def pieces_of(count: int, length_s: float = 1.0) -> Pieces:
+    """One row without gaps, of as many stretches from as many versions."""
+    start_s = length_s * np.arange(count)
+    zeros = np.zeros(count, int)
+    return Pieces(zeros, start_s, start_s + length_s, np.arange(count), zeros)
+
+
+def test_in_its_windows_a_long_run_is_drawn_as_it_was():
+    pieces, windows = pieces_of(10_000), [(3_000.0, 3_050.0), (9_950.0, 10_000.0)]
+    few, slot_s = segments.with_detail(pieces, windows, num_rows=1, most=1_000)
+    assert len(few.row) <= 1_000
+    assert slot_s > 1.0
+    for start_s, end_s in windows:
+        inside = (few.end_s > start_s) & (few.start_s < end_s)
+        assert np.sort(few.base[inside]).tolist() == list(
+            range(int(start_s), int(end_s))
+        )
+        assert (few.end_s - few.start_s)[inside] == pytest.approx(1.0)
+
+
+def test_nothing_is_drawn_twice_and_little_is_left_blank():
+    few, slot_s = segments.with_detail(
+        pieces_of(10_000), [(3_000.0, 3_050.0)], num_rows=1, most=1_000
+    )
+    order = np.argsort(few.start_s)
+    gaps = few.start_s[order][1:] - few.end_s[order][:-1]
+    assert gaps.min() >= -1e-9
+    assert few.end_s.max() == pytest.approx(10_000, abs=slot_s)
+    assert np.sum(gaps) < 3 * slot_s
+
+
+def test_a_crowd_in_a_window_is_bounded_too():
+    few, _ = segments.with_detail(
+        pieces_of(10_000), [(0.0, 9_000.0)], num_rows=1, most=1_000
+    )
+    assert len(few.row) <= 1_000
+
+
+def test_short_runs_are_drawn_whole():
+    pieces = pieces_of(100)
+    few, slot_s = segments.with_detail(pieces, [(3.0, 9.0)], num_rows=1, most=100)
+    assert few is pieces
+    assert slot_s == 0.0
+
+
+def test_late_in_a_long_run_times_are_still_fine():
+    """In 32 bits a week has steps of 0.06 s."""
+    late = plots.times([604_800.0, 604_800.01])
+    assert late[1] - late[0] == pytest.approx(0.01, abs=1e-6)
+
+
+# ------------------------------------------------------------- axes and panels
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_an_axis_of_shares_holds_them_and_never_goes_beyond_all(values):
+    low, high = plots.share_range(np.array(values))
+    assert 0.0 <= low <= min(values)
+    assert max(values) <= high <= 1.0
+    assert low < high
+
+
+def test_no_accuracy_is_drawn_beyond_one_hundred_percent():
+    scores = [{"kind": "score", "version": v, "time_s": v, "accuracy": a}
+              for v, a in enumerate([0.2, 1.0])]  # fmt: skip
+    layout = curves.accuracy(Run([], scores, None, None, ())).layout
+    assert layout.yaxis.range == (pytest.approx(0.16), 1.0)
+
+
+@given(st.integers(1, 5), st.integers(200, 400))
+def test_panels_in_a_column_do_not_touch(count, height):
+    changes = plots.stacked(count, height)
+    numbers = [f"yaxis{n + 1 if n else ''}" for n in range(count)]
+    domains = [changes[name]["domain"] for name in numbers]
+    assert domains[0][1] == 1.0
+    assert domains[-1][0] == pytest.approx(0.0, abs=1e-9)
+    for (low, _), (_, next_high) in itertools.pairwise(domains):
+        assert (low - next_high) * changes["height"] > 60  # pixels for an axis's title
+    go.Figure(layout=changes)  # plotly knows these keys
+
+
+# ------------------------------------------------------------- many workers
+
+
+def crowd(workers: int, versions: int) -> Run:
+    """Each version is made of all; the first worker's updates are the most."""
+    events: list[trace.Event] = []
+    for worker in range(workers):
+        events.append(trace.WorkerJoined(0.0, worker, "a", 10))
+        events.append(trace.Trained(1.0, worker, 0.0, 1, 1, 0, 0.5, 0.5))
+        events.append(trace.Pushed(1.0, worker, "a", 1, 0, 0, 1, 10.0, 0.5, 1.0, 0.5))
+    for version in range(1, versions + 1):
+        keys = [[worker, "a", version] for worker in range(workers)]
+        zeros = [0] * workers
+        shares = [1 / workers] * workers
+        events.append(
+            trace.Aggregated(1.0 + version, version, 1, keys, zeros, zeros, shares, 0.1)
+        )
+    split = np.ones((workers, 10), int)
+    return Run(events, [], None, None, (), split)
+
+
+def test_of_a_thousand_workers_the_others_are_shown_as_one():
+    run = crowd(1_000, 30)
+    shares, _ = figures.coefficients(run)
+    assert len(shares.data) == figures.MAX_WORKERS + 1
+    assert shares.data[-1].name == "all others"
+    total = np.sum([part.y for part in shares.data], axis=0)
+    assert total == pytest.approx(1.0)
+    behind = figures.staleness(run)
+    assert len(behind.data) == figures.MAX_WORKERS + 1
+    assert sum(sum(part.y) for part in behind.data) == 30_000
+    assert len(curves.losses(run).data) == curves.MAX_WORKERS
+    assert len(figures.split(run).data[0].x) == figures.MAX_COLUMNS_OF_SPLIT
+
+
+def test_the_table_of_a_thousand_workers_sums_over_all():
+    workers = summary.tally(crowd(1_000, 3))
+    text = tables.to_html(workers)
+    assert text.count('<tr class="one">') == tables.MAX_ROWS
+    assert "and 800 more" in text
+    assert "<td>3,000</td>" in text.rpartition('<tr class="total">')[2]
+
+
+def test_the_page_of_a_thousand_workers_is_small():
+    assert len(to_html(crowd(1_000, 30))) < 400_000
+
+
+# ------------------------------------------------------------- a long run
+
+
+def test_a_long_run_has_a_page_as_small_as_a_short_one(tmp_path):
+    """Bounded parts only: 2,500 versions are beyond all of the bounds."""
+    folder = made_up(tmp_path, workers=8, versions=2_500)
+    page = Page(write_report(folder))
+    assert (folder / "report.html").stat().st_size < 800_000  # without its library
+    course = page.figures["timeline"]
+    pieces = course["layout"]["meta"]["fine"]["start"]
+    assert len(pieces["bdata"]) * 3 / 4 / 4 <= timeline_module.MAX_PIECES
+    for part in course["data"]:
+        if part.get("marker"):
+            assert len(part["x"]["bdata"]) * 3 / 4 / 4 <= marks.MAX_MARKS
+    assert "The run is long: it is drawn as it was in “Busiest”" in page.text
+
+
+@pytest.mark.slow
+def test_a_report_of_20_000_versions_is_no_larger_than_three_megabytes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.undo()  # with its library
+    folder = made_up(tmp_path, workers=8, versions=20_000)
+    assert len(load_run(folder).events) > 400_000
+    assert write_report(folder).stat().st_size < 3_000_000
+
+
+# ------------------------------------------------------------- a trace of gigabytes
+
+
+def test_of_a_trace_that_is_too_long_the_newest_part_is_read(tmp_path):
+    folder = made_up(tmp_path, workers=4, versions=1_500)
+    whole = tail.read_events(folder / "trace", 10**9)
+    assert whole.since_s == -math.inf
+    part = tail.read_events(folder / "trace", 600_000)
+    assert part.cuts == {}
+    assert len(part.events) < 0.2 * len(whole.events)
+    after = [event for event in whole.events if event.time_s >= part.since_s]
+    assert [e for e in part.events if e.time_s >= part.since_s] == after
+    before = [e for e in part.events if e.time_s < part.since_s]
+    assert {type(e) for e in before} == {
+        trace.ProcessStarted,
+        trace.WorkerJoined,
+        trace.Published,
+    }
+
+
+def test_times_and_shares_of_the_newest_part_are_those_of_that_part(
+    tmp_path, monkeypatch
+):
+    folder = made_up(tmp_path, workers=4, versions=1_500)
+    whole = load_run(folder)
+    monkeypatch.setattr(run_module, "MAX_TRACE_BYTES", 600_000)
+    part = load_run(folder)
+    assert part.start_s == whole.start_s
+    assert any("sums over workers begin there" in note for note in part.notes)
+    use = summary.time_use(summary.tally(part))
+    assert use == pytest.approx(summary.time_use(summary.tally(whole)), abs=0.01)
+    window = timeline_module.timeline(part).windows[-1]
+    assert window.start_s == pytest.approx(part.since_s - part.start_s)
+    to_html(part)
+
+
+def test_a_short_trace_is_read_whole_though_one_file_is_long(tmp_path):
+    folder = made_up(tmp_path, workers=2, versions=30)
+    found = tail.read_events(folder / "trace", 1_000)
+    assert len(found.events) == len(tail.read_events(folder / "trace", 10**9).events)
+
+
+def test_of_many_rows_the_curve_keeps_its_extremes_and_its_end(tmp_path):
+    """Resumed in the middle: what began anew is carried on before rows are left out."""
+    path = tmp_path / "metrics.jsonl"
+    lines = []
+    for version in range(1, 10_001):
+        accuracy = {6_789: 0.05, 7_890: 0.99}.get(version, 0.9)
+        clock = {"version": version, "time_s": version % 5_000, "bytes_up": version}
+        lines.append({"kind": "version", **clock})
+        lines.append({"kind": "score", **clock, "accuracy": accuracy})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cut')
+    whole, cut = rows.read_curve(path, 10**6)
+    assert (len(whole), cut) == (20_000, 1)
+    kept, cut = rows.read_curve(path, 1_000)
+    assert cut == 1
+    assert len(kept) <= 1_000
+    assert kept[-2:] == whole[-2:]
+    accuracies = [row["accuracy"] for row in kept if row["kind"] == "score"]
+    assert (min(accuracies), max(accuracies)) == (0.05, 0.99)
+    assert [row["time_s"] for row in kept] == sorted(row["time_s"] for row in kept)
+    assert all(row in whole for row in kept[::50])
+
+
+def test_without_a_file_there_are_no_rows(tmp_path):
+    assert rows.read_curve(tmp_path / "metrics.jsonl", 100) == ([], 0)

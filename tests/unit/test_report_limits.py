@@ -1,0 +1,145 @@
+"""What bounds a run, worked out by hand."""
+
+import math
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from asyn2f import trace
+from asyn2f.report.bottlenecks import limits, section
+from asyn2f.report.load import Run
+from asyn2f.report.run_page import to_html
+from tests.support.handmade_trace import hand_made
+
+
+def run_of(events) -> Run:
+    return Run(sorted(events, key=lambda e: e.time_s), [], None, None, ())
+
+
+def trained(worker, start_s, end_s):
+    return trace.Trained(end_s, worker, start_s, 1, 1, 0, 0.5, 0.5)
+
+
+def pushed(worker, time_s, seq):
+    return trace.Pushed(time_s, worker, f"s{worker}", seq, 0, 0, 1, 10.0, 0.5, 1.0, 0.5)
+
+
+def version(number, keys, made_s, saved_s, given_s, received_s):
+    count = len(keys)
+    yield trace.Aggregated(
+        made_s, number, 1, keys, [0] * count, [0] * count, [1 / count] * count, 0.1
+    )
+    yield trace.Saved(saved_s, number, 1)
+    yield trace.Published(given_s, number, 1000, len(received_s))
+    for worker, time_s in enumerate(received_s):
+        yield trace.Received(time_s, worker, number)
+
+
+def by_hand() -> list[trace.Event]:
+    """Two workers train one second for a push and wait half of one; two updates a
+    version, a version every 1.5 s; saving takes 0.2 s, a message 0.1 s."""
+    events: list[trace.Event] = []
+    for number in range(4):
+        start_s = 1.5 * number
+        keys = [[worker, f"s{worker}", number] for worker in (0, 1)]
+        for worker in (0, 1):
+            end_s = start_s + 1.0
+            events += [trained(worker, start_s, end_s), pushed(worker, end_s, number)]
+            events.append(trace.Blocked(start_s + 1.5, worker, end_s, number + 1))
+        events += version(
+            number + 1,
+            keys,
+            start_s + 1.15,
+            start_s + 1.35,
+            start_s + 1.4,
+            [start_s + 1.5] * 2,
+        )
+    return events
+
+
+def test_bounds_and_stretches_are_those_worked_out_by_hand():
+    found = limits(run_of(by_hand()))
+    assert found.reached_per_s == pytest.approx(1 / 1.5)
+    bounds = {bound.name: bound.per_s for bound in found.bounds}
+    # A push a second from each of two workers, two in a version.
+    assert bounds["compute"] == pytest.approx(1.0)
+    assert bounds["store"] == pytest.approx(5.0)
+    # Two updates up and two copies down, 0.1 s each.
+    assert bounds["wire"] == pytest.approx(2.5)
+    assert [bound.name for bound in found.bounds] == ["compute", "wire", "store"]
+    means = [float(stretch.seconds.mean()) for stretch in found.stretches]
+    assert means == pytest.approx([0.15, 0.2, 0.05, 0.1])
+    said = section(run_of(by_hand())).how_to_read
+    assert "Compute is the nearest bound: 1 versions a second were possible, " in said
+    assert "0.667 were reached (67 %)" in said
+
+
+def test_announced_early_the_store_is_not_in_the_way():
+    events = [
+        event._replace(time_s=event.time_s + 10)
+        if isinstance(event, trace.Saved)
+        else event
+        for event in by_hand()
+    ]
+    means = [float(s.seconds.mean()) for s in limits(run_of(events)).stretches]
+    assert means == pytest.approx([0.15, 0.0, 0.25, 0.1])
+
+
+@pytest.mark.parametrize(
+    "left_out", [trace.Saved, trace.Received, trace.Published, trace.Pushed]
+)
+def test_what_the_trace_does_not_tell_is_not_there(left_out):
+    events = [event for event in by_hand() if not isinstance(event, left_out)]
+    found = limits(run_of(events))
+    names = {bound.name for bound in found.bounds}
+    missing = {
+        trace.Saved: {"store"},
+        trace.Received: {"wire"},
+        trace.Published: {"wire"},
+        trace.Pushed: {"compute"},
+    }[left_out]
+    assert names == {"compute", "store", "wire"} - missing
+    assert bool(found.stretches) == (left_out is trace.Saved)
+    assert "What bounds this run" in to_html(run_of(events))
+    above = section(run_of(events)).above
+    assert above.count("not recorded") == len(missing)
+
+
+def test_of_a_run_of_one_version_nothing_is_said():
+    events = [e for e in by_hand() if getattr(e, "version", 1) == 1]
+    assert limits(run_of(events)) is None
+    assert section(run_of(events)) is None
+    assert limits(run_of([])) is None
+
+
+@hypothesis.given(
+    st.lists(st.floats(-5, 5), min_size=len(by_hand()), max_size=len(by_hand())),
+)
+def test_whatever_clocks_say_stretches_are_parts_of_the_way(shifts):
+    """Clocks that differ make no stretch negative, and no bound less than nothing."""
+    events = [
+        event._replace(time_s=event.time_s + shift)
+        for event, shift in zip(by_hand(), shifts, strict=True)
+    ]
+    found = limits(run_of(events))
+    if found is None:
+        return
+    assert found.reached_per_s > 0
+    assert all(bound.per_s > 0 for bound in found.bounds)
+    for stretch in found.stretches:
+        assert (stretch.seconds >= 0).all()
+    assert to_html(run_of(events))
+
+
+def test_they_add_up_to_the_way_of_each_update():
+    found = limits(run_of(by_hand()))
+    whole = np.sum([stretch.seconds for stretch in found.stretches], axis=0)
+    assert whole == pytest.approx([0.5] * 8)
+
+
+def test_a_trace_with_a_crash_in_it_is_accounted_for():
+    found = limits(run_of(hand_made()))
+    assert math.isfinite(found.reached_per_s)
+    assert section(run_of(hand_made())) is not None

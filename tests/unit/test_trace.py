@@ -1,0 +1,331 @@
+"""Events as lines and back, and what is left of them after a kill."""
+
+import errno
+import json
+import os
+import typing
+
+import pytest
+
+from asyn2f import rundir, trace
+from asyn2f.cli.claim import claimed
+from asyn2f.errors import RunDirError, StoreError
+from asyn2f.report.metrics import MetricsWriter
+from asyn2f.store.orbax import OrbaxStore
+from tests.contracts.test_store import state_of
+
+EXAMPLES = {
+    float: 1.25,
+    int: 7,
+    str: 'a "quoted" word, ünïcode\nand a second line',
+    dict[str, typing.Any]: {"jax": "0.10.2", "devices": 1, "nested": {"a": [1, 2.5]}},
+    list[list[typing.Any]]: [[0, "s1", 3], [2, "s2", 0]],
+    list[int]: [3, 0],
+    list[float]: [0.1, 0.9],
+    list[str]: ["", "share held at 0.5"],
+}
+KINDS = typing.get_args(trace.Event)
+
+
+def example_of(kind):
+    """An event of that kind, made from its annotations."""
+    hints = typing.get_type_hints(kind)
+    values = {name: EXAMPLES[hints[name]] for name in kind._fields}
+    if kind is trace.ProcessStarted:
+        values["format"] = trace.FORMAT
+    return kind(**values)
+
+
+def adopted(time_s, version=0, worker=1):
+    return trace.Adopted(time_s=time_s, worker=worker, version=version, step=0)
+
+
+def write(folder, name, events):
+    """Writes a file of events as a process would, and returns its path."""
+    before = set(folder.rglob("*"))
+    writer = trace.TraceWriter(folder, name)
+    for event in events:
+        writer.write(event)
+    writer.close()
+    (path,) = (new for new in set(folder.rglob("*")) - before if new.is_file())
+    return path
+
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+@every_kind
+def test_every_event_comes_back_from_its_line(kind):
+    event = example_of(kind)
+    back = trace.from_line(trace.to_line(event))
+    assert back == event
+    assert type(back) is kind
+
+
+@every_kind
+def test_every_event_is_one_line_of_json_that_names_its_kind(kind):
+    line = trace.to_line(example_of(kind))
+    assert "\n" not in line
+    assert json.loads(line)["kind"] == kind.__name__
+
+
+@every_kind
+def test_every_event_comes_back_from_its_file(kind, tmp_path):
+    write(tmp_path, "server", [example_of(kind)])
+    assert trace.read(tmp_path) == [example_of(kind)]
+
+
+def test_floats_come_back_to_the_last_bit():
+    event = adopted(time_s=1_700_000_000.123456789)
+    assert trace.from_line(trace.to_line(event)).time_s == event.time_s
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{",
+        "nonsense",
+        "[]",
+        "7",
+        "null",
+        "{}",
+        '{"kind": "Unheard", "time_s": 1.0}',
+        '{"kind": 3, "time_s": 1.0}',
+        '{"kind": ["Adopted"], "time_s": 1.0}',
+        '{"kind": "Adopted", "time_s": 1.0}',  # fields missing
+        '{"time_s": 1.5, "worker": 2, "version": 7, "step": 40}',  # no kind
+        '{"kind": "Stopped", "time_s": 1.0, "actor": "a", "reason": "b", "more": 1}',
+        '{"kind": "Stopped", "time_s": NaN, "actor": "a", "reason": "b"}',
+        '{"kind": "Stopped", "time_s": 1%s, "actor": "a", "reason": "b"}' % (400 * "0"),
+    ],
+)
+def test_a_line_that_is_no_event_is_refused(line):
+    with pytest.raises(ValueError, match="line"):
+        trace.from_line(line)
+
+
+def test_an_empty_folder_holds_no_events(tmp_path):
+    assert trace.read(tmp_path) == []
+
+
+def test_a_writer_makes_its_folder(tmp_path):
+    folder = tmp_path / "run" / "trace"
+    writer = trace.TraceWriter(folder, "server")
+    writer.write(adopted(1.0))
+    writer.close()
+    assert trace.read(folder) == [adopted(1.0)]
+
+
+def test_events_can_be_read_before_the_writer_is_closed(tmp_path):
+    writer = trace.TraceWriter(tmp_path, "server")
+    writer.write(adopted(1.0))
+    events = trace.read(tmp_path)
+    writer.close()
+    assert events == [adopted(1.0)]
+
+
+def test_the_events_of_all_files_come_back_by_time(tmp_path):
+    write(tmp_path, "server", [adopted(1.0), adopted(4.0)])
+    write(tmp_path, "worker-1", [adopted(2.0), adopted(3.0), adopted(5.0)])
+    assert [event.time_s for event in trace.read(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_events_of_one_process_at_one_time_keep_their_order(tmp_path):
+    events = [adopted(1.0, version=version) for version in (3, 1, 2)]
+    write(tmp_path, "worker-1", events)
+    assert trace.read(tmp_path) == events
+
+
+def recorded(time_s, incarnation=1):
+    return trace.ProcessStarted(time_s, "worker-1", "run", incarnation, {})
+
+
+def test_lives_of_a_process_stay_in_order_and_within_one_the_times_say_what_was_first(
+    tmp_path,
+):
+    # The second life's clock is behind; in each, a thread wrote its event late.
+    first = [recorded(5.0), adopted(7.0, version=2), adopted(6.0, version=1)]
+    second = [recorded(1.0), adopted(3.0, version=4), adopted(2.0, version=3)]
+    write(tmp_path, "worker-1", [*first, *second])
+    write(tmp_path, "worker-2", [adopted(1.5, worker=2), adopted(3.0, worker=2)])
+    events = trace.read(tmp_path)
+    mine = [
+        getattr(event, "version", "life")
+        for event in events
+        if getattr(event, "worker", 1) == 1
+    ]
+    assert mine == ["life", 1, 2, "life", 3, 4]
+    assert len(events) == 8
+
+
+def test_a_last_line_cut_short_anywhere_is_left_out(tmp_path):
+    path = write(tmp_path, "worker-1", [adopted(1.0), adopted(2.0)])
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in range(first, len(whole) - 1):  # the last byte is only the newline
+        path.write_bytes(whole[:length])
+        assert trace.read(tmp_path) == [adopted(1.0)], length
+
+
+def test_a_last_line_cut_within_a_letter_is_left_out(tmp_path):
+    stopped = trace.Stopped(time_s=2.0, actor="wörker", reason="é")
+    path = write(tmp_path, "worker-1", [adopted(1.0), stopped])
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in range(first, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert trace.read(tmp_path) == [adopted(1.0)], length
+
+
+def test_a_first_line_cut_short_leaves_nothing(tmp_path):
+    path = write(tmp_path, "worker-1", [adopted(1.0)])
+    path.write_bytes(path.read_bytes()[:10])
+    assert trace.read(tmp_path) == []
+
+
+@pytest.mark.parametrize("garbage", ["garbage", '{"kind": "Adop', "", "\xff\xfe"])
+def test_garbage_before_the_last_line_raises_with_file_and_line(tmp_path, garbage):
+    write(tmp_path, "server", [adopted(1.0)])
+    path = write(tmp_path, "worker-1", [adopted(1.0), adopted(2.0), adopted(3.0)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = garbage.encode("latin-1") + b"\n"
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match=rf"{path.name}\D+2\b"):
+        trace.read(tmp_path)
+
+
+def test_a_wall_clock_carries_monotonic_readings_over():
+    clock = trace.WallClock()
+    assert clock.at(12.5) - clock.at(10.0) == pytest.approx(2.5, abs=1e-6)
+
+
+@every_kind
+def test_a_wall_clock_stamps_every_time_of_an_event_and_nothing_else(kind):
+    clock = trace.WallClock()
+    event = example_of(kind)
+    times = {name: clock.at(1.25) for name in ("time_s", "start_s")}
+    expected = {name: times.get(name, value) for name, value in event._asdict().items()}
+    assert clock.stamp(event) == kind(**expected)
+
+
+def test_two_processes_of_one_name_do_not_write_into_one_file(tmp_path):
+    """The first is thought dead, and is not."""
+    first = trace.TraceWriter(tmp_path, "worker-3")
+    first.write(trace.Evaluated(1.0, 1, 0.5, 0.5))
+    second = trace.TraceWriter(tmp_path, "worker-3")
+    second.write(trace.Evaluated(2.0, 2, 0.5, 0.5))
+    first.write(trace.Evaluated(3.0, 3, 0.5, 0.5))
+    first.close()
+    second.close()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert [event.version for event in trace.read(tmp_path)] == [1, 2, 3]
+    third = trace.TraceWriter(tmp_path, "worker-3")
+    third.close()
+    assert len(list(tmp_path.iterdir())) == 2, "the place is free again"
+
+
+def head_of_format(number):
+    return trace.ProcessStarted(0.0, "server", "run-1", 1, {"asyn2f": "0.9"}, number)
+
+
+def test_an_older_trace_is_named_with_the_version_that_made_it(tmp_path):
+    """Without a format in its line, as it was written before there was one."""
+    path = write(tmp_path, "server", [head_of_format(1)])
+    path.write_text(path.read_text().replace(', "format": 1', ""))
+    sentence = trace.older_format(trace.read(tmp_path))
+    assert "format 1, of asyn2f 0.9" in sentence
+    assert "pushed before they merged" in sentence
+    assert trace.older_format([head_of_format(trace.FORMAT)]) == ""
+
+
+@pytest.mark.parametrize("number", [trace.FORMAT + 1, 0, "two", None])
+def test_a_format_that_is_not_known_is_refused_and_names_its_version(tmp_path, number):
+    write(tmp_path, "server", [head_of_format(number)])
+    with pytest.raises(ValueError, match=r"format .* written by asyn2f 0\.9; this "):
+        trace.read(tmp_path)
+
+
+# ------------------------------------------------- processes that no server let in
+
+
+def test_a_process_that_was_never_let_in_is_left_out_beside_the_one_that_was(tmp_path):
+    """Turned away while the first lives on, or long after the run's end."""
+    first = [recorded(1.0), adopted(2.0), adopted(6.0, version=1)]
+    write(tmp_path, "worker-1", first)
+    refused = [recorded(4.0), trace.Stopped(99.0, "worker-1", "worker 1 is here")]
+    write(tmp_path, "worker-1.2", refused)
+    assert trace.read(tmp_path) == first
+    (tmp_path / "worker-1.jsonl").unlink()
+    assert trace.read(tmp_path) == refused
+
+
+# ------------------------------------------------- links, and what is in the way
+
+
+def test_no_line_is_written_through_a_link(tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("mine\n")
+    (folder / "trace").mkdir(parents=True)
+    for name in ("trace/server.jsonl", "metrics.jsonl", "server.json"):
+        (folder / name).symlink_to(victim)
+    with pytest.raises(RunDirError, match=r"server.jsonl is a symbolic link to .*vic"):
+        trace.TraceWriter(folder / "trace", "server")
+    with pytest.raises(RunDirError, match=r"metrics.jsonl is a symbolic link to"):
+        MetricsWriter(folder)
+    beside = folder / f".server.json.{os.getpid()}"
+    beside.symlink_to(victim)
+    rundir.write_json(folder / "server.json", {"run": "run-1"})
+    assert not (folder / "server.json").is_symlink()
+    assert rundir.read_json(folder / "server.json") == {"run": "run-1"}
+    assert victim.read_text() == "mine\n"
+
+
+def test_a_store_writes_through_no_link(tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "models"
+    victim.write_text("mine\n")
+    store = OrbaxStore(folder, write_ahead=True)
+    (folder / "ahead").mkdir()
+    (folder / "ahead" / "1.0.unfinished").symlink_to(victim)
+    (folder / ".best.json").symlink_to(victim)
+    store.save(1, state_of(1), {"version": 1})
+    store.set_best(1, 0.5)
+    store.close()
+    assert victim.read_text() == "mine\n"
+    assert OrbaxStore(folder).best() == (0.5, 1)
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    words = r"link is a symbolic link to .*nowhere; take it away"
+    with pytest.raises(RunDirError, match=words):
+        trace.TraceWriter(link, "server")
+    with pytest.raises(StoreError, match=words):
+        OrbaxStore(link / "models")
+    claim = claimed(link / "run", resume=False, overwrite=False)
+    with pytest.raises(RunDirError, match=words), claim:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EMFILE, "no more than .* files may be open .* raise ulimit -n"),
+        (errno.ENOSPC, "as many files as it can \\(inodes\\); delete some"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)
+def test_what_is_in_the_way_is_said_in_words(tmp_path, monkeypatch, number, words):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(rundir, "_has_inodes", lambda path: False)
+    store = OrbaxStore(tmp_path / "models", write_ahead=True)
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(RunDirError, match=words):
+        trace.TraceWriter(tmp_path, "server")
+    with pytest.raises(StoreError, match=words):
+        store.save(1, state_of(1), {"version": 1})
+    monkeypatch.undo()
+    store.close()
