@@ -13,16 +13,24 @@ from asyn2f.config import build, schema
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import Executor, execution_of
 from asyn2f.sim.from_trace import order_of
-from asyn2f.sim.numbers import Result, ended_by_divergence
-from asyn2f.sim.order import Order
+from asyn2f.sim.order import (
+    Order,
+    Result,
+    ended_by_divergence,
+)
 from asyn2f.sim.profiles import Profiles
-from asyn2f.sim.schedule import schedule
+from asyn2f.sim.schedule import (
+    carried,
+    schedule,
+)
 from asyn2f.sim.serial import Follower
-from asyn2f.sim.traffic import carried
 from asyn2f.trace import causality, history
 from asyn2f.training import agreement
-from asyn2f.training.batches import steps_per_epoch
-from asyn2f.training.evaluate import Score, make_evaluate
+from asyn2f.training.batches import (
+    Score,
+    make_evaluate,
+    steps_per_epoch,
+)
 from asyn2f.training.experiment import Experiment, initial_server_state, published
 from asyn2f.types import ServerState
 

@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-from asyn2f.tasks import caches
+from asyn2f.tasks import cache
 from tests.programs.test_launch import FAST, ROOT, read
 from tests.support.patience import PATIENCE_S
 
@@ -44,7 +44,7 @@ def with_a_home_that_cannot_be_written(monkeypatch):
 
 def test_caches_are_kept_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert caches.cache_folder() == tmp_path / ".cache" / "asyn2f"
+    assert cache.cache_folder() == tmp_path / ".cache" / "asyn2f"
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_without_a_home_caches_are_temporary_and_this_users_alone(
     temporary, monkeypatch, change
 ):
     change(monkeypatch)
-    first = caches.cache_folder()
+    first = cache.cache_folder()
     assert first.parent == temporary
     assert first.stat().st_mode & 0o777 == 0o700
-    assert caches.cache_folder() == first  # for the next process
+    assert cache.cache_folder() == first  # for the next process
 
 
 def test_a_folder_that_somebody_else_has_put_there_is_not_used(
@@ -65,7 +65,7 @@ def test_a_folder_that_somebody_else_has_put_there_is_not_used(
 ):
     without_home(monkeypatch)
     (temporary / f"asyn2f-{os.getuid()}").symlink_to(tmp_path)
-    found = caches.cache_folder()
+    found = cache.cache_folder()
     assert found.parent == temporary
     assert not found.is_symlink()
 

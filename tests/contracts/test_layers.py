@@ -59,7 +59,7 @@ PURE = [
     *("training/experiment.py", "trace/events.py", "trace/ordering.py"),
     *("trace/accounts.py", "trace/history.py", "trace/causality.py"),
     *("trace/invariants.py", "trace/provenance.py"),
-    *("sim/order.py", "sim/schedule.py", "sim/world.py", "sim/traffic.py"),
+    *("sim/order.py", "sim/schedule.py", "sim/world.py"),
     *("sim/virtual_worker.py", "sim/from_trace.py", "sim/plan.py", "sim/packing.py"),
 ]
 IO = {"time", "threading", "socket", "os", "pathlib", "zmq", "orbax", "subprocess"}

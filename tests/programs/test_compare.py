@@ -25,7 +25,9 @@ from asyn2f.config.schema import flatten
 from asyn2f.errors import RunDirError
 from asyn2f.report import comparison
 from asyn2f.strategies import BUILDERS
-from asyn2f.training.evaluate import make_evaluate
+from asyn2f.training.batches import (
+    make_evaluate,
+)
 from asyn2f.training.experiment import initial_server_state
 from configs.digits import get_config as digits
 from tests.programs.test_replay import assert_ends_with, assert_refused

@@ -8,11 +8,15 @@ import pytest
 from sklearn.metrics import f1_score
 
 from asyn2f.tasks import data
-from asyn2f.tasks.augmentation import crop_and_flip
-from asyn2f.tasks.classification import classification
+from asyn2f.tasks.classification import (
+    classification,
+    crop_and_flip,
+)
 from asyn2f.tasks.data import Dataset
 from asyn2f.tasks.models import CNN, MLP
-from asyn2f.training.evaluate import make_evaluate
+from asyn2f.training.batches import (
+    make_evaluate,
+)
 
 KEY = jax.random.key(0)
 

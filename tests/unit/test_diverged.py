@@ -10,7 +10,10 @@ from asyn2f.api import simulate
 from asyn2f.cli.trials import TIMES, Job, carry_out
 from asyn2f.serialization import all_finite
 from asyn2f.sim import order as o
-from asyn2f.sim.numbers import empty_numbers, ended_by_divergence
+from asyn2f.sim.order import (
+    empty_numbers,
+    ended_by_divergence,
+)
 from asyn2f.sim.serial import Follower, execute_serially
 from asyn2f.sim.vectorised import execute_in_lanes
 from asyn2f.trace import causality

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asyn2f.tasks import convolution, models
-from asyn2f.tasks.convolution import Conv
+from asyn2f.tasks import models
 from asyn2f.tasks.data import digits
+from asyn2f.tasks.models import (
+    Conv,
+)
 
 
 def made(model, x):
@@ -104,7 +106,7 @@ def test_the_ember_network_has_the_softmax_of_one_logit():
 def test_both_convolutions_agree_in_value_and_gradient(
     size, stride, cache, padding, monkeypatch
 ):
-    monkeypatch.setattr(convolution, "CACHE_BYTES", cache)  # 0: image by image
+    monkeypatch.setattr(models, "CACHE_BYTES", cache)  # 0: image by image
     lax = Conv(5, size, stride, padding, "lax")
     im2col = Conv(5, size, stride, padding, "im2col")
     x = jax.random.normal(jax.random.key(1), (2, 7, 9, 3))

@@ -8,8 +8,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from asyn2f.sim.presence import Presence
 from asyn2f.sim.profiles import profiles_of
+from asyn2f.sim.virtual_worker import (
+    Presence,
+)
 
 
 def given_outages(*spans):

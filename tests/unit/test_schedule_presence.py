@@ -6,7 +6,9 @@ import pytest
 
 from asyn2f.sim import order as o
 from asyn2f.sim import schedule as scheduling
-from asyn2f.sim.presence import Presence
+from asyn2f.sim.virtual_worker import (
+    Presence,
+)
 from tests.support.schedules import MEGABYTE, run, same, story
 from tests.unit.test_programs import adopting, asynchronous, synchronous
 

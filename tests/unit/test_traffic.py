@@ -8,10 +8,8 @@ import pytest
 
 from asyn2f.api import bytes_by, order_of_config
 from asyn2f.sim import order as o
-from asyn2f.sim import traffic
 from asyn2f.sim.profiles import profiles_of
-from asyn2f.sim.schedule import schedule
-from asyn2f.sim.traffic import carried
+from asyn2f.sim.schedule import _over_links, carried, schedule
 from asyn2f.timing import Stop
 from tests.support.executions import experiment_of
 from tests.support.experiments import config_with, experiment_with
@@ -114,7 +112,7 @@ def test_no_version_is_under_way_before_it_is_published():
     published_s, took_s = np.array([0.5e-9]), np.array([1.0])
     for end_s, count in ((1.0, 0), (1.0 + 1e-9, 1)):
         links = np.zeros(1), np.array([end_s]), took_s
-        assert traffic._over_links(published_s, *links, np.add).sum() == count
+        assert _over_links(published_s, *links, np.add).sum() == count
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,19 @@ from asyn2f.cli import what_if
 from asyn2f.report.metrics import read_metrics
 from asyn2f.serialization import params_sha256
 from asyn2f.sim.execute import Execution
-from asyn2f.sim.from_trace import Recording
-from asyn2f.sim.numbers import Numbers
-from asyn2f.sim.order import Order
-from asyn2f.sim.told import agree, differences
+from asyn2f.sim.from_trace import (
+    Recording,
+    agree,
+    differences,
+)
+from asyn2f.sim.order import (
+    Numbers,
+    Order,
+)
 from asyn2f.store.orbax import OrbaxStore
-from asyn2f.training.evaluate import make_evaluate
+from asyn2f.training.batches import (
+    make_evaluate,
+)
 from asyn2f.training.experiment import initial_server_state, published
 from asyn2f.types import Params, ServerState
 

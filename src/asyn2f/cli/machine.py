@@ -16,7 +16,9 @@ from asyn2f import rundir, trace
 from asyn2f.cli import processor
 from asyn2f.errors import DeviceError
 from asyn2f.runtime.io_thread import Journal
-from asyn2f.tasks.caches import cache_folder
+from asyn2f.tasks.cache import (
+    cache_folder,
+)
 from asyn2f.training import agreement
 
 # What was measured here to execute an experiment fastest.

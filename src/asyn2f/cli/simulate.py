@@ -34,11 +34,16 @@ from asyn2f.report.metrics import MetricsWriter
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import Execution, execution_of
-from asyn2f.sim.numbers import Result, ended_by_divergence
-from asyn2f.sim.order import Order
+from asyn2f.sim.order import (
+    Order,
+    Result,
+    ended_by_divergence,
+)
 from asyn2f.sim.to_trace import events_of
 from asyn2f.timing import deadline_warning
-from asyn2f.training.evaluate import Score
+from asyn2f.training.batches import (
+    Score,
+)
 from asyn2f.training.experiment import Experiment
 from asyn2f.types import ServerState
 

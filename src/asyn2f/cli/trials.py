@@ -25,11 +25,15 @@ from asyn2f.report.comparison import Trial
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import execution_of
-from asyn2f.sim.numbers import ended_by_divergence
+from asyn2f.sim.order import (
+    ended_by_divergence,
+)
 from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.base import Task
 from asyn2f.training.agreement import flags
-from asyn2f.training.evaluate import make_evaluate
+from asyn2f.training.batches import (
+    make_evaluate,
+)
 from asyn2f.training.experiment import initial_server_state, published
 
 TIMES = 60  # looks at each run

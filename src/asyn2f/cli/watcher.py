@@ -14,7 +14,10 @@ from asyn2f.config import build
 from asyn2f.sim.checkpoint import Progress, read_progress, write_progress
 from asyn2f.sim.execute import Execution
 from asyn2f.store.orbax import OrbaxStore
-from asyn2f.training.evaluate import Score, make_evaluate
+from asyn2f.training.batches import (
+    Score,
+    make_evaluate,
+)
 from asyn2f.training.experiment import Experiment, published
 from asyn2f.types import ServerState
 

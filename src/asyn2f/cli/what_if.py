@@ -13,12 +13,17 @@ from asyn2f.cli import app
 from asyn2f.config import build
 from asyn2f.serialization import params_sha256
 from asyn2f.sim.execute import Execution
-from asyn2f.sim.numbers import Result, ended_by_divergence
-from asyn2f.sim.order import Order
+from asyn2f.sim.order import (
+    Order,
+    Result,
+    ended_by_divergence,
+)
 from asyn2f.sim.serial import Watch
 from asyn2f.timing import Timing
-from asyn2f.training.batches import steps_per_epoch
-from asyn2f.training.evaluate import make_evaluate
+from asyn2f.training.batches import (
+    make_evaluate,
+    steps_per_epoch,
+)
 from asyn2f.training.experiment import Experiment, published
 from asyn2f.types import ServerState
 

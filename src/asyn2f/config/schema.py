@@ -17,8 +17,10 @@ from asyn2f.protocol.settings import PublishWhen
 from asyn2f.sim.execute import Executor
 from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.classification import Augment, ClassWeights
-from asyn2f.tasks.convolution import ConvImpl
 from asyn2f.tasks.data import DATASETS
+from asyn2f.tasks.models import (
+    ConvImpl,
+)
 from asyn2f.tasks.tfds import is_folder
 from asyn2f.training.trainer import Schedule
 

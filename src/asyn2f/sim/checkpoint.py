@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 from asyn2f.sim.lanes import Carry
-from asyn2f.sim.numbers import Numbers
+from asyn2f.sim.order import (
+    Numbers,
+)
 
 
 class Progress(NamedTuple):

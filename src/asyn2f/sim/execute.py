@@ -16,8 +16,10 @@ from asyn2f.errors import PlanError, TooLargeError
 from asyn2f.sim import order as o
 from asyn2f.sim.checkpoint import Progress
 from asyn2f.sim.machine import Call, Machine
-from asyn2f.sim.numbers import Result
-from asyn2f.sim.order import Order
+from asyn2f.sim.order import (
+    Order,
+    Result,
+)
 from asyn2f.sim.serial import Watch, execute_serially
 from asyn2f.sim.vectorised import (
     Keep,

@@ -20,8 +20,10 @@ import numpy as np
 
 from asyn2f.errors import PlanError
 from asyn2f.sim.cuts import KEEP, Stretches
-from asyn2f.sim.numbers import uses_of
-from asyn2f.sim.order import Order
+from asyn2f.sim.order import (
+    Order,
+    uses_of,
+)
 
 # A wave costs about as much besides its steps as one step of all its lanes.
 _WAVE_COST_STEPS = 1.0

@@ -10,8 +10,14 @@ import numpy as np
 
 from asyn2f.serialization import all_finite
 from asyn2f.sim import order as o
-from asyn2f.sim.numbers import Numbers, Result, empty_numbers, uses_of
-from asyn2f.sim.order import Log, Order
+from asyn2f.sim.order import (
+    Log,
+    Numbers,
+    Order,
+    Result,
+    empty_numbers,
+    uses_of,
+)
 from asyn2f.training.experiment import Experiment, initial_server_state, published
 from asyn2f.training.trainer import shard_of
 from asyn2f.types import GlobalModel, ServerState, Shard, WorkerState, WorkerUpdate

@@ -8,9 +8,13 @@ import numpy as np
 from asyn2f import trace
 from asyn2f.kernels.guards import Guards, findings
 from asyn2f.sim import order as o
-from asyn2f.sim.numbers import Numbers
-from asyn2f.sim.order import Order
-from asyn2f.training.evaluate import Score
+from asyn2f.sim.order import (
+    Numbers,
+    Order,
+)
+from asyn2f.training.batches import (
+    Score,
+)
 
 ACTOR = "simulation"
 SESSION = "simulated"

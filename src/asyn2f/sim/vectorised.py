@@ -13,8 +13,13 @@ from asyn2f.errors import TooLargeError
 from asyn2f.sim.checkpoint import Progress
 from asyn2f.sim.lanes import AXIS, Limits, Notes, packings
 from asyn2f.sim.machine import Call, Machine
-from asyn2f.sim.numbers import Numbers, Result, empty_numbers
-from asyn2f.sim.order import AGGREGATE, Order
+from asyn2f.sim.order import (
+    AGGREGATE,
+    Numbers,
+    Order,
+    Result,
+    empty_numbers,
+)
 from asyn2f.sim.plan import Plan, plan
 from asyn2f.sim.serial import Watch
 from asyn2f.training.experiment import Experiment
