@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from asyn2f.api import Simulation as Simulation
     from asyn2f.api import replay as replay
     from asyn2f.api import simulate as simulate
+    from asyn2f.config.default import default_config as default_config
+    from asyn2f.config.default import load_config as load_config
     from asyn2f.kernels.aggregation import coefficients as coefficients
     from asyn2f.kernels.aggregation import weighted_sum as weighted_sum
     from asyn2f.kernels.merging import directional_merge as directional_merge
@@ -41,6 +43,8 @@ _HOMES = {
     "Simulation": "asyn2f.api",
     "replay": "asyn2f.api",
     "simulate": "asyn2f.api",
+    "default_config": "asyn2f.config.default",
+    "load_config": "asyn2f.config.default",
     "coefficients": "asyn2f.kernels.aggregation",
     "weighted_sum": "asyn2f.kernels.aggregation",
     "directional_merge": "asyn2f.kernels.merging",

@@ -1,8 +1,10 @@
-"""When things happen: the settings that the programs read, and nothing else reads."""
+"""When things happen: settings of the worker and server programs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from asyn2f.settings import setting
 
 WhileTraining = Literal["merge", "merge_once", "ignore"]
 AfterPush = Literal["continue", "adopt", "wait"]
@@ -14,40 +16,32 @@ Pending = Literal["newest", "all"]
 class Timing:
     """When a worker trains, merges and pushes, and when the server aggregates.
 
-    A strategy fixes the first block (it is what makes it asynchronous or not) and says
-    which `min_updates` is usual; the experiment sets the rest.
+    A strategy fixes the first block (it is what makes it asynchronous or not) and its
+    usual `min_updates`; the other settings are those of the experiment.
 
     Attributes:
       while_training: what a worker does with a version that arrives in mid-cycle.
-        `merge`: takes it in at the next batch boundary, at that of the cycle's last
-        batch before it pushes. `merge_once`: takes the newest in when `merge_slot` of
-        the cycle is done. `ignore`: trains on.
-      after_push: `continue` from its own model; `adopt` the newest version at hand,
-        were it the one that the cycle began with; or `wait` for a newer version and
+        `merge`: merges it at the next batch boundary, after the cycle's last batch
+        before it pushes. `merge_once`: merges the newest when `merge_slot` of the cycle
+        is done. `ignore`: keeps training.
+      after_push: `continue` from its own model; `adopt` the newest available version,
+        even if it is the one the cycle started from; or `wait` for a newer version and
         adopt it.
       quorum: `each`: every update makes a version by itself. `some`: aggregate once
         `min_updates` updates are pending. `all`: a synchronous round, which ends when
         all workers that were live at its start and still are have pushed.
       pending: `newest`: a newer update of a worker replaces its pending one, all that
         are pending are aggregated, and fewer than `min_updates` where no more workers
-        are live. `all`: a worker may stand in several times, and the first
+        are live. `all`: several updates of a worker may be pending, and the first
         `min_updates` in order of arrival are aggregated.
-      max_staleness: an update staler than this many versions is refused; None = any.
-      merge_slot: share of a cycle's steps, in (0, 1), after which `merge_once` merges.
+      max_staleness: an update staler than this many versions is rejected; None = any.
+      merge_slot: fraction of a cycle's steps, in (0, 1), after which `merge_once`
+        merges.
       push_below_mean: a cycle ends with a push only if its update's `signal` is at most
         the mean of this worker's signals so far, this one included. Makes timing depend
         on values.
-      keep_unsent: whether a worker whose cycle has ended without a push trains on from
+      keep_unsent: whether a worker whose cycle has ended without a push continues from
         its own model, although there is a newer version that it would adopt.
-      min_updates: m of the paper; the buffer's size. Only for the quorum `some`.
-      epochs_per_push: n of the paper: local epochs in a cycle.
-      push_min_accuracy: hold pushes back until the training metric of the epoch has
-        reached this. Makes timing depend on values; 0 = off.
-      push_after_epochs: ... or until that many epochs are done. 0 = never.
-      deadline_s: aggregate what is pending after that long: for `some`, counted from
-        the oldest pending update, or the oldest that it has replaced; for `all`, from
-        the start of the round. 0 = never.
-      min_workers: the run starts once that many have registered.
     """
 
     while_training: WhileTraining
@@ -58,12 +52,50 @@ class Timing:
     merge_slot: float = 0.5
     push_below_mean: bool = False
     keep_unsent: bool = False
-    min_updates: int = 1
-    epochs_per_push: int = 1
-    push_min_accuracy: float = 0.0
-    push_after_epochs: int = 0
-    deadline_s: float = 0.0
-    min_workers: int = 1
+    min_updates: int = setting(
+        1,
+        "m of the paper, or the size of a buffer: aggregate once this many updates are "
+        "pending; 0 = the strategy's usual number, at most the number of workers",
+        config=0,
+        unit="updates",
+        at_least=0,
+    )
+    epochs_per_push: int = setting(
+        1,
+        "n of the paper: local epochs in a cycle (the paper: 5)",
+        config=5,
+        unit="epochs",
+        at_least=1,
+    )
+    push_min_accuracy: float = setting(
+        0.0,
+        "hold pushes back until the training metric of an epoch has reached this; 0 = "
+        "off. Makes timing depend on values",
+        at_least=0,
+        at_most=1,
+    )
+    push_after_epochs: int = setting(
+        0,
+        "... or until this many epochs are done; 0 = never",
+        unit="epochs",
+        at_least=0,
+    )
+    deadline_s: float = setting(
+        0.0,
+        "aggregate the pending updates after this time, counted from the oldest, or "
+        "the oldest that it has replaced; for a synchronous round from its start; 0 = "
+        "never",
+        unit="s",
+        at_least=0,
+    )
+    min_workers: int = setting(
+        1,
+        "the run starts once this many workers have registered; 0 = all",
+        config=0,
+        unit="workers",
+        at_least=0,
+        at_root=True,
+    )
 
     @property
     def depends_on_values(self) -> bool:
@@ -92,11 +124,17 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """When a run ends; whichever comes first. 0 = not for this reason."""
+    """When a run ends: at the first of these limits that is reached."""
 
-    max_versions: int = 0
-    max_time_s: float = 0.0
-    target_accuracy: float = 0.0
+    max_versions: int = setting(
+        0, "aggregations; 0 = no limit", config=150, unit="versions", at_least=0
+    )
+    max_time_s: float = setting(
+        0.0, "time since training began; 0 = no limit", unit="s", at_least=0
+    )
+    target_accuracy: float = setting(
+        0.0, "accuracy on the test set; 0 = no target", at_least=0, at_most=1
+    )
 
 
 def deadline_warning(timing: Timing, cycles_s: Sequence[float]) -> str:

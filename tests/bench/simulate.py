@@ -21,6 +21,7 @@ from asyn2f.sim.order import PUSH, Order
 from asyn2f.sim.plan import plan
 from asyn2f.sim.profiles import draw_profiles
 from asyn2f.sim.schedule import schedule
+from asyn2f.sim.settings import SimSettings
 from asyn2f.sim.vectorised import execute_in_lanes, prepare
 from asyn2f.tasks import models, partition
 from asyn2f.tasks.classification import classification
@@ -81,10 +82,8 @@ def scheduled(timing: Timing, workers: int, updates: int, each: int) -> dict[str
 def order_of(
     timing: Timing, workers: int, updates: int, each: int, latency_s: float = 0.0
 ) -> Order:
-    profiles = draw_profiles(
-        workers,
-        np.random.default_rng(0),
-        step_s=[0.01],
+    speeds = SimSettings(
+        step_s=(0.01,),
         step_spread=4.0,
         jitter=0.1 if latency_s else 0.0,
         upload_s=latency_s,
@@ -92,6 +91,7 @@ def order_of(
         upload_mbps=100.0 if latency_s else 0.0,
         download_mbps=100.0 if latency_s else 0.0,
     )
+    profiles = draw_profiles(workers, np.random.default_rng(0), speeds)
     settings = {"min_updates": each, "min_workers": workers}
     timing = Timing(**{**timing.__dict__, **settings})
     stop = Stop(max_versions=updates // each)
@@ -182,7 +182,7 @@ def cnn_round() -> dict[str, Any]:
         batch_size=10, learning_rate=0.1, momentum=0.0, weight_decay=0.0
     )
     experiment = make_experiment(task, strategies.fedavg(), training, Stop(), seed=0)
-    profiles = draw_profiles(20, rng, step_s=[0.01])
+    profiles = draw_profiles(20, rng, SimSettings(step_s=(0.01,)))
     timing = Timing(**{**ROUNDS.__dict__, "min_workers": 20})
     rounds = 10
     stop = Stop(max_versions=rounds)

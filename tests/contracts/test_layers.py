@@ -11,10 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "asyn2f"
 
-# What a package or loose module may import; of every module: errors, types.
+# What a package or loose module may import; of every module: errors, settings, types.
 ARROWS = {
     "errors": "",
     "types": "",
+    "settings": "",
     "failpoints": "",
     "timing": "",
     "rundir": "",
@@ -32,12 +33,12 @@ ARROWS = {
     "trace training transport",
     "sim": "kernels programs serialization timing trace training",
     "report": "kernels protocol rundir trace",
-    "config": "kernels protocol sim strategies tasks timing training transport",
+    "config": "kernels protocol rundir sim strategies tasks timing training transport",
     "api": "config sim trace training",
     "cli": "api config failpoints protocol report rundir runtime serialization sim "
     "store strategies tasks timing trace training transport",
 }
-EVERYBODY = {"errors", "types"}
+EVERYBODY = {"errors", "types", "settings"}
 ONLY_IN = {
     "zmq": {"transport/zmq", "transport/keys.py"},
     "orbax": {"store/orbax"},

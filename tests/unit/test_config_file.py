@@ -166,15 +166,16 @@ def test_values_are_taken_as_what_they_mean(key, written, meant):
 @pytest.mark.parametrize(
     ("key", "written", "words"),
     [
-        ("workers", 7.0, "workers: found 7.0, allowed: a whole number, at least 1"),
-        ("workers", True, "workers: found True, allowed: a whole number"),
-        ("workers", "7", "workers: found '7', allowed: a whole number"),
+        ("workers", 7.0, "workers: found 7.0, allowed: an integer, at least 1"),
+        ("workers", True, "workers: found True, allowed: an integer"),
+        ("workers", "7", "workers: found '7', allowed: an integer"),
         ("training__learning_rate", "0.1", "found '0.1', allowed: a number, above 0"),
         ("training__learning_rate", np.float64("inf"), "learning_rate: found inf"),
         ("task__hidden", 64, "task.hidden: found 64, allowed: a list"),
-        ("task__data_dir", None, "task.data_dir: found None, allowed: a text"),
+        ("task__data_dir", None, "task.data_dir: found None, allowed: a string"),
         ("task__hidden", {8}, r"task.hidden: found \{8\}, allowed: a list"),
         ("strategy", "fedavg", "did you mean strategy.name"),
+        ("runtime__publish", "durable", "durable is called after_save since 0.2.0"),
     ],
     ids=str,
 )

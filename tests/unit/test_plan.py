@@ -20,6 +20,7 @@ from asyn2f.sim.plan import (
 )
 from asyn2f.sim.profiles import draw_profiles
 from asyn2f.sim.schedule import schedule
+from asyn2f.sim.settings import SimSettings
 from asyn2f.timing import Stop
 from tests.support.schedules import events_in, made_up, run
 from tests.unit.test_programs import adopting, asynchronous, synchronous
@@ -170,9 +171,8 @@ def test_an_order_in_which_nobody_trains_has_no_waves():
 @pytest.fixture(scope="module")
 def large():
     """1,000 workers, the slowest four times as slow as the fastest, with merges."""
-    profiles = draw_profiles(
-        1000, np.random.default_rng(0), step_s=[0.01], step_spread=4.0
-    )
+    settings = SimSettings(step_s=(0.01,), step_spread=4.0)
+    profiles = draw_profiles(1000, np.random.default_rng(0), settings)
     timing = asynchronous(min_updates=100, min_workers=1000)
     steps = np.random.default_rng(1).integers(20, 60, 1000).tolist()
     stop = Stop(max_versions=60)

@@ -10,6 +10,7 @@ from asyn2f.sim.profiles import (
     draw_profiles,
     profiles_of,
 )
+from asyn2f.sim.settings import SimSettings
 from asyn2f.sim.virtual_worker import (
     Presence,
 )
@@ -136,7 +137,7 @@ def test_outages_may_follow_each_other_at_once():
 # ------------------------------------------------------------- drawn
 
 HABITS = {
-    "step_s": [0.1, 0.2],
+    "step_s": (0.1, 0.2),
     "step_spread": 3.0,
     "jitter": 0.25,
     "upload_s": 1.0,
@@ -144,7 +145,7 @@ HABITS = {
     "upload_mbps": 10.0,
     "download_mbps": 20.0,
     "link_spread": 5.0,
-    "join_s": 7.0,
+    "join_window_s": 7.0,
     "mean_session_s": 100.0,
     "outage_every_s": 50.0,
     "outage_s": 4.0,
@@ -153,7 +154,7 @@ HABITS = {
 
 def drawn(seed, workers=1000, **changes):
     rng = np.random.default_rng(seed)
-    return draw_profiles(workers, rng, **(HABITS | changes))
+    return draw_profiles(workers, rng, SimSettings(**(HABITS | changes)))
 
 
 def assert_equal(one, other):
@@ -194,7 +195,8 @@ def test_a_slow_link_is_slow_in_everything():
 
 
 def test_without_spreads_nothing_is_left_to_chance():
-    plain = draw_profiles(3, np.random.default_rng(0), step_s=[0.1, 0.2])
+    settings = SimSettings(step_s=(0.1, 0.2))
+    plain = draw_profiles(3, np.random.default_rng(0), settings)
     rows = [{"step_s": 0.1}, {"step_s": 0.2}]
     assert_equal(plain, profiles_of(rows, workers=3))
 

@@ -1,47 +1,32 @@
-"""From a config to an experiment: the only reader of config.
-
-Below this module a misspelt key or a value out of range cannot exist.
-"""
+"""From a config to an experiment, its runtime settings and its profiles."""
 
 import hashlib
-import inspect
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from asyn2f.config.schema import (
-    Config,
-    canonical,
-    check_values,
-    flatten,
-)
-from asyn2f.errors import AddressError, ConfigError, DataError
+from asyn2f.config import schema
+from asyn2f.config.schema import Config, RunSettings, flatten, section
+from asyn2f.config.task import TaskSettings, check_task, make_task
+from asyn2f.errors import AddressError, ConfigError
 from asyn2f.kernels.codecs import Coding, check_coding
 from asyn2f.kernels.guards import Guards
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.sim.profiles import Profiles, draw_profiles, read_profiles
+from asyn2f.sim.settings import SimSettings, is_profiles_file
 from asyn2f.strategies import BUILDERS, Strategy, parameters
 from asyn2f.strategies._asyn2f import ROBUST
-from asyn2f.tasks import models, partition
 from asyn2f.tasks.base import Task
-from asyn2f.tasks.classification import classification
-from asyn2f.tasks.data import read_dataset
-from asyn2f.tasks.tfds import (
-    is_folder,
-)
-from asyn2f.timing import Stop
+from asyn2f.tasks.tfds import is_folder
+from asyn2f.timing import Stop, Timing
 from asyn2f.training.agreement import flags, terms_of
 from asyn2f.training.experiment import Experiment, make_experiment
 from asyn2f.training.trainer import Training
-from asyn2f.transport.addresses import (
-    parse_address,
-)
+from asyn2f.transport.addresses import parse_address
 
 
 def check(config: Config) -> None:
@@ -50,49 +35,33 @@ def check(config: Config) -> None:
     Raises:
       ConfigError: otherwise.
     """
-    check_values(config)
-    flat = flatten(config)
+    schema.check_values(config)
     build_strategy(config)
-    workers = flat["workers"]
-    if flat["min_workers"] > workers:
+    workers = section(config, RunSettings).workers
+    min_workers = schema.values_of(config, Timing)["min_workers"]
+    if min_workers > workers:
         raise ConfigError(
-            f"config.min_workers: found {flat['min_workers']}, allowed: at most "
+            f"config.min_workers: found {min_workers}, allowed: at most "
             f"config.workers, which is {workers}"
         )
-    by_sizes = flat["task.partition"] in ("sizes", "overlapping", "class_shares")
-    if by_sizes and len(flat["task.sizes"]) != workers:
-        raise ConfigError(
-            f"config.task.sizes: found {len(flat['task.sizes'])} sizes, allowed: one "
-            f"for each of the {workers} workers"
-        )
-    _check_kind(config["task"])
-    _check_rates(config["training"])
+    check_task(section(config, TaskSettings), workers)
+    _check_rates(section(config, Training))
     try:
-        check_coding(Coding(**config["wire"]))
+        check_coding(section(config, Coding))
     except ValueError as error:
         raise ConfigError(f"config.wire.{error}") from None
-    if not any(config["stop"].values()):
+    if section(config, Stop) == Stop():
         raise ConfigError(
             "config.stop: found nothing that ends the run; set max_versions, "
             "max_time_s or target_accuracy"
         )
-    interval_s = flat["runtime.heartbeat_interval_s"]
-    if flat["runtime.heartbeat_timeout_s"] <= interval_s:
-        raise ConfigError(
-            "config.runtime.heartbeat_timeout_s: found "
-            f"{flat['runtime.heartbeat_timeout_s']}, allowed: above "
-            f"heartbeat_interval_s, which is {interval_s}"
-        )
-    try:
-        parse_address(flat["runtime.address"])
-    except AddressError as error:
-        raise ConfigError(f"config.runtime.{error}") from None
+    _check_runtime(section(config, RuntimeSettings))
 
 
-def _check_rates(training: Config) -> None:
+def _check_rates(training: Training) -> None:
     """Checks that the schedule's floor and length fit its learning rate."""
-    floor, rate = training["learning_rate_min"], training["learning_rate"]
-    schedule, epochs = training["schedule"], training["schedule_epochs"]
+    floor, rate = training.learning_rate_min, training.learning_rate
+    schedule, epochs = training.schedule, training.schedule_epochs
     if schedule != "fixed" and floor > rate:
         raise ConfigError(
             f"config.training.learning_rate_min: found {floor:g}, allowed: at most "
@@ -106,96 +75,29 @@ def _check_rates(training: Config) -> None:
         )
 
 
-def _check_kind(task: Config) -> None:
-    """Checks that network, augmentation and normalisation suit the data."""
-    is_ember = task["dataset"] == "ember"
-    if (task["model"] == "ember") != is_ember:
-        allowed = "ember" if is_ember else "any but ember"
+def _check_runtime(settings: RuntimeSettings) -> None:
+    """Checks the address, and that heartbeats come before their timeout."""
+    interval_s = settings.heartbeat_interval_s
+    if settings.heartbeat_timeout_s <= interval_s:
         raise ConfigError(
-            f"config.task.model: found {task['model']!r}, but the data set is "
-            f"{task['dataset']}; allowed: {allowed}"
+            "config.runtime.heartbeat_timeout_s: found "
+            f"{settings.heartbeat_timeout_s}, allowed: above heartbeat_interval_s, "
+            f"which is {interval_s}"
         )
-    if is_ember and (task["augment"] != "none" or task["normalise"]):
-        raise ConfigError(
-            "config.task: augment and normalise are for images; EMBER's features are "
-            "in bins: leave them out"
-        )
+    try:
+        parse_address(settings.address)
+    except AddressError as error:
+        raise ConfigError(f"config.runtime.{error}") from None
 
 
 def build_task(config: Config) -> Task:
-    """The task: data read and cut, no array on any device yet.
+    """The task: data read and split, no array on any device yet.
 
     Raises:
-      ConfigError: the data are not there, or cannot be cut as asked.
+      ConfigError: the data are missing or malformed, or cannot be split as configured.
     """
-    task = config["task"]
-    try:
-        dataset = read_dataset(task["dataset"], task["data_dir"])
-    except DataError as error:
-        raise ConfigError(f"config.task.dataset: {error}") from None
-    shards = _shards(config, dataset.train["label"])
-    qualities = [
-        task["quality"][k % len(task["quality"])] for k in range(config["workers"])
-    ]
-    name = f"{task['dataset']}-{task['model']}"
-    return classification(
-        name,
-        _model(task, dataset.num_classes),
-        dataset,
-        shards,
-        qualities,
-        normalise=task["normalise"],
-        augment=task["augment"],
-        class_weights=task["class_weights"],
-    )
-
-
-def _shards(config: Config, labels: np.ndarray) -> partition.Shards:
-    task, workers = config["task"], config["workers"]
-    rng = np.random.default_rng(config["seed"])
-    sizes, alpha = task["sizes"], task["alpha"]
-    ways: dict[str, Callable[[], partition.Shards]] = {
-        "iid": lambda: partition.iid(labels, workers, rng),
-        "sizes": lambda: partition.by_sizes(labels, sizes, rng),
-        "normal": lambda: partition.normal_sizes(
-            labels, workers, task["size_spread"], rng
-        ),
-        "overlapping": lambda: partition.overlapping(labels, sizes, rng),
-        "class_shares": lambda: partition.by_class_shares(
-            labels, sizes, task["class_shares"], rng
-        ),
-        "dirichlet": lambda: partition.dirichlet(labels, workers, alpha, rng),
-        "shards": lambda: partition.by_label_shards(
-            labels, workers, task["shards_per_worker"], rng
-        ),
-        "file": lambda: partition.from_file(labels, workers, Path(task["indices"])),
-    }
-    try:
-        return ways[task["partition"]]()
-    except ValueError as error:
-        raise ConfigError(f"config.task: {error}") from None
-
-
-def _model(task: Config, num_classes: int) -> Any:
-    hidden, channels = tuple(task["hidden"]), tuple(task["channels"])
-    impl, dtype = task["conv_impl"], jnp.dtype(task["dtype"])
-    residual = {
-        "resnet18": models.resnet18,
-        "resnet20": models.resnet20,
-        "resnet34": models.resnet34,
-    }
-    match task["model"]:
-        case "mlp":
-            return models.MLP(hidden, num_classes, dtype)
-        case "cnn":
-            norm = task["batch_norm"]
-            return models.CNN(channels, num_classes, norm, impl, dtype)
-        case "small_cnn":
-            return models.SmallCNN(channels, hidden, num_classes, impl, dtype)
-        case "ember":
-            return models.EmberNet(num_classes, dtype)
-        case name:
-            return residual[name](num_classes, conv_impl=impl, dtype=dtype)
+    run = section(config, RunSettings)
+    return make_task(section(config, TaskSettings), run.workers, run.seed)
 
 
 def build_strategy(config: Config) -> Strategy:
@@ -204,8 +106,8 @@ def build_strategy(config: Config) -> Strategy:
     Raises:
       ConfigError: a parameter of the strategy is out of range.
     """
-    name = config["strategy"]["name"]
-    chosen, guards = dict(config["strategy"][name]), build_guards(config)
+    name, chosen = schema.strategy_of(config)
+    guards = build_guards(config)
     if guards.mode == "enforce" and "max_share" in chosen:
         # Only ever lowered, and left as it is where it is out of range.
         chosen["max_share"] = min(chosen["max_share"], guards.max_share)
@@ -213,19 +115,19 @@ def build_strategy(config: Config) -> Strategy:
         strategy = _built(name, **chosen)
     except ValueError as error:
         raise ConfigError(f"config.strategy.{name}.{error}") from None
-    settings = dict(config["timing"])
+    settings = schema.values_of(config, Timing)
+    workers = section(config, RunSettings).workers
     usual = strategy.timing.min_updates
     if strategy.timing.replaces:  # each worker has one pending update at most
-        usual = min(usual, config["workers"])
+        usual = min(usual, workers)
     settings["min_updates"] = settings["min_updates"] or usual
+    settings["min_workers"] = settings["min_workers"] or workers
     if strategy.timing.push_below_mean and settings["push_min_accuracy"]:
         raise ConfigError(
             f"config.timing.push_min_accuracy: found {settings['push_min_accuracy']}, "
             f"but {name} has a rule of its own for pushes; leave it at 0"
         )
-    min_workers = config["min_workers"] or config["workers"]
-    timing = replace(strategy.timing, min_workers=min_workers, **settings)
-    return strategy._replace(timing=timing)
+    return strategy._replace(timing=replace(strategy.timing, **settings))
 
 
 @lru_cache(maxsize=64, typed=True)
@@ -236,11 +138,11 @@ def _built(name: str, **chosen: Any) -> Strategy:
 
 def build_guards(config: Config) -> Guards:
     """The guards; a strategy that has no coefficients to cap is left without a cap."""
-    settings, name = dict(config["guards"]), config["strategy"]["name"]
-    is_robust = config["strategy"][name].get("aggregate") in ROBUST
+    guards, (name, chosen) = section(config, Guards), schema.strategy_of(config)
+    is_robust = chosen.get("aggregate") in ROBUST
     if is_robust or "max_share" not in parameters(name):
-        settings["max_share"] = 1.0
-    return Guards(**settings)
+        return replace(guards, max_share=1.0)
+    return guards
 
 
 def build_experiment(config: Config) -> Experiment:
@@ -253,11 +155,11 @@ def build_experiment(config: Config) -> Experiment:
     return make_experiment(
         build_task(config),
         build_strategy(config),
-        Training(**config["training"]),
-        Stop(**config["stop"]),
-        config["seed"],
+        section(config, Training),
+        section(config, Stop),
+        section(config, RunSettings).seed,
         build_guards(config),
-        Coding(**config["wire"]),
+        section(config, Coding),
     )
 
 
@@ -281,16 +183,16 @@ def check_agrees(config: Config, experiment: Experiment) -> None:
     }
     if guards.mode != "off":
         parts["guards"] = guards
-    for section, part in parts.items():
-        for key in config[section]:
-            wanted[f"{section}.{key}"] = getattr(part, key)
-    if config["min_workers"]:  # 0 = all of them, here and below the usual number
+    for name, part in parts.items():
+        for key in config[name]:
+            wanted[f"{name}.{key}"] = getattr(part, key)
+    flat = flatten(config)
+    if flat["min_workers"]:  # 0 = all of them, here and below the usual number
         wanted["min_workers"] = timing.min_workers
-    if not config["timing"]["min_updates"]:
+    if not flat["timing.min_updates"]:
         del wanted["timing.min_updates"]
     if guards.mode != "off" and guards.max_share == 1.0:  # there is nothing to cap
         del wanted["guards.max_share"]
-    flat = flatten(config)
     for key, value in wanted.items():
         if flat[key] != value:
             raise ConfigError(
@@ -300,9 +202,8 @@ def check_agrees(config: Config, experiment: Experiment) -> None:
 
 
 def build_runtime(config: Config) -> RuntimeSettings:
-    """How the run is carried out."""
-    settings = dict(config["runtime"])
-    return RuntimeSettings(worker_speeds=tuple(config["worker_speeds"]), **settings)
+    """How the processes of a run are carried out."""
+    return section(config, RuntimeSettings)
 
 
 def build_profiles(config: Config) -> Profiles:
@@ -311,22 +212,20 @@ def build_profiles(config: Config) -> Profiles:
     Raises:
       ConfigError: the file of profiles cannot be used.
     """
-    settings, workers = dict(config["sim"]), config["workers"]
-    if settings["profiles"] != "drawn":
+    settings, run = section(config, SimSettings), section(config, RunSettings)
+    if is_profiles_file(settings.profiles):
         try:
-            return read_profiles(Path(settings["profiles"]), workers)
+            return read_profiles(Path(settings.profiles), run.workers)
         except ValueError as error:
             raise ConfigError(f"config.sim.profiles: {error}") from None
-    speeds, steps = config["worker_speeds"], settings.pop("step_s")
-    # What is not said here is as in the runtime, where a speed of 0 is no limit.
-    step_s = [
+    speeds, steps = build_runtime(config).worker_speeds, settings.step_s
+    # What is not set here is as in the runtime, where a speed of 0 is no limit.
+    step_s = tuple(
         steps[k % len(steps)] or 1.0 / (speeds[k % len(speeds)] or 100.0)
-        for k in range(workers)
-    ]
-    drawn = inspect.signature(draw_profiles).parameters
-    rest = {key: value for key, value in settings.items() if key in drawn}
-    rng = np.random.default_rng([config["seed"], 1])  # another than the partition's
-    return draw_profiles(workers, rng, step_s=step_s, **rest)
+        for k in range(run.workers)
+    )
+    rng = np.random.default_rng([run.seed, 1])  # another than the partition's
+    return draw_profiles(run.workers, rng, replace(settings, step_s=step_s))
 
 
 _CARRYING_OUT = ("runtime", "sim", "worker_speeds", "min_workers")
@@ -334,9 +233,9 @@ _MAY_DIFFER = (*_CARRYING_OUT, "stop")
 
 
 def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
-    """What a config says otherwise than a stored one: by key, the value there and the
+    """The differences of a config from a stored one: by key, the value there and the
     value here. How a run is carried out is left out."""
-    others = _of_no_number(config)
+    others = _without_effect(config)
     before, now = (json.loads(json.dumps(flatten(c))) for c in (stored, config))
     return {
         key: (before.get(key), value)
@@ -347,19 +246,19 @@ def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _of_no_number(config: Config) -> tuple[str, ...]:
-    """Beginnings of the keys that no number depends on: of files, what is in them
-    counts, and not where they are; see `agreement.data_digest`."""
-    chosen = config["strategy"]["name"]
+def _without_effect(config: Config) -> tuple[str, ...]:
+    """Prefixes of the keys that no number depends on: of files, the content counts and
+    not the path; see `agreement.data_digest`."""
+    chosen, _ = schema.strategy_of(config)
     others = [f"strategy.{name}." for name in BUILDERS if name != chosen]
-    places = ["task.data_dir", "task.indices"]
-    if is_folder(config["task"]["dataset"]):
-        places.append("task.dataset")
-    return (*places, *others)
+    paths = ["task.data_dir", "task.indices"]
+    if is_folder(section(config, TaskSettings).dataset):
+        paths.append("task.dataset")
+    return (*paths, *others)
 
 
 def check_same_experiment(stored: Config, config: Config) -> None:
-    """Nothing, if a run of the one config can go on under the other.
+    """Checks that a run of the one config can be resumed under the other.
 
     Raises:
       ConfigError: names the first key that differs and may not.
@@ -367,7 +266,7 @@ def check_same_experiment(stored: Config, config: Config) -> None:
     for key, (before, now) in changed_keys(stored, config).items():
         if key.split(".")[0] not in _MAY_DIFFER:
             raise ConfigError(
-                f"config.{key}: found {now!r}, but the run was begun with "
+                f"config.{key}: found {now!r}, but the run was started with "
                 f"{before!r}; only {', '.join(_MAY_DIFFER)} may change"
             )
 
@@ -377,16 +276,16 @@ def experiment_settings(config: Config) -> dict[str, Any]:
     be a fraction is that fraction. How a run is carried out, and when it stops, is
     left out.
     """
-    others = _of_no_number(config)
+    others = _without_effect(config)
     return {
         key: value
-        for key, value in canonical(config).items()
+        for key, value in schema.canonical(config).items()
         if key.split(".")[0] not in _MAY_DIFFER and not key.startswith(others)
     }
 
 
 def experiment_digest(config: Config) -> str:
-    """Names the settings that numbers depend on."""
+    """Identifies the settings that numbers depend on."""
     text = json.dumps(experiment_settings(config), sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -8,13 +8,15 @@ is trained are coded. Statistics are few bytes, and no sums of changes.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asyn2f import settings
 from asyn2f.kernels.deltas import trained, with_trained
+from asyn2f.settings import setting
 from asyn2f.types import Params
 
 UpdateCoding = Literal["float32", "bfloat16", "int8", "topk"]
@@ -23,21 +25,26 @@ VersionCoding = Literal["float32", "bfloat16", "int8"]
 
 @dataclass(frozen=True, kw_only=True)
 class Coding:
-    """How updates and versions travel.
+    """How updates and versions are encoded; the numbers depend on it."""
 
-    Attributes:
-      updates: `float32`: as they are. `bfloat16`; `int8` with a scale for each leaf;
-        `topk`: of the change since the base version, the largest entries of each leaf.
-      delta: whether `bfloat16` and `int8` code the change since the base version.
-      topk_share: of the entries that `topk` sends, in (0, 0.5]; at least one of a leaf.
-      versions: as in `updates`; without any state, so that whoever comes late sees the
-        same bits.
-    """
-
-    updates: UpdateCoding = "float32"
-    delta: bool = False
-    topk_share: float = 0.1
-    versions: VersionCoding = "float32"
+    updates: UpdateCoding = setting(
+        "float32",
+        "`float32`: unchanged; `int8`: with a scale per leaf; `topk`: the largest "
+        "entries of each leaf of the change since the base version",
+    )
+    delta: bool = setting(
+        False, "`bfloat16` and `int8` encode the change since the base version"
+    )
+    topk_share: float = setting(
+        0.1,
+        "fraction of the entries that `topk` sends, at least one of each leaf",
+        above=0,
+        at_most=0.5,
+        allowed="(0, 0.5]: an entry with its index takes twice the bytes of an entry",
+    )
+    versions: VersionCoding = setting(
+        "float32", "as `updates`; stateless, so that late peers decode the same bits"
+    )
 
     def __str__(self) -> str:
         """As a peer says it at registration: "updates topk 0.1, versions bfloat16"."""
@@ -173,20 +180,12 @@ def version_codec(coding: Coding, shapes: Params) -> Codec:
 
 
 def check_coding(coding: Coding) -> None:
-    """Nothing, if the settings are in range and fit together.
+    """Checks that the settings are in range and fit together.
 
     Raises:
-      ValueError: otherwise; begins with the name of the setting.
+      ValueError: they do not; begins with the name of the setting.
     """
-    for name, kind in (("updates", UpdateCoding), ("versions", VersionCoding)):
-        found = getattr(coding, name)
-        if found not in get_args(kind):
-            raise ValueError(f"{name}: found {found!r}, allowed {list(get_args(kind))}")
-    if not 0 < coding.topk_share <= 0.5:
-        raise ValueError(
-            f"topk_share: found {coding.topk_share}, allowed (0, 0.5]: an entry with "
-            "its place takes twice the bytes of an entry"
-        )
+    settings.check(coding)
     if coding.delta and coding.updates not in ("bfloat16", "int8"):
         raise ValueError(
             f"delta: found True with updates = {coding.updates!r}, allowed with "

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asyn2f.kernels.deltas import trained, with_trained
+from asyn2f.settings import setting
 from asyn2f.types import Params
 
 GuardMode = Literal["off", "observe", "enforce"]
@@ -34,22 +35,30 @@ _ROUNDING = 1e-6  # of shares in float32
 
 @dataclass(frozen=True, kw_only=True)
 class Guards:
-    """Settings of the guards.
+    """Guards against updates that lie: departures from the paper's formulas."""
 
-    Attributes:
-      mode: `off`, `observe` or `enforce`.
-      max_norm_ratio: an update may be so many times as far from the global model as the
-        accepted ones are in the median; >= 1. See `norm_limit`.
-      min_loss_ratio: a loss counts as at least the median of its aggregation divided by
-        this; >= 1. See `clamp_losses`.
-      max_share: largest coefficient, in (0, 1], of strategies that weigh by
-        `aggregation.coefficients`; 1 for all others, which have their own rules.
-    """
-
-    mode: GuardMode = "off"
-    max_norm_ratio: float = 10.0
-    min_loss_ratio: float = 2.0
-    max_share: float = 0.5
+    mode: GuardMode = setting(
+        "off", "`observe` changes no bit and records what `enforce` would have done"
+    )
+    max_norm_ratio: float = setting(
+        10.0,
+        "an update is rejected if its distance to the global model exceeds the median "
+        "distance of the accepted ones by more than this factor, see `norm_limit`",
+        at_least=1,
+    )
+    min_loss_ratio: float = setting(
+        2.0,
+        "a loss counts as at least the median of its aggregation divided by this, see "
+        "`clamp_losses`",
+        at_least=1,
+    )
+    max_share: float = setting(
+        0.5,
+        "the largest coefficient, of strategies that have the parameter `max_share`; "
+        "others have rules of their own",
+        above=0,
+        at_most=1,
+    )
 
 
 def clamp_losses(loss: jax.Array, mask: jax.Array, factor: float) -> jax.Array:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from asyn2f.settings import setting
 from asyn2f.timing import Stop
 
 PublishWhen = Literal["after_save", "before_save"]
@@ -10,54 +11,90 @@ PublishWhen = Literal["after_save", "before_save"]
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSettings:
-    """How a run is carried out; nothing here changes what is computed.
+    """How the processes of a run are carried out; the numbers do not depend on it."""
 
-    Attributes:
-      address: where the server listens, tcp://host:port; with port p also at p + 1 and
-        p + 2; port 0 = any free ones.
-      keys_dir: the folder of keys by which all know each other; each process reads its
-        own there. Empty: no keys, and no address that others can reach.
-      publish: `after_save`: a version is announced once it is in the store, so that no
-        crash loses one that anybody saw. `before_save`: at once.
-      keep_last: versions kept in the store, at least; and whatever is younger than
-        `keep_younger_than_s`; and the best, for ever.
-      keep_younger_than_s: seconds.
-      write_ahead: small versions (4 MiB at most) are in the store as soon as a plain
-        file holds them; Orbax follows behind.
-      heartbeat_interval_s: how often a peer says how it is.
-      heartbeat_timeout_s: a peer that is silent for longer counts as gone until it is
-        heard.
-      server_timeout_s: a peer that hears nothing from the server for longer ends
-        itself.
-      max_updates_per_s: a worker that pushes more often, after a burst of two seconds'
-        worth, is told to wait; 0 = no limit.
-      join_timeout_s: how long a peer tries to register.
-      zstd: updates and versions are packed by whom this is set for; all unpack them.
-      shared_memory: models of a megabyte or more pass between the server and peers on
-        its machine through memory that both see.
-      worker_speeds: steps per second of worker 0, 1, ... at most; 0 = as fast as it
-        can. A shorter list is repeated. To show stragglers on one machine.
-      pin_cpus: give each worker one core, worker i core i modulo their number.
-      idle_priority: workers and evaluator of `launch.local` compute only when nobody
-        else on the machine wants to; otherwise they are merely nicer than others.
-    """
-
-    address: str = "tcp://127.0.0.1:0"
-    keys_dir: str = ""
-    publish: PublishWhen = "after_save"
-    keep_last: int = 10
-    keep_younger_than_s: float = 120.0
-    write_ahead: bool = True
-    heartbeat_interval_s: float = 1.0
-    heartbeat_timeout_s: float = 3.0
-    server_timeout_s: float = 60.0
-    join_timeout_s: float = 60.0
-    max_updates_per_s: float = 0.0
-    zstd: bool = False
-    shared_memory: bool = True
-    worker_speeds: tuple[float, ...] = (0.0,)
-    pin_cpus: bool = True
-    idle_priority: bool = True
+    address: str = setting(
+        "tcp://127.0.0.1:0",
+        "where the server listens, on this port p, p + 1 and p + 2; port 0 = any free "
+        "ones",
+        allowed="tcp://host:port",
+    )
+    keys_dir: str = setting(
+        "",
+        "the folder of keys that `asyn2f keys` made; empty = no keys, and no address "
+        "that other machines can reach",
+        allowed="a folder, or empty",
+        is_path=bool,
+    )
+    publish: PublishWhen = setting(
+        "after_save",
+        "`after_save`: publish a version once it is in the store, so that no crash "
+        "loses a published version; `before_save`: at once",
+    )
+    heartbeat_interval_s: float = setting(
+        1.0, "time between a peer's heartbeats", unit="s", above=0
+    )
+    heartbeat_timeout_s: float = setting(
+        3.0,
+        "a peer that is silent for longer counts as gone until it is heard again",
+        unit="s",
+        above=0,
+    )
+    server_timeout_s: float = setting(
+        60.0,
+        "a peer that hears nothing from the server for longer ends itself",
+        unit="s",
+        above=0,
+    )
+    join_timeout_s: float = setting(
+        60.0, "how long a peer tries to register", unit="s", above=0
+    )
+    max_updates_per_s: float = setting(
+        0.0,
+        "a worker that pushes more often, after a burst of two seconds' worth, is told "
+        "to wait; 0 = no limit",
+        unit="1/s",
+        at_least=0,
+    )
+    zstd: bool = setting(
+        False,
+        "compress outgoing payloads without loss; every receiver can decompress them",
+    )
+    shared_memory: bool = setting(
+        True,
+        "pass models of a megabyte or more through shared memory between processes of "
+        "one machine",
+    )
+    worker_speeds: tuple[float, ...] = setting(
+        (0.0,),
+        "the most that workers 0, 1, ... compute, repeated over the workers; 0 = no "
+        "limit. Shows stragglers on one machine",
+        unit="steps/s",
+        at_least=0,
+        at_root=True,
+    )
+    pin_cpus: bool = setting(
+        True, "one core for each worker of `asyn2f run`, where they compute on CPUs"
+    )
+    idle_priority: bool = setting(
+        True,
+        "workers and evaluator of `asyn2f run` compute at SCHED_IDLE priority; False = "
+        "at nice 10, which leaves them a tenth of a core that other programs keep busy",
+    )
+    keep_last: int = setting(
+        10,
+        "newest versions that stay in the store, beside the best one",
+        unit="versions",
+        at_least=1,
+    )
+    keep_younger_than_s: float = setting(
+        120.0, "every version stays in the store for this long", unit="s", at_least=0
+    )
+    write_ahead: bool = setting(
+        True,
+        "small versions (4 MiB at most) are durable once a plain file holds them, and "
+        "their Orbax checkpoints are written asynchronously",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from asyn2f.sim.order import (
     Result,
 )
 from asyn2f.sim.serial import Watch, execute_serially
+from asyn2f.sim.settings import Executor
 from asyn2f.sim.vectorised import (
     Keep,
     calls_of,
@@ -29,8 +30,6 @@ from asyn2f.sim.vectorised import (
 )
 from asyn2f.training.experiment import Experiment, initial_server_state
 from asyn2f.training.trainer import shard_of
-
-Executor = Literal["auto", "serial", "vectorised", "sharded"]
 
 # An execution shorter than this is not worth compiling anything for.
 _WORTHWHILE_S = 5.0

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from asyn2f.sim.settings import SimSettings
+
 MEGABIT = 1e6 / 8  # bytes
 
 
@@ -224,43 +226,17 @@ def _json_rows(text: str) -> list[dict[str, Any]]:
 
 
 def draw_profiles(
-    workers: int,
-    rng: np.random.Generator,
-    *,
-    step_s: Sequence[float],
-    step_spread: float = 1.0,
-    jitter: float = 0.0,
-    upload_s: float = 0.0,
-    download_s: float = 0.0,
-    upload_mbps: float = 0.0,
-    download_mbps: float = 0.0,
-    link_spread: float = 1.0,
-    join_s: float = 0.0,
-    mean_session_s: float = 0.0,
-    outage_every_s: float = 0.0,
-    outage_s: float = 0.0,
+    workers: int, rng: np.random.Generator, settings: SimSettings
 ) -> Profiles:
     """Profiles drawn from distributions.
 
     Args:
       workers: W.
       rng: numpy generator.
-      step_s: seconds per local step, repeated over the workers...
-      step_spread: ... times a factor drawn log-uniformly from [1, step_spread]: how
-        much slower than the fastest the slowest is.
-      jitter: sigma of the log-normal factor of each stretch of steps.
-      upload_s, download_s: latencies...
-      upload_mbps, download_mbps: ... and bandwidths, 0 = no limit; both made worse by a
-        factor drawn log-uniformly from [1, link_spread].
-      link_spread: see there.
-      join_s: workers join at times drawn uniformly from [0, join_s].
-      mean_session_s: ... and leave for good after a time drawn exponentially, with this
-        mean; 0 = they stay.
-      outage_every_s: mean time between outages, exponential; 0 = there are none.
-      outage_s: mean length of an outage, exponential.
+      settings: of the distributions; `step_s` above 0.
 
-    >>> profiles = draw_profiles(
-    ...     1000, np.random.default_rng(0), step_s=[0.01], step_spread=4.0)
+    >>> settings = SimSettings(step_s=(0.01,), step_spread=4.0)
+    >>> profiles = draw_profiles(1000, np.random.default_rng(0), settings)
     >>> bool(profiles.step_s.min() >= 0.01 and profiles.step_s.max() <= 0.04)
     True
     """
@@ -268,28 +244,26 @@ def draw_profiles(
     def spread(factor: float) -> np.ndarray:
         return np.exp(rng.uniform(0.0, math.log(factor), workers))
 
-    steps = np.resize(np.asarray(step_s, float), workers) * spread(step_spread)
-    link = spread(link_spread)
-    joined = rng.uniform(0.0, join_s, workers)
-    stays = (
-        rng.exponential(mean_session_s, workers)
-        if mean_session_s
-        else np.full(workers, math.inf)
-    )
+    steps = np.resize(np.asarray(settings.step_s, float), workers)
+    steps = steps * spread(settings.step_spread)
+    link = spread(settings.link_spread)
+    joined = rng.uniform(0.0, settings.join_window_s, workers)
+    mean_s = settings.mean_session_s
+    stays = rng.exponential(mean_s, workers) if mean_s else np.full(workers, math.inf)
 
     def all_of(value: float) -> np.ndarray:
         return np.full(workers, float(value))
 
     return Profiles(
         step_s=steps,
-        jitter=all_of(jitter),
-        upload_s=upload_s * link,
-        download_s=download_s * link,
-        upload_mbps=(upload_mbps or math.inf) / link,
-        download_mbps=(download_mbps or math.inf) / link,
+        jitter=all_of(settings.jitter),
+        upload_s=settings.upload_s * link,
+        download_s=settings.download_s * link,
+        upload_mbps=(settings.upload_mbps or math.inf) / link,
+        download_mbps=(settings.download_mbps or math.inf) / link,
         join_s=joined,
         leave_s=joined + stays,
-        outage_every_s=all_of(outage_every_s or math.inf),
-        outage_s=all_of(outage_s),
+        outage_every_s=all_of(settings.outage_every_s or math.inf),
+        outage_s=all_of(settings.outage_s),
         outages={},
     )

@@ -1,6 +1,7 @@
 """The methods: one file each, one builder each, all of them records of functions."""
 
 import inspect
+import re
 from typing import Any, Literal, get_origin
 
 from asyn2f.strategies._asafl import asafl
@@ -60,12 +61,21 @@ def parameters(name: str) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def defaults() -> dict[str, dict[str, Any]]:
-    """By strategy, the default of each of its parameters."""
-    return {
-        name: {key: default for key, (_, default) in parameters(name).items()}
-        for name in BUILDERS
-    }
+def documentation(name: str) -> dict[str, str]:
+    """What the docstring of a strategy's builder says of its parameters.
+
+    >>> documentation("fedprox")
+    {'mu': 'weight of the term, >= 0; the paper tries 0.001, 0.01, 0.1 and 1'}
+    """
+    lines = inspect.getdoc(BUILDERS[name]) or ""
+    _, _, section = lines.partition("\nArgs:\n")
+    section = re.split(r"\n(?=\S)|\n\n", section)[0]
+    entries = re.split(r"^ {2}(?=\w)", section, flags=re.MULTILINE)[1:]
+    found: dict[str, str] = {}
+    for entry in entries:
+        names, _, text = " ".join(entry.split()).partition(": ")
+        found |= dict.fromkeys(names.split(", "), text.rstrip("."))
+    return found
 
 
 __all__ = [
@@ -74,7 +84,7 @@ __all__ = [
     "asafl",
     "asyn2f",
     "ca2fl",
-    "defaults",
+    "documentation",
     "fadas",
     "fedasmu",
     "fedasync",

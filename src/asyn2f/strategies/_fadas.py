@@ -59,7 +59,8 @@ def fadas(
 
     Args:
       server_rate: > 0.
-      beta1: in [0, 1].    beta2: in [0, 1].    epsilon: > 0.
+      beta1, beta2: in [0, 1].
+      epsilon: > 0.
       delay: tau_c >= 0.
       late: what eta is above `delay`: the "minimum" of `server_rate` and the inverse of
         the largest staleness, or `server_rate` "divided" by that.

@@ -42,8 +42,10 @@ def fedasmu(
     count from 0 here, so t and g are 1 at least.
 
     Args:
-      mu: > 0.        scale: lambda > 0.      sigma: >= 0.     iota: >= 0.
-      gamma: >= 0.    upsilon: in [0, 1].
+      mu: > 0.
+      scale: lambda > 0.
+      sigma, iota, gamma: >= 0.
+      upsilon: in [0, 1].
       slot: share of a cycle's steps after which the fresh model is taken in, in (0, 1].
 
     Raises:

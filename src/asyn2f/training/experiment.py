@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asyn2f import settings
 from asyn2f.kernels.codecs import PLAIN, Coding
 from asyn2f.kernels.guards import Guards
 from asyn2f.serialization import Template
@@ -85,7 +86,12 @@ def make_experiment(
       seed: of the initial model and of all draws in training; in [0, 2^64).
       guards: see `asyn2f.kernels.guards`.
       coding: how updates and versions travel.
+
+    Raises:
+      ValueError: a setting is out of range; begins with its name.
     """
+    for part in (training, stop, guards, strategy.timing):
+        settings.check(part)
     no_rates = replace(
         training, learning_rate=0.0, learning_rate_min=0.0, schedule_length=1
     )

@@ -6,7 +6,7 @@ running them in another process, gives the same numbers.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from asyn2f.kernels.codecs import Codec
+from asyn2f.settings import setting
 from asyn2f.strategies import Strategy
 from asyn2f.tasks.base import Batch, Loss, Task
 from asyn2f.training.batches import batch_places, epoch_order, steps_per_epoch
@@ -31,37 +32,40 @@ Schedule = Literal["fixed", "cosine", "synchronous"]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Settings of local training.
+    """Local training: SGD with momentum, weight decay and a learning-rate schedule."""
 
-    Attributes:
-      batch_size: examples per step.
-      learning_rate: lr_0.
-      momentum: of SGD, in [0, 1).
-      weight_decay: L2 on the trained parameters; not part of the reported loss.
-      schedule: `fixed`; `cosine` over each worker's own steps; or `synchronous`: over
-        global versions, computed by the server and sent with each model.
-      learning_rate_min: where the two schedules end.
-      schedule_length: steps (`cosine`) or versions (`synchronous`) until then.
-      schedule_epochs: of `cosine`, if not 0: worker k is there after so many times
-        s_k / batch_size of its own steps, whatever `schedule_length` says.
-      momentum_at_merge: whether a merge keeps or resets the momentum.
-    """
-
-    batch_size: int = 32
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: Schedule = "fixed"
-    learning_rate_min: float = 0.005
-    schedule_length: int = 500
-    schedule_epochs: int = 0
-    momentum_at_merge: Literal["keep", "reset"] = "keep"
-
-    def __post_init__(self) -> None:
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(
-                f"schedule: found {self.schedule!r}, allowed {list(get_args(Schedule))}"
-            )
+    batch_size: int = setting(
+        32, "examples per step (the paper: 128)", unit="examples", at_least=1
+    )
+    learning_rate: float = setting(0.1, "lr_0 (the paper's)", above=0)
+    momentum: float = setting(0.9, "of SGD (the paper's)", at_least=0, below=1)
+    weight_decay: float = setting(
+        5e-4,
+        "L2 penalty of the trained parameters, not part of the reported loss (the "
+        "paper's)",
+        at_least=0,
+    )
+    schedule: Schedule = setting(
+        "fixed",
+        "of the learning rate. `cosine`: over each worker's own steps; `synchronous`: "
+        "over global versions, computed by the server and sent with each model",
+    )
+    learning_rate_min: float = setting(
+        0.005, "where the two schedules end (the paper's)", at_least=0
+    )
+    schedule_length: int = setting(
+        500, "steps (`cosine`) or versions (`synchronous`) until then", at_least=1
+    )
+    schedule_epochs: int = setting(
+        0,
+        "of `cosine`: worker k is there after this many times s_k / batch_size of its "
+        "own steps; 0 = after `schedule_length`",
+        unit="epochs",
+        at_least=0,
+    )
+    momentum_at_merge: Literal["keep", "reset"] = setting(
+        "keep", "whether a merge keeps or resets the momentum"
+    )
 
 
 def annealed(training: Training, position: jax.Array) -> jax.Array:

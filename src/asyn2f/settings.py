@@ -1,0 +1,198 @@
+"""Settings as fields of frozen dataclasses: default, range and documentation, once.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Training:
+        momentum: float = setting(0.9, "of SGD (the paper's)", at_least=0, below=1)
+
+The default config, the checks of a config, the help of its flags and docs/config.md are
+derived from these fields, see `asyn2f.config`.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+_SAME: Any = object()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is known of one setting.
+
+    Attributes:
+      kind: int, float, bool, str, or tuple; a list of JSON is a tuple here.
+      item: of a tuple, what each of its items is.
+      default: of the config.
+      doc: what it means, in a sentence without a full stop.
+      unit: of numbers.
+      options: the allowed values; None = any in range.
+      at_least, above, at_most, below: the range of a number, or of each in a tuple.
+      allowed: the allowed values in words, where `holds` decides.
+      holds: whether a value of the right type is allowed.
+      at_root: whether its key is `name` instead of `section.name`.
+      is_path: whether a value is the path of a file or folder.
+    """
+
+    kind: type
+    item: type = object
+    default: Any
+    doc: str = ""
+    unit: str = ""
+    options: Collection[str] | None = None
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    allowed: str = ""
+    holds: Callable[[Any], bool] | None = None
+    at_root: bool = False
+    is_path: Callable[[str], bool] | None = None
+
+    def problem_of(self, value: Any) -> str:
+        """What is wrong with a value, and what is allowed; "" if it is valid.
+
+        >>> Setting(kind=float, default=0.5, above=0, at_most=1).problem_of(2)
+        'found 2, allowed: (0, 1]'
+        """
+        if not fits(self.kind, value):
+            words = [_IN_WORDS.get(self.kind, ""), self.range_in_words()]
+            allowed = ", ".join(filter(None, words))
+            if self.kind is tuple:
+                allowed = self.in_words()
+            return f"found {value!r}, allowed: {allowed}"
+        if self.kind is tuple:
+            is_valid = bool(value) and all(
+                fits(self.item, each) and self._is_in_range(each) for each in value
+            )
+        else:
+            is_valid = self._is_in_range(value)
+        return "" if is_valid else f"found {value!r}, allowed: {self.in_words()}"
+
+    def _is_in_range(self, value: Any) -> bool:
+        if self.options is not None:
+            return value in self.options
+        if self.holds is not None:
+            return self.holds(value)
+        if isinstance(value, str | bool):
+            return True
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+            and value < math.inf
+        )
+
+    def in_words(self) -> str:
+        """The allowed values in words.
+
+        >>> Setting(kind=tuple, item=int, default=(1,), at_least=1).in_words()
+        'a list, each at least 1'
+        """
+        if self.kind is tuple:
+            each = self.range_in_words() or _IN_WORDS[self.item]
+            return f"a list, each {each}"
+        return self.range_in_words() or _IN_WORDS[self.kind]
+
+    def range_in_words(self) -> str:
+        """The range in words, without the type; "" = any value of the type."""
+        if self.allowed:
+            return self.allowed
+        if self.options is not None:
+            return "one of " + ", ".join(self.options)
+        low, high = _first(self.at_least, self.above), _first(self.at_most, self.below)
+        is_open = self.above is not None
+        if high is not None:
+            first, last = "(" if is_open else "[", "]" if self.below is None else ")"
+            return f"{first}{low:g}, {high:g}{last}"
+        if low is None:
+            return ""
+        return f"above {low:g}" if is_open else f"at least {low:g}"
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+_IN_WORDS: dict[type, str] = {
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    bool: "True or False",
+    object: "anything",
+}
+
+
+def fits(kind: type, value: Any) -> bool:
+    """Whether a value is of a type, as configs have them: an int is a float, too.
+
+    >>> fits(float, 1), fits(int, True), fits(tuple, [1])
+    (True, False, True)
+    """
+    if kind is bool or not isinstance(value, bool):
+        types: Any = {float: int | float, tuple: list | tuple}.get(kind, kind)
+        return isinstance(value, types)
+    return False
+
+
+def setting(default: T, doc: str, *, config: T = _SAME, **rest: Any) -> T:
+    """A field of a dataclass of settings.
+
+    Args:
+      default: of the field.
+      doc: see `Setting`.
+      config: the default of the config, where it is another than that of the field. A
+        `Stop()` never ends a run, for example, but the default experiment ends.
+      **rest: further attributes of `Setting`; type and options follow from the field's
+        annotation.
+    """
+    rest |= {"doc": doc, "default": default if config is _SAME else config}
+    field: Any = dataclasses.field(default=default, metadata={"setting": rest})
+    return field
+
+
+@functools.cache
+def settings_of(kind: type) -> dict[str, Setting]:
+    """The settings of a dataclass by name; fields made otherwise are left out.
+
+    >>> from asyn2f.timing import Stop
+    >>> settings_of(Stop)["max_time_s"].in_words()
+    'at least 0'
+    """
+    hints = get_type_hints(kind)
+    return {
+        field.name: of_annotation(hints[field.name], **field.metadata["setting"])
+        for field in dataclasses.fields(kind)
+        if "setting" in field.metadata
+    }
+
+
+def of_annotation(annotation: Any, **rest: Any) -> Setting:
+    """A setting of the type in an annotation.
+
+    >>> of_annotation(Literal["a", "b"], default="a").options
+    ('a', 'b')
+    """
+    origin, items = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        rest = {"options": items} | rest
+        return Setting(kind=str, **rest)
+    if origin is tuple:
+        return Setting(kind=tuple, item=items[0], **rest)
+    return Setting(kind=annotation, **rest)
+
+
+def check(settings: Any) -> None:
+    """Checks each setting of a dataclass on its own.
+
+    Raises:
+      ValueError: one is out of range; begins with its name.
+    """
+    kind: Any = type(settings)
+    for name, each in settings_of(kind).items():
+        if problem := each.problem_of(getattr(settings, name)):
+            raise ValueError(f"{name}: {problem}")
