@@ -108,13 +108,16 @@ def aggregate(strategy):
     updates = asyn2f.WorkerUpdate(
         params=stack(*pushed),
         worker=jnp.array([0, 1, 2]),
-        base_version=start_version,  # nothing was merged in on the way
-        start_version=start_version,
-        num_examples=jnp.array([100.0, 200.0, 100.0]),
-        loss=jnp.array([1.0, 0.5, 0.125]),
-        quality=jnp.ones(3),
-        metric=jnp.zeros(3),
-        signal=jnp.zeros(3),
+        info=asyn2f.UpdateInfo(
+            base_version=start_version,  # nothing was merged in on the way
+            start_version=start_version,
+            step=jnp.ones(3, jnp.int32),
+            num_examples=jnp.array([100.0, 200.0, 100.0]),
+            loss=jnp.array([1.0, 0.5, 0.125]),
+            quality=jnp.ones(3),
+            metric=jnp.zeros(3),
+            signal=jnp.zeros(3),
+        ),
     )
     state, metrics = strategy.aggregate(state, updates, mask)
     return state.model.params["w"], metrics["coefficients"]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from asyn2f.timing import Timing as Timing
     from asyn2f.types import GlobalModel as GlobalModel
     from asyn2f.types import ServerState as ServerState
+    from asyn2f.types import UpdateInfo as UpdateInfo
     from asyn2f.types import WorkerUpdate as WorkerUpdate
 
 __version__ = "0.2.0"
@@ -65,6 +66,7 @@ _HOMES = {
     "Timing": "asyn2f.timing",
     "GlobalModel": "asyn2f.types",
     "ServerState": "asyn2f.types",
+    "UpdateInfo": "asyn2f.types",
     "WorkerUpdate": "asyn2f.types",
 }
 __all__ = sorted(_HOMES)

@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from asyn2f.errors import WireError
-from asyn2f.types import Buffer, Params
+from asyn2f.types import Buffer, Params, UpdateInfo
 
 _WORTH_LAYING_OUT = 1 << 20  # bytes
 
@@ -160,6 +160,24 @@ def to_device(params: Params) -> Params:
         laid_out.append(place.reshape(leaf.shape))
         laid_out[-1][...] = leaf
     return jax.device_put(jax.tree.unflatten(treedef, laid_out))
+
+
+def to_numbers(info: UpdateInfo[Any, Any]) -> UpdateInfo[int, float]:
+    """An update's scalars as numbers of Python, for a message or an event.
+
+    >>> info = UpdateInfo(*np.int32([3, 2, 40]), *np.float32([10, 0.5, 1, 0, 0]))
+    >>> to_numbers(info)[:4]
+    (3, 2, 40, 10.0)
+    """
+    return UpdateInfo(*(x.item() for x in jax.device_get(info)))
+
+
+def to_scalars(info: UpdateInfo[int, float]) -> UpdateInfo[Any, Any]:
+    """The opposite of `to_numbers`: int32 and float32 of NumPy, which JAX takes. To put
+    one on the device costs as much as a small model, and many an update is superseded
+    before it is used."""
+    kinds = (np.int32 if isinstance(x, int) else np.float32 for x in info)
+    return UpdateInfo(*(kind(x) for kind, x in zip(kinds, info, strict=True)))
 
 
 def aligned(size: int) -> np.ndarray:

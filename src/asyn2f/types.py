@@ -7,9 +7,12 @@ other collection (`"batch_stats"`) is a statistic. Aggregation and merge treat a
 arrays alike.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-import jax
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:  # traces are read without JAX
+    import jax
 
 Params = Any
 """A pytree of arrays: all arrays of a model, trained ones and statistics."""
@@ -17,7 +20,7 @@ Params = Any
 Buffer = bytes | bytearray | memoryview
 """Encoded bytes: of a message, a payload, a file."""
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, "jax.Array"]
 """What a pure function wants a person to see; never fed back into the mathematics."""
 
 
@@ -37,19 +40,35 @@ class GlobalModel(NamedTuple):
     learning_rate: jax.Array  # f32 []: what workers shall use from now on
 
 
+Int = TypeVar("Int")
+Float = TypeVar("Float")
+
+
+class UpdateInfo(NamedTuple, Generic[Int, Float]):
+    """The scalars of an update, the same in computations, messages and traces.
+
+    `Int` and `Float` are i32 and f32 arrays in a `WorkerUpdate`, numbers of Python in
+    a message or an event. A field added here travels with every update; its value
+    is computed in `trainer.report`.
+    """
+
+    base_version: Int  # the last version taken in (adopted or merged)
+    start_version: Int  # the version this cycle started from
+    step: Int  # local steps since the worker began
+    num_examples: Float  # size of the worker's shard, > 0
+    loss: Float  # mean training loss of the epoch, without the L2 term
+    quality: Float  # in (0, 1]
+    metric: Float  # mean training metric of the epoch (accuracy)
+    # What the push may have depended on: the strategy's signal, or `metric`.
+    signal: Float
+
+
 class WorkerUpdate(NamedTuple):
     """What a worker pushes. In an aggregation every leaf has a leading axis K."""
 
     params: Params  # the model, or what else the strategy has its workers push
     worker: jax.Array  # i32 []
-    base_version: jax.Array  # i32 []: the last version taken in (adopted or merged)
-    start_version: jax.Array  # i32 []: the version this cycle started from
-    num_examples: jax.Array  # f32 []: size of the worker's shard, > 0
-    loss: jax.Array  # f32 []: mean training loss of the epoch, without the L2 term
-    quality: jax.Array  # f32 [], in (0, 1]
-    metric: jax.Array  # f32 []: mean training metric of the epoch (accuracy)
-    # f32 []: what its push may have depended on: the strategy's signal, or `metric`
-    signal: jax.Array
+    info: UpdateInfo[jax.Array, jax.Array]  # i32 and f32 []
 
 
 class WorkerState(NamedTuple):

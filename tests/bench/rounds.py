@@ -22,7 +22,6 @@ import numpy as np
 from asyn2f import serialization, trace
 from asyn2f.config import build
 from asyn2f.protocol import events as p
-from asyn2f.protocol.messages import UpdateHeader
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import ModelInbox, PeerClient, decode_model, hello_of
@@ -31,6 +30,7 @@ from asyn2f.store.memory import MemoryStore
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport.zmq import ZmqTransport
+from asyn2f.types import UpdateInfo
 from configs.digits import get_config
 from tests.bench.figures import Figure
 
@@ -142,12 +142,7 @@ def _echo(size: str, workers: int, number: int, address: str) -> None:
                 continue
             model = decode_model(experiment, letter)
             payload = serialization.encode_params(model.params)
-            header = UpdateHeader(
-                run="",
-                incarnation=0,
-                worker=number,
-                session="",
-                seq=0,
+            info = UpdateInfo(
                 base_version=letter.header.version,
                 start_version=letter.header.version,
                 step=1,
@@ -156,10 +151,16 @@ def _echo(size: str, workers: int, number: int, address: str) -> None:
                 quality=quality,
                 metric=0.5,
                 signal=0.5,
-                fingerprint=experiment.template.fingerprint,
-                num_bytes=len(payload),
-                digest=serialization.digest(payload),
             )
-            link.post(p.UpdateReady(header, payload, time.monotonic()))
+            link.post(
+                p.UpdateReady(
+                    info=info,
+                    fingerprint=experiment.template.fingerprint,
+                    num_bytes=len(payload),
+                    digest=serialization.digest(payload),
+                    payload=payload,
+                    time_s=time.monotonic(),
+                )
+            )
         link.leave()
         journal.close()

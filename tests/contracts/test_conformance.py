@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from asyn2f import strategies
-from asyn2f.types import GlobalModel, WorkerUpdate
+from asyn2f.types import GlobalModel, UpdateInfo, WorkerUpdate
 
 CASES = [
     pytest.param(case, id=f"{path.stem}/{case['name']}")
@@ -39,12 +39,16 @@ def arrays(tree):
 
 def update_of(row, params):
     floats = {"num_examples", "loss", "quality", "signal"}
-    integers = {"worker", "base_version", "start_version"}
     return WorkerUpdate(
         params=params,
-        metric=jnp.float32(0),
-        **{name: jnp.float32(row[name]) for name in floats},
-        **{name: jnp.int32(row[name]) for name in integers},
+        worker=jnp.int32(row["worker"]),
+        info=UpdateInfo(
+            base_version=jnp.int32(row["base_version"]),
+            start_version=jnp.int32(row["start_version"]),
+            step=jnp.int32(0),
+            metric=jnp.float32(0),
+            **{name: jnp.float32(row[name]) for name in floats},
+        ),
     )
 
 

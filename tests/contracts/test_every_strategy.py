@@ -264,7 +264,7 @@ def test_pushes_depend_on_the_values_that_are_executed(unsent):
     sent = []  # as it is executed, in order of arrival
 
     def aggregate(state, updates):
-        sent.extend(float(update.signal) for update in updates)
+        sent.extend(float(update.info.signal) for update in updates)
         return experiment.aggregate(state, updates)
 
     execute_serially(experiment._replace(aggregate=aggregate), order)

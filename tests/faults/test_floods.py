@@ -15,7 +15,7 @@ from asyn2f.protocol.channels import (
     UPDATES,
 )
 from asyn2f.transport.zmq_options import curve_options
-from tests.support.messages import hello_of, produced
+from tests.support.messages import header_of, hello_of
 from tests.support.patience import PATIENCE_S, Crowd
 from tests.support.rogue_peers import KINDS, Keyring, speak_raw, strangers
 from tests.support.socket_run import SocketRun
@@ -99,7 +99,7 @@ def test_a_thousand_peers_with_keys_register_at_once(tmp_path):
 
 def captures():
     """Messages as peers really send them."""
-    header = produced(0, b"x" * SIZE, 0).header._replace(run="run-1", session="s0")
+    header = header_of(0, "s0", payload=b"x" * SIZE)
     messages = [
         hello_of(0, "s0"),
         hello_of(-1, "e"),

@@ -20,6 +20,7 @@ from asyn2f.protocol.channels import (
     Channel,
     Frames,
 )
+from asyn2f.protocol.messages import UpdateHeader
 from asyn2f.report.live import plain_line, render
 from asyn2f.report.run_page import write_report
 from asyn2f.runtime.peer import ReceivedModel, decode_model
@@ -28,6 +29,7 @@ from asyn2f.runtime.worker import Worker
 from asyn2f.serialization import template_of
 from asyn2f.store.memory import MemoryStore
 from asyn2f.training.experiment import initial_server_state
+from asyn2f.types import UpdateInfo
 from tests.contracts.test_runtime import small
 from tests.support.protocol_harness import (
     FEDAVG,
@@ -38,6 +40,7 @@ from tests.support.protocol_harness import (
     with_,
 )
 from tests.support.server_harness import SETTINGS, Office, with_leaf
+from tests.support.updates import replaced, update_info
 
 FLOATS = ("num_examples", "loss", "quality", "metric", "signal")
 # What float32 cannot hold is as bad as what no number is.
@@ -206,19 +209,30 @@ def mutants(office, seqs, count, seed):
     ]
     for _ in range(count):
         header, payload = office.update(0, "w0", next(seqs))
-        fields, size = list(header), len(payload)
-        way = draw.choice(["field", "type", "fields", "payload", "size", "value"])
+        fields, info, size = list(header), list(header.info), len(payload)
+        fields[header._fields.index("info")] = info
+        way = draw.choice(
+            ["field", "info", "type", "fields", "payload", "size", "value"]
+        )
+
+        def place_of(name, fields=fields, info=info):
+            inner = name in UpdateInfo._fields
+            names = UpdateInfo._fields if inner else UpdateHeader._fields
+            return info if inner else fields, names.index(name)
+
         if way == "field":  # of another type
             place = draw.randrange(len(fields))
             wrong = [None, [], {}, True, "x\n", b"x", 2**63, -(2**63), [1], "é" * 300]
             value = draw.choice(wrong)
             fields[place] = value
+        elif way == "info":
+            info[draw.randrange(len(info))] = draw.choice([None, [], True, "x", 2**62])
         elif way == "type":
             name = draw.choice(
                 ["worker", "seq", "base_version", "start_version", "num_bytes"]
             )
-            place = header._fields.index(name)
-            fields[place] = draw.choice([float(fields[place]), str(fields[place])])
+            where, place = place_of(name)
+            where[place] = draw.choice([float(where[place]), str(where[place])])
         elif way == "fields":
             if draw.random() < 0.5:
                 del fields[draw.randrange(len(fields))]
@@ -247,12 +261,14 @@ def mutants(office, seqs, count, seed):
                 "num_bytes": [0, -1, 2**60, size + 1],
                 "base_version": [-1, office.version + 1, 2**31, 2**62],
                 "start_version": [-1, 1, 2**62],
+                "step": [-1, 2**31, 2**62],
                 "num_examples": [0.0, -1.0, 1e12, 95.0],
                 "quality": [0.0, 1.5, 0.5, -1.0],
                 "loss": [-1.0, 1e21, float("nan")],
             }
             name = draw.choice(list(values))
-            fields[header._fields.index(name)] = draw.choice(values[name])
+            where, place = place_of(name)
+            where[place] = draw.choice(values[name])
         yield way, msgpack.packb(["UpdateHeader", *fields]), payload
 
 
@@ -266,7 +282,7 @@ def test_every_mutant_of_a_real_update_is_refused(office, seqs):
         office.heard("w0")
         assert (office.version, office.sha256) == before, (way, header)
         assert office.is_empty
-    assert len(ways) == 6
+    assert len(ways) == 7
     assert sum(office.io.dropped.values()) > 100
 
 
@@ -316,7 +332,7 @@ def test_an_update_that_comes_three_times_counts_once(tmp_path):
         for _ in range(3):
             for header, payload in pushed:
                 base = min(office.version, seq)
-                changed = header._replace(base_version=base, start_version=base)
+                changed = replaced(header, base_version=base, start_version=base)
                 verdicts = office.push(changed, payload)
                 assert {v.verdict for v in verdicts} <= {"committed", "superseded"}
     keys = [
@@ -336,8 +352,8 @@ def test_a_version_that_nobody_gave_out_is_no_base(office, seqs, field, base):
 @pytest.mark.parametrize("base", [2**63, 2**64 - 1, -(2**63), 0.0, True, None, "0"])
 def test_a_base_that_is_no_version_is_not_even_read(office, seqs, base):
     header, payload = office.update(0, "w0", next(seqs))
-    fields = list(header._replace(base_version=base))
-    packed = msgpack.packb(["UpdateHeader", *fields])
+    header = replaced(header, base_version=base)
+    packed = msgpack.packb(["UpdateHeader", *header])
     with pytest.raises(errors.WireError, match="base_version"):
         wire_format.decode(packed)
     before = sum(office.io.dropped.values())
@@ -514,6 +530,7 @@ def test_what_cannot_be_printed_is_neither_read_nor_sent(text):
 def test_no_kind_of_message_carries_control_characters(kind):
     hints = wire_format._HINTS[kind.__name__]
     plain = {int: messages.PROTOCOL, float: 1.0, bool: True, str: "x"}
+    plain[UpdateInfo[int, float]] = update_info()
     texts = [name for name, hint in hints.items() if hint is str]
     for name in texts:
         values = {n: plain.get(hint, ()) for n, hint in hints.items()}
@@ -546,7 +563,7 @@ def test_markup_in_a_trace_is_text_in_the_report(tmp_path):
     writer.write(trace.WorkerJoined(0.5, 0, "a", 10))
     writer.write(trace.Adopted(1.0, 0, 0, 0))
     writer.write(trace.Trained(2.0, 0, 1.0, 5, 5, 0, 0.5, 0.5))
-    writer.write(trace.Pushed(2.0, 0, "a", 0, 0, 0, 5, 10.0, 0.5, 1.0, 0.5))
+    writer.write(trace.Pushed(2.0, 0, "a", 0, update_info(step=5)))
     writer.write(trace.UpdateSettled(2.5, 0, "a", 0, "rejected", -1, MARKUP))
     writer.write(trace.WorkerLeft(3.0, 0, "a", MARKUP))
     writer.write(trace.Stopped(3.0, "server", MARKUP))

@@ -12,7 +12,7 @@ from asyn2f.protocol.ledger import Ledger, Verdict
 from asyn2f.runtime.server import start_of
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.strategies import BUILDERS
-from asyn2f.types import WorkerUpdate
+from asyn2f.types import UpdateInfo, WorkerUpdate
 from tests.support.experiments import experiment_with
 
 
@@ -30,13 +30,16 @@ def updates_of(experiment, state, version: int) -> list[WorkerUpdate]:
         return WorkerUpdate(
             params=params,
             worker=jnp.int32(worker),
-            base_version=jnp.int32(max(version - worker, 0)),
-            start_version=jnp.int32(max(version - worker, 0)),
-            num_examples=jnp.float32(50 + worker),
-            loss=jnp.float32(0.5 + 0.1 * worker),
-            quality=jnp.float32(1.0),
-            metric=jnp.float32(0.5),
-            signal=jnp.float32(0.0),
+            info=UpdateInfo(
+                base_version=jnp.int32(max(version - worker, 0)),
+                start_version=jnp.int32(max(version - worker, 0)),
+                step=jnp.int32(1),
+                num_examples=jnp.float32(50 + worker),
+                loss=jnp.float32(0.5 + 0.1 * worker),
+                quality=jnp.float32(1.0),
+                metric=jnp.float32(0.5),
+                signal=jnp.float32(0.0),
+            ),
         )
 
     most = experiment.strategy.timing.most_updates(experiment.workers)

@@ -23,7 +23,7 @@ from asyn2f.transport.keys import (
     AllowList,
 )
 from asyn2f.transport.zmq import ZmqTransport
-from tests.support.messages import hello_of, produced
+from tests.support.messages import header_of, hello_of
 from tests.support.patience import PATIENCE_S
 from tests.support.rogue_peers import KINDS, Keyring, Recorder, strangers
 from tests.support.socket_run import SocketRun
@@ -343,9 +343,7 @@ def test_one_worker_cannot_speak_as_another(ring, tmp_path, caplog):
             messages.EvalResult(worker.session, 1, 1.0, 0.0, 1.0),
             messages.StopRun(9, "because a worker says so"),
         ]
-        header = produced(0, b"x" * SIZE, 0).header._replace(
-            run="run-1", session=worker.session, seq=10**6, num_bytes=SIZE
-        )
+        header = header_of(0, worker.session, 10**6, payload=b"x" * SIZE)
         with strangers(ring.peer("worker-1")) as made:
             control = made.open(zmq.DEALER, run.server.ports[0])
             updates = made.open(zmq.XPUB, run.server.ports[2])

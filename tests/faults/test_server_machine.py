@@ -25,9 +25,9 @@ from asyn2f.protocol.settings import RuntimeSettings
 from tests.simulation.planted import PLANTED
 from tests.support.messages import (
     RUNTIME,
+    header_of,
     hello_of,
     made,
-    produced,
     server_settings,
 )
 from tests.support.protocol_harness import ASYN2F, FEDAVG, beat_of, with_
@@ -160,9 +160,8 @@ class ServerMachine(RuleBasedStateMachine):
         seq = self.next_seq.get(session, self.firsts.get(session, 0))
         self.next_seq[session] = seq + 1
         base = max(self.given_out - behind, 0)  # -1: of a version that nobody knows
-        header = produced(worker, b"", base).header
         self.bases[session, seq] = base
-        header = header._replace(run="run-1", session=session, seq=seq)
+        header = header_of(worker, session, seq, base=base)
         self.kept[UpdateKey(worker, session, seq)] = header
         if arrives:
             self.tell(p.FromWire(Channel.UPDATE, UPDATES, header, b""))

@@ -60,4 +60,4 @@ def test_a_version_that_comes_in_the_last_batch_is_merged_and_then_pushed():
     assert commands == [Wait(-1), Adopt(0), Train(3, known=0), Merge(1), Push()]
     assert [type(event) for event in written][-2:] == [trace.Trained, trace.Merged]
     (pushed,) = [each for each in posted if isinstance(each, p.UpdateReady)]
-    assert (pushed.header.base_version, pushed.header.start_version) == (1, 0)
+    assert (pushed.info.base_version, pushed.info.start_version) == (1, 0)

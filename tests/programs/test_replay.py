@@ -159,8 +159,8 @@ def test_pushes_wait_for_a_metric_in_a_simulated_run(started, folder):
     assert_ends_with(started["metric"].result(), 0)
     events = trace.read(folder / "metric" / "trace")
     pushed = [event for event in events if isinstance(event, trace.Pushed)]
-    assert min(event.metric for event in pushed[6:]) >= 0.6
-    assert all(event.metric >= 0.6 or event.step > 5 for event in pushed)
+    assert min(event.info.metric for event in pushed[6:]) >= 0.6
+    assert all(event.info.metric >= 0.6 or event.info.step > 5 for event in pushed)
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

@@ -48,7 +48,7 @@ def _words(it: Any) -> str:
         case messages.ModelHeader():
             return f"model {it.version} of {it.digest} from {it.incarnation}"
         case messages.UpdateHeader():
-            return f"update {it.session},{it.seq} of base {it.base_version}"
+            return f"update {it.session},{it.seq} of base {it.info.base_version}"
         case messages.Heartbeat():
             known = f"newest {it.newest}, below {it.settled_below}"
             return f"Beat({it.session}, {it.state}, {known}, {it.unsettled})"

@@ -91,7 +91,7 @@ def _resend_under_a_new_number(patch: Patch) -> None:
     def hear(self: PeerProtocol, message: messages.Message) -> bool:
         if isinstance(message, messages.Resend) and message.seq in self._outbox:
             kept = self._outbox.pop(message.seq)
-            kept.header, kept.sent_s = kept.header._replace(seq=self._seq), math.nan
+            kept.sent_s = math.nan
             self._outbox[self._seq] = kept
             self._seq += 1
         return isinstance(message, messages.Resend)

@@ -7,6 +7,7 @@ from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
 from tests.simulation.disk import Kept, StoreFault
 from tests.simulation.node import Node
+from tests.support.updates import update_info
 
 if TYPE_CHECKING:
     from tests.simulation.network import Net
@@ -34,7 +35,7 @@ class Work:
     def check(self, server: Node, check: p.ValidateUpdate) -> None:
         """Decodes an update."""
         net, key = self._net, check.key
-        net.bases[key] = check.header.base_version
+        net.bases[key] = check.header.info.base_version
         bad = net.happens("bad_updates")
         if not bad:
             server.held[key] = bytes(check.payload).decode()
@@ -133,9 +134,7 @@ class Work:
         number = peer.machine._hello.first + peer.pushes
         net, result = self._net, f"{peer.name}/{number}"
         peer.pushes += 1
-        numbers = (10.0, 0.5, 1.0, 0.0, 0.0, "tree", len(result), result)
-        made_by = "", 0, peer.worker, "", 0, peer.base, peer.start, peer.step
-        header = messages.UpdateHeader(*made_by, *numbers)
+        info = update_info(peer.base, peer.start, peer.step)
+        payload, now = result.encode(), net.now + peer.clock_s
         peer.start = peer.base
-        now = net.now + peer.clock_s
-        net.tell(peer, p.UpdateReady(header, result.encode(), now))
+        net.tell(peer, p.UpdateReady(info, "tree", len(result), result, payload, now))

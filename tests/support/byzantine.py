@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from asyn2f.training.experiment import Experiment
 from asyn2f.types import Params, WorkerUpdate
+from tests.support.updates import replaced
 
 Lie = Callable[[WorkerUpdate, Params], WorkerUpdate]
 """What is sent in place of an update; the second is the global model that its worker
@@ -26,7 +27,7 @@ def moved(factor: float) -> Lie:
 def saying(**fields: float) -> Lie:
     """Something else in its header."""
     values = {name: jnp.float32(value) for name, value in fields.items()}
-    return lambda update, model: update._replace(**values)
+    return lambda update, model: replaced(update, **values)
 
 
 def with_liars(experiment: Experiment, liars: Collection[int], lie: Lie) -> Experiment:

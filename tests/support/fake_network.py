@@ -14,6 +14,7 @@ from tests.simulation.network import Net
 from tests.simulation.node import Node
 from tests.simulation.world import TIMINGS, World
 from tests.support.networks import End
+from tests.support.updates import update_info
 
 PATIENCE_S = 30.0
 _STALL_S, _PART_S, _FOR_EVER_S = 1.0, 8.0, 1e6
@@ -57,8 +58,7 @@ class PretendedNetwork:
 
     def push(self, peer: End, number: int) -> bool:
         update = messages.UpdateHeader(
-            *("run", 1, 0, "session", number, 0, 0, 0),
-            *(1.0, 1.0, 1.0, 1.0, 1.0, "", 0, ""),
+            *("run", 1, 0, "session", number, update_info(), "", 0, ""),
         )
         node = self._nodes[peer]
         node.machine.refused = 0

@@ -39,6 +39,7 @@ from asyn2f.runtime.server import check_record
 from tests.contracts.test_runtime import small
 from tests.support.protocol_harness import WELCOME, Seat, beat_of
 from tests.support.server_harness import Office
+from tests.support.updates import update_info
 
 MOST_REASONS = 200  # under which dropped messages may be counted
 _FRESH_AFTER = 3000  # inputs that one server, or one peer, is given
@@ -354,7 +355,7 @@ _EVENTS = [
     trace.ProcessStarted(0.0, "server", "run-1", 1, {"jax": "0", "cores": 2}),
     trace.Aggregated(1.0, 1, 1, [[0, "w0", 1]], [0], [0], [1.0], 0.1, ["loss"]),
     trace.UpdateSettled(1.0, 0, "w0", 1, "committed", 1, ""),
-    trace.Pushed(1.0, 0, "w0", 1, 0, 0, 5, 10.0, 0.5, 1.0, 0.5),
+    trace.Pushed(1.0, 0, "w0", 1, update_info(step=5)),
 ]
 
 

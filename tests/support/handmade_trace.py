@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from asyn2f import trace
+from asyn2f.types import UpdateInfo
+from tests.support.updates import replaced, update_info
 
 RUN = "run-1"
 NUM_BYTES = 400
@@ -97,9 +99,8 @@ def _pushed(
     time_s: float, worker: int, session: str, seq: int, base: int, start: int, step: int
 ) -> trace.Pushed:
     size, loss = 30.0 - 20.0 * worker, 1.0 / (1 + seq)
-    return trace.Pushed(
-        time_s, worker, session, seq, base, start, step, size, loss, 1.0, 0.9
-    )
+    info = UpdateInfo(base, start, step, size, loss, 1.0, 0.9, 0.9)
+    return trace.Pushed(time_s, worker, session, seq, info)
 
 
 def _aggregated(
@@ -174,7 +175,7 @@ def changed(where: At, **fields: Any) -> list[Any]:
     """The hand-made trace with another event in place of that one."""
     events = hand_made()
     old = where.of(events)
-    return by_time(old._replace(**fields) if e is old else e for e in events)
+    return by_time(replaced(old, **fields) if e is old else e for e in events)
 
 
 def without(where: At) -> list[Any]:
@@ -248,8 +249,8 @@ class _Run:
             self.merge_times(k)
         elif chance < 0.9:
             older = self.pending.pop(k, None)
-            where = own.session, own.seq, base, own.start, own.step
-            update = self.note(trace.Pushed, k, *where, 10.0, 0.5, 1.0, 0.9)
+            info = update_info(base, own.start, own.step)
+            update = self.note(trace.Pushed, k, own.session, own.seq, info)
             own.seq, own.start = own.seq + 1, base
             if older is not None:
                 self.settle(older, "superseded", -1)
@@ -279,7 +280,7 @@ class _Run:
         self.save()
         incarnation, version = self.given
         updates = list(self.pending.values())
-        bases = {(u.worker, u.session, u.seq): u.base_version for u in updates}
+        bases = {(u.worker, u.session, u.seq): u.info.base_version for u in updates}
         share = 1.0 / len(updates)
         self.now += 0.001
         made = _aggregated(
@@ -307,7 +308,9 @@ class _Run:
         version, made_in = self.saved
         again = {u.worker: u for u in self.unsaved} | self.pending
         self.unsaved = []
-        self.pending = {k: u for k, u in again.items() if u.base_version <= version}
+        self.pending = {
+            k: u for k, u in again.items() if u.info.base_version <= version
+        }
         self.given = self.given[0] + 1, version
         self.note(trace.ProcessStarted, "server", RUN, self.given[0], {})
         if version:

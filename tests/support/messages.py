@@ -9,6 +9,7 @@ from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
 from asyn2f.protocol.settings import RuntimeSettings, ServerSettings
 from asyn2f.timing import Stop
+from tests.support.updates import update_info
 
 RUNTIME = {
     "heartbeat_interval_s": 0.5,
@@ -53,11 +54,16 @@ def made(
     return p.VersionAggregated(header, payload)
 
 
-def produced(worker: int, payload: bytes, base: int) -> p.UpdateReady:
+def produced(payload: bytes, base: int) -> p.UpdateReady:
     """A worker's update."""
-    numbers, sums = (
-        (10.0, 0.5, 1.0, 0.0, 0.0),
-        ("tree", len(payload), serialization.digest(payload)),
-    )
-    header = messages.UpdateHeader("", 0, worker, "", 0, base, base, 1, *numbers, *sums)
-    return p.UpdateReady(header, payload, time_s=0.0)
+    sums = "tree", len(payload), serialization.digest(payload)
+    return p.UpdateReady(update_info(base), *sums, payload, time_s=0.0)
+
+
+def header_of(
+    worker: int, session: str, seq: int = 0, /, base: int = 0, payload: bytes = b""
+) -> messages.UpdateHeader:
+    """The header of such an update, of run-1."""
+    sums = "tree", len(payload), serialization.digest(payload)
+    key = worker, session, seq
+    return messages.UpdateHeader("run-1", 1, *key, update_info(base), *sums)

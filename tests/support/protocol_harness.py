@@ -17,11 +17,13 @@ from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.timing import Timing
 from tests.support.messages import (
     RUNTIME,
+    header_of,
     hello_of,
     made,
     produced,
     server_settings,
 )
+from tests.support.updates import replaced
 
 ASYN2F = Timing(while_training="merge", after_push="continue", quorum="some")
 FEDAVG = Timing(
@@ -99,9 +101,8 @@ class Desk:
 
     def receive(self, session, seq, base=0, identity="", **changes):
         """An update has come in."""
-        header = produced(int(session[0]), b"", base).header
-        changes = {"run": "run-1", "session": session, "seq": seq} | changes
-        header = header._replace(**changes)
+        header = header_of(int(session[0]), session, seq, base=base)
+        header = replaced(header, **changes)
         event = p.FromWire(Channel.UPDATE, UPDATES, header, b"", identity)
         return self.on(event)
 
@@ -169,7 +170,7 @@ class Seat:
         return self.hear(welcome) + self.on(Subscribed(UPDATES)) + self.hear(heard)
 
     def push(self, base=0):
-        return self.on(produced(0, b"", base))
+        return self.on(produced(b"", base))
 
     def receive(self, version, incarnation=1):
         header, payload = made(version, incarnation=incarnation)

@@ -24,7 +24,6 @@ from asyn2f.protocol.channels import (
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.server import Observer, Server, shards_of
-from asyn2f.runtime.worker import update_header
 from asyn2f.serialization import params_sha256
 from asyn2f.store.memory import MemoryStore
 from asyn2f.training.agreement import data_digest
@@ -34,6 +33,7 @@ from asyn2f.transport.base import (
 )
 from asyn2f.types import WorkerUpdate
 from tests.contracts.test_runtime import small
+from tests.support.updates import replaced
 
 SETTINGS = RuntimeSettings(heartbeat_interval_s=0.2, heartbeat_timeout_s=1e6)
 
@@ -140,10 +140,19 @@ class Office:
         payload = bytes(
             serialization.encode_params(report.params if params is None else params)
         )
-        header = update_header(report, 1, payload, self.experiment)
-        honest = {"run": "run-1", "incarnation": 1, "session": session, "seq": seq}
-        honest |= {"loss": 0.5, "metric": 0.5, "signal": 0.5}
-        return header._replace(**(honest | changes)), payload
+        info = serialization.to_numbers(report.info)
+        header = messages.UpdateHeader(
+            run="run-1",
+            incarnation=1,
+            worker=worker,
+            session=session,
+            seq=seq,
+            info=info._replace(loss=0.5, metric=0.5, signal=0.5),
+            fingerprint=self.experiment.update_template.fingerprint,
+            num_bytes=len(payload),
+            digest=serialization.digest(payload),
+        )
+        return replaced(header, **changes), payload
 
     def push(
         self, header: messages.UpdateHeader, payload: bytes

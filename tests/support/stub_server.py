@@ -131,7 +131,7 @@ class BareServer:
                 whole = body_of(key.session, key.seq, header.num_bytes)
                 problem = "" if bytes(payload) == whole else "not what was sent"
                 self.arrived_s[key] = time.monotonic()
-                self.bases[key] = header.base_version
+                self.bases[key] = header.info.base_version
                 if not problem:
                     self._held.add(key)
                 self.io.post(p.UpdateValidated(key, problem))

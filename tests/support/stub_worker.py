@@ -115,9 +115,7 @@ class Producer:
             body = body_of(self._session, self._inner._seq, self._size)
             self.made += 1
             self._next_s = now + self._every_s
-            effects += self._tell(
-                produced(self._worker, body, self.base)._replace(time_s=now), now
-            )
+            effects += self._tell(produced(body, self.base)._replace(time_s=now), now)
             if any(isinstance(effect, p.Finish) for effect in effects):
                 break
         self._changes.note()

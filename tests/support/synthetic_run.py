@@ -11,6 +11,7 @@ from typing import Any
 from asyn2f import rundir as folders
 from asyn2f import trace
 from asyn2f.report import summary as tally
+from asyn2f.types import UpdateInfo
 
 _NAME = "digits"
 _ZERO_S, _SIZE = 1_760_000_000.0, 1_600_000  # when it began; bytes of a model
@@ -129,9 +130,8 @@ def _work(
                 yield trace.Merged(stop_s, worker, version, base, step, part, share)
                 start_s, base, done = stop_s, version, step
         loss, step = _loss(base, chance), seq * steps
-        yield trace.Pushed(
-            end_s, worker, "a", seq, base, base, step, 400.0, loss, 1.0, 0.8
-        )
+        info = UpdateInfo(base, base, step, 400.0, loss, 1.0, 0.8, 0.8)
+        yield trace.Pushed(end_s, worker, "a", seq, info)
 
 
 def _loss(version: int, chance: random.Random) -> float:

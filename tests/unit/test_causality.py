@@ -23,6 +23,7 @@ from asyn2f.trace.history import surviving
 from tests.contracts.test_runtime import SETTINGS, LocalRun, small
 from tests.support.handmade_trace import hand_made, having, random_trace
 from tests.support.invalid_traces import BROKEN, MADE_1, MADE_2, MADE_2_AGAIN
+from tests.support.updates import update_info
 
 
 def test_a_trace_of_what_can_happen_passes():
@@ -46,7 +47,7 @@ def test_what_cannot_happen_is_found_and_both_events_are_named(name):
 
 def test_a_negative_staleness_is_found():
     # Worker 0 pushes what it has made on the lost version 2; version 2 is made of it.
-    push = Pushed(4.42, 0, "a", 3, 2, 1, 12, 30.0, 0.5, 1.0, 0.9)
+    push = Pushed(4.42, 0, "a", 3, update_info(2, 1, 12))
     events = [event for event in having(push) if event.time_s < 5.25]
     old = MADE_2_AGAIN.of(events)
     keys, bases = [[0, "a", 3], [1, "c", 0]], [2, 1]

@@ -28,6 +28,7 @@ from tests.support.executions import (
     experiment_of,
     order_for,
 )
+from tests.support.updates import replaced
 
 # Of float32 arithmetic: a share is the quotient of a few products and one sum.
 SHARE_ROUNDING = 2e-6
@@ -188,7 +189,7 @@ def some_updates(experiment, losses):
         held = experiment.trainer.start(model, worker, 100 + worker, 1.0)
         update = experiment.trainer.report(held)
         near = jax.tree.map(lambda x, k=worker: x * (1 + 0.01 * k), update.params)
-        updates.append(update._replace(params=near, loss=jnp.float32(loss)))
+        updates.append(replaced(update, params=near, loss=jnp.float32(loss)))
     return state, updates
 
 

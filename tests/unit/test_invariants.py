@@ -16,6 +16,7 @@ from asyn2f.trace.accounts import Accounts
 from asyn2f.trace.invariants import INVARIANTS, Commit, Found, check, commit_of
 from tests.contracts.test_runtime import SETTINGS, LocalRun, small
 from tests.support.handmade_trace import by_time, hand_made
+from tests.support.updates import update_info
 
 ROOT = Path(__file__).parents[2]
 
@@ -233,7 +234,7 @@ def test_a_simulated_run_ends_with_updates_under_way():
         trace.Published(0.0, 0, 400, 1),
         trace.Adopted(0.0, 0, 0, 0),
         trace.Trained(1.0, 0, 0.0, 8, 8, 0, 0.5, 0.5),
-        trace.Pushed(1.0, 0, "simulated", 0, 0, 0, 8, 10.0, 0.5, 1.0, 0.0),
+        trace.Pushed(1.0, 0, "simulated", 0, update_info(step=8)),
         trace.Stopped(1.5, "simulation", "1.5 s have passed"),
     ]
     judgement = check(Found(events, {}))

@@ -17,6 +17,7 @@ from asyn2f.trace.invariants import check as judge
 from asyn2f.trace.ordering import by_cause, shifted
 from tests.contracts.test_runtime import small
 from tests.support.handmade_trace import files_of, hand_made, random_trace
+from tests.support.updates import update_info
 from tests.unit.test_causality import RecordedRun
 from tests.unit.test_invariants import GOOD
 
@@ -111,7 +112,7 @@ def test_what_contradicts_itself_is_still_given_and_then_found():
     worked = [
         trace.Adopted(1.1, 0, 0, 0),
         trace.Merged(1.4, 0, 1, 0, 0, 0.0, 0.5),
-        trace.Pushed(1.5, 0, "a", 0, 0, 0, 0, 9.0, 0.5, 1.0, 0.9),
+        trace.Pushed(1.5, 0, "a", 0, update_info(step=0)),
     ]
     events = by_cause([[served], [worked]])
     assert len(events) == 6
@@ -140,8 +141,8 @@ def test_a_server_that_was_replaced_comes_before_its_successor():
     worked = [
         trace.ProcessStarted(0.0, "worker-0", "", 0, {}),
         trace.Adopted(0.2, 0, 0, 0),
-        trace.Pushed(0.3, 0, "a", 0, 0, 0, 0, 9.0, 0.5, 1.0, 0.9),
-        trace.Pushed(0.4, 0, "a", 1, 0, 0, 0, 9.0, 0.5, 1.0, 0.9),
+        trace.Pushed(0.3, 0, "a", 0, update_info(step=0)),
+        trace.Pushed(0.4, 0, "a", 1, update_info(step=0)),
     ]
     for by_s in (0.0, 3600.0, -3600.0):
         events = by_cause(moved([[old], [new], [worked]], 0.0, by_s, 0.0))

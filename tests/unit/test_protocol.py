@@ -15,7 +15,7 @@ from asyn2f.protocol.channels import (
     Subscribed,
 )
 from asyn2f.timing import Stop
-from tests.support.messages import RUNTIME, hello_of, made, produced
+from tests.support.messages import RUNTIME, header_of, hello_of, made
 from tests.support.protocol_harness import (
     ASYN2F,
     FEDAVG,
@@ -348,7 +348,7 @@ def test_an_update_that_does_not_decode_is_rejected_with_what_was_found():
 def test_an_update_of_a_stranger_or_of_an_evaluator_is_left_alone():
     desk = Desk()
     desk.join("e")
-    header = produced(0, b"", 0).header._replace(run="run-1", session="e")
+    header = header_of(0, "e")
     for session in ("e", "nobody"):
         sent = header._replace(session=session)
         effects = desk.on(p.FromWire(Channel.UPDATE, UPDATES, sent, b""))

@@ -19,12 +19,12 @@ def test_a_version_is_explained_update_by_update():
     assert (found.time_s, found.start_s) == (6.1, 0.4)
     first, second = found.contributions
     assert (first.worker, first.session, first.seq) == (1, "c", 1)
-    assert (first.base_version, first.start_version, first.staleness) == (1, 1, 1)
+    assert (*first.info[:2], first.staleness) == (1, 1, 1)
     assert (first.steps, first.merged) == (2, ())
     assert (second.worker, second.session, second.seq) == (0, "a", 3)
-    assert (second.base_version, second.start_version, second.staleness) == (2, 1, 0)
-    assert (second.coefficient, second.num_examples) == (0.75, 30.0)
-    assert (second.loss, second.quality) == (0.25, 1.0)
+    assert (*second.info[:2], second.staleness) == (2, 1, 0)
+    assert (second.coefficient, second.info.num_examples) == (0.75, 30.0)
+    assert (second.info.loss, second.info.quality) == (0.25, 1.0)
     assert second.pushed_s == 5.9
     assert second.waited_s == pytest.approx(0.2)
 
@@ -129,6 +129,8 @@ def test_every_surviving_version_can_be_explained(seed):
         found = explain(events, made.version)
         updates = found.contributions
         assert [[u.worker, u.session, u.seq] for u in updates] == made.updates
-        assert all(u.start_version <= u.base_version or u.merged for u in updates)
+        assert all(
+            u.info.start_version <= u.info.base_version or u.merged for u in updates
+        )
         assert all(u.waited_s >= 0 for u in updates)
         assert len(describe(found).splitlines()) == len(updates) + 3

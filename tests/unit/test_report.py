@@ -27,6 +27,7 @@ from asyn2f.report.metrics import MetricsWriter, read_metrics
 from asyn2f.report.run_page import write_report
 from tests.support.patience import PATIENCE_S, Crowd
 from tests.support.synthetic_run import made_up
+from tests.support.updates import update_info
 
 
 def unpacked(script: str) -> str:
@@ -246,7 +247,7 @@ def test_a_worker_is_tallied():
         trace.Trained(3.0, 1, 1.0, 8, 8, 0, 0.5, 0.5),
         trace.Merged(3.0, 1, 1, 0, 8, 0.8, 0.25),
         trace.Trained(4.0, 1, 3.0, 2, 10, 1, 0.5, 0.5),
-        trace.Pushed(4.0, 1, "a", 1, 1, 0, 10, 64.0, 0.5, 1.0, 0.5),
+        trace.Pushed(4.0, 1, "a", 1, update_info(1, 0, 10)),
         trace.UpdateSettled(4.5, 1, "a", 1, "committed", 4, ""),
         trace.Aggregated(4.5, 4, 0, [[1, "a", 1]], [1], [2], [1.0], 0.1),
         trace.UpdateSettled(5.0, 1, "a", 1, "committed", 4, ""),

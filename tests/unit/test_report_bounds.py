@@ -28,6 +28,7 @@ from asyn2f.report.load import Run, load_run
 from asyn2f.report.run_page import to_html, write_report
 from asyn2f.report.segments import Pieces
 from tests.support.synthetic_run import made_up
+from tests.support.updates import update_info
 from tests.unit.test_report import Page, _no_library  # noqa: F401, a fixture for all
 
 floats = st.floats(-1e6, 1e6, allow_nan=False)
@@ -58,9 +59,7 @@ def test_a_single_spike_stays_in_the_curve_of_a_long_run():
 
 def test_a_spike_of_one_workers_loss_stays():
     events = [
-        trace.Pushed(
-            float(t), 0, "a", t, 0, 0, 1, 8.0, 9.0 if t == 777 else 0.5, 1.0, 0
-        )
+        trace.Pushed(float(t), 0, "a", t, update_info(loss=9.0 if t == 777 else 0.5))
         for t in range(5_000)
     ]
     (drawn,) = curves.losses(Run(events, [], None, None, ())).data
@@ -161,7 +160,7 @@ def crowd(workers: int, versions: int) -> Run:
     for worker in range(workers):
         events.append(trace.WorkerJoined(0.0, worker, "a", 10))
         events.append(trace.Trained(1.0, worker, 0.0, 1, 1, 0, 0.5, 0.5))
-        events.append(trace.Pushed(1.0, worker, "a", 1, 0, 0, 1, 10.0, 0.5, 1.0, 0.5))
+        events.append(trace.Pushed(1.0, worker, "a", 1, update_info()))
     for version in range(1, versions + 1):
         keys = [[worker, "a", version] for worker in range(workers)]
         zeros = [0] * workers

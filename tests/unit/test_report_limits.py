@@ -12,6 +12,7 @@ from asyn2f.report.bottlenecks import limits, section
 from asyn2f.report.load import Run
 from asyn2f.report.run_page import to_html
 from tests.support.handmade_trace import hand_made
+from tests.support.updates import update_info
 
 
 def run_of(events) -> Run:
@@ -23,7 +24,7 @@ def trained(worker, start_s, end_s):
 
 
 def pushed(worker, time_s, seq):
-    return trace.Pushed(time_s, worker, f"s{worker}", seq, 0, 0, 1, 10.0, 0.5, 1.0, 0.5)
+    return trace.Pushed(time_s, worker, f"s{worker}", seq, update_info())
 
 
 def version(number, keys, made_s, saved_s, given_s, received_s):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from asyn2f import strategies
-from asyn2f.types import WorkerUpdate
+from asyn2f.types import UpdateInfo, WorkerUpdate
 from tests.support import compilation
+from tests.support.updates import replaced
 
 every_strategy = pytest.mark.parametrize("name", sorted(strategies.BUILDERS))
 # Those that replace the model by an average of what has arrived, those that mix one
@@ -54,13 +55,16 @@ def update(params, **changes):
         "worker": i32(0),
         "base_version": i32(0),
         "start_version": i32(0),
+        "step": i32(1),
         "num_examples": f32(100),
         "loss": f32(0.5),
         "quality": f32(0.8),
         "metric": f32(0.6),
         "signal": f32(0.6),
     }
-    return WorkerUpdate(params=params, **{**values, **changes})
+    values |= changes
+    worker = values.pop("worker")
+    return WorkerUpdate(params, worker, UpdateInfo(**values))
 
 
 def stack(updates):
@@ -301,8 +305,8 @@ def test_staleness_counts_versions_since_the_base(name):
     strategy = jitted(name)
     state = strategy.init(model(99), 4)
     state = state._replace(model=state.model._replace(version=jnp.int32(7)))
-    updates = four_updates()._replace(
-        base_version=i32([7, 4, 0, 7]), start_version=i32([7, 4, 0, 7])
+    updates = replaced(
+        four_updates(), base_version=i32([7, 4, 0, 7]), start_version=i32([7, 4, 0, 7])
     )
     _, metrics = strategy.aggregate(state, updates, MASK)
     assert np.asarray(metrics["staleness"]).dtype == np.int32
@@ -492,7 +496,7 @@ def test_a_merge_of_asyn2f_worked_by_hand(settings, share):
 
 def test_asyn2f_caps_an_update_that_reports_no_loss():
     # a = 1e7 * Q s against less than 1e4: uncapped it would own the model.
-    updates = four_updates()._replace(loss=f32([0, 1, 1, 1]))
+    updates = replaced(four_updates(), loss=f32([0, 1, 1, 1]))
     strategy = strategies.asyn2f(max_share=0.5)
     _, metrics = strategy.aggregate(strategy.init(model(99), 4), updates, MASK)
     assert float(metrics["coefficients"][0]) == pytest.approx(0.5, abs=1e-6)
@@ -554,7 +558,7 @@ def test_three_updates_of_size_one_move_the_server_as_each_reading_has_it(
     zeros, ones = {"w": f32([0])}, {"w": f32([1])}
     since = i32([4, 3, 0])
     updates = stack([update(strategy.push(ones, zeros)) for _ in since])
-    updates = updates._replace(start_version=since, base_version=since)
+    updates = replaced(updates, start_version=since, base_version=since)
     state = strategy.init(zeros, 3)
     state = state._replace(model=state.model._replace(version=jnp.int32(4)))
     state, _ = strategy.aggregate(state, updates, np.array([True] * 3))
@@ -575,7 +579,7 @@ def test_federatedscope_weighs_by_examples_and_plato_by_the_current_model():
             for end in ends
         ]
         updates = stack([update(sent) for sent in pushed])
-        updates = updates._replace(num_examples=f32([100, 300]))
+        updates = replaced(updates, num_examples=f32([100, 300]))
         state = strategy.init({"w": f32([start])}, 2)
         state, _ = strategy.aggregate(state, updates, np.array([True, True]))
         assert float(state.model.params["w"][0]) == pytest.approx(expected)

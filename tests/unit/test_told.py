@@ -12,6 +12,7 @@ from asyn2f.sim.from_trace import (
 from asyn2f.sim.serial import execute_serially
 from tests.contracts.test_runtime import small
 from tests.support.executions import events_for, experiment_of, order_for
+from tests.support.updates import replaced
 from tests.unit.test_causality import RecordedRun
 
 
@@ -37,8 +38,12 @@ CASES = [(kind, name) for kind, names in CHANGES.items() for name in names]
 def altered(events, kind, name, change):
     """The second event of that kind, with another number."""
     (_, event, *_) = [each for each in events if isinstance(each, kind)]
-    wrong = event._replace(**{name: change(getattr(event, name))})
+    wrong = replaced(event, **{name: change(value_of(event, name))})
     return [wrong if each is event else each for each in events], wrong
+
+
+def value_of(event, name):
+    return getattr(event.info if isinstance(event, trace.Pushed) else event, name)
 
 
 def test_a_run_says_what_it_has_computed(executed):
@@ -55,7 +60,7 @@ def test_another_number_is_found_to_the_last_bit(executed, kind, name):
 
     wrong, event = altered(events, kind, name, next_up)
     (found,) = differences(recording_of(wrong), numbers, 0.0)
-    assert f": {name} is {getattr(event, name)} in the trace" in found
+    assert f": {name} is {value_of(event, name)} in the trace" in found
     assert list(differences(recording_of(wrong), numbers, 1e-3)) == []
     far, _ = altered(events, kind, name, lambda value: value + 0.5)
     assert len(list(differences(recording_of(far), numbers, 1e-3))) == 1

@@ -12,6 +12,7 @@ from asyn2f.cli.claim import claimed
 from asyn2f.errors import RunDirError, StoreError
 from asyn2f.report.metrics import MetricsWriter
 from asyn2f.store.orbax import OrbaxStore
+from asyn2f.types import UpdateInfo
 from tests.contracts.test_store import state_of
 
 EXAMPLES = {
@@ -23,6 +24,7 @@ EXAMPLES = {
     list[int]: [3, 0],
     list[float]: [0.1, 0.9],
     list[str]: ["", "share held at 0.5"],
+    UpdateInfo[int, float]: UpdateInfo(3, 2, 40, 10.0, 0.5, 1.0, 0.75, 0.25),
 }
 KINDS = typing.get_args(trace.Event)
 

@@ -81,7 +81,7 @@ def test_a_step_is_torchs_sgd_with_l2_and_the_loss_is_without_it():
     ):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(
-        made.trainer.report(state).loss, np.mean(batches), rtol=1e-6
+        made.trainer.report(state).info.loss, np.mean(batches), rtol=1e-6
     )
 
 
@@ -157,7 +157,7 @@ def test_the_loss_reported_is_that_of_the_present_epoch_only():
         losses.append(float(metrics["loss"]))
     assert int(state.epoch_steps) == 2
     report = made.trainer.report(state)
-    np.testing.assert_allclose(report.loss, np.mean(losses[-2:]), rtol=1e-6)
+    np.testing.assert_allclose(report.info.loss, np.mean(losses[-2:]), rtol=1e-6)
 
 
 def test_a_merge_takes_base_version_and_learning_rate_and_keeps_momentum():
@@ -189,7 +189,7 @@ def test_after_a_push_the_cycle_starts_from_the_base_version():
     state, _ = made.trainer.advance(state, shard)
     state, _ = made.trainer.merge(state, model)
     _, state = made.trainer.push(state)
-    assert int(made.trainer.report(state).start_version) == 3
+    assert int(made.trainer.report(state).info.start_version) == 3
     state, _ = made.trainer.advance(state, shard)  # no buffer is shared
 
 

@@ -15,6 +15,7 @@ from asyn2f import errors, serialization
 from asyn2f.protocol import messages as wire
 from asyn2f.protocol import payloads, wire_format
 from asyn2f.serialization import template_of
+from asyn2f.types import UpdateInfo
 
 KINDS = typing.get_args(wire.Message)
 
@@ -28,6 +29,9 @@ _FIELDS = {
     ),
     tuple[int, ...]: st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
 }
+_FIELDS[UpdateInfo[int, float]] = st.builds(
+    UpdateInfo, *[_FIELDS[int]] * 3, *[_FIELDS[float]] * 5
+)
 _FIELDS[tuple[str, ...]] = st.lists(_FIELDS[str], max_size=4).map(tuple)
 
 
@@ -56,6 +60,7 @@ def test_every_message_comes_back_as_it_was(message):
 def test_every_kind_fits_its_header(kind):
     longest = {int: 2**62, bool: True, float: 1.0, str: "é" * 300, tuple[int, ...]: ()}
     longest[tuple[str, ...]] = ()
+    longest[UpdateInfo[int, float]] = UpdateInfo(*[2**62] * 3, *[1.0] * 5)
     hints = typing.get_type_hints(kind)
     values = [
         "n" * 64 if n in ("run", "session") else longest[h] for n, h in hints.items()

@@ -14,7 +14,7 @@ def versions_behind(version: jax.Array, since: jax.Array) -> jax.Array:
 
     Args:
       version: i32 [], the server's before the aggregation.
-      since: i32 [K]: `updates.base_version` or `updates.start_version`.
+      since: i32 [K]: `updates.info.base_version` or `updates.info.start_version`.
 
     Returns:
       i32 [K].

@@ -17,7 +17,7 @@ from asyn2f.protocol.channels import (
 )
 from asyn2f.protocol.messages import Message, ModelHeader, UpdateHeader
 from asyn2f.protocol.status import RunStatus
-from asyn2f.types import Buffer
+from asyn2f.types import Buffer, UpdateInfo
 
 # ------------------------------------------------------------- what happens
 
@@ -88,14 +88,19 @@ class Replaced(NamedTuple):
 
 
 class UpdateReady(NamedTuple):
-    """The worker has an update to push; run, session and number are filled in here.
+    """The worker has an update to push; run, session and number are the protocol's.
 
     `time_s` is when it was made: what the worker does next may be noted before this is.
+    Digests and `fingerprint` as in `UpdateHeader`.
     """
 
-    header: UpdateHeader
+    info: UpdateInfo[int, float]
+    fingerprint: str
+    num_bytes: int
+    digest: str
     payload: Buffer
     time_s: float
+    base: str = ""
 
 
 class SendFailed(NamedTuple):

@@ -5,6 +5,8 @@ A message is a header (`wire_format`); models and updates have a payload (`paylo
 
 from typing import NamedTuple
 
+from asyn2f.types import UpdateInfo
+
 PROTOCOL = 6
 
 
@@ -206,14 +208,7 @@ class UpdateHeader(NamedTuple):
     worker: int
     session: str
     seq: int
-    base_version: int
-    start_version: int
-    step: int
-    num_examples: float
-    loss: float
-    quality: float
-    metric: float
-    signal: float
+    info: UpdateInfo[int, float]
     fingerprint: str
     num_bytes: int
     digest: str

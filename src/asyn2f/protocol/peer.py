@@ -42,8 +42,7 @@ _IDLE = p.WorkerProgress("registered", 0, 0.0, 0.0, 0.0, -1, 0, -1.0)
 class _Kept:
     """An update that waits for its verdict."""
 
-    header: messages.UpdateHeader
-    payload: Buffer
+    update: p.UpdateReady
     sent_s: float = math.nan  # nan = not yet
     sends: int = 0
     has_receipt: bool = False
@@ -127,8 +126,8 @@ class PeerProtocol:
                 self._on_control(message)
             case Subscribed(topic):
                 self._is_heard = self._is_heard or topic == UPDATES
-            case p.UpdateReady(header, payload, time_s):
-                self._keep(header, payload, time_s)
+            case p.UpdateReady():
+                self._keep(event)
             case p.VersionEvaluated():
                 score = messages.EvalResult(self._hello.session, *event)
                 self._scores[event.version] = score
@@ -378,31 +377,13 @@ class PeerProtocol:
 
     # ------------------------------------------------------------- updates and beats
 
-    def _keep(
-        self, header: messages.UpdateHeader, payload: Buffer, time_s: float
-    ) -> None:
-        header = header._replace(session=self._hello.session, seq=self._seq)
-        self._seq += 1
-        self._outbox[header.seq] = _Kept(header, payload)
-        self._do(
-            p.RecordEvent(
-                trace.Pushed(
-                    time_s,
-                    header.worker,
-                    header.session,
-                    header.seq,
-                    header.base_version,
-                    header.start_version,
-                    header.step,
-                    header.num_examples,
-                    header.loss,
-                    header.quality,
-                    header.metric,
-                )
-            )
-        )
+    def _keep(self, update: p.UpdateReady) -> None:
+        seq, self._seq = self._seq, self._seq + 1
+        self._outbox[seq] = _Kept(update)
+        key = self._hello.worker, self._hello.session, seq
+        self._do(p.RecordEvent(trace.Pushed(update.time_s, *key, update.info)))
         unseen = [seq for seq, kept in self._outbox.items() if not kept.has_receipt]
-        if len(self._outbox) > _WINDOW and unseen[0] != header.seq:
+        if len(self._outbox) > _WINDOW and unseen[0] != seq:
             self._withdraw(unseen[0], "too many without an answer")
 
     def _withdraw(self, seq: int, reason: str) -> None:
@@ -422,15 +403,29 @@ class PeerProtocol:
         welcome = self._welcome
         if welcome is None or not self._is_welcome or self._now < self._hold_until_s:
             return
-        for kept in self._outbox.values():
+        for seq, kept in self._outbox.items():
             busy = kept.sends and any(map(self._is_on_its_way, self._outbox.values()))
             if math.isnan(kept.sent_s) and not busy:
                 kept.sent_s = self._now
                 kept.sends += 1
-                header = kept.header._replace(
-                    run=welcome.run, incarnation=welcome.incarnation
-                )
-                self._do(p.Broadcast(UPDATES, header, kept.payload))
+                header = self._header_of(welcome, seq, kept.update)
+                self._do(p.Broadcast(UPDATES, header, kept.update.payload))
+
+    def _header_of(
+        self, welcome: messages.Welcome, seq: int, update: p.UpdateReady
+    ) -> messages.UpdateHeader:
+        return messages.UpdateHeader(
+            run=welcome.run,
+            incarnation=welcome.incarnation,
+            worker=self._hello.worker,
+            session=self._hello.session,
+            seq=seq,
+            info=update.info,
+            fingerprint=update.fingerprint,
+            num_bytes=update.num_bytes,
+            digest=update.digest,
+            base=update.base,
+        )
 
     def _is_on_its_way(self, kept: _Kept) -> bool:
         """Whether an answer may still come to what was sent."""

@@ -128,7 +128,7 @@ class ServerProtocol:
                     version = self._newest.header.version
                     refused = self._intake.receive(header, payload, version, closed)
                     if refused is not None:
-                        self._on_failed(refused, header.base_version)
+                        self._on_failed(refused, header.info.base_version)
             case p.FromWire(Channel.CONTROL, peer, message):
                 session = getattr(message, "session", "")
                 hello = isinstance(message, messages.Hello)

@@ -12,6 +12,7 @@ from asyn2f.types import Buffer
 # Far above any loss of a model that still learns, and far below where float32 ends:
 # what an aggregation makes of losses stays a number.
 _MOST = 1e20
+_MAX_STEP = 2**31  # they become int32
 
 
 class UpdateIntake:
@@ -82,7 +83,7 @@ class UpdateIntake:
         elif overtaken:
             self.settle(key, Verdict("superseded", -1, "a newer one came first"))
         else:
-            self._bases[key] = header.base_version
+            self._bases[key] = header.info.base_version
             self.answer(session, header.seq)
             self._outlet.do(p.ValidateUpdate(key, header, payload))
         return (key, problem) if problem else None
@@ -139,20 +140,22 @@ class UpdateIntake:
         self, session: Session, header: messages.UpdateHeader, version: int
     ) -> str:
         """What forbids this update, as far as its header shows; or nothing."""
-        hello = session.hello
+        hello, info = session.hello, header.info
         if session.replaced:
             return f"another process is worker {hello.worker} now"
         if header.run != self._run:
             return f"of run {header.run}, this is {self._run}"
         if header.worker != hello.worker:
             return f"from worker {header.worker} in worker {hello.worker}'s session"
-        if not 0 <= header.start_version <= header.base_version <= version:
-            return f"base version {header.base_version} is not in 0..{version}"
-        if header.num_examples != hello.num_examples:
-            return f"{header.num_examples} examples, registered {hello.num_examples}"
-        if header.quality != hello.quality:
-            return f"quality {header.quality}, registered {hello.quality}"
-        said = header.loss, header.metric, header.signal
-        if not (all(abs(value) <= _MOST for value in said) and header.loss >= 0):
-            return "loss {}, metric {}, signal {}: has training diverged?".format(*said)
+        if not 0 <= info.start_version <= info.base_version <= version:
+            return f"base version {info.base_version} is not in 0..{version}"
+        if not 0 <= info.step < _MAX_STEP:
+            return f"step {info.step} is not in 0..{_MAX_STEP - 1}"
+        if info.num_examples != hello.num_examples:
+            return f"{info.num_examples} examples, registered {hello.num_examples}"
+        if info.quality != hello.quality:
+            return f"quality {info.quality}, registered {hello.quality}"
+        if not (all(abs(value) <= _MOST for value in info) and info.loss >= 0):
+            numbers = f"loss {info.loss}, metric {info.metric}, signal {info.signal}"
+            return f"{numbers}: has training diverged?"
         return ""

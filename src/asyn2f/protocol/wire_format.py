@@ -13,7 +13,7 @@ import msgpack
 
 from asyn2f.errors import WireError
 from asyn2f.protocol.messages import PROTOCOL, Hello, Message
-from asyn2f.types import Buffer
+from asyn2f.types import Buffer, Float, Int, UpdateInfo
 
 MAX_HEADER_BYTES = 4096
 _MAX_TEXT = 512  # bytes
@@ -25,6 +25,8 @@ _KINDS: dict[str, Callable[..., Message]] = {
     kind.__name__: kind for kind in Message.__args__
 }
 _HINTS = {name: get_type_hints(kind) for name, kind in _KINDS.items()}
+_KIND_OF_NUMBER: dict[Any, type] = {Int: int, Float: float}
+_INFO = {n: _KIND_OF_NUMBER[x] for n, x in get_type_hints(UpdateInfo).items()}
 _NAMES = {"run", "session"}  # become parts of topics and file names
 # A model in training may diverge, and its worker must be able to say so.
 _MAY_BE_NAN = {"Heartbeat", "UpdateHeader", "EvalResult"}
@@ -79,11 +81,14 @@ def decode(data: Buffer) -> Message:
         return _STRANGER._replace(protocol=parts[1])
     if len(parts) - 1 != len(hints):
         raise WireError(f"{parts[0]} with {len(parts) - 1} fields, has {len(hints)}")
-    for (name, hint), value in zip(hints.items(), parts[1:], strict=True):
-        problem = _problem(name, hint, value, finite=parts[0] not in _MAY_BE_NAN)
+    fields = [*parts[1:]]
+    for index, (name, hint) in enumerate(hints.items()):
+        problem = _problem(name, hint, fields[index], parts[0] not in _MAY_BE_NAN)
         if problem:
             raise WireError(f"{parts[0]}.{name}: {problem}")
-    return kind(*parts[1:])
+        if hint == UpdateInfo[int, float]:
+            fields[index] = UpdateInfo(*fields[index])
+    return kind(*fields)
 
 
 def _is_of_another_protocol(parts: tuple[Any, ...]) -> bool:
@@ -117,6 +122,12 @@ def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
             return "is not printable"
     elif not isinstance(value, tuple):
         return "is not a list"
+    elif hint == UpdateInfo[int, float]:
+        if len(value) != len(_INFO):
+            return f"has {len(value)} fields, expected {len(_INFO)}"
+        for (inner, kind), item in zip(_INFO.items(), value, strict=True):
+            if problem := _problem(inner, kind, item, finite):
+                return f"{inner} {problem}"
     else:
         (kind, _) = get_args(hint)
         problems = (_problem("", kind, item, finite) for item in value)

@@ -116,8 +116,11 @@ def losses(run: Run) -> go.Figure | None:
     points: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for kind in (trace.Pushed, trace.Trained):
         for event in run.events:
-            if isinstance(event, kind) and math.isfinite(event.loss):
-                points[event.worker].append((event.time_s - run.start_s, event.loss))
+            if isinstance(event, kind):
+                told = event.info if isinstance(event, trace.Pushed) else event
+                if math.isfinite(told.loss):
+                    time_s = event.time_s - run.start_s
+                    points[event.worker].append((time_s, told.loss))
         if points:
             break
     if not points:

@@ -1,6 +1,7 @@
 """The marks on the timeline: what happens to a worker at one moment."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +56,7 @@ _LOOKS = (
         size=8,
         colour=_DARK,
         edge=_LIGHT,
-        fields=("worker", "seq", "base_version", "loss"),
+        fields=("worker", "seq", "info.base_version", "info.loss"),
         hover="worker %{customdata[0]} pushes update %{customdata[1]}"
         "<br>base version %{customdata[2]}, loss %{customdata[3]:.4f}",
         shift=HALF,
@@ -119,7 +120,8 @@ def add_marks(
             shown = np.flatnonzero(segments.within(time_s, windows))
             shown = shown[:: -(-len(shown) // MAX_MARKS) or 1]
             are_all = False
-        data = [[getattr(found[i], name) for name in look.fields] for i in shown]
+        read = [attrgetter(name) for name in look.fields]
+        data = [[field(found[i]) for field in read] for i in shown]
         figure.add_scatter(
             x=times(time_s[shown]),
             y=f32(row[shown] + look.shift),

@@ -33,14 +33,11 @@ from asyn2f.strategies.base import push_params
 from asyn2f.training.agreement import data_digests
 from asyn2f.training.experiment import Experiment, initial_server_state
 from asyn2f.transport.base import Transport
-from asyn2f.types import Buffer, Metrics, Params, ServerState, WorkerUpdate
+from asyn2f.types import Buffer, Metrics, Params, ServerState, UpdateInfo, WorkerUpdate
 
 _SUM_TO_1_WITHIN = 1e-4  # shares are float32
 
-# Numbers of numpy, which JAX takes: to put one on the device costs as much as a small
-# model, and many an update is superseded before it is used.
 _I32: Any = np.int32
-_F32: Any = np.float32
 
 _STORE_PATIENCE_S = 2.0  # at the end, for a store that does not answer
 
@@ -318,13 +315,7 @@ class Server:
         self._updates[key] = WorkerUpdate(
             params=params,
             worker=_I32(header.worker),
-            base_version=_I32(header.base_version),
-            start_version=_I32(header.start_version),
-            num_examples=_F32(header.num_examples),
-            loss=_F32(header.loss),
-            quality=_F32(header.quality),
-            metric=_F32(header.metric),
-            signal=_F32(header.signal),
+            info=serialization.to_scalars(header.info),
         )
         failpoints.reach("checked")
         return ""
@@ -341,11 +332,11 @@ class Server:
             raise errors.WireError(problem)
         base: Params = ()
         if self._experiment.update_needs_base:
-            base = self._bases.find(header.base_version, header.base)
+            base = self._bases.find(header.info.base_version, header.base)
             if base is None:
                 raise errors.WireError(
-                    f"a change since version {header.base_version}, which is not here "
-                    "any more: keep more with config.runtime.keep_last"
+                    f"a change since version {header.info.base_version}, which is not "
+                    "here any more: keep more with config.runtime.keep_last"
                 )
         return self._experiment.trainer.decode(serialization.to_device(coded), base)
 
@@ -386,7 +377,7 @@ class Server:
         self._state = state
         made = self._made()
         staleness = [int(x) for x in metrics["staleness"]]
-        bases = [self._headers[key].base_version for key in keys]
+        bases = [self._headers[key].info.base_version for key in keys]
         shares = [float(x) for x in metrics["coefficients"]]
         rate = made.header.learning_rate
         found = self._findings(keys, shares)
@@ -417,7 +408,7 @@ class Server:
 
     def _findings(self, keys: tuple[UpdateKey, ...], shares: list[float]) -> list[str]:
         """What the guards found, as in `trace.Aggregated`."""
-        losses = [self._headers[key].loss for key in keys]
+        losses = [self._headers[key].info.loss for key in keys]
         found = guards.findings(self._experiment.guards, losses, shares)
         far = [self._far.get(key, "") for key in keys]
         both = zip(far, found or [""] * len(keys), strict=True)
@@ -476,13 +467,7 @@ class Server:
         update = WorkerUpdate(
             params=serialization.to_device(jax.device_get(model.params)),
             worker=_I32(0),
-            base_version=_I32(0),
-            start_version=_I32(0),
-            num_examples=_F32(1.0),
-            loss=_F32(1.0),
-            quality=_F32(1.0),
-            metric=_F32(0.0),
-            signal=_F32(0.0),
+            info=serialization.to_scalars(UpdateInfo(0, 0, 0, 1.0, 1.0, 1.0, 0.0, 0.0)),
         )
         jax.block_until_ready(self._experiment.aggregate(self._state, [update]))
 

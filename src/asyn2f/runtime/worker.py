@@ -26,7 +26,7 @@ from asyn2f.training.batches import steps_per_epoch
 from asyn2f.training.experiment import Experiment
 from asyn2f.training.trainer import shard_of
 from asyn2f.transport.base import Transport
-from asyn2f.types import Buffer, GlobalModel, WorkerState, WorkerUpdate
+from asyn2f.types import GlobalModel, UpdateInfo, WorkerState
 
 
 class Worker:
@@ -129,7 +129,7 @@ class Worker:
         timing = self._experiment.strategy.timing
         if self._state is None or not timing.depends_on_values:
             return 0.0
-        return float(self._trainer.report(self._state).signal)
+        return float(self._trainer.report(self._state).info.signal)
 
     def _look(self) -> None:
         """Opens the newest letter, if there is one; a bad one is left out."""
@@ -204,20 +204,20 @@ class Worker:
                 told_s = time.monotonic()
             if known is not None and self._mailbox.newest != known:
                 break
-        update = self._trainer.report(self._state)
+        info = serialization.to_numbers(self._trainer.report(self._state).info)
         self._journal.write(
             trace.Trained(
                 time_s=time.monotonic(),
                 worker=self._worker,
                 start_s=start_s,
                 steps=done,
-                step=int(self._state.step),
-                base_version=int(self._state.base_version),
-                loss=float(update.loss),
-                metric=float(update.metric),
+                step=info.step,
+                base_version=info.base_version,
+                loss=info.loss,
+                metric=info.metric,
             )
         )
-        self._report_progress("training", update)
+        self._report_progress("training", info)
         return done
 
     def _merge(self) -> None:
@@ -245,27 +245,34 @@ class Worker:
         assert self._state is not None
         update, self._state = self._trainer.push(self._state)
         payload = serialization.encode_params(update.params)
-        step = int(self._state.step)
-        header = update_header(update, step, payload, self._experiment)
-        if self._experiment.update_needs_base:
-            header = header._replace(base=self._base_digest)
-        sent = payloads.packed(payload) if self._settings.zstd else payload
-        self._link.post(p.UpdateReady(header, sent, time.monotonic()))
+        needs_base = self._experiment.update_needs_base
+        self._link.post(
+            p.UpdateReady(
+                info=serialization.to_numbers(update.info),
+                fingerprint=self._experiment.update_template.fingerprint,
+                num_bytes=len(payload),
+                digest=serialization.digest(payload),
+                payload=payloads.packed(payload) if self._settings.zstd else payload,
+                time_s=time.monotonic(),
+                base=self._base_digest if needs_base else "",
+            )
+        )
 
-    def _report_progress(self, state: str, update: WorkerUpdate | None = None) -> None:
+    def _report_progress(
+        self, state: str, info: UpdateInfo[int, float] | None = None
+    ) -> None:
         if self._state is None:
             return
-        if update is None:
-            update = self._trainer.report(self._state)
-        step = int(self._state.step)
+        if info is None:
+            info = serialization.to_numbers(self._trainer.report(self._state).info)
         self._link.post(
             p.WorkerProgress(
                 state=state,
-                step=step,
-                epoch=step / self._epoch_steps,
-                loss=float(update.loss),
-                metric=float(update.metric),
-                base_version=int(update.base_version),
+                step=info.step,
+                epoch=info.step / self._epoch_steps,
+                loss=info.loss,
+                metric=info.metric,
+                base_version=info.base_version,
                 merges=self._merges,
                 merged_s=self._merged_s,
             )
@@ -280,27 +287,3 @@ class Worker:
         state, _ = trainer.advance(state, shard)
         state, _ = trainer.merge(state, model)
         jax.block_until_ready(trainer.report(trainer.adopt(state, model)))
-
-
-def update_header(
-    update: WorkerUpdate, step: int, payload: Buffer, experiment: Experiment
-) -> messages.UpdateHeader:
-    """The header of an update; run, session and number are the protocol's to add."""
-    return messages.UpdateHeader(
-        run="",
-        incarnation=0,
-        worker=int(update.worker),
-        session="",
-        seq=0,
-        base_version=int(update.base_version),
-        start_version=int(update.start_version),
-        step=step,
-        num_examples=float(update.num_examples),
-        loss=float(update.loss),
-        quality=float(update.quality),
-        metric=float(update.metric),
-        signal=float(update.signal),
-        fingerprint=experiment.update_template.fingerprint,
-        num_bytes=len(payload),
-        digest=serialization.digest(payload),
-    )

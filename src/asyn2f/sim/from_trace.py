@@ -216,7 +216,8 @@ def differences(
     for place, event in zip(places.tolist(), recording.computed, strict=True):
         node = int(order.value[place])
         for name, now in _numbers_of(event, place, node, recording, numbers).items():
-            said = getattr(event, name)
+            where = event.info if isinstance(event, trace.Pushed) else event
+            said = getattr(where, name)
             if not agree(said, now, tolerance):
                 name = f"{_name(event)}: {name}"
                 yield f"{name} is {said} in the trace, and comes out as {now}"
@@ -254,4 +255,5 @@ def _name(event: Computed) -> str:
     if isinstance(event, trace.Aggregated):
         return f"version {event.version}"
     kind = {trace.Trained: "stretch", trace.Merged: "merge", trace.Pushed: "update"}
-    return f"{kind[type(event)]} of worker {event.worker} at step {event.step}"
+    step = event.info.step if isinstance(event, trace.Pushed) else event.step
+    return f"{kind[type(event)]} of worker {event.worker} at step {step}"

@@ -238,7 +238,7 @@ def _waves_of(
         )
         state = state._replace(start_version=start_version, start=start, memory=memory)
         rows = state_packing.pack(state), update_packing.pack(update)
-        return *rows, update.loss, update.metric
+        return *rows, update.info.loss, update.info.metric
 
     def wave(n, loop, data, waves):
         carry, notes = loop

@@ -69,11 +69,11 @@ def execute_serially(
                 del models[value]
         elif kind == o.TRAIN:
             workers.train(worker, value)
-            report = workers.report(worker)
+            report = workers.report(worker).info
             notes.append((event, report.loss, report.metric))
         elif kind == o.PUSH:
             update = workers.push(worker)
-            notes.append((event, update.loss, update.metric))
+            notes.append((event, update.info.loss, update.info.metric))
             if uses.updates[value]:
                 updates[value] = update
         elif kind == o.AGGREGATE:
@@ -204,7 +204,7 @@ class Follower:
     def signal(self, log: Log, worker: int) -> float:
         """What a worker's push may depend on, after all that the log holds."""
         self._catch_up(log)
-        return float(self._workers.report(worker).signal)
+        return float(self._workers.report(worker).info.signal)
 
     def accepts(self, log: Log, update: int) -> bool:
         """Whether the runtime's server would take this update, by what it checks of

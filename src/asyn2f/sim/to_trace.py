@@ -15,6 +15,7 @@ from asyn2f.sim.order import (
 from asyn2f.training.batches import (
     Score,
 )
+from asyn2f.types import UpdateInfo
 
 ACTOR = "simulation"
 SESSION = "simulated"
@@ -114,13 +115,16 @@ def events_of(
                     number,
                     SESSION,
                     worker.seq,
-                    worker.base,
-                    worker.start,
-                    worker.step,
-                    float(num_examples[number]),
-                    loss,
-                    float(np.float32(qualities[number])),
-                    metric,
+                    UpdateInfo(
+                        base_version=worker.base,
+                        start_version=worker.start,
+                        step=worker.step,
+                        num_examples=float(num_examples[number]),
+                        loss=loss,
+                        quality=float(np.float32(qualities[number])),
+                        metric=metric,
+                        signal=0.0,  # not among `numbers`
+                    ),
                 )
                 worker.seq += 1
                 worker.start = worker.base
@@ -162,11 +166,11 @@ def _made(
         node,
         1,
         [[pushed.worker, SESSION, pushed.seq] for pushed in members],
-        [pushed.base_version for pushed in members],
+        [pushed.info.base_version for pushed in members],
         numbers.staleness[span].tolist(),
         shares,
         float(numbers.learning_rate[node]),
-        findings(guards, [pushed.loss for pushed in members], shares),
+        findings(guards, [pushed.info.loss for pushed in members], shares),
         int(order.lacking[node]),
     )
     for pushed in members:

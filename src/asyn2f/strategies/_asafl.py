@@ -53,7 +53,7 @@ def asafl(*, rate: float = 1.0, unsent: Unsent = "drop") -> Strategy:
 
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
         # One by one in theory; steps that are added up do not depend on their order.
-        weights = 0.5 * jnp.tanh(2.0 * jnp.where(mask, updates.signal, 0.0))
+        weights = 0.5 * jnp.tanh(2.0 * jnp.where(mask, updates.info.signal, 0.0))
         change = mean_change(updates.params, weights, mask)
         params = moved(state.model.params, change, rate * count_of(mask))
         # Two that move nothing count the same.

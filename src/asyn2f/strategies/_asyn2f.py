@@ -85,25 +85,25 @@ def asyn2f(
             params = coordinate_median(updates.params, mask)
         else:
             params = trimmed_mean(updates.params, mask, trim)
-        equal = shares_of(jnp.ones_like(updates.loss), mask)
+        equal = shares_of(jnp.ones_like(updates.info.loss), mask)
         return advanced(state, params, updates, mask, equal)
 
     def aggregate_updates(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
-        behind = versions_behind(state.model.version, updates.base_version)
-        loss, quality = updates.loss, updates.quality
+        behind = versions_behind(state.model.version, updates.info.base_version)
+        loss, quality = updates.info.loss, updates.info.quality
         if aggregate == "plain":
             loss, quality, behind = (jnp.ones_like(x) for x in (loss, quality, behind))
         shares = coefficients(
-            updates.num_examples, loss, quality, behind, mask, max_share=max_share
+            updates.info.num_examples, loss, quality, behind, mask, max_share=max_share
         )
         params = weighted_sum(updates.params, shares)
         return advanced(state, params, updates, mask, shares)
 
     def merge_model(local: WorkerUpdate, previous: Params, model: GlobalModel):
         share = local_share(
-            local_examples=local.num_examples,
-            local_quality=local.quality,
-            local_loss=local.loss,
+            local_examples=local.info.num_examples,
+            local_quality=local.info.quality,
+            local_loss=local.info.loss,
             global_examples=model.num_examples,
             global_quality=model.quality,
             global_loss=model.loss,

@@ -109,7 +109,7 @@ def fadas(
             first = jax.tree.map(lambda m: m / (1.0 - beta1**version), first)
             second = jax.tree.map(lambda v: v / (1.0 - beta2**version), second)
         step = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), first, second)
-        tau = versions_behind(state.model.version, updates.start_version)
+        tau = versions_behind(state.model.version, updates.info.start_version)
         slowest = jnp.max(jnp.where(mask, tau, 0)).astype(jnp.float32)
         least = jnp.maximum(slowest, 1.0)
         if late == "divided":

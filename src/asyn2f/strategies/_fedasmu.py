@@ -63,12 +63,12 @@ def fedasmu(
 
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
         version = state.model.version
-        tau = _one_more(versions_behind(version, updates.start_version))
+        tau = _one_more(versions_behind(version, updates.info.start_version))
         xi = scale / (_root(version) * tau**sigma) + iota
         return mixed_one_by_one(state, updates, mask, mu * xi / (1.0 + mu * xi))
 
     def merge(local: WorkerUpdate, previous: Params, model: GlobalModel):
-        behind = _one_more(versions_behind(model.version, local.start_version))
+        behind = _one_more(versions_behind(model.version, local.info.start_version))
         phi = gamma / _root(model.version) * (1.0 - upsilon / jnp.sqrt(behind))
         share = 1.0 - jnp.clip(mu * phi / (1.0 + mu * phi), 0.0, 1.0)
         merged = linear_merge(local.params, model.params, share)

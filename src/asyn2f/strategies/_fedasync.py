@@ -54,7 +54,7 @@ def fedasync(
     )
 
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
-        tau = versions_behind(state.model.version, updates.start_version)
+        tau = versions_behind(state.model.version, updates.info.start_version)
         return mixed_one_by_one(state, updates, mask, mixing * weigh(tau))
 
     return Strategy(

@@ -21,7 +21,7 @@ def fedavg() -> Strategy:
     """
 
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
-        shares = shares_of(updates.num_examples, mask)
+        shares = shares_of(updates.info.num_examples, mask)
         params = weighted_sum(updates.params, shares)
         return advanced(state, params, updates, mask, shares)
 

@@ -119,9 +119,9 @@ def fedbuff(
 
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
         model, count = state.model, count_of(mask)
-        weights = weigh(versions_behind(model.version, updates.start_version))
+        weights = weigh(versions_behind(model.version, updates.info.start_version))
         if by_examples:
-            weights = weights * shares_of(updates.num_examples, mask) * count
+            weights = weights * shares_of(updates.info.num_examples, mask) * count
         shares = shares_of(weights, mask)
         if divisor == "weights":
             weights = shares * count

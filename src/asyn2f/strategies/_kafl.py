@@ -68,7 +68,7 @@ def kafl(
         worker = jnp.where(mask, updates.worker, 0)
         uploads = state.memory.at[worker].add(mask.astype(jnp.int32))
         # In logarithms: the exponent may be anything, and the largest weight is 1.
-        examples = jnp.where(mask, updates.num_examples, 1.0).astype(jnp.float32)
+        examples = jnp.where(mask, updates.info.num_examples, 1.0).astype(jnp.float32)
         weights = jnp.log(examples)
         if weighting == "full":
             often = uploads[worker].astype(jnp.float32)

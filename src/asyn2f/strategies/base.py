@@ -143,9 +143,9 @@ def next_model(
     return model._replace(
         params=params,
         version=model.version + 1,
-        num_examples=total(updates.num_examples),
-        loss=total(updates.loss) / count,
-        quality=total(updates.quality) / count,
+        num_examples=total(updates.info.num_examples),
+        loss=total(updates.info.loss) / count,
+        quality=total(updates.info.quality) / count,
     )
 
 
@@ -193,7 +193,7 @@ def advanced(
     memory: Any = (),
 ) -> tuple[ServerState, Metrics]:
     """What `Aggregate` returns: the next version, with these parameters."""
-    behind = versions_behind(state.model.version, updates.base_version)
+    behind = versions_behind(state.model.version, updates.info.base_version)
     model = next_model(state.model, params, updates, mask)
     metrics = {"coefficients": coefficients, "staleness": jnp.where(mask, behind, 0)}
     return ServerState(model=model, memory=memory), metrics

@@ -148,9 +148,9 @@ class _Checker:
 
     def pushed(self, event: trace.Pushed) -> None:
         life = self._life_of(event, event.time_s)
-        self._compare_step(life, event)
-        self._compare_base(life, event.base_version, event)
-        if event.start_version != life.start_version:
+        self._compare_step(life, event, event.info.step)
+        self._compare_base(life, event.info.base_version, event)
+        if event.info.start_version != life.start_version:
             rule = f"the cycle of this update began with version {life.start_version}"
             raise CausalityError(rule, life.cycle, event)
         session = event.worker, event.session
@@ -159,7 +159,7 @@ class _Checker:
             rule = f"the updates of a session are numbered on, from {before.seq}"
             raise CausalityError(rule, before, event)
         self._last_push[session] = life.last = life.cycle = event
-        life.start_version = event.base_version
+        life.start_version = event.info.base_version
 
     def _life_of(self, event: _Act, start_s: float) -> _Life:
         """Who did this, if it can have begun to then."""
@@ -177,7 +177,7 @@ class _Checker:
         return life
 
     def _take_in(self, life: _Life, event: _TakenIn) -> None:
-        self._compare_step(life, event)
+        self._compare_step(life, event, event.step)
         node = event.incarnation, event.version
         given = self._history.given.get(node)
         if given is None and event.version:
@@ -193,8 +193,8 @@ class _Checker:
         life.taken = life.last = event
         life.base_version = event.version
 
-    def _compare_step(self, life: _Life, event: _TakenIn | trace.Pushed) -> None:
-        if event.step != life.step:
+    def _compare_step(self, life: _Life, event: trace.Event, step: int) -> None:
+        if step != life.step:
             rule = f"the worker has done {life.step} steps"
             raise CausalityError(rule, life.last, event)
 
@@ -256,8 +256,8 @@ class _Checker:
         if id(pushed) not in self.seen:
             rule = f"update {list(key)} is used before it was pushed"
             raise CausalityError(rule, pushed, event)
-        if base_version != pushed.base_version:
-            rule = f"update {list(key)} has base version {pushed.base_version}"
+        if base_version != pushed.info.base_version:
+            rule = f"update {list(key)} has base version {pushed.info.base_version}"
             raise CausalityError(rule, pushed, event)
         if not staleness == event.version - 1 - base_version >= 0:
             rule = f"the staleness of update {list(key)} is not what its base says"

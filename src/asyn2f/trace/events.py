@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from asyn2f.types import UpdateInfo
+
 # Times are seconds on the wall clock, taken once per process and carried on by its
 # monotonic clock: comparable within one machine, and never running backwards.
 
@@ -106,13 +108,7 @@ class Pushed(NamedTuple):
     worker: int
     session: str
     seq: int
-    base_version: int
-    start_version: int
-    step: int
-    num_examples: float
-    loss: float
-    quality: float
-    metric: float
+    info: UpdateInfo[int, float]  # its fields stand beside the others in a line
 
 
 TOO_LATE = "the run is over"
@@ -238,7 +234,10 @@ def to_line(event: Event) -> str:
     >>> to_line(Evaluated(time_s=1.5, version=7, accuracy=0.9, loss=0.25))
     '{"kind": "Evaluated", "time_s": 1.5, "version": 7, "accuracy": 0.9, "loss": 0.25}'
     """
-    return json.dumps({"kind": type(event).__name__, **event._asdict()})
+    fields = event._asdict()
+    if isinstance(event, Pushed):
+        fields |= fields.pop("info")._asdict()
+    return json.dumps({"kind": type(event).__name__, **fields})
 
 
 def from_line(line: str) -> Event:
@@ -250,6 +249,9 @@ def from_line(line: str) -> Event:
     try:
         fields = json.loads(line)
         kind = _KINDS[fields.pop("kind")]
+        if kind is Pushed:
+            info = UpdateInfo(**{name: fields.pop(name) for name in UpdateInfo._fields})
+            fields["info"] = info
         event = kind(**fields)
         for time_s in (event.time_s, fields.get("start_s", 0.0)):
             if type(time_s) not in (int, float) or not math.isfinite(time_s):

@@ -121,7 +121,9 @@ def commit_of(record: Mapping[str, Any]) -> Commit:
 def check(found: Found) -> Judgement:
     """Judges a run by what it left behind, one that was killed or goes on as well.
 
-    >>> pushed = trace.Pushed(0.0, 0, "s", 0, 0, 0, 1, 10.0, 0.5, 1.0, 0.0)
+    >>> from asyn2f.types import UpdateInfo
+    >>> info = UpdateInfo(0, 0, 1, 10.0, 0.5, 1.0, 0.0, 0.0)
+    >>> pushed = trace.Pushed(0.0, 0, "s", 0, info)
     >>> made = trace.Aggregated(1.0, 1, 1, [[0, "s", 0]], [0], [0], [0.9], 0.1)
     >>> check(Found([pushed, made], {}, finished=False)).violations[0].what
     'version 1: coefficients sum to 0.9'

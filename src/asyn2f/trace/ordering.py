@@ -38,8 +38,10 @@ def by_cause(files: Sequence[Sequence[Life]]) -> list[e.Event]:
 
     >>> served = [e.Published(100.0, 0, 400, 1), e.Aggregated(102.0, 1, 1,
     ...           [[0, "a", 0]], [0], [0], [1.0], 0.1), e.Published(102.1, 1, 400, 1)]
-    >>> worked = [e.Adopted(50.1, 0, 0, 0), e.Pushed(51.9, 0, "a", 0, 0, 0, 9, 30.0,
-    ...           0.5, 1.0, 0.9), e.Adopted(52.2, 0, 1, 9)]
+    >>> from asyn2f.types import UpdateInfo
+    >>> info = UpdateInfo(0, 0, 9, 30.0, 0.5, 1.0, 0.9, 0.9)
+    >>> worked = [e.Adopted(50.1, 0, 0, 0), e.Pushed(51.9, 0, "a", 0, info),
+    ...           e.Adopted(52.2, 0, 1, 9)]
     >>> for event in by_cause([[served], [worked]]):
     ...     print(f"{event.time_s:.2f} {type(event).__name__}")
     100.00 Published

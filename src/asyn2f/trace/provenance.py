@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from asyn2f import trace
 from asyn2f.trace.history import Key, surviving, zero_s
+from asyn2f.types import UpdateInfo
 
 
 class Contribution(NamedTuple):
@@ -17,13 +18,9 @@ class Contribution(NamedTuple):
     worker: int
     session: str
     seq: int
-    base_version: int
-    start_version: int
+    info: UpdateInfo[int, float]
     staleness: int
     coefficient: float
-    num_examples: float
-    loss: float
-    quality: float
     steps: int  # local ones since its worker's previous push, or since that began
     merged: tuple[int, ...]  # versions taken into it on the way, in this order
     pushed_s: float
@@ -145,13 +142,9 @@ def _contribution(
         worker=worker,
         session=session,
         seq=seq,
-        base_version=event.base_versions[index],
-        start_version=pushed.start_version,
+        info=pushed.info,
         staleness=event.staleness[index],
         coefficient=event.coefficients[index],
-        num_examples=pushed.num_examples,
-        loss=pushed.loss,
-        quality=pushed.quality,
         steps=cycle.steps,
         merged=tuple(cycle.merged),
         pushed_s=pushed.time_s,
@@ -197,13 +190,13 @@ def _row(update: Contribution, start_s: float) -> list[str]:
         str(update.worker),
         update.session,
         str(update.seq),
-        str(update.base_version),
-        str(update.start_version),
+        str(update.info.base_version),
+        str(update.info.start_version),
         str(update.staleness),
         f"{update.coefficient:.4f}",
-        f"{update.num_examples:g}",
-        f"{update.loss:.4f}",
-        f"{update.quality:.3f}",
+        f"{update.info.num_examples:g}",
+        f"{update.info.loss:.4f}",
+        f"{update.info.quality:.3f}",
         str(update.steps),
         ",".join(map(str, update.merged)) or "-",
         f"{update.pushed_s - start_s:.3f}",

@@ -107,8 +107,8 @@ def functions_of(computation: Computation, hyperparams: Hyperparams) -> Function
 
     def advance_server(state, updates, mask):
         if guards.mode == "enforce":
-            clamped = clamp_losses(updates.loss, mask, guards.min_loss_ratio)
-            updates = updates._replace(loss=clamped)
+            clamped = clamp_losses(updates.info.loss, mask, guards.min_loss_ratio)
+            updates = updates._replace(info=updates.info._replace(loss=clamped))
         state, metrics = strategy.aggregate(state, updates, mask)
         return _with_learning_rate(state, training), metrics
 

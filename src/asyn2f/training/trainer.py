@@ -23,6 +23,7 @@ from asyn2f.types import (
     Metrics,
     Params,
     Shard,
+    UpdateInfo,
     WorkerState,
     WorkerUpdate,
 )
@@ -313,13 +314,16 @@ def make_trainer(
         return WorkerUpdate(
             params=strategy.push(state.params, state.start),
             worker=state.worker,
-            base_version=state.base_version,
-            start_version=state.start_version,
-            num_examples=state.num_examples,
-            loss=state.loss_sum / steps,
-            quality=state.quality,
-            metric=metric,
-            signal=metric if signal is None else signal(state.params, state.start),
+            info=UpdateInfo(
+                base_version=state.base_version,
+                start_version=state.start_version,
+                step=state.step,
+                num_examples=state.num_examples,
+                loss=state.loss_sum / steps,
+                quality=state.quality,
+                metric=metric,
+                signal=metric if signal is None else signal(state.params, state.start),
+            ),
         )
 
     def push(state):
