@@ -25,7 +25,8 @@ from asyn2f.protocol import events as p
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import ModelInbox, PeerClient, decode_model, hello_of
-from asyn2f.runtime.server import Observer, Server
+from asyn2f.runtime.server import Observer
+from asyn2f.runtime.startup import create_server
 from asyn2f.store.memory import MemoryStore
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import Experiment
@@ -98,7 +99,7 @@ def _round_s(size: str, workers: int, kind: str) -> float:
             store = OrbaxStore(Path(folder) / "models", write_ahead=True)
         observer = Observer(lambda row: None, lambda status: None)
         journal = Journal(writer)
-        server = Server(
+        server = create_server(
             *(experiment, ("seed=0",), "run", settings, transport, store, journal),
             *(observer, store.begin_incarnation()),
         )

@@ -9,8 +9,8 @@ import pytest
 
 from asyn2f import errors, serialization, trace
 from asyn2f.protocol import payloads
-from asyn2f.runtime import bases
-from asyn2f.runtime.bases import BaseCache
+from asyn2f.runtime import aggregator
+from asyn2f.runtime.aggregator import BaseCache
 from asyn2f.serialization import params_sha256
 from asyn2f.sim.from_trace import order_of
 from asyn2f.sim.serial import execute_serially
@@ -98,11 +98,11 @@ def a_store(experiment, versions):
 
 def test_a_base_that_is_not_in_memory_is_read_from_the_store():
     experiment = small(**DELTA)
-    store, digests = a_store(experiment, bases._KEPT + 3)
+    store, digests = a_store(experiment, aggregator._CACHED_BASES + 3)
     found = BaseCache(experiment, store)
     for version, digest in enumerate(digests):
         assert found.find(version, digest) is not None
-        assert len(found._kept) <= bases._KEPT
+        assert len(found._cached) <= aggregator._CACHED_BASES
     assert found.find(0, digests[0]) is not None
     store.set_aside(1)
     assert found.find(1, digests[1]) is None
@@ -141,13 +141,13 @@ def office(tmp_path, request):
 
 def pushed(office, change=lambda coded: coded, **fields):
     """The server's word on an update, coded by the worker's own program."""
-    trainer, model = office.experiment.trainer, office.server._made()
+    trainer, model = office.experiment.trainer, office.server.aggregator.encoded()
     update, _ = trainer.push(
         trainer.start(
-            office.server._state.model,
+            office.server.aggregator.state.model,
             0,
-            int(office._reports[0].num_examples),
-            float(office._reports[0].quality),
+            int(office._reports[0].info.num_examples),
+            float(office._reports[0].info.quality),
         )
     )
     coded = change(jax.tree.map(np.array, update.params))
@@ -196,7 +196,7 @@ def test_places_that_no_worker_would_name_are_rejected(office, place):
 @pytest.mark.parametrize("office", [DELTA], indirect=True)
 def test_a_version_in_another_coding_is_told(office):
     plain = small()
-    header, payload = office.server._made()
+    header, payload = office.server.aggregator.encoded()
     with pytest.raises(errors.WireError, match="other arrays"):
         payloads.unpacked(header, payload, plain.publication.template)
 

@@ -16,7 +16,13 @@ from asyn2f.errors import StoreError
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.io_thread import Journal
-from asyn2f.runtime.server import Observer, Server, start_of
+from asyn2f.runtime.server import (
+    Observer,
+)
+from asyn2f.runtime.startup import (
+    create_server,
+    start_of,
+)
 from asyn2f.runtime.worker import Worker
 from asyn2f.serialization import params_sha256
 from asyn2f.store.memory import MemoryStore
@@ -78,7 +84,7 @@ class LocalRun:
             self._transport = self._network.server
         else:
             self._transport = ZmqTransport.bind("tcp://127.0.0.1:0", size, 5)
-        self.server = Server(
+        self.server = create_server(
             experiment,
             SAME,
             "run-1",

@@ -23,8 +23,13 @@ from asyn2f.protocol.channels import (
 from asyn2f.protocol.messages import UpdateHeader
 from asyn2f.report.live import plain_line, render
 from asyn2f.report.run_page import write_report
+from asyn2f.runtime.aggregator import (
+    problem_of,
+)
 from asyn2f.runtime.peer import ReceivedModel, decode_model
-from asyn2f.runtime.server import problem_of, start_of
+from asyn2f.runtime.startup import (
+    start_of,
+)
 from asyn2f.runtime.worker import Worker
 from asyn2f.serialization import template_of
 from asyn2f.store.memory import MemoryStore
@@ -86,7 +91,7 @@ def test_a_header_with_what_is_no_number_is_refused(office, seqs, field, value):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
 def test_an_array_with_what_is_no_number_is_refused(office, seqs, value):
     with np.errstate(over="ignore"):
-        params = with_leaf(office.server._state.model.params, value)
+        params = with_leaf(office.server.aggregator.state.model.params, value)
     header, payload = office.update(0, "w0", next(seqs), params=params)
     assert_refused(office, header, payload, "is not finite")
 
@@ -104,10 +109,14 @@ def test_a_subnormal_elsewhere_is_a_number_like_zero(tmp_path, field):
     office.join(0, "w0")
     change = {field: SUBNORMAL}
     if field == "params":
-        change = {"params": with_leaf(office.server._state.model.params, SUBNORMAL)}
+        change = {
+            "params": with_leaf(office.server.aggregator.state.model.params, SUBNORMAL)
+        }
     verdicts = office.push(*office.update(0, "w0", 0, **change))
     assert [v.verdict for v in verdicts] == ["committed"]
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(office.server._state))
+    assert all(
+        np.isfinite(x).all() for x in jax.tree.leaves(office.server.aggregator.state)
+    )
     made = office.events(trace.Aggregated)
     assert [event.coefficients for event in made] == [[1.0]]
     office.close()
@@ -159,11 +168,11 @@ def test_a_version_that_would_not_be_finite_is_not_made(tmp_path):
         worst = jax.tree.map(lambda leaf: leaf * np.inf, state.model.params)
         return state._replace(model=state.model._replace(params=worst)), metrics
 
-    office.server._experiment = experiment._replace(aggregate=overflows)
+    office.server.aggregator.experiment = experiment._replace(aggregate=overflows)
     assert_refused(office, *office.update(0, "w0", 0), "not finite after")
     assert office.store.versions() == [0]
     assert not office.events(trace.Aggregated)
-    office.server._experiment = experiment
+    office.server.aggregator.experiment = experiment
     verdicts = office.push(*office.update(0, "w0", 1))
     assert [(v.verdict, v.version) for v in verdicts] == [("committed", 1)], verdicts
     office.close()
@@ -312,8 +321,8 @@ LIFE = {"session": "a", "first": 0, "next": 0, "below": 0, "committed": {}}
     ids=str,
 )
 def test_a_version_whose_record_is_nonsense_is_set_aside(office, record):
-    store, state = MemoryStore(), office.server._start.state
-    store.save(0, state, office.server._record({}))
+    store, state = MemoryStore(), office.server.aggregator.state
+    store.save(0, state, office.server.aggregator.record({}))
     store.save(1, state, record)
     begun = start_of(office.experiment, store)
     assert store.versions() == [0]
@@ -425,7 +434,7 @@ def test_reasons_are_counted_under_few_names(office):
 def worker(tmp_path_factory):
     office = Office(tmp_path_factory.mktemp("worker"), small())
     worker = Worker(office.experiment, 0, SETTINGS, office._journal)
-    worker._mailbox.put(ReceivedModel(*office.server._made()))
+    worker._mailbox.put(ReceivedModel(*office.server.aggregator.encoded()))
     worker._look()
     assert worker._newest == 0
     yield worker

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from asyn2f.errors import FencedError, StoreError
-from asyn2f.runtime.server import start_of
+from asyn2f.runtime.startup import (
+    start_of,
+)
 from asyn2f.serialization import params_sha256
 from asyn2f.store import fencing as fences
 from asyn2f.store import integrity

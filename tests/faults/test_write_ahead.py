@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from asyn2f.errors import FencedError, StoreError
-from asyn2f.runtime.server import start_of
+from asyn2f.runtime.startup import (
+    start_of,
+)
 from asyn2f.store import behind, orbax_writer, wal
 from asyn2f.store import orbax as stores
 from asyn2f.store.orbax import OrbaxStore

@@ -35,7 +35,9 @@ from asyn2f.protocol.channels import (
 from asyn2f.protocol.counters import RunCounters
 from asyn2f.protocol.ledger import Ledger
 from asyn2f.runtime.peer import ReceivedModel, decode_model
-from asyn2f.runtime.server import check_record
+from asyn2f.runtime.startup import (
+    check_record,
+)
 from tests.contracts.test_runtime import small
 from tests.support.protocol_harness import WELCOME, Seat, beat_of
 from tests.support.server_harness import Office
@@ -137,12 +139,14 @@ class Fuzz:
         self._seat = Seat()
         update, self._payload = self._office.update(0, "w0", 0)
         self._update = wire_format.encode(update)
-        self._model = wire_format.encode(self._office.server._made().header)
+        self._model = wire_format.encode(
+            self._office.server.aggregator.encoded().header
+        )
         self._captures = [
             wire_format.encode(message) for message in captures(self._office)
         ]
         self._captures += [self._update, self._model]
-        record = self._office.server._record({}) | {"accounting": _BOOKS}
+        record = self._office.server.aggregator.record({}) | {"accounting": _BOOKS}
         self._record = json.loads(json.dumps(record))
         self._lines = [trace.to_line(event) for event in _EVENTS]
 
@@ -255,7 +259,7 @@ class Fuzz:
         assert len(office.io.dropped) <= MOST_REASONS
         for peer in office._network.peers():
             peer.poll(0.0)
-        model = office.server._state.model
+        model = office.server.aggregator.state.model
         assert np.isfinite(float(model.loss))
         assert not serialization.nonfinite_leaf(model.params)
 

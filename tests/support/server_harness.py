@@ -23,7 +23,13 @@ from asyn2f.protocol.channels import (
 )
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
-from asyn2f.runtime.server import Observer, Server, shards_of
+from asyn2f.runtime.server import (
+    Observer,
+)
+from asyn2f.runtime.startup import (
+    create_server,
+    shards_of,
+)
 from asyn2f.serialization import params_sha256
 from asyn2f.store.memory import MemoryStore
 from asyn2f.training.agreement import data_digest
@@ -56,7 +62,7 @@ class Office:
         self.folder = folder
         self._network = MemoryNetwork(depth=10_000)
         self._journal = Journal(trace.TraceWriter(folder / "trace", "server"))
-        self.server = Server(
+        self.server = create_server(
             self.experiment,
             ("seed=0",),
             "run-1",
@@ -77,7 +83,7 @@ class Office:
     def _report(self, worker: int) -> WorkerUpdate:
         """What a worker would push that has just adopted the first version."""
         examples, quality = shards_of(self.experiment)[worker]
-        model = self.server._state.model
+        model = self.server.aggregator.state.model
         held = self.experiment.trainer.start(model, worker, examples, quality)
         return self.experiment.trainer.report(held)
 
@@ -166,16 +172,16 @@ class Office:
 
     @property
     def version(self) -> int:
-        return int(self.server._state.model.version)
+        return int(self.server.aggregator.state.model.version)
 
     @property
     def sha256(self) -> str:
-        return params_sha256(self.server._state.model.params)
+        return params_sha256(self.server.aggregator.state.model.params)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is kept of any update."""
-        return not (self.server._updates or self.server._headers)
+        return not self.server.aggregator.pending
 
     def events(self, kind):
         found = trace.read(self.folder / "trace")

@@ -21,6 +21,7 @@ from asyn2f.protocol.status import RunStatus, warnings_of
 from asyn2f.report.metrics import MetricsWriter
 from asyn2f.report.run_page import write_report
 from asyn2f.runtime.server import Observer, Server
+from asyn2f.runtime.startup import create_server
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.tasks.base import Task
 from asyn2f.timing import deadline_warning
@@ -122,7 +123,7 @@ def serve(
     token = "" if insecure or keys is not None else token or listening.new_token()
     journal = machine.open_journal(folder, "server", run_id, incarnation)
     metrics = MetricsWriter(folder)
-    server = Server(
+    server = create_server(
         experiment,
         build.terms(config),
         run_id,
