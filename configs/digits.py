@@ -1,6 +1,6 @@
 """Asyn2F on handwritten digits: five workers, speeds 1 : 4, label-skewed data.
 
-    python -m launch.local --config=configs/digits.py --workdir=runs/digits
+    asyn2f local --config=configs/digits.py --workdir=runs/digits
 
 About 40 seconds on two cores; best test accuracy 0.96 to 0.97. `max_share` departs from
 the paper: without it (--config.strategy.asyn2f.max_share=1) a worker with few examples,

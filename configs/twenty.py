@@ -1,10 +1,10 @@
-"""Twenty workers, speeds spread 1 : 10: what the methods are compared on.
+"""Twenty workers whose speeds span 1 : 10: the experiment of the comparisons.
 
-    python -m launch.compare --config=configs/twenty.py:digits --strategies=all \
+    asyn2f compare --config=configs/twenty.py:digits --strategies=all \
         --seeds=5 --trials=6 --workdir=runs/twenty_digits
 
-`:digits` or `:mnist` (which must have been prepared, see task.data_dir); the split is
-Dirichlet(0.3) unless --config.task.partition=iid is given.
+`:digits`, or `:mnist` as prepared by tensorflow-datasets (see task.data_dir); the split
+is Dirichlet(0.3) unless --config.task.partition=iid is given.
 """
 
 from asyn2f.config.default import get_config as default
@@ -19,7 +19,7 @@ def get_config(dataset="digits"):
     config.task.alpha = 0.3
     config.training.weight_decay = 0.0
     config.timing.epochs_per_push = 1
-    # Fastest worker 100 steps/s, slowest 10; a tenth of jitter; a home's link.
+    # The fastest worker computes 100 steps/s, the slowest 10; links as of a home.
     config.sim.step_s = (0.01,)
     config.sim.step_spread = 10.0
     config.sim.jitter = 0.1

@@ -1,1 +1,1 @@
-"""What newer papers run: many workers, strong label skew, workers that drop out."""
+"""The regime of newer papers: many workers, strong label skew, client churn."""

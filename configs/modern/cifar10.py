@@ -1,10 +1,10 @@
-"""CIFAR-10 on a hundred workers with strong label skew that come and go.
+"""CIFAR-10 on a hundred intermittently available workers with strong label skew.
 
-    python -m launch.simulate --config=configs/modern/cifar10.py:0.1 \
+    asyn2f simulate --config=configs/modern/cifar10.py:0.1 \
         --workdir=runs/modern_cifar10 --config.task.data_dir=DIR
 
 The number after the colon is the Dirichlet concentration: 0.1 (extreme) or 0.5. Newer
-asynchronous papers report 0.5 to 0.85 in this regime; an accelerator's work.
+asynchronous papers report 0.5 to 0.85 in this regime. Needs an accelerator.
 """
 
 from asyn2f.config.default import get_config as default
@@ -25,7 +25,7 @@ def get_config(alpha="0.1"):
     config.training.schedule = "synchronous"
     config.training.schedule_length = 2000
     config.stop.max_versions = 2000
-    # Speeds spread 1 : 10; each away a tenth of its time; a home's link.
+    # Speeds span 1 : 10; each worker is offline for a tenth of the time; home links.
     config.sim.step_s = (0.05,)
     config.sim.step_spread = 10.0
     config.sim.jitter = 0.2

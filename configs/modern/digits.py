@@ -1,6 +1,6 @@
-"""Fifty workers with strong label skew that come and go, on a laptop in a minute.
+"""Fifty intermittently available workers with strong label skew; a minute on a laptop.
 
-    python -m launch.simulate --config=configs/modern/digits.py:0.1 \
+    asyn2f simulate --config=configs/modern/digits.py:0.1 \
         --workdir=runs/modern_digits
 
 The number after the colon is the Dirichlet concentration: 0.1 (extreme) or 0.5.

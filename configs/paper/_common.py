@@ -1,10 +1,10 @@
-"""What the paper's experiments have in common.
+"""Settings that the experiments of the paper share.
 
-Each takes words after a colon, in any order: a method (asyn2f, kafl, fedavg) and how
-the learning rate falls (fixed: 0.01 throughout; cosine: from 0.1 to 0.005 over 600
-epochs of a worker's own; synchronous: over global versions, to the run's last, of which
-each method has another number, as a version of fedavg is a round of all workers).
-Without them: asyn2f, synchronous.
+Each config takes words after a colon, in any order: a method (asyn2f, kafl, fedavg) and
+a learning-rate schedule: fixed (0.01), cosine (from 0.1 to 0.005 over 600 of a worker's
+own epochs) or synchronous (over global versions, up to the last). The number of
+versions depends on the method, as a version of fedavg is a round of all workers. The
+default is asyn2f, synchronous.
 
     --config=configs/paper/cifar10_overlapping.py:kafl,fixed
 """
@@ -57,15 +57,15 @@ def experiment(
 def cifar(
     words: str, sizes: tuple[int, ...], versions: tuple[int, int, int]
 ) -> ConfigDict:
-    """ResNet-18 on CIFAR-10, with the usual augmentation."""
+    """ResNet-18 on CIFAR-10 with shifted and mirrored images."""
     config = experiment(words, sizes, versions)
     config.task.dataset = "cifar10"
     config.task.model = "resnet18"
     config.task.normalise = True
     config.task.augment = "crop_flip"
     config.task.quality = (0.85,)  # the paper's, for every worker
-    # After the paper's hardware, seconds per step: two GPUs of one's own, those of
-    # Colab, a CPU; over a model of 45 MB that travels at 100 Mbit/s.
+    # Seconds per step on the paper's hardware: two local GPUs, those of Colab, a CPU.
+    # A model has 45 MB.
     speeds = (0.05, 0.05, 0.08, 0.08, 0.1, 0.1, 0.1, 0.15, 0.15, 0.5)
     config.sim.step_s = speeds
     config.sim.jitter = 0.1

@@ -1,6 +1,6 @@
 """CIFAR-100, ten workers with disjoint random shards, ResNet-20.
 
-    python -m launch.simulate --config=configs/paper/cifar100.py:asyn2f \
+    asyn2f simulate --config=configs/paper/cifar100.py:asyn2f \
         --workdir=runs/cifar100 --config.task.data_dir=DIR
 
 410,000 local steps of ResNet-20 (6e15 FLOP). Expected: no number is published.

@@ -1,9 +1,9 @@
 """CIFAR-10, twenty workers with about 2,500 examples each; ten updates per version.
 
-    python -m launch.simulate --config=configs/paper/cifar10_20_workers.py:asyn2f \
+    asyn2f simulate --config=configs/paper/cifar10_20_workers.py:asyn2f \
         --workdir=runs/cifar10_20_workers --config.task.data_dir=DIR
 
-1,000,000 local steps of ResNet-18 (2e17 FLOP): an accelerator's work, hours on most.
+1,000,000 local steps of ResNet-18 (2e17 FLOP): hours on most accelerators.
 Expected (the paper): 0.853 after about three hours of its workers' time.
 """
 

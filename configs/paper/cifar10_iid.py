@@ -1,9 +1,9 @@
 """CIFAR-10, ten workers with disjoint random shards; 700 versions of asyn2f.
 
-    python -m launch.simulate --config=configs/paper/cifar10_iid.py:asyn2f \
+    asyn2f simulate --config=configs/paper/cifar10_iid.py:asyn2f \
         --workdir=runs/cifar10_iid --config.task.data_dir=DIR
 
-410,000 local steps of ResNet-18 (9e16 FLOP): an accelerator's work, hours on most.
+410,000 local steps of ResNet-18 (9e16 FLOP): hours on most accelerators.
 Expected: no number is published for this split.
 """
 

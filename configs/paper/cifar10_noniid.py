@@ -1,11 +1,11 @@
-"""CIFAR-10, ten workers, the paper's "non-IID": other sizes, hardly any label skew.
+"""CIFAR-10, ten workers, the paper's "non-IID": other sizes, little label skew.
 
-    python -m launch.simulate --config=configs/paper/cifar10_noniid.py:asyn2f \
+    asyn2f simulate --config=configs/paper/cifar10_noniid.py:asyn2f \
         --workdir=runs/cifar10_noniid --config.task.data_dir=DIR
 
-300,000 local steps of ResNet-18 (6e16 FLOP): an accelerator's work, hours on most.
+300,000 local steps of ResNet-18 (6e16 FLOP): hours on most accelerators.
 The paper's class shares of 9 to 11 % are those of random shards of these sizes, which
-use every example, and so they are drawn here. Expected: no number is published.
+use every example; the split here draws such shards. Expected: no number is published.
 """
 
 from configs.paper._common import cifar

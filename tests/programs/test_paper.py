@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asyn2f.config import build
+from asyn2f.config import schema
 from asyn2f.training.trainer import Training, length_for, shard_of
 from tests.support.experiments import experiment_with
 
@@ -45,7 +45,7 @@ def config_of(name, *words):
 def test_the_rates_and_lengths_are_the_papers(name, schedule):
     for method, versions in zip(METHODS, VERSIONS[name], strict=True):
         config = config_of(name, method, schedule)
-        build.check_values(config)
+        schema.check_values(config)
         assert config["strategy"]["name"] == method
         assert config["stop"]["max_versions"] == versions
         training = config["training"]
