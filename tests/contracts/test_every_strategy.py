@@ -67,7 +67,7 @@ VERSIONS = 10
 SETTINGS = RuntimeSettings(  # of real runs
     heartbeat_interval_s=0.2,
     heartbeat_timeout_s=5.0,
-    join_timeout_s=20.0,
+    join_timeout_s=PATIENCE_S,
     worker_speeds=(300.0, 80.0, 50.0, 150.0, 40.0),
 )
 LIMITS = Limits(waves=16, ticks=32, versions=8)

@@ -37,7 +37,7 @@ SAME = ("seed=0",)
 SETTINGS = RuntimeSettings(
     heartbeat_interval_s=0.2,
     heartbeat_timeout_s=2.0,
-    join_timeout_s=20.0,
+    join_timeout_s=PATIENCE_S,
     worker_speeds=(400.0, 150.0),
 )
 

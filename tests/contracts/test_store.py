@@ -24,6 +24,8 @@ from asyn2f.strategies.base import initial_state
 from asyn2f.types import ServerState
 from tests.support.patience import PATIENCE_S
 
+pytestmark = pytest.mark.usefixtures("patient_stores")
+
 
 def state_of(version: int, size: int = 12) -> ServerState:
     """A state whose every number is its version."""

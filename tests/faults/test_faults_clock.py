@@ -9,6 +9,8 @@ from asyn2f.store import memory, orbax
 from tests.contracts.test_store import state_of
 from tests.support.socket_run import SocketRun
 
+pytestmark = pytest.mark.usefixtures("patient_stores")
+
 
 @pytest.mark.processes
 def test_wrong_and_jumping_wall_clocks_change_nothing(tmp_path):

@@ -91,7 +91,7 @@ def test_workers_join_and_push_while_the_server_is_busy(tmp_path):
         with Crowd() as crowd:
             took_s = run.until(
                 "all have joined and pushed, and have their receipts",
-                lambda: all(w.machine.heard["Receipt"] for w in run.workers),
+                lambda: all(w.machine.heard["UpdateReceived"] for w in run.workers),
             )
         until_s = time.monotonic() + 5.0 - took_s
         run.until("five seconds pass", lambda: time.monotonic() > until_s)

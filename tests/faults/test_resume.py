@@ -17,6 +17,8 @@ from asyn2f.strategies import BUILDERS
 from asyn2f.types import UpdateInfo, WorkerUpdate
 from tests.support.experiments import experiment_with
 
+pytestmark = pytest.mark.usefixtures("patient_stores")
+
 
 def updates_of(experiment, state, version: int) -> list[WorkerUpdate]:
     """As workers 0 and 1 might push them after that version, if so many are taken."""

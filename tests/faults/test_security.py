@@ -186,7 +186,7 @@ def test_a_peer_whose_key_is_unknown_is_refused_at_once(ring, tmp_path):
 
 @pytest.mark.parametrize("has_key", [False, True])
 def test_a_peer_hears_at_once_that_only_one_side_has_keys(ring, tmp_path, has_key):
-    """The time allowed for joining is a minute: it has ended long before."""
+    """Not when the time allowed for registering is over: that has another reason."""
     theirs, own = (None, ring.peer("worker-0")) if has_key else (ring.server, None)
     with SocketRun(tmp_path, workers=2, size=SIZE, keys=theirs) as run:
         peer = run.start_worker(0, keys=own)

@@ -65,8 +65,8 @@ class ServerMachine(RuleBasedStateMachine):
         publish=st.sampled_from(["after_save", "before_save"]),
     )
     @precondition(lambda self: self.incarnation == 0)
-    def begin(self, timing, announce):
-        self.timing, self.publish = timing, announce
+    def begin(self, timing, publish):
+        self.timing, self.publish = timing, publish
         self.start()
         for worker in range(WORKERS):
             self.register(worker)

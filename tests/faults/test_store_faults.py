@@ -30,6 +30,8 @@ from tests.contracts.test_runtime import small
 from tests.contracts.test_store import state_of
 from tests.support.patience import PATIENCE_S
 
+pytestmark = pytest.mark.usefixtures("patient_stores")
+
 
 @pytest.fixture
 def folder(tmp_path) -> Path:

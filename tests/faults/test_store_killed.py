@@ -11,6 +11,8 @@ from asyn2f.store.orbax import OrbaxStore
 from tests.contracts.test_store import state_of
 from tests.support.patience import PATIENCE_S
 
+pytestmark = pytest.mark.usefixtures("patient_stores")
+
 MIB = 2**20
 SIZE = 40 * MIB // 12  # rows of three float32
 

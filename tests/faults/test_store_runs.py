@@ -29,6 +29,8 @@ from tests.contracts.test_runtime import SETTINGS, LocalRun, small
 from tests.programs.test_launch import ENDLESS, ROOT, finish, start, wait_for_line
 from tests.support.patience import PATIENCE_S, Crowd
 
+pytestmark = pytest.mark.usefixtures("patient_stores")
+
 
 class MoodyStore(MemoryStore):
     """A store that fails, or does not answer, while it has that mood."""

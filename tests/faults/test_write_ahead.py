@@ -28,6 +28,8 @@ from tests.contracts.test_store import state_of
 from tests.programs.test_launch import has_ended
 from tests.support.patience import PATIENCE_S
 
+pytestmark = pytest.mark.usefixtures("patient_stores")
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -45,13 +47,6 @@ def make(folder):
     yield build
     for store in made:
         store.close()
-
-
-@pytest.fixture(autouse=True)
-def a_busy_machine_has_time(monkeypatch):
-    """What hangs is looked at where a test makes it hang, with limits of its own."""
-    monkeypatch.setattr(stores, "_HANGS_S", PATIENCE_S)
-    monkeypatch.setattr(orbax_writer, "_ANSWERS_S", PATIENCE_S)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.support.messages import hello_of, produced
 from tests.support.patience import PATIENCE_S
 
 WINDOW = 4  # updates under way: as many as a worker keeps
-RUNTIME = RuntimeSettings(server_timeout_s=60.0, join_timeout_s=60.0)
+RUNTIME = RuntimeSettings(server_timeout_s=PATIENCE_S, join_timeout_s=PATIENCE_S)
 
 
 class Changes:

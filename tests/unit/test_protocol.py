@@ -39,7 +39,7 @@ ANNOUNCE = ("after_save", "before_save")
 @pytest.mark.parametrize(
     ("worker", "changes", "words"),
     [
-        (0, {"protocol": 1}, "protocol 1, the server speaks 5"),
+        (0, {"protocol": 1}, "protocol 1, the server speaks 6"),
         (0, {"role": "spy"}, "role 'spy', allowed: worker, evaluator"),
         (0, {"fingerprint": "bush"}, "its model has other arrays"),
         (-1, {"fingerprint": "bush"}, "its model has other arrays"),

@@ -201,7 +201,8 @@ def of_run(folder: Path | str) -> list[Event]:
 def older_format(events: Iterable[Event]) -> str:
     """A sentence that names what an older trace was made by, or "".
 
-    >>> head = Recorded(0.0, "server", "run-1", 1, {"asyn2f": "0.1", "source": "ab12"})
+    >>> made_by = {"asyn2f": "0.1", "source": "ab12"}
+    >>> head = ProcessStarted(0.0, "server", "run-1", 1, made_by)
     >>> older_format([head]).partition(";")[0]
     'the trace has format 1, of asyn2f 0.1 (source ab12)'
     >>> older_format([head._replace(format=FORMAT)])
