@@ -78,7 +78,7 @@ def kill_and_restart(folder, lives: int) -> None:
         sessions: list[str] = []  # of worker 1, in order
 
         def joined() -> list[str]:
-            for session in list(run.server.machine._roster):
+            for session in list(run.server.machine._sessions):
                 if session.hello.worker == 1 and session.name not in sessions:
                     sessions.append(session.name)
             return sessions

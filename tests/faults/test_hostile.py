@@ -150,7 +150,7 @@ def test_nobody_registers_with_more_than_the_config_gives(office, claim):
     hello = office.hello(2 if "worker" not in claim else 0, "claims")
     answers = office.control("claims", wire_format.encode(hello._replace(**claim)))
     assert [type(answer) for answer in answers] == [messages.Refused]
-    assert office.server._io._machine._roster.get("claims") is None
+    assert office.server._io._machine._sessions.get("claims") is None
 
 
 # ------------------------------------------------------------- T1: the merged model

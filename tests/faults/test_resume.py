@@ -96,7 +96,7 @@ def test_the_verdict_table_comes_back_with_all_that_was_committed(tmp_path, seed
     ledger.begin(0, "s", -1)
     for seq in range(chance.randrange(5, 30)):
         key = UpdateKey(0, "s", seq)
-        ledger.take_in(key)
+        ledger.add(key, 0)
         word = chance.choice(["committed", "rejected", "superseded", ""])
         if word:
             version = seq if word == "committed" else -1

@@ -264,7 +264,7 @@ class ServerMachine(RuleBasedStateMachine):
         if self.incarnation:
             lives = WORKERS + sum(self.lives)
             assert len(self.held) <= MOST_OPEN * lives
-            for session in self.server._roster:
+            for session in self.server._sessions:
                 assert self.server._ledger.num_open(session.name) <= MOST_OPEN
 
 

@@ -208,10 +208,10 @@ def bounds_of(net: Net) -> list[str]:
             machine = server.machine
             most = machine._settings.most_open
             sizes = {
-                "sessions": (len(list(machine._roster)), 3 * len(net.peers) + 1),
+                "sessions": (len(list(machine._sessions)), 3 * len(net.peers) + 1),
                 "updates held": (len(server.held), (most + 1) * (len(net.peers) + 1)),
             }
-            for session in machine._roster:
+            for session in machine._sessions:
                 unsettled = machine._ledger.num_open(session.name)
                 sizes[f"unsettled of {session.name}"] = (unsettled, most)
             found += _above(server, sizes)

@@ -105,7 +105,7 @@ class Faults:
         net = self._net
         if net.server.finish is not None:
             return
-        sent_home = any(x.machine._ending.has_begun for x in net.servers[:-1])
+        sent_home = any(x.machine._shutdown.has_begun for x in net.servers[:-1])
         for worker in range(-int(net.world.evaluator), net.world.workers):
             if worker in self._retired or self.live(worker):
                 continue

@@ -292,7 +292,7 @@ class Net:
 
 def outbox_of(peer: Node) -> dict[int, Any]:
     """By number: what a peer keeps until it hears a verdict."""
-    outbox: dict[int, Any] = peer.machine._outbox
+    outbox: dict[int, Any] = peer.machine._outbox.entries
     return outbox
 
 

@@ -4,7 +4,6 @@ Each is a patch of one place and a world in which it matters; how many seeds it 
 says how good the simulation is.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,7 +16,8 @@ from asyn2f.protocol import messages
 from asyn2f.protocol.ledger import Ledger
 from asyn2f.protocol.peer import PeerProtocol
 from asyn2f.protocol.pipeline import VersionPipeline
-from asyn2f.protocol.stall import StallDetector
+from asyn2f.protocol.server_link import ServerLink
+from asyn2f.protocol.shutdown import StallDetector
 from asyn2f.protocol.updates import UpdateIntake
 from tests.simulation import network as net_module
 from tests.simulation.disk import Disk
@@ -27,8 +27,8 @@ Patch = pytest.MonkeyPatch
 
 
 def _announce_before_the_save(patch: Patch) -> None:
-    def init(self: Any, program: Any, first: Any, _: Any, *rest: Any) -> None:
-        original(self, program, first, "before_save", *rest)
+    def init(self: Any, program: Any, first: Any, _: Any, replaces: bool) -> None:
+        original(self, program, first, "before_save", replaces)
 
     original = VersionPipeline.__init__
     patch.setattr(VersionPipeline, "__init__", init)
@@ -68,7 +68,7 @@ def _hears(
 def _receipt_is_final(patch: Patch) -> None:
     def hear(self: PeerProtocol, message: messages.Message) -> bool:
         if isinstance(message, messages.UpdateReceived):
-            self._outbox.pop(message.seq, None)
+            self._outbox.entries.pop(message.seq, None)
         return False
 
     _hears(patch, hear)
@@ -89,11 +89,9 @@ def _session_missing_from_the_key(patch: Patch) -> None:
 
 def _resend_under_a_new_number(patch: Patch) -> None:
     def hear(self: PeerProtocol, message: messages.Message) -> bool:
-        if isinstance(message, messages.Resend) and message.seq in self._outbox:
-            kept = self._outbox.pop(message.seq)
-            kept.sent_s = math.nan
-            self._outbox[self._seq] = kept
-            self._seq += 1
+        outbox = self._outbox
+        if isinstance(message, messages.Resend) and message.seq in outbox.entries:
+            outbox.add(outbox.entries.pop(message.seq).update)
         return isinstance(message, messages.Resend)
 
     _hears(patch, hear)
@@ -139,10 +137,10 @@ def _incarnation_ignored(patch: Patch) -> None:
     """Whatever server speaks is taken for the one that this peer knows."""
 
     def on(self: PeerProtocol, event: p.Event, now: float) -> list[p.Effect]:
-        if isinstance(event, p.FromWire) and self._welcome is not None:
+        if isinstance(event, p.FromWire) and self._link.welcome is not None:
             message = event.message
             if isinstance(message, _OF_A_SERVER):
-                own = self._welcome.incarnation
+                own = self._link.welcome.incarnation
                 event = event._replace(message=message._replace(incarnation=own))
         return original(self, event, now)
 
@@ -153,7 +151,7 @@ def _incarnation_ignored(patch: Patch) -> None:
 def _rejection_trusted_across_incarnations(patch: Patch) -> None:
     def hear(self: PeerProtocol, message: messages.Message) -> bool:
         if isinstance(message, messages.UpdateOutcome):
-            self._outbox.pop(message.seq, None)
+            self._outbox.entries.pop(message.seq, None)
         return False
 
     _hears(patch, hear)
@@ -163,13 +161,13 @@ def _rejection_trusted_across_incarnations(patch: Patch) -> None:
 
 
 def _older_server_followed(patch: Patch) -> None:
-    patch.setattr(PeerProtocol, "_is_of_the_past", lambda *_: False)
+    patch.setattr(ServerLink, "is_of_the_past", lambda *_: False)
 
 
 def _receipt_not_withdrawn(patch: Patch) -> None:
     def withdraw(self: PeerProtocol, seq: int, reason: str) -> None:
-        if self._outbox[seq].has_receipt:
-            del self._outbox[seq]
+        if self._outbox.entries[seq].has_receipt:
+            del self._outbox.entries[seq]
         else:
             original(self, seq, reason)
 
@@ -178,7 +176,7 @@ def _receipt_not_withdrawn(patch: Patch) -> None:
 
 
 def _nobody_begins_again(patch: Patch) -> None:
-    patch.setattr(PeerProtocol, "_waits_for_nothing", lambda _: False)
+    patch.setattr(PeerProtocol, "_is_blocked", lambda _: False)
 
 
 def _pushes_while_it_greets(patch: Patch) -> None:
@@ -186,13 +184,13 @@ def _pushes_while_it_greets(patch: Patch) -> None:
     are not believed."""
 
     def publish(self: PeerProtocol) -> None:
-        is_welcome, self._is_welcome = self._is_welcome, True
+        is_welcome, self._link.is_welcome = self._link.is_welcome, True
         original(self)
-        self._is_welcome = is_welcome
+        self._link.is_welcome = is_welcome
 
     def hear(self: PeerProtocol, message: messages.Message) -> bool:
-        if isinstance(message, messages.UpdateReceived) and message.seq in self._outbox:
-            self._outbox[message.seq].has_receipt = True
+        if isinstance(message, messages.UpdateReceived):
+            self._outbox.acknowledge(message.seq)
         return False
 
     original = PeerProtocol._publish_outbox

@@ -131,7 +131,7 @@ class Work:
         self._net.tell(peer, progress)
 
     def _push(self, peer: Node) -> None:
-        number = peer.machine._hello.first + peer.pushes
+        number = peer.machine._link.hello.first + peer.pushes
         net, result = self._net, f"{peer.name}/{number}"
         peer.pushes += 1
         info = update_info(peer.base, peer.start, peer.step)

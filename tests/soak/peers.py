@@ -100,7 +100,7 @@ def most_in_a_second(times: list[float]) -> int:
 
 def _are_in(server: BareServer, count: int) -> bool:
     """Whether so many have been welcomed, and have said since how they are."""
-    sessions = list(server.machine._roster)
+    sessions = list(server.machine._sessions)
     return sum(s.welcomed and s.beat is not None for s in sessions) == count
 
 

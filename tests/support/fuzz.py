@@ -32,8 +32,8 @@ from asyn2f.protocol.channels import (
     Channel,
     Frames,
 )
-from asyn2f.protocol.counters import RunCounters
 from asyn2f.protocol.ledger import Ledger
+from asyn2f.protocol.status import RunCounters
 from asyn2f.runtime.peer import ReceivedModel, decode_model
 from asyn2f.runtime.startup import (
     check_record,

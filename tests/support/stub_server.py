@@ -162,7 +162,7 @@ class BareServer:
 
     def live(self) -> list[int]:
         """Workers that it takes to be there."""
-        return [s.hello.worker for s in self.machine._roster.live_workers()]
+        return [s.hello.worker for s in self.machine._sessions.live_workers()]
 
     def newest(self) -> tuple[UpdateKey, ...]:
         """What the newest version is made of."""

@@ -93,7 +93,7 @@ class Producer:
     @property
     def unsettled(self) -> int:
         """Updates that wait for their verdicts."""
-        return len(self._inner._outbox)
+        return len(self._inner._outbox.entries)
 
     @property
     def is_done(self) -> bool:
@@ -112,7 +112,7 @@ class Producer:
     def on(self, event: p.Event, now: float) -> list[p.Effect]:
         effects = self._tell(event, now)
         while self._may_make and now >= self._next_s:
-            body = body_of(self._session, self._inner._seq, self._size)
+            body = body_of(self._session, self._inner._outbox._next, self._size)
             self.made += 1
             self._next_s = now + self._every_s
             effects += self._tell(produced(body, self.base)._replace(time_s=now), now)

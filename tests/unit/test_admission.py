@@ -222,7 +222,7 @@ def test_no_update_counts_twice_however_often_its_worker_comes_again():
         desk.hear(session, wire.Goodbye(session, "enough"))
         desk.wait(0.01)
     assert refused > 4900, "lives are limited"
-    assert len(list(desk.machine._roster)) < 20
+    assert len(list(desk.machine._sessions)) < 20
     desk.wait(10.0)
     again = desk.hear("0", hello_of(0, "0"))
     (welcome,) = messages(again, wire.Welcome)
@@ -246,7 +246,7 @@ def test_a_process_that_was_replaced_is_refused_by_the_next_server_too():
 def test_who_was_let_in_by_a_server_that_saved_nothing_is_let_in_again():
     ledger = Ledger()
     ledger.begin(0, "a", -1)
-    ledger.take_in(UpdateKey(0, "a", 4))
+    ledger.add(UpdateKey(0, "a", 4), 0)
     assert ledger.is_past(0, "b", 4), "its numbers would be those of another"
     assert not ledger.is_past(0, "b", 5)
     assert ledger.begin(0, "b", 5) == 5
@@ -408,7 +408,7 @@ def test_a_worker_with_other_data_of_the_same_size_is_refused():
 def test_nothing_of_it_is_counted_again_after_a_restart():
     ledger = Ledger()
     ledger.begin(0, "a", -1)
-    ledger.take_in(UpdateKey(0, "a", 0))
+    ledger.add(UpdateKey(0, "a", 0), 0)
     assert ledger.num_open("a") == 1
     snapshot = ledger.snapshot(1, [UpdateKey(0, "a", 0)])
     again = Ledger.restore(snapshot)

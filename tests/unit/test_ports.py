@@ -4,8 +4,8 @@ import pytest
 
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages as wire
-from asyn2f.protocol import ports
 from asyn2f.protocol.channels import (
+    CONNECT_S,
     UPDATES,
     Subscribed,
 )
@@ -24,7 +24,7 @@ from tests.support.protocol_harness import (
 from tests.support.socket_run import SocketRun
 from tests.support.stub_worker import RUNTIME as PATIENT
 
-SOON_S = ports.OPEN_WITHIN_S + 2 * RUNTIME["heartbeat_interval_s"]
+SOON_S = CONNECT_S + 2 * RUNTIME["heartbeat_interval_s"]
 
 
 def lives_on(seat, seconds, hears):
@@ -55,7 +55,7 @@ def test_a_worker_says_which_port_is_closed_and_ends(hears, is_heard, words):
     seat.hear(WELCOME)
     if is_heard:
         seat.on(Subscribed(UPDATES))
-    early = lives_on(seat, ports.OPEN_WITHIN_S - 1.0, hears)
+    early = lives_on(seat, CONNECT_S - 1.0, hears)
     assert not warnings(early)
     assert [words in said for said in warnings(lives_on(seat, 2.0, hears))] == [True]
     later = lives_on(seat, RUNTIME["join_timeout_s"], hears)
@@ -217,4 +217,4 @@ def test_a_welcome_that_cannot_be_followed_is_not(wild):
     seat = Seat()
     assert not those(seat.hear(WELCOME._replace(**wild)), p.Connect)
     (finish,) = those(seat.wait(RUNTIME["join_timeout_s"] + 2), p.Finish)
-    assert "cannot be followed" in finish.reason
+    assert "is invalid" in finish.reason

@@ -405,9 +405,8 @@ def test_fedavg_worked_by_hand():
 
 def test_fedavg_looks_at_nothing_but_the_number_of_examples():
     updates = four_updates()
-    others = updates._replace(
-        loss=f32([9, 0, 1, 1]), quality=f32([1, 0.1, 0.5, 1]), metric=f32([0, 0, 1, 1])
-    )
+    changes = {"loss": f32([9, 0, 1, 1]), "quality": f32([1, 0.1, 0.5, 1])}
+    others = replaced(updates, **changes, metric=f32([0, 0, 1, 1]))
     _, metrics = next_state("fedavg", updates)
     _, other_metrics = next_state("fedavg", others)
     assert_same(other_metrics["coefficients"], metrics["coefficients"])

@@ -1,9 +1,9 @@
 """The channels between a server and its peers, and what arrives on them.
 
-Three channels. CONTROL goes both ways between the server and each peer and is reliable
-while a connection lasts. MODEL goes from the server to all who subscribed; UPDATE from
-each peer to the server. The latter two are publish/subscribe: what is sent before a
-subscription has arrived, or faster than it is taken, is dropped without a word.
+CONTROL connects the server with each peer and is reliable while a connection lasts.
+MODEL goes from the server to all subscribers, UPDATE from each peer to the server.
+These two are publish/subscribe and lossy: a message that precedes the subscription, or
+exceeds the high-water mark, is dropped.
 """
 
 import enum
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from asyn2f.types import Buffer
 
 UPDATES = b"update"  # the topic that workers publish under
+CONNECT_S = 5.0  # a channel that takes longer to connect is reported
 
 
 class Channel(enum.Enum):
@@ -21,10 +22,9 @@ class Channel(enum.Enum):
 
 
 class Frames(NamedTuple):
-    """Something has arrived. `sender` is the peer's address on the server's CONTROL,
-    the topic on MODEL and UPDATE, and empty on a peer's CONTROL. `identity` is whom the
-    transport knows the peer to be ("worker-3", "evaluator"), or "" where it has no
-    keys to know it by."""
+    """A message has arrived. `sender` is the peer's address on the server's CONTROL,
+    the topic on MODEL and UPDATE, and empty on a peer's CONTROL. `identity` is the
+    authenticated name of the peer ("worker-3", "evaluator"), or "" without keys."""
 
     channel: Channel
     sender: bytes
@@ -34,13 +34,36 @@ class Frames(NamedTuple):
 
 
 class Subscribed(NamedTuple):
-    """Somebody now hears what is published here under this topic."""
+    """A subscription to this topic has arrived at its publisher."""
 
     topic: bytes
 
 
 class Malformed(NamedTuple):
-    """Something arrived that is no message at all; it has been dropped."""
+    """Frames that are not a message; they have been dropped."""
 
     channel: Channel
     reason: str
+
+
+def closed_ports(
+    role: str, hears: bool, is_heard: bool, model_port: int, update_port: int
+) -> str:
+    """The server's ports that a registered peer cannot reach, in words, or "". Through
+    a firewall that passes the first port only, a peer registers and sends heartbeats,
+    and would wait for a version forever.
+
+    Args:
+      role: of the peer.
+      hears, is_heard: whether its subscription has arrived, and the server's to it.
+      model_port, update_port: of the server.
+
+    >>> closed_ports("worker", False, False, 5571, 5572)
+    'port 5571 (models) and port 5572 (updates)'
+    >>> closed_ports("evaluator", True, False, 5571, 5572)
+    ''
+    """
+    found = [] if hears else [f"port {model_port} (models)"]
+    if role == "worker" and not is_heard:
+        found.append(f"port {update_port} (updates)")
+    return " and ".join(found)

@@ -1,4 +1,4 @@
-"""What became of each update: counted once, and answered as often as it is asked."""
+"""Update ledger: exactly-once accounting, idempotent acknowledgements."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
@@ -6,56 +6,56 @@ from typing import Any, Literal, NamedTuple
 from asyn2f.programs import UpdateKey
 
 Snapshot = dict[str, Any]
-"""A ledger as JSON: what a version's record in the store says of all updates."""
+"""A ledger as JSON, as it stands in the record of a saved version."""
 
 COUNTED = ("committed", "superseded", "rejected")
 _MOST_AHEAD = 2**32  # numbers that a worker may leave out at once
 
 
 class Verdict(NamedTuple):
-    """The last word on an update."""
+    """The final outcome of an update."""
 
     verdict: Literal["committed", "superseded", "rejected"]
-    version: int  # that holds it, or -1
+    version: int  # that contains it, or -1
     reason: str
 
 
 class Life(NamedTuple):
-    """The process that a worker is, as far as its updates are concerned."""
+    """One process of a worker."""
 
     session: str
     first: int  # number of its first update
 
 
 class Ledger:
-    """Updates by session and number: not seen, taken in, or settled.
+    """Updates by session and number: unknown, unsettled, or settled.
 
     The numbers of a worker's updates only grow, also from one of its processes to the
-    next (`begin`), and a process whose successor has begun is never taken back
-    (`is_past`): so no update is counted twice, and of the processes before the present
-    one nothing has to be remembered. A verdict is kept until its worker says that it
-    knows it (`forget`), so memory is bounded by what workers have under way.
+    next (`begin`), and a process whose successor has begun is never admitted again
+    (`is_past`). So no update is counted twice, and nothing is remembered of earlier
+    processes. An outcome is kept until its worker has acknowledged it (`forget`), so
+    memory is bounded by the updates in flight.
     """
 
     def __init__(self) -> None:
         self._sessions: dict[str, dict[int, Verdict | None]] = {}
-        self._unsettled: set[UpdateKey] = set()
+        self._unsettled: dict[UpdateKey, int] = {}  # and their base versions
         self._last_seq: dict[str, int] = {}
-        self._floor: dict[str, int] = {}  # all below is settled, and known to be
+        self._floor: dict[str, int] = {}  # all below: settled and acknowledged
         self._lives: dict[int, Life] = {}  # by worker, the newest
-        self._next: dict[int, int] = {}  # by worker, above all numbers taken in
+        self._next: dict[int, int] = {}  # by worker, above all numbers seen
         self.counts = dict.fromkeys(COUNTED, 0)
-        self.taken_in: dict[str, int] = {}  # new updates per session
+        self.received: dict[str, int] = {}  # new updates per session
 
     def owner(self, session: str) -> int | None:
-        """The worker whose newest process that session is."""
+        """The worker whose newest process has that session."""
         return next((w for w, x in self._lives.items() if x.session == session), None)
 
     def is_past(self, worker: int, session: str, first: int) -> bool:
-        """Whether that is an earlier process of the worker than one that is known.
+        """Whether a process is older than the newest known one of its worker.
 
-        `first` is what a server told the process when it began; -1 = nothing yet. It
-        is unknown here if a server before this one did, and was lost before it saved.
+        `first` is the number that a server assigned to its first update; -1 = none yet.
+        It may be unknown here: a server that assigned it can crash before it saves.
 
         >>> ledger = Ledger()
         >>> ledger.begin(3, "a", -1), ledger.begin(3, "b", -1)
@@ -73,8 +73,8 @@ class Ledger:
         return not is_newer or first > next_seq + _MOST_AHEAD
 
     def begin(self, worker: int, session: str, first: int) -> int:
-        """The worker is this process from now on, which is not past; the number of its
-        first update."""
+        """Registers a process that is not past as the newest of its worker; returns the
+        number of its first update."""
         life = self._lives.get(worker, Life("", -1))
         if life.session != session:
             if first < 0:
@@ -83,58 +83,58 @@ class Ledger:
         return life.first
 
     def is_known(self, session: str, seq: int) -> bool:
-        """Whether this update has come before."""
+        """Whether this update has been received before."""
         below = seq < self._floor.get(session, 0)
         return below or seq in self._sessions.get(session, {})
 
     def is_overtaken(self, session: str, seq: int) -> bool:
-        """Whether a newer update of the same session has come before this one."""
+        """Whether a newer update of the same session has been received already."""
         return seq < self._last_seq.get(session, -1)
 
-    def take_in(self, key: UpdateKey) -> None:
-        """A new update: from now on it is known, and unsettled."""
+    def add(self, key: UpdateKey, base_version: int) -> None:
+        """Adds a new update, unsettled."""
         session = key.session
         self._sessions.setdefault(session, {})[key.seq] = None
-        self._unsettled.add(key)
+        self._unsettled[key] = base_version
         self._next[key.worker] = max(key.seq + 1, self._next.get(key.worker, 0))
         self._last_seq[session] = max(key.seq, self._last_seq.get(session, -1))
-        self.taken_in[session] = self.taken_in.get(session, 0) + 1
+        self.received[session] = self.received.get(session, 0) + 1
 
     def verdict(self, session: str, seq: int) -> Verdict | None:
-        """The verdict, or nothing while there is none (or it is forgotten)."""
+        """The outcome; None if the update is unknown, unsettled or forgotten."""
         return self._sessions.get(session, {}).get(seq)
 
+    def base_of(self, key: UpdateKey) -> int | None:
+        """The base version of an unsettled update, or None."""
+        return self._unsettled.get(key)
+
     def unsettled(self) -> frozenset[UpdateKey]:
-        """All that are taken in and not settled."""
         return frozenset(self._unsettled)
 
     def num_open(self, session: str) -> int:
-        """How many of a session's updates are unsettled."""
+        """Unsettled updates of a session."""
         return sum(key.session == session for key in self._unsettled)
 
     def is_ahead(self, worker: int, seq: int) -> bool:
-        """Whether a worker that numbers its updates one by one is not there yet."""
+        """Whether a number is out of reach for a worker that counts its updates."""
         return seq > self._next.get(worker, 0) + _MOST_AHEAD
 
     def end(self, session: str) -> None:
-        """Nothing more of this session will be taken in; all of it is settled."""
-        for kept in (self._sessions, self._last_seq, self._floor, self.taken_in):
+        """Forgets a session without unsettled updates."""
+        for kept in (self._sessions, self._last_seq, self._floor, self.received):
             kept.pop(session, None)
 
     def settle(self, key: UpdateKey, verdict: Verdict) -> None:
-        """Writes the last word on an update; there is only one.
-
-        Raises:
-          ValueError: it is not unsettled.
-        """
+        """Sets the outcome of an update, once. Raises ValueError if it is not
+        unsettled."""
         if key not in self._unsettled:
-            raise ValueError(f"{key} is unknown or has its verdict already")
-        self._unsettled.remove(key)
+            raise ValueError(f"{key} is unknown or already settled")
+        del self._unsettled[key]
         self._sessions[key.session][key.seq] = verdict
         self.counts[verdict.verdict] += 1
 
     def forget(self, session: str, below: int) -> None:
-        """The worker knows the verdicts of all updates with smaller numbers."""
+        """Its worker has acknowledged the outcomes of all updates below a number."""
         self._floor[session] = max(below, self._floor.get(session, 0))
         verdicts = self._sessions.get(session, {})
         done = [
@@ -144,10 +144,10 @@ class Ledger:
             del verdicts[seq]
 
     def snapshot(self, version: int, keys: Iterable[UpdateKey]) -> Snapshot:
-        """The ledger as it will be once `version`, made of these updates, is saved.
+        """The ledger as of the save of `version`, aggregated from these updates.
 
-        Only commitments are in it: they alone outlive the server that made them; and
-        only those of each worker's newest process, as the others never come back.
+        It contains committed updates only, as other outcomes do not outlive their
+        server, and only those of each worker's newest process.
         """
         committed = {
             name: {
@@ -175,11 +175,8 @@ class Ledger:
 
     @classmethod
     def restore(cls, snapshot: Snapshot) -> "Ledger":
-        """The ledger of a server that begins with that version; {} = nothing yet.
-
-        Raises:
-          ValueError: no snapshot.
-        """
+        """The ledger of a server that begins with that version; {} = a new run. Raises
+        ValueError for an invalid snapshot."""
         ledger = cls()
         try:
             for name, number in snapshot.get("counts", {}).items():
@@ -194,7 +191,7 @@ class Ledger:
                     verdicts[int(seq)] = Verdict("committed", _count(version), "")
                 ledger._last_seq[life.session] = max(verdicts, default=below - 1)
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"no snapshot of a ledger: {error!r}") from None
+            raise ValueError(f"invalid snapshot of a ledger: {error!r}") from None
         return ledger
 
 

@@ -1,11 +1,21 @@
-"""How a run stands at this moment: what the server tells whoever watches."""
+"""Counters and status of a run: what the live view, the summary and a resume need."""
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from asyn2f.protocol import messages
+from asyn2f.protocol.ledger import Ledger
+from asyn2f.protocol.sessions import Session, SessionRegistry
+from asyn2f.protocol.settings import ServerSettings
+from asyn2f.timing import Stop
+
+_RATE_WINDOW_S = 10.0
+_MAX_STATE = 20  # characters of the state that a worker reports
+
 
 class WorkerStatus(NamedTuple):
-    """One worker, as of its last beat."""
+    """One worker, as of its last heartbeat."""
 
     worker: int
     state: str  # "registered" | "training" | "waiting" | "silent" | "gone"
@@ -48,7 +58,7 @@ class RunStatus(NamedTuple):
 
 
 def incomplete(summary: Mapping[str, Any]) -> str:
-    """A sentence on versions that lack updates, or "" where none does.
+    """A sentence on versions aggregated without all updates, or "".
 
     >>> incomplete({"incomplete_versions": 0, "versions": 30})
     ''
@@ -66,7 +76,7 @@ def incomplete(summary: Mapping[str, Any]) -> str:
 
 
 def warnings_of(summary: Mapping[str, Any]) -> list[str]:
-    """What somebody should know who takes a run's numbers for good.
+    """Caveats of a run's results, in sentences.
 
     >>> warnings_of({"versions": 30, "best_accuracy": None})[0][:41]
     'no version was evaluated, so there is no '
@@ -78,3 +88,161 @@ def warnings_of(summary: Mapping[str, Any]) -> list[str]:
             "start an evaluator as well (python -m launch.evaluator)"
         )
     return [warning for warning in found if warning]
+
+
+class RunCounters:
+    """Time, bytes, versions and scores of a run, those before a resume included."""
+
+    def __init__(
+        self, before: dict[str, Any], best: tuple[float | None, int | None]
+    ) -> None:
+        """
+        Args:
+          before: `totals` of the server before a resume, or {}.
+          best: accuracy and version of the best version.
+        """
+        self._elapsed_before_s: float = before.get("elapsed_s", 0.0)
+        self.bytes_up: int = before.get("bytes_up", 0)
+        self.bytes_down: int = before.get("bytes_down", 0)
+        self.incomplete: int = before.get("incomplete_versions", 0)
+        self.best_accuracy, self.best_version = best
+        self.accuracy: float | None = None  # of the newest version scored
+        self.loss: float | None = None
+        self.scored = -1  # the version of that score
+        self._scored_versions: set[int] = set()
+        self._started_s: float | None = None
+        self._published_s: deque[float] = deque()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the run's clock is running."""
+        return self._started_s is not None
+
+    def start(self, now: float) -> None:
+        """The run begins, or is resumed."""
+        self._started_s = now
+
+    def elapsed_s(self, now: float) -> float:
+        """Seconds of the run, without the time between two servers."""
+        here_s = 0.0 if self._started_s is None else now - self._started_s
+        return self._elapsed_before_s + here_s
+
+    def publish(self, now: float) -> None:
+        """A version has been published."""
+        self._published_s.append(now)
+
+    def versions_per_s(self, now: float) -> float:
+        """Over the last few seconds."""
+        while self._published_s and now - self._published_s[0] > _RATE_WINDOW_S:
+            self._published_s.popleft()
+        here_s = now - self._started_s if self._started_s is not None else 0.0
+        window_s = min(_RATE_WINDOW_S, here_s)
+        return len(self._published_s) / window_s if window_s > 0 else 0.0
+
+    def score(self, version: int, accuracy: float, loss: float) -> bool | None:
+        """Adds a score; whether it is the best, or None if it is invalid or known."""
+        if version in self._scored_versions or not 0.0 <= accuracy <= 1.0:
+            return None
+        self._scored_versions.add(version)
+        if version > self.scored:
+            self.scored, self.accuracy, self.loss = version, accuracy, loss
+        is_best = self.best_accuracy is None or accuracy > self.best_accuracy
+        if is_best:
+            self.best_accuracy, self.best_version = accuracy, version
+        return is_best
+
+    def totals(self, now: float) -> dict[str, Any]:
+        """What a resumed server begins with."""
+        return {
+            "elapsed_s": self.elapsed_s(now),
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "incomplete_versions": self.incomplete,
+        }
+
+
+def status_of(
+    settings: ServerSettings,
+    counters: RunCounters,
+    ledger: Ledger,
+    sessions: SessionRegistry,
+    version: int,
+    is_ending: bool,
+    now: float,
+) -> RunStatus:
+    """The run as of now; `version` is the newest published."""
+    state = "running" if counters.has_started else "waiting for workers"
+    elapsed_s = counters.elapsed_s(now)
+    return RunStatus(
+        run=settings.run,
+        strategy=settings.strategy,
+        state="stopping" if is_ending else state,
+        elapsed_s=elapsed_s,
+        version=version,
+        max_versions=settings.stop.max_versions,
+        progress=_progress(settings.stop, version, elapsed_s, counters.best_accuracy),
+        versions_per_s=counters.versions_per_s(now),
+        accuracy=counters.accuracy,
+        loss=counters.loss,
+        best_accuracy=counters.best_accuracy,
+        best_version=counters.best_version,
+        **ledger.counts,
+        bytes_up=counters.bytes_up,
+        bytes_down=counters.bytes_down,
+        workers=_worker_statuses(sessions, version, ledger.received, now),
+        incomplete_versions=counters.incomplete,
+    )
+
+
+def _progress(
+    stop: Stop, version: int, elapsed_s: float, accuracy: float | None
+) -> float:
+    """Progress towards the nearest limit, in 0..1."""
+    reached = [
+        (version, stop.max_versions),
+        (elapsed_s, stop.max_time_s),
+        (accuracy or 0.0, stop.target_accuracy),
+    ]
+    return min(1.0, max((x / limit for x, limit in reached if limit), default=0.0))
+
+
+def _worker_statuses(
+    sessions: SessionRegistry, version: int, updates: Mapping[str, int], now: float
+) -> tuple[WorkerStatus, ...]:
+    """One per worker, of its newest session."""
+    latest: dict[int, Session] = {}
+    for session in sessions:
+        if session.is_worker:
+            latest[session.hello.worker] = session
+    return tuple(
+        _worker_status(session, version, updates.get(session.name, 0), now)
+        for _, session in sorted(latest.items())
+    )
+
+
+def _worker_status(
+    session: Session, version: int, updates: int, now: float
+) -> WorkerStatus:
+    hello, beat = session.hello, session.beat
+    if beat is None:
+        state = "registered" if session.live else "silent"
+        numbers = (0, 0.0, 0.0, 0.0, -1, -1, 0, -1.0)
+        beat = messages.Heartbeat("", 0, state, *numbers, False, False, 0, ())
+    state = beat.state[:_MAX_STATE]
+    merged_s_ago = beat.merged_s_ago
+    if merged_s_ago >= 0:
+        merged_s_ago += now - session.heard_s
+    return WorkerStatus(
+        worker=hello.worker,
+        state="gone" if session.gone else state if session.live else "silent",
+        step=beat.step,
+        epoch=beat.epoch,
+        loss=beat.loss,
+        metric=beat.metric,
+        base_version=beat.base_version,
+        staleness=max(version - beat.base_version, 0) if beat.base_version >= 0 else 0,
+        merges=beat.merges,
+        merged_s_ago=merged_s_ago,
+        updates=updates,
+        num_examples=hello.num_examples,
+    )

@@ -38,6 +38,11 @@ def encode(message: Message) -> bytes:
     return bytes(msgpack.packb([type(message).__name__, *map(_sent, message)]))
 
 
+def published_bytes(topic: bytes, header: Message, payload: Buffer) -> int:
+    """The size of a published message: topic, header and payload."""
+    return len(topic) + len(encode(header)) + memoryview(payload).nbytes
+
+
 def _sent(field: Any) -> Any:
     if isinstance(field, tuple):
         return [*map(_sent, field)]
