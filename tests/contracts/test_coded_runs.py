@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asyn2f import errors, serialization, trace
-from asyn2f.protocol import payloads
+from asyn2f.protocol import wire_format
 from asyn2f.runtime import aggregator
 from asyn2f.runtime.aggregator import BaseCache
 from asyn2f.serialization import params_sha256
@@ -198,7 +198,7 @@ def test_a_version_in_another_coding_is_told(office):
     plain = small()
     header, payload = office.server.aggregator.encoded()
     with pytest.raises(errors.WireError, match="other arrays"):
-        payloads.unpacked(header, payload, plain.publication.template)
+        wire_format.decompress(header, payload, plain.publication.template)
 
 
 # ------------------------------------------------------------- bytes

@@ -26,7 +26,7 @@ import numpy as np
 
 from asyn2f import errors, serialization, trace
 from asyn2f.protocol import events as p
-from asyn2f.protocol import messages, payloads, wire_format
+from asyn2f.protocol import messages, wire_format
 from asyn2f.protocol.channels import (
     UPDATES,
     Channel,
@@ -173,7 +173,7 @@ class Fuzz:
         self._office.join(0, "w0")
 
     def _draw_payload(self, draw: random.Random) -> tuple[messages.UpdateHeader, bytes]:
-        frame = bytes(payloads.packed(self._payload))
+        frame = bytes(wire_format.compress(self._payload))
         drawn = [mutated(draw, self._payload), mutated(draw, frame), draw.randbytes(99)]
         payload = draw.choice(drawn)
         update = wire_format.decode(self._update)
@@ -189,7 +189,7 @@ class Fuzz:
         head, payload = drawn
         template = self._experiment.template
         try:
-            payload = payloads.unpacked(head, payload, template)
+            payload = wire_format.decompress(head, payload, template)
         except errors.WireError:
             pass
         else:

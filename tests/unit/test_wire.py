@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asyn2f import errors, serialization
 from asyn2f.protocol import messages as wire
-from asyn2f.protocol import payloads, wire_format
+from asyn2f.protocol import wire_format
 from asyn2f.serialization import template_of
 from asyn2f.types import UpdateInfo
 
@@ -178,7 +178,7 @@ def header_of(payload, template=TEMPLATE) -> wire.ModelHeader:
 
 def test_a_payload_that_fits_its_header_passes():
     payload = serialization.encode_params(MODEL)
-    payloads.unpacked(header_of(payload), payload, TEMPLATE)
+    wire_format.decompress(header_of(payload), payload, TEMPLATE)
 
 
 @given(st.integers(0, TEMPLATE.num_bytes - 1), st.integers(0, 7))
@@ -187,18 +187,18 @@ def test_every_flipped_bit_of_a_payload_is_noticed(place, bit):
     damaged = bytearray(payload)
     damaged[place] ^= 1 << bit
     with pytest.raises(errors.WireError, match="damaged"):
-        payloads.unpacked(header_of(payload), damaged, TEMPLATE)
+        wire_format.decompress(header_of(payload), damaged, TEMPLATE)
 
 
 def test_another_size_or_tree_is_refused_before_anything_is_read():
     payload = serialization.encode_params(MODEL)
     header = header_of(payload)
     with pytest.raises(errors.WireError, match="bytes"):
-        payloads.unpacked(header, payload[:-1], TEMPLATE)
+        wire_format.decompress(header, payload[:-1], TEMPLATE)
     with pytest.raises(errors.WireError, match="bytes"):
-        payloads.unpacked(header._replace(num_bytes=2**60), payload, TEMPLATE)
+        wire_format.decompress(header._replace(num_bytes=2**60), payload, TEMPLATE)
     with pytest.raises(errors.WireError, match="other arrays"):
-        payloads.unpacked(header._replace(fingerprint="x"), payload, TEMPLATE)
+        wire_format.decompress(header._replace(fingerprint="x"), payload, TEMPLATE)
     with pytest.raises(errors.WireError, match="bytes"):
         serialization.decode_params(TEMPLATE, b"")
 
@@ -212,24 +212,24 @@ def packable(size: int = 4096):
 
 def test_what_was_packed_is_unpacked_to_the_same_bits():
     template, header, payload = packable()
-    frame = payloads.packed(payload)
+    frame = wire_format.compress(payload)
     assert len(frame) < 100
-    assert payloads.unpacked(header, frame, template) == payload
+    assert wire_format.decompress(header, frame, template) == payload
 
 
 def test_what_packing_makes_no_shorter_stays_as_it_is():
     payload = np.random.default_rng(0).bytes(1000)
-    assert payloads.packed(payload) is payload
+    assert wire_format.compress(payload) is payload
 
 
 @given(st.data())
 def test_every_damage_of_what_was_packed_is_noticed(data):
     template, header, payload = packable()
-    frame = bytearray(payloads.packed(payload))
+    frame = bytearray(wire_format.compress(payload))
     place = data.draw(st.integers(0, len(frame) - 1))
     frame[place] ^= 1 << data.draw(st.integers(0, 7))
     try:
-        unpacked = payloads.unpacked(header, bytes(frame), template)
+        unpacked = wire_format.decompress(header, bytes(frame), template)
     except errors.WireError:
         return
     assert unpacked == payload
@@ -255,7 +255,7 @@ def test_a_bomb_is_refused_before_any_memory_is_taken():
     ):
         tracemalloc.start()
         with pytest.raises(errors.WireError):
-            payloads.unpacked(header, frame, template)
+            wire_format.decompress(header, frame, template)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert most < 1 << 20

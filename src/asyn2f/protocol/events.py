@@ -1,8 +1,8 @@
-"""The vocabulary of the protocols: what they are told, and what they want done.
+"""Events and effects of the protocols.
 
-`server_protocol` and `peer_protocol` do no I/O: `on(event, now) -> effects`. Threads,
-sockets and disks, or a simulation of them, carry the effects out. `now` is a monotonic
-clock; wall time decides nothing.
+`ServerProtocol` and `PeerProtocol` do no I/O: `on(event, now) -> effects`. Threads,
+sockets and disks, or a simulation of them, carry the effects out. `now` is monotonic;
+nothing depends on wall time.
 """
 
 import functools
@@ -11,20 +11,17 @@ from typing import Any, NamedTuple
 
 from asyn2f import trace
 from asyn2f.programs import UpdateKey
-from asyn2f.protocol.channels import (
-    Channel,
-    Subscribed,
-)
+from asyn2f.protocol.channels import Channel, Subscribed
 from asyn2f.protocol.messages import Message, ModelHeader, UpdateHeader
 from asyn2f.protocol.status import RunStatus
 from asyn2f.types import Buffer, UpdateInfo
 
-# ------------------------------------------------------------- what happens
+# ------------------------------------------------------------- events
 
 
 class FromWire(NamedTuple):
-    """A message that decoded well; payload only with a model or an update. `identity`
-    as in `transport.Frames`."""
+    """A decoded message; with a payload if it is a model or an update. `sender` and
+    `identity` as in `channels.Frames`."""
 
     channel: Channel
     sender: bytes
@@ -34,11 +31,11 @@ class FromWire(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """The time that `due_s` named has come."""
+    """It is `due_s`, or later."""
 
 
 class StopRequested(NamedTuple):
-    """Somebody wants this process, or at a server this run, to end."""
+    """This process, or at a server this run, is to end."""
 
     reason: str
 
@@ -47,28 +44,28 @@ class StopRequested(NamedTuple):
 
 
 class UpdateValidated(NamedTuple):
-    """An update has been decoded; `problem` says why it cannot be used, or is empty."""
+    """An update has been decoded; `problem`: why it is invalid, or ""."""
 
     key: UpdateKey
     problem: str
 
 
 class VersionAggregated(NamedTuple):
-    """A version has been computed and stands ready to be sent."""
+    """A version has been aggregated and encoded."""
 
     header: ModelHeader
     payload: Buffer
 
 
 class AggregationFailed(NamedTuple):
-    """What came of a version's updates cannot be used; the one before stays."""
+    """The result of an aggregation is invalid; the version before it stays."""
 
     version: int
     reason: str
 
 
 class VersionSaved(NamedTuple):
-    """A version is in the store, whole and for good."""
+    """A version is durable."""
 
     version: int
 
@@ -79,7 +76,7 @@ class SaveFailed(NamedTuple):
 
 
 class Replaced(NamedTuple):
-    """Another server has taken this run over; this one may not write any more."""
+    """Another server has taken the run over; this one is fenced off the store."""
 
     reason: str
 
@@ -88,10 +85,9 @@ class Replaced(NamedTuple):
 
 
 class UpdateReady(NamedTuple):
-    """The worker has an update to push; run, session and number are the protocol's.
+    """The worker has an update to push; fields as in `UpdateHeader`.
 
-    `time_s` is when it was made: what the worker does next may be noted before this is.
-    Digests and `fingerprint` as in `UpdateHeader`.
+    `time_s` is when it was made: a later event of the worker may be recorded earlier.
     """
 
     info: UpdateInfo[int, float]
@@ -104,7 +100,7 @@ class UpdateReady(NamedTuple):
 
 
 class SendFailed(NamedTuple):
-    """There was no room for an update that was to be published."""
+    """An update could not be published: the high-water mark is reached."""
 
     header: UpdateHeader
 
@@ -119,7 +115,7 @@ class VersionEvaluated(NamedTuple):
 
 
 class WorkerProgress(NamedTuple):
-    """How far the worker is: what its next beat shall say."""
+    """The progress of the worker, for its next heartbeat."""
 
     state: str
     step: int
@@ -148,7 +144,7 @@ Event = (
     | WorkerProgress
 )
 
-# ------------------------------------------------------------- what shall be done
+# ------------------------------------------------------------- effects
 
 
 class Send(NamedTuple):
@@ -167,7 +163,7 @@ class Broadcast(NamedTuple):
 
 
 class Connect(NamedTuple):
-    """A peer's: hear these topics, publish updates."""
+    """Connect to the server's ports, and subscribe to these topics."""
 
     topics: list[bytes]
     model_port: int
@@ -175,13 +171,13 @@ class Connect(NamedTuple):
 
 
 class RecordEvent(NamedTuple):
-    """Write into the trace; times are monotonic."""
+    """Write an event, with monotonic times, into the trace."""
 
     event: trace.Event
 
 
 class Warn(NamedTuple):
-    """Something happened that a person should know of."""
+    """Log a warning."""
 
     text: str
 
@@ -190,7 +186,7 @@ class Warn(NamedTuple):
 
 
 class ValidateUpdate(NamedTuple):
-    """Decode this update and look at its numbers; then `UpdateValidated`."""
+    """Decode and validate this update; then `UpdateValidated`."""
 
     key: UpdateKey
     header: UpdateHeader
@@ -198,13 +194,13 @@ class ValidateUpdate(NamedTuple):
 
 
 class DropUpdate(NamedTuple):
-    """This update will not be needed any more."""
+    """This update is settled."""
 
     key: UpdateKey
 
 
 class AggregateVersion(NamedTuple):
-    """Compute this version from these updates; then `VersionAggregated` or
+    """Aggregate these updates into this version; then `VersionAggregated` or
     `AggregationFailed`."""
 
     version: int
@@ -213,11 +209,10 @@ class AggregateVersion(NamedTuple):
 
 
 class SaveVersion(NamedTuple):
-    """Put this version into the store; then `VersionSaved` or `SaveFailed`.
+    """Save this version; then `VersionSaved` or `SaveFailed`.
 
-    `accounting` is JSON and goes into its record: the ledger and the totals of the
-    run as they are true once it is saved. A server that resumes from it begins with
-    them.
+    `accounting` is JSON for its record: the ledger and the counters as of this save,
+    which a server that resumes from it begins with.
     """
 
     version: int
@@ -225,7 +220,7 @@ class SaveVersion(NamedTuple):
 
 
 class ReportVersion(NamedTuple):
-    """A version has been given out; counts are since the start of the run."""
+    """A version has been published; counts are since the start of the run."""
 
     version: int
     time_s: float  # on the run's clock
@@ -235,7 +230,7 @@ class ReportVersion(NamedTuple):
 
 
 class ReportScore(NamedTuple):
-    """A version's score has come in."""
+    """A version has been evaluated."""
 
     version: int
     accuracy: float
@@ -248,13 +243,13 @@ class ReportScore(NamedTuple):
 
 
 class ShowStatus(NamedTuple):
-    """Let people see this."""
+    """Show the status in the live view."""
 
     status: RunStatus
 
 
 class Finish(NamedTuple):
-    """All is said; end this process."""
+    """The protocol has ended; end this process."""
 
     status: str  # "finished" | "interrupted" | "failed" | "refused"
     reason: str
@@ -264,21 +259,21 @@ class Finish(NamedTuple):
 
 
 class NotifyAdmitted(NamedTuple):
-    """The server has let this process in, for the first time or again."""
+    """The server has welcomed this process, for the first time or again."""
 
     run: str
     incarnation: int
 
 
 class Deliver(NamedTuple):
-    """A version has come that is newer than all before."""
+    """A version has arrived that is newer than all before."""
 
     header: ModelHeader
     payload: Buffer
 
 
 class StopWork(NamedTuple):
-    """The run is over, or this process shall end: stop training."""
+    """The run is over, or this process is to end: stop training."""
 
     reason: str
 
@@ -304,7 +299,7 @@ Effect = (
 
 
 class EffectQueue:
-    """Where the parts of a protocol put their effects, and what time it is for them."""
+    """Collects the effects of a protocol's parts, which share its time."""
 
     def __init__(self, now: float) -> None:
         self.now = now
@@ -314,16 +309,16 @@ class EffectQueue:
         self._effects.extend(effects)
 
     def take(self) -> list[Effect]:
-        """All effects since the last time, in order."""
+        """Removes and returns all effects, in order."""
         effects, self._effects = self._effects, []
         return effects
 
 
-ALL = b"all"  # the topic every peer hears
+ALL = b"all"  # the topic of all peers
 
 
 @functools.lru_cache(maxsize=4096)
 def topic_of(session: str) -> bytes:
-    """The topic that this session's process alone subscribes to. Others can, and see
-    it: the session's name cannot be found from it."""
+    """The topic of one session. A hash, as subscriptions are visible to others, and the
+    name of a session authenticates its process where there are no keys."""
     return b"one/" + hashlib.sha256(session.encode()).hexdigest()[:32].encode()

@@ -1,6 +1,6 @@
 """The messages between a server and its peers.
 
-A message is a header (`wire_format`); models and updates have a payload (`payloads`).
+A message is a header, and for models and updates a payload: see `wire_format`.
 """
 
 from typing import NamedTuple
@@ -14,34 +14,34 @@ PROTOCOL = 6
 
 
 class Hello(NamedTuple):
-    """Peer to server: let me in. Repeated until it is answered.
+    """Peer to server: a request to register, repeated until it is answered.
 
-    Whoever knows the name of a session can speak in it where there are no keys, so it
-    is never published: see `protocol.topic_of`.
+    Without keys the name of the session authenticates its process, so it is never
+    published: see `events.topic_of`.
     """
 
     protocol: int
     role: str  # "worker" | "evaluator"
     worker: int  # -1 for an evaluator
-    session: str  # drawn by the process at its start
-    first: int  # `Welcome.first` of this process; -1 = it has not been welcomed
-    token: str  # of the run, where there are no keys; or ""
+    session: str  # random, of this process
+    first: int  # `Welcome.first` of this process; -1 = not welcomed yet
+    token: str  # of the run, without keys; or ""
     fingerprint: str  # of the model's template
     coding: str  # of updates and versions, in words
     num_examples: int
     quality: float
     data: str  # digest of a worker's shard, or of the evaluator's test set
-    terms: tuple[str, ...]  # all else that the numbers depend on, "key=value" each
+    terms: tuple[str, ...]  # settings that determine the numbers, "key=value" each
 
     @property
     def actor(self) -> str:
-        """Who says so: "worker-3", "evaluator"."""
+        """Its name in the trace: "worker-3", "evaluator"."""
         return f"worker-{self.worker}" if self.role == "worker" else self.role
 
 
 class Registered(NamedTuple):
-    """Server to peer: you are in; the run begins when so many more have come. Ports as
-    in `Welcome`, to be tried meanwhile; `hears` as in `HeartbeatAck`."""
+    """Server to peer: registered; the run begins when `missing` more workers have.
+    Ports as in `Welcome`, to be tried meanwhile; `hears` as in `HeartbeatAck`."""
 
     incarnation: int
     missing: int
@@ -51,30 +51,30 @@ class Registered(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """Server to peer: begin. Ports are those of the server's host."""
+    """Server to peer: the run has begun. Ports are those of the server's host."""
 
     run: str
     incarnation: int
-    version: int  # newest announced
-    first: int  # a worker's updates are numbered from here on, also over its lives
+    version: int  # newest published
+    first: int  # number of this worker process's first update
     model_port: int
     update_port: int
     heartbeat_interval_s: float
-    server_timeout_s: float  # a peer that hears nothing for that long gives up
+    server_timeout_s: float  # of silence, before a peer gives up
 
 
 class Refused(NamedTuple):
-    """Server to peer: no, because; `retry` says whether asking again may help."""
+    """Server to peer: not registered; `retry`: whether this may change."""
 
     reason: str
     retry: bool
 
 
 class Heartbeat(NamedTuple):
-    """Peer to server, every `heartbeat_interval_s`: alive, and this far. All its
-    updates with numbers below `settled_below` have their verdicts; `unsettled` names
-    some that were sent a while ago and have none. `hears` and `is_heard` say whether
-    its connections for models and for updates have come about."""
+    """Peer to server, every `heartbeat_interval_s`. The outcomes of its updates below
+    `settled_below` are acknowledged; `unsettled` asks about some that were sent a while
+    ago. `hears` and `is_heard`: whether its subscription and the server's have arrived,
+    on MODEL and UPDATE."""
 
     session: str
     incarnation: int
@@ -94,8 +94,8 @@ class Heartbeat(NamedTuple):
 
 
 class HeartbeatAck(NamedTuple):
-    """Server to peer, in answer to a beat: the newest version there is, and whether
-    the peer's subscription to it has arrived."""
+    """Server to peer, in answer to a heartbeat: the newest version published, and
+    whether the peer's subscription has arrived."""
 
     incarnation: int
     version: int
@@ -103,13 +103,13 @@ class HeartbeatAck(NamedTuple):
 
 
 class UnknownSession(NamedTuple):
-    """Server to peer: I do not know that session; say hello again."""
+    """Server to peer: this session is not registered."""
 
     incarnation: int
 
 
 class FetchModel(NamedTuple):
-    """Peer to server: send me the newest version, I have only this one."""
+    """Peer to server: a request for the newest version, if newer than this one."""
 
     session: str
     version: int
@@ -123,7 +123,7 @@ class Goodbye(NamedTuple):
 
 
 class StopRun(NamedTuple):
-    """Server to peer: the run is over, unless a newer server goes on with it."""
+    """Server to peer: the run is over, unless a newer server resumes it."""
 
     incarnation: int
     reason: str
@@ -133,21 +133,21 @@ class StopRun(NamedTuple):
 
 
 class UpdateReceived(NamedTuple):
-    """Server to worker: this update is in my memory; the verdict will follow."""
+    """Server to worker: this update has been received; its outcome will follow."""
 
     session: str
     seq: int
 
 
 class Resend(NamedTuple):
-    """Server to worker: I do not have this update."""
+    """Server to worker: this update has not been received."""
 
     session: str
     seq: int
 
 
 class Backoff(NamedTuple):
-    """Server to worker: this update has not been taken in; push nothing for so long."""
+    """Server to worker: this update is not admitted; push nothing for `retry_s`."""
 
     session: str
     seq: int
@@ -155,19 +155,19 @@ class Backoff(NamedTuple):
 
 
 class UpdateOutcome(NamedTuple):
-    """Server to worker: the last word on an update, true within its incarnation, and
-    for ever if it is "committed"."""
+    """Server to worker: the outcome of an update, final within the incarnation, and
+    forever if it is "committed"."""
 
     incarnation: int
     session: str
     seq: int
     verdict: str  # "committed" | "superseded" | "rejected"
-    version: int  # that holds it, or -1
+    version: int  # that contains it, or -1
     reason: str
 
 
 class EvalResult(NamedTuple):
-    """Evaluator to server: how good a version is."""
+    """Evaluator to server: the score of a version."""
 
     session: str
     version: int
@@ -177,7 +177,7 @@ class EvalResult(NamedTuple):
 
 
 class EvalAck(NamedTuple):
-    """Server to evaluator: noted."""
+    """Server to evaluator: the score of this version has been received."""
 
     version: int
 
@@ -186,7 +186,7 @@ class EvalAck(NamedTuple):
 
 
 class ModelHeader(NamedTuple):
-    """What stands before a global model."""
+    """The header of a version."""
 
     run: str
     incarnation: int
@@ -201,7 +201,7 @@ class ModelHeader(NamedTuple):
 
 
 class UpdateHeader(NamedTuple):
-    """What stands before a worker's model."""
+    """The header of an update."""
 
     run: str
     incarnation: int
@@ -212,7 +212,7 @@ class UpdateHeader(NamedTuple):
     fingerprint: str
     num_bytes: int
     digest: str
-    base: str = ""  # digest of the version that this is a change of, if it is one
+    base: str = ""  # of a delta: the digest of its base version
 
 
 Message = (

@@ -1,7 +1,8 @@
-"""Messages as bytes: msgpack of at most 4 KiB, checked field by field.
+"""Messages as bytes: headers of at most 4 KiB as msgpack, payloads raw or as zstd.
 
 Nothing is ever unpickled. Whatever is wrong with a message is a `WireError` with a
-reason, and nothing else is raised.
+reason, and nothing else is raised. Sizes are compared with the template of the model
+before anything is allocated.
 """
 
 import math
@@ -10,15 +11,24 @@ from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 
 import msgpack
+import zstandard
 
 from asyn2f.errors import WireError
-from asyn2f.protocol.messages import PROTOCOL, Hello, Message
+from asyn2f.protocol.messages import (
+    PROTOCOL,
+    Hello,
+    Message,
+    ModelHeader,
+    UpdateHeader,
+)
+from asyn2f.serialization import Template, digest
 from asyn2f.types import Buffer, Float, Int, UpdateInfo
 
 MAX_HEADER_BYTES = 4096
 _MAX_TEXT = 512  # bytes
 _MAX_LIST = 128
 _INT_LIMIT = 2**62
+_LEAST_WINDOW = 1 << 20  # bytes that zstd requires for any frame
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 _KINDS: dict[str, Callable[..., Message]] = {
@@ -28,13 +38,13 @@ _HINTS = {name: get_type_hints(kind) for name, kind in _KINDS.items()}
 _KIND_OF_NUMBER: dict[Any, type] = {Int: int, Float: float}
 _INFO = {n: _KIND_OF_NUMBER[x] for n, x in get_type_hints(UpdateInfo).items()}
 _NAMES = {"run", "session"}  # become parts of topics and file names
-# A model in training may diverge, and its worker must be able to say so.
+# Training may diverge, and be reported as such.
 _MAY_BE_NAN = {"Heartbeat", "UpdateHeader", "EvalResult"}
 
 
 def encode(message: Message) -> bytes:
-    """The message as msgpack: its kind and its fields in order. A text is cut where it
-    is long; what cannot be printed in it becomes a space."""
+    """The message as msgpack: its kind and its fields in order. Long texts are cut, and
+    unprintable characters become spaces."""
     return bytes(msgpack.packb([type(message).__name__, *map(_sent, message)]))
 
 
@@ -54,11 +64,9 @@ def _sent(field: Any) -> Any:
 
 def decode(data: Buffer) -> Message:
     """The message that `encode` made; every field has its declared type. Floats are
-    finite, but for those of beats, updates and scores: their users look at them. Texts
-    are printable, one line each: they are shown in terminals, logs and reports.
-
-    Raises:
-      WireError: anything else.
+    finite, except in heartbeats, updates and scores, which are validated where they are
+    used. Texts are printable, one line each: they are shown in terminals, logs and
+    reports. Raises WireError for anything else.
     """
     if len(data) > MAX_HEADER_BYTES:
         raise WireError(f"header of {len(data)} bytes, allowed {MAX_HEADER_BYTES}")
@@ -79,11 +87,11 @@ def decode(data: Buffer) -> Message:
         raise WireError("header is not a list that begins with its kind")
     kind = _KINDS.get(parts[0])
     if kind is None:
-        # Without its name: reasons are counted, and names there are without end.
+        # Without its name, as reasons are counted.
         raise WireError("unknown kind of message")
     hints = _HINTS[parts[0]]
     if kind is Hello and _is_of_another_protocol(parts):
-        return _STRANGER._replace(protocol=parts[1])
+        return _OTHER_PROTOCOL._replace(protocol=parts[1])
     if len(parts) - 1 != len(hints):
         raise WireError(f"{parts[0]} with {len(parts) - 1} fields, has {len(hints)}")
     fields = [*parts[1:]]
@@ -97,16 +105,16 @@ def decode(data: Buffer) -> Message:
 
 
 def _is_of_another_protocol(parts: tuple[Any, ...]) -> bool:
-    """Whether only the number of a `Hello`'s protocol can be understood."""
-    said = parts[1] if len(parts) > 1 else None
-    return type(said) is int and said != PROTOCOL and 0 <= said < _INT_LIMIT
+    """Whether only the protocol number of a `Hello` can be understood."""
+    number = parts[1] if len(parts) > 1 else None
+    return type(number) is int and number != PROTOCOL and 0 <= number < _INT_LIMIT
 
 
-_STRANGER = Hello(0, "", -1, "-", -1, "", "", "", 0, 0.0, "", ())
+_OTHER_PROTOCOL = Hello(0, "", -1, "-", -1, "", "", "", 0, 0.0, "", ())
 
 
 def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
-    """What is wrong with a field, or nothing."""
+    """What is wrong with a field, or ""."""
     if hint is float:
         if not isinstance(value, float):
             return "is not a float"
@@ -136,5 +144,58 @@ def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
     else:
         (kind, _) = get_args(hint)
         problems = (_problem("", kind, item, finite) for item in value)
-        return next((f"an item {said}" for said in problems if said), "")
+        return next((f"an item {problem}" for problem in problems if problem), "")
     return ""
+
+
+# ------------------------------------------------------------- payloads
+
+
+def compress(payload: Buffer) -> Buffer:
+    """The payload as a zstd frame, level 1, if that is shorter; else as it is. Its
+    header describes the uncompressed payload."""
+    frame = zstandard.ZstdCompressor(level=1).compress(payload)
+    return frame if len(frame) < memoryview(payload).nbytes else payload
+
+
+def decompress(
+    header: ModelHeader | UpdateHeader, payload: Buffer, template: Template
+) -> Buffer:
+    """The uncompressed payload of a header, which fits the template; a shorter one is a
+    zstd frame, which has to declare the size of its content.
+
+    Raises:
+      WireError: another size or tree, or damaged bytes.
+    """
+    size = memoryview(payload).nbytes
+    if header.fingerprint != template.fingerprint:
+        raise WireError("the model has other arrays than ours: different configs?")
+    if header.num_bytes != template.num_bytes or size > template.num_bytes:
+        raise WireError(
+            f"payload of {size} bytes, {header.num_bytes} by its header, "
+            f"the model has {template.num_bytes}"
+        )
+    if size < template.num_bytes:
+        payload = _decompress(payload, template.num_bytes)
+    if digest(payload) != header.digest:
+        raise WireError("payload is damaged: its digest differs")
+    return payload
+
+
+def _decompress(frame: Buffer, size: int) -> bytes:
+    """The content of a zstd frame, if it is of that size. Raises WireError."""
+    found = f"payload of {memoryview(frame).nbytes} bytes, the model has {size}"
+    try:
+        if zstandard.frame_content_size(frame) != size:
+            raise WireError(f"{found}, and it is not a zstd frame of them")
+        decompressor = zstandard.ZstdDecompressor(
+            max_window_size=max(size, _LEAST_WINDOW)
+        )
+        content = decompressor.decompress(
+            frame, max_output_size=size, allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise WireError(f"{found}, and its zstd frame is damaged: {error}") from None
+    if len(content) != size:
+        raise WireError(f"{found}, and its zstd frame holds {len(content)}")
+    return content

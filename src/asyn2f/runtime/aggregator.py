@@ -14,7 +14,7 @@ from asyn2f.errors import StoreError, WireError
 from asyn2f.kernels import codecs, guards
 from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
-from asyn2f.protocol import messages, payloads
+from asyn2f.protocol import messages, wire_format
 from asyn2f.store.base import ModelStore
 from asyn2f.store.integrity import Record
 from asyn2f.strategies.base import push_params
@@ -98,7 +98,7 @@ class Aggregator:
         ""."""
         template = self.experiment.update_template
         try:
-            payload = payloads.unpacked(header, payload, template)
+            payload = wire_format.decompress(header, payload, template)
             coded = serialization.decode_params(template, payload)
             params = self._decode(header, coded)
         except WireError as error:
@@ -175,7 +175,7 @@ class Aggregator:
             digest=digest,
         )
         return p.VersionAggregated(
-            header, payloads.packed(payload) if self._zstd else payload
+            header, wire_format.compress(payload) if self._zstd else payload
         )
 
     def record(self, aggregated: dict[str, Any]) -> Record:

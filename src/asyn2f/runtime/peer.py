@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from asyn2f import errors, serialization
 from asyn2f.kernels import codecs
 from asyn2f.protocol import events as p
-from asyn2f.protocol import messages, payloads
+from asyn2f.protocol import messages, wire_format
 from asyn2f.protocol.messages import ModelHeader
 from asyn2f.protocol.peer import PeerProtocol
 from asyn2f.protocol.settings import RuntimeSettings
@@ -191,7 +191,7 @@ def decode_model(experiment: Experiment, letter: ReceivedModel) -> GlobalModel:
     """
     header, payload = letter
     publication = experiment.publication
-    payload = payloads.unpacked(header, payload, publication.template)
+    payload = wire_format.decompress(header, payload, publication.template)
     coded = serialization.decode_params(publication.template, payload)
     problem = codecs.problem_of(coded, experiment.template.sizes)
     if problem:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from asyn2f import errors, programs, serialization, trace
 from asyn2f.programs import Seen
 from asyn2f.protocol import events as p
-from asyn2f.protocol import messages, payloads
+from asyn2f.protocol import messages, wire_format
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import (
@@ -252,7 +252,9 @@ class Worker:
                 fingerprint=self._experiment.update_template.fingerprint,
                 num_bytes=len(payload),
                 digest=serialization.digest(payload),
-                payload=payloads.packed(payload) if self._settings.zstd else payload,
+                payload=wire_format.compress(payload)
+                if self._settings.zstd
+                else payload,
                 time_s=time.monotonic(),
                 base=self._base_digest if needs_base else "",
             )
