@@ -54,7 +54,7 @@ ONLY_IN = {
 }
 # What does no I/O knows no clock, thread, socket or file.
 PURE = [
-    *("types.py", "timing.py", "programs.py"),
+    *("types.py", "timing.py", "programs/*"),
     *("kernels/*", "strategies/*", "protocol/*"),
     *("training/trainer.py", "training/batches.py", "training/computation.py"),
     *("training/experiment.py", "trace/events.py", "trace/ordering.py"),

@@ -122,7 +122,7 @@ def _who_ignored(patch: Patch) -> None:
 
 
 def _no_deadline(patch: Patch) -> None:
-    patch.setattr(programs, "_deadline", lambda *_: None)
+    patch.setattr(programs.server, "_deadline", lambda *_: None)
 
 
 _OF_A_SERVER = (
