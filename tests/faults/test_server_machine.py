@@ -19,6 +19,7 @@ from asyn2f.protocol.channels import (
     UPDATES,
     Channel,
     Subscribed,
+    topic_of,
 )
 from asyn2f.protocol.server import ServerProtocol
 from asyn2f.protocol.settings import RuntimeSettings
@@ -142,7 +143,7 @@ class ServerMachine(RuleBasedStateMachine):
         session = self.session(worker)
         first = self.firsts.get(session, -1)
         self.say(worker, hello_of(worker, session, first=first))
-        self.tell(Subscribed(p.topic_of(session)))
+        self.tell(Subscribed(topic_of(session)))
 
     @precondition(lambda self: max(self.store) > sum(self.lives))
     @rule(worker=workers)

@@ -7,9 +7,11 @@ from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages as wire
 from asyn2f.protocol.channels import (
+    ALL,
     UPDATES,
     Channel,
     Subscribed,
+    topic_of,
 )
 from asyn2f.protocol.peer import PeerProtocol
 from asyn2f.protocol.server import ServerProtocol
@@ -93,7 +95,7 @@ class Desk:
         for session in sessions:
             worker = -1 if session == "e" else int(session[0])
             effects += self.hear(session, hello_of(worker, session))
-            effects += self.on(Subscribed(p.topic_of(session)))
+            effects += self.on(Subscribed(topic_of(session)))
         return effects
 
     def beat(self, session, *unsettled):
@@ -174,7 +176,7 @@ class Seat:
 
     def receive(self, version, incarnation=1):
         header, payload = made(version, incarnation=incarnation)
-        return self.on(p.FromWire(Channel.MODEL, p.ALL, header, payload))
+        return self.on(p.FromWire(Channel.MODEL, ALL, header, payload))
 
     def judge(self, seq, verdict, incarnation=1):
         version = 1 if verdict == "committed" else -1

@@ -8,6 +8,7 @@ import pytest
 from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages as wire
+from asyn2f.protocol.channels import topic_of
 from asyn2f.protocol.ledger import Ledger
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.timing import Stop
@@ -319,9 +320,9 @@ def test_a_sessions_name_is_in_no_topic():
     effects = desk.join("0") + desk.hear("0", wire.FetchModel("0", -1))
     topics = [*connect.topics, *(sent.topic for sent in those(effects, p.Broadcast))]
     assert len(topics) > 3
-    assert p.topic_of("0") in topics
+    assert topic_of("0") in topics
     assert not any(hello_of(0, "s3cret").session.encode() in x for x in topics)
-    assert b"s3cret" not in p.topic_of("s3cret")
+    assert b"s3cret" not in topic_of("s3cret")
 
 
 def test_there_is_one_evaluator_at_a_time():

@@ -8,6 +8,7 @@ from asyn2f.protocol.channels import (
     CONNECT_S,
     UPDATES,
     Subscribed,
+    topic_of,
 )
 from tests.support.chaos import ChaosProxy
 from tests.support.messages import RUNTIME, hello_of
@@ -154,7 +155,7 @@ def test_a_pulse_says_whether_a_subscription_has_come():
     desk.join("1")
     desk.hear("0", hello_of(0, "0"))
     assert [m.hears for m in messages(desk.beat("0"), wire.HeartbeatAck)] == [False]
-    desk.on(Subscribed(p.topic_of("0")))
+    desk.on(Subscribed(topic_of("0")))
     assert [m.hears for m in messages(desk.beat("0"), wire.HeartbeatAck)] == [True]
 
 

@@ -10,9 +10,11 @@ from asyn2f.protocol import events as p
 from asyn2f.protocol import messages as wire
 from asyn2f.protocol import wire_format
 from asyn2f.protocol.channels import (
+    ALL,
     UPDATES,
     Channel,
     Subscribed,
+    topic_of,
 )
 from asyn2f.timing import Stop
 from tests.support.messages import RUNTIME, header_of, hello_of, made
@@ -112,17 +114,17 @@ def test_who_subscribes_gets_the_newest_version_for_itself():
     desk.make(1)
     desk.save(1)
     (sent,) = those(desk.join("1"), p.Broadcast)
-    assert (sent.topic, sent.message.version) == (p.topic_of("1"), 1)
+    assert (sent.topic, sent.message.version) == (topic_of("1"), 1)
 
 
 def test_the_same_subscription_again_gets_the_newest_version_again():
     desk = Desk()
     desk.join("0")
-    assert those(desk.on(Subscribed(p.topic_of("0"))), p.Broadcast)
+    assert those(desk.on(Subscribed(topic_of("0"))), p.Broadcast)
 
 
 def test_a_subscription_of_a_stranger_gets_nothing():
-    assert not those(Desk().on(Subscribed(p.topic_of("0"))), p.Broadcast)
+    assert not those(Desk().on(Subscribed(topic_of("0"))), p.Broadcast)
 
 
 # ---------------------------------------------------------------- presence
@@ -256,7 +258,7 @@ def test_get_is_answered_with_the_newest_version():
     desk = Desk()
     desk.join("0")
     (sent,) = those(desk.hear("0", wire.FetchModel("0", -1)), p.Broadcast)
-    assert (sent.topic, sent.message.version) == (p.topic_of("0"), 0)
+    assert (sent.topic, sent.message.version) == (topic_of("0"), 0)
 
 
 def test_get_of_one_that_has_the_newest_is_not_answered():
@@ -296,7 +298,7 @@ def test_a_peer_takes_no_version_of_another_incarnation_or_run():
     seat.enter(WELCOME._replace(incarnation=2))
     assert not those(seat.receive(5, incarnation=1), p.Deliver)
     header, payload = made(5, incarnation=2)
-    other = p.FromWire(Channel.MODEL, p.ALL, header._replace(run="run-2"), payload)
+    other = p.FromWire(Channel.MODEL, ALL, header._replace(run="run-2"), payload)
     assert not those(seat.on(other), p.Deliver)
 
 
@@ -1103,7 +1105,7 @@ def test_a_peer_connects_anew_to_the_next_incarnation_and_sends_all_again():
     seat.hear(wire.HeartbeatAck(2, 0, True))
     welcome = WELCOME._replace(incarnation=2, model_port=3, update_port=4)
     effects = seat.hear(welcome)
-    assert those(effects, p.Connect) == [p.Connect([b"all", p.topic_of("0")], 3, 4)]
+    assert those(effects, p.Connect) == [p.Connect([b"all", topic_of("0")], 3, 4)]
     assert pushed(effects) == []
     effects = seat.on(Subscribed(UPDATES))
     assert pushed(effects) == [0, 2]

@@ -7,11 +7,14 @@ exceeds the high-water mark, is dropped.
 """
 
 import enum
+import functools
+import hashlib
 from typing import NamedTuple
 
 from asyn2f.types import Buffer
 
-UPDATES = b"update"  # the topic that workers publish under
+UPDATES = b"update"  # the topic of workers
+ALL = b"all"  # the topic of all peers
 CONNECT_S = 5.0  # a channel that takes longer to connect is reported
 
 
@@ -67,3 +70,10 @@ def closed_ports(
     if role == "worker" and not is_heard:
         found.append(f"port {update_port} (updates)")
     return " and ".join(found)
+
+
+@functools.lru_cache(maxsize=4096)
+def topic_of(session: str) -> bytes:
+    """The topic of one session. A hash, as subscriptions are visible to others, and the
+    name of a session authenticates its process where there are no keys."""
+    return b"one/" + hashlib.sha256(session.encode()).hexdigest()[:32].encode()

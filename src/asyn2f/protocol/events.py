@@ -5,8 +5,6 @@ sockets and disks, or a simulation of them, carry the effects out. `now` is mono
 nothing depends on wall time.
 """
 
-import functools
-import hashlib
 from typing import Any, NamedTuple
 
 from asyn2f import trace
@@ -127,22 +125,10 @@ class WorkerProgress(NamedTuple):
     merged_s: float  # monotonic time of the last merge, or -1
 
 
-Event = (
-    FromWire
-    | Subscribed
-    | Tick
-    | StopRequested
-    | UpdateValidated
-    | VersionAggregated
-    | AggregationFailed
-    | VersionSaved
-    | SaveFailed
-    | Replaced
-    | UpdateReady
-    | SendFailed
-    | VersionEvaluated
-    | WorkerProgress
-)
+_AtServer = UpdateValidated | VersionAggregated | AggregationFailed
+_FromStore = VersionSaved | SaveFailed | Replaced
+_AtPeer = UpdateReady | SendFailed | VersionEvaluated | WorkerProgress
+Event = FromWire | Subscribed | Tick | StopRequested | _AtServer | _FromStore | _AtPeer
 
 # ------------------------------------------------------------- effects
 
@@ -278,24 +264,11 @@ class StopWork(NamedTuple):
     reason: str
 
 
-Effect = (
-    Send
-    | Broadcast
-    | Connect
-    | RecordEvent
-    | Warn
-    | ValidateUpdate
-    | DropUpdate
-    | AggregateVersion
-    | SaveVersion
-    | ReportVersion
-    | ReportScore
-    | ShowStatus
-    | Finish
-    | NotifyAdmitted
-    | Deliver
-    | StopWork
-)
+_Anywhere = Send | Broadcast | RecordEvent | Warn | Finish
+_OfServer = ValidateUpdate | DropUpdate | AggregateVersion | SaveVersion
+_OfRun = ReportVersion | ReportScore | ShowStatus
+_OfPeer = Connect | NotifyAdmitted | Deliver | StopWork
+Effect = _Anywhere | _OfServer | _OfRun | _OfPeer
 
 
 class EffectQueue:
@@ -312,13 +285,3 @@ class EffectQueue:
         """Removes and returns all effects, in order."""
         effects, self._effects = self._effects, []
         return effects
-
-
-ALL = b"all"  # the topic of all peers
-
-
-@functools.lru_cache(maxsize=4096)
-def topic_of(session: str) -> bytes:
-    """The topic of one session. A hash, as subscriptions are visible to others, and the
-    name of a session authenticates its process where there are no keys."""
-    return b"one/" + hashlib.sha256(session.encode()).hexdigest()[:32].encode()

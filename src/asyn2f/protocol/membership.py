@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from asyn2f import programs, trace
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
+from asyn2f.protocol.channels import ALL, topic_of
 from asyn2f.protocol.ledger import Ledger
 from asyn2f.protocol.limits import WarningLimit
 from asyn2f.protocol.sessions import Registration, Session, SessionRegistry
@@ -79,13 +80,13 @@ class Membership:
         it."""
         live = self._sessions.live_workers()
         receivers = sum(session.hears_models for session in live)
-        self._broadcast(p.ALL, receivers)
+        self._broadcast(ALL, receivers)
         return receivers
 
     def on_subscribed(self, topic: bytes) -> None:
         """Sends a new subscriber the newest version."""
         for session in self._sessions:
-            if p.topic_of(session.name) == topic:
+            if topic_of(session.name) == topic:
                 session.hears_models = True
                 if session.welcomed:
                     self._broadcast(topic, receivers=int(session.is_worker))
@@ -128,7 +129,7 @@ class Membership:
                 self._on_heartbeat(session, peer, message)
             case messages.FetchModel(_, version):
                 if session.welcomed and version < self._version:
-                    topic = p.topic_of(session.name)
+                    topic = topic_of(session.name)
                     self._broadcast(topic, receivers=int(session.is_worker))
             case messages.EvalResult(_, version):
                 self._send(peer, messages.EvalAck(version))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from asyn2f.protocol import events as p
+from asyn2f.protocol import messages
 
 _WINDOW = 4  # updates in flight; one more withdraws the oldest without a receipt
 _ASKED = 16  # updates that one heartbeat asks about
@@ -112,3 +113,24 @@ class Outbox:
             overdue = (overdue[place:] + overdue[:place])[:_ASKED]
             self._asked = overdue[-1]
         return tuple(overdue)
+
+
+def header_of(
+    update: p.UpdateReady,
+    seq: int,
+    hello: messages.Hello,
+    welcome: messages.Welcome,
+) -> messages.UpdateHeader:
+    """The header of an update for the server that is followed."""
+    return messages.UpdateHeader(
+        run=welcome.run,
+        incarnation=welcome.incarnation,
+        worker=hello.worker,
+        session=hello.session,
+        seq=seq,
+        info=update.info,
+        fingerprint=update.fingerprint,
+        num_bytes=update.num_bytes,
+        digest=update.digest,
+        base=update.base,
+    )

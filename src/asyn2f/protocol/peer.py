@@ -15,7 +15,7 @@ from asyn2f import trace
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
 from asyn2f.protocol.channels import UPDATES, Channel, Subscribed
-from asyn2f.protocol.outbox import Outbox
+from asyn2f.protocol.outbox import Outbox, header_of
 from asyn2f.protocol.server_link import MOST_VERSIONS, ServerLink
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.types import Buffer
@@ -45,14 +45,11 @@ class PeerProtocol:
         self._effects = p.EffectQueue(now)
         self._do = self._effects.do
         self._link = ServerLink(hello, settings, token, self._effects)
-        # models
         self._newest = self._newest_from = -1  # version, and its server's incarnation
         self._missed = -1  # a version heard of that has not arrived
-        # updates and scores
         self._outbox = Outbox()
         self._scores: dict[int, messages.EvalResult] = {}
         self._hold_until_s = -math.inf  # backoff
-        # heartbeats
         self._beat_at_s = now
         self._progress = _IDLE
         self._finished = False
@@ -71,10 +68,8 @@ class PeerProtocol:
         if self._finished:
             return []
         match event:
-            case p.FromWire(
-                Channel.MODEL, _, messages.ModelHeader() as header, payload
-            ):
-                self._on_model(header, payload)
+            case p.FromWire(Channel.MODEL, _, messages.ModelHeader() as header):
+                self._on_model(header, event.payload)
             case p.FromWire(Channel.CONTROL, _, message):
                 self._link.heard_s = now
                 self._on_control(message)
@@ -105,8 +100,6 @@ class PeerProtocol:
 
     def _send(self, message: messages.Message) -> None:
         self._do(p.Send(b"", message))
-
-    # ------------------------------------------------------------- registration
 
     def _on_tick(self) -> None:
         link, now, settings = self._link, self._now, self._settings
@@ -160,8 +153,6 @@ class PeerProtocol:
         progress = self._progress
         waits = progress.state == "waiting" and progress.base_version == self._newest
         return waits and not self._outbox.entries
-
-    # ------------------------------------------------------------- messages
 
     def _on_control(self, message: messages.Message) -> None:
         session, link = self._session, self._link
@@ -247,8 +238,6 @@ class PeerProtocol:
                 self._do(p.RecordEvent(received))
             self._do(p.Deliver(header, payload))
 
-    # ------------------------------------------------------------- updates, heartbeats
-
     def _keep(self, update: p.UpdateReady) -> None:
         seq = self._outbox.add(update)
         key = self._link.hello.worker, self._session, seq
@@ -260,8 +249,8 @@ class PeerProtocol:
     def _withdraw(self, seq: int, reason: str) -> None:
         del self._outbox.entries[seq]
         key = self._link.hello.worker, self._session, seq
-        outcome = "withdrawn", -1, reason
-        self._do(p.RecordEvent(trace.UpdateSettled(self._now, *key, *outcome)))
+        settled = trace.UpdateSettled(self._now, *key, "withdrawn", -1, reason)
+        self._do(p.RecordEvent(settled))
 
     def _publish_outbox(self) -> None:
         link, welcome = self._link, self._link.welcome
@@ -269,18 +258,7 @@ class PeerProtocol:
             return
         for seq in self._outbox.take_unsent(self._now, welcome.heartbeat_interval_s):
             update = self._outbox.entries[seq].update
-            header = messages.UpdateHeader(
-                run=welcome.run,
-                incarnation=welcome.incarnation,
-                worker=link.hello.worker,
-                session=self._session,
-                seq=seq,
-                info=update.info,
-                fingerprint=update.fingerprint,
-                num_bytes=update.num_bytes,
-                digest=update.digest,
-                base=update.base,
-            )
+            header = header_of(update, seq, link.hello, welcome)
             self._do(p.Broadcast(UPDATES, header, update.payload))
 
     def _beat(self) -> None:

@@ -81,11 +81,6 @@ class ServerProtocol:
         until_s = self._pipeline.until_s
         return self._tick_s if until_s is None else min(self._tick_s, until_s)
 
-    @property
-    def unsaved(self) -> frozenset[int]:
-        """Versions given to the store, which has not answered."""
-        return frozenset(self._pipeline.saving)
-
     def on(self, event: p.Event, now: float) -> list[p.Effect]:
         """The effects of an event, in this order."""
         self._effects.now = now
@@ -125,8 +120,7 @@ class ServerProtocol:
                 if self._shutdown.gives_up(now):
                     self._pipeline.give_up(f"could not be saved: {reason}")
             case p.Replaced(reason):
-                # Without a word to peers, which follow the new server, or end when they
-                # have not heard of one for long enough.
+                # Peers follow the new server, or end after `server_timeout_s`.
                 self._do(p.ShowStatus(self.status()), p.Finish("failed", reason))
             case p.StopRequested(reason):
                 self._end("interrupted", reason)
@@ -137,24 +131,18 @@ class ServerProtocol:
         return self._effects.take()
 
     def saved_late(self, version: int) -> list[trace.Event]:
-        """The events of a version whose save has succeeded after `Finish`."""
+        """The events of a version, if its save has succeeded only after `Finish`."""
+        if version not in self._pipeline.saving:
+            return []
         effects = self.on(p.VersionSaved(version), self._now)
-        noted = [
-            effect.event for effect in effects if isinstance(effect, p.RecordEvent)
-        ]
-        return [x for x in noted if isinstance(x, trace.Saved | trace.UpdateSettled)]
+        events = [x.event for x in effects if isinstance(x, p.RecordEvent)]
+        return [x for x in events if isinstance(x, trace.Saved | trace.UpdateSettled)]
 
     def status(self) -> RunStatus:
         """The status of the run."""
-        return status_of(
-            self._settings,
-            self._counters,
-            self._ledger,
-            self._sessions,
-            self._newest.header.version,
-            self._shutdown.has_begun,
-            self._now,
-        )
+        parts = self._settings, self._counters, self._ledger, self._sessions
+        version, is_ending = self._newest.header.version, self._shutdown.has_begun
+        return status_of(*parts, version, is_ending, self._now)
 
     @property
     def _now(self) -> float:
@@ -163,8 +151,6 @@ class ServerProtocol:
     @property
     def _newest(self) -> p.VersionAggregated:
         return self._pipeline.newest
-
-    # ------------------------------------------------------------- versions
 
     def _feed(self, event: programs.ServerEvent) -> None:
         self._pipeline.feed(event)
@@ -201,18 +187,11 @@ class ServerProtocol:
         size, workers = self._settings.num_bytes, len(self._sessions.live_workers())
         self._do(
             p.RecordEvent(trace.Published(self._now, version, size, receivers)),
-            p.ReportVersion(version, *self._totals(), workers=workers),
+            p.ReportVersion(version, *self._counters.so_far(self._now), workers),
         )
         limit = self._settings.stop.max_versions
         if limit and version >= limit:
             self._end("finished", f"version {version} reached")
-
-    def _totals(self) -> tuple[float, int, int]:
-        """Seconds of the run, bytes up and down."""
-        counters = self._counters
-        return counters.elapsed_s(self._now), counters.bytes_up, counters.bytes_down
-
-    # ------------------------------------------------------------- peers
 
     def _on_update(self, event: p.FromWire) -> None:
         header, payload = event.message, event.payload
@@ -255,12 +234,11 @@ class ServerProtocol:
         is_best = self._counters.score(version, accuracy, loss)
         if is_best is None:
             return
-        self._do(p.ReportScore(version, accuracy, loss, f1, *self._totals(), is_best))
+        so_far = self._counters.so_far(self._now)
+        self._do(p.ReportScore(version, accuracy, loss, f1, *so_far, is_best))
         target = self._settings.stop.target_accuracy
         if target and accuracy >= target:
             self._end("finished", f"accuracy {accuracy:.4f} reached at {version}")
-
-    # ------------------------------------------------------------- time and the end
 
     def _on_tick(self) -> None:
         until_s = self._pipeline.until_s
@@ -275,9 +253,8 @@ class ServerProtocol:
         if warning := self._pipeline.on_tick(self._now):
             self._do(p.Warn(warning))
         self._advance()
-        is_old = self._now >= self._began_s + _RETURN_S
-        has_started = self._counters.has_started
-        if is_old and not has_started and self.status().progress >= 1.0:
+        waits = self._now < self._began_s + _RETURN_S or self._counters.has_started
+        if not waits and self.status().progress >= 1.0:
             self._end("finished", "it had come to its end before it was resumed")
         limit = self._settings.stop.max_time_s
         if limit and self._counters.elapsed_s(self._now) >= limit:

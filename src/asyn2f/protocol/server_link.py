@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
-from asyn2f.protocol.channels import CONNECT_S, closed_ports
+from asyn2f.protocol.channels import ALL, CONNECT_S, closed_ports, topic_of
 from asyn2f.protocol.settings import RuntimeSettings
 
 _HELLO_S = (0.1, 1.0)  # first and longest pause between two hellos
@@ -159,7 +159,7 @@ class ServerLink:
         self._linked = incarnation, model_port, update_port
         self.is_heard = self.hears = False  # until both subscriptions have arrived
         self._connected_s = self._effects.now
-        topics = [p.ALL, p.topic_of(self.hello.session)]
+        topics = [ALL, topic_of(self.hello.session)]
         self._effects.do(p.Connect(topics, model_port, update_port))
 
     def is_of_the_past(self, run: str, incarnation: int) -> bool:

@@ -151,6 +151,10 @@ class RunCounters:
             self.best_accuracy, self.best_version = accuracy, version
         return is_best
 
+    def so_far(self, now: float) -> tuple[float, int, int]:
+        """Seconds of the run, bytes up and bytes down."""
+        return self.elapsed_s(now), self.bytes_up, self.bytes_down
+
     def totals(self, now: float) -> dict[str, Any]:
         """What a resumed server begins with."""
         return {

@@ -77,10 +77,8 @@ class Server:
         self._saver.close(timeout_s=_STORE_PATIENCE_S)
         if self._saver.replaced:
             raise FencedError(self._saver.replaced)
-        newest = int(self._saver.newest.model.version)
-        if newest in self._machine.unsaved:  # saved after the I/O thread had finished
-            for event in self._machine.saved_late(newest):
-                self._journal.write(event)
+        for event in self._machine.saved_late(int(self._saver.newest.model.version)):
+            self._journal.write(event)
             self._status = self._machine.status()
         return self._summary(effect)
 
