@@ -131,21 +131,21 @@ def _echo(size: str, workers: int, number: int, address: str) -> None:
     hello = hello_of(experiment, ("seed=0",), "worker", number, num_examples, quality)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(trace.TraceWriter(Path(folder), f"worker-{number}"))
-        mailbox = ModelInbox()
+        inbox = ModelInbox()
         num_bytes = experiment.template.num_bytes
         transport = ZmqTransport.connect_to(address, num_bytes, 1, shared_memory=True)
-        link = PeerClient(hello, RuntimeSettings(), transport, journal, mailbox)
+        link = PeerClient(hello, RuntimeSettings(), transport, journal, inbox)
         link.start()
-        while mailbox.stopped is None:
-            mailbox.wait()
-            letter = mailbox.take()
-            if letter is None:
+        while inbox.stopped is None:
+            inbox.wait()
+            received = inbox.take()
+            if received is None:
                 continue
-            model = decode_model(experiment, letter)
+            model = decode_model(experiment, received)
             payload = serialization.encode_params(model.params)
             info = UpdateInfo(
-                base_version=letter.header.version,
-                start_version=letter.header.version,
+                base_version=received.header.version,
+                start_version=received.header.version,
                 step=1,
                 num_examples=float(num_examples),
                 loss=0.5,

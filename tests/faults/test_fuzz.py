@@ -18,7 +18,7 @@ from asyn2f.protocol.channels import (
 )
 from tests.support.fuzz import Fuzz, Target, decode, read_line
 
-NAMES = ("wire", "payload", "letter", "trace", "record", "server", "peer")
+NAMES = ("wire", "payload", "model", "trace", "record", "server", "peer")
 
 
 @pytest.fixture(scope="module")

@@ -434,7 +434,7 @@ def test_reasons_are_counted_under_few_names(office):
 def worker(tmp_path_factory):
     office = Office(tmp_path_factory.mktemp("worker"), small())
     worker = Worker(office.experiment, 0, SETTINGS, office._journal)
-    worker._mailbox.put(ReceivedModel(*office.server.aggregator.encoded()))
+    worker._inbox.put(ReceivedModel(*office.server.aggregator.encoded()))
     worker._look()
     assert worker._newest == 0
     yield worker
@@ -478,18 +478,17 @@ def letters(experiment):
         yield good._replace(digest=serialization.digest(bad)), bad
 
 
-def test_a_worker_refuses_a_hostile_server_and_keeps_its_model(worker, capsys):
+def test_a_worker_refuses_a_hostile_server_and_keeps_its_model(worker, caplog):
     held = worker._fresh
     count = 0
     for header, payload in letters(worker._experiment):
-        worker._mailbox.put(ReceivedModel(header, payload))
-        worker._look()
+        worker._inbox.put(ReceivedModel(header, payload))
+        worker._receive()
         assert worker._fresh is held, header
         assert worker._newest == 0
         count += 1
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == count > 30
-    assert all("left out a version" in line for line in said)
+    assert len(caplog.messages) == count > 30
+    assert all("dropped a version" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize(

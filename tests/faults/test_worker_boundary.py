@@ -12,7 +12,7 @@ from asyn2f.runtime.worker import Worker
 from tests.support.experiments import experiment_with
 
 
-def letter_of(experiment, version):
+def received_model(experiment, version):
     """A version, as it comes out of the network."""
     model = experiment.init_server().model
     payload = serialization.encode_params(experiment.publication.encode(model.params))
@@ -47,11 +47,11 @@ def test_a_version_that_comes_in_the_last_batch_is_merged_and_then_pushed():
     def advance(state, shard):
         done.append(len(done))
         if len(done) == 3:
-            worker._mailbox.put(letter_of(experiment, 1))
+            worker._inbox.put(received_model(experiment, 1))
         return trainer.advance(state, shard)
 
     worker._trainer = trainer._replace(advance=advance)
-    worker._mailbox.put(letter_of(experiment, 0))
+    worker._inbox.put(received_model(experiment, 0))
     program = programs.worker_program(experiment.strategy.timing, steps_per_epoch=3)
     commands = [next(program)]
     while not isinstance(commands[-1], Push):

@@ -159,7 +159,7 @@ class Fuzz:
         return [
             Target("wire", lambda draw: header(draw, self._captures), decode),
             Target("payload", self._draw_payload, self._feed_payload),
-            Target("letter", self._draw_letter, self._feed_letter),
+            Target("model", self._draw_model, self._feed_model),
             Target("trace", self._draw_line, read_line),
             Target("record", self._draw_record, begin_with),
             Target("server", self._draw_frames, self._feed_server),
@@ -200,13 +200,13 @@ class Fuzz:
             return
         serialization.nonfinite_leaf(params)
 
-    def _draw_letter(self, draw: random.Random) -> tuple[bytes, bytes]:
+    def _draw_model(self, draw: random.Random) -> tuple[bytes, bytes]:
         payload = self._payload
         if draw.random() < 0.3:
             payload = mutated(draw, payload)
         return header(draw, [self._model]), payload
 
-    def _feed_letter(self, drawn: tuple[bytes, bytes]) -> None:
+    def _feed_model(self, drawn: tuple[bytes, bytes]) -> None:
         try:
             message = wire_format.decode(drawn[0])
             if isinstance(message, messages.ModelHeader):

@@ -1,8 +1,10 @@
-"""The evaluator's process: every version on the test set, as it comes."""
+"""The evaluator's process: evaluates each version on the test set."""
 
+import logging
 import time
 
-from asyn2f import errors, trace
+from asyn2f import trace
+from asyn2f.errors import WireError
 from asyn2f.protocol import events as p
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
@@ -25,50 +27,50 @@ from asyn2f.transport.base import Transport
 
 
 class Evaluator:
-    """The paper's tester: evaluates what the server publishes, and reports it."""
+    """Evaluates published versions and reports their scores (the paper's tester)."""
 
-    depth = 16  # versions that may wait; a longer queue loses its oldest
+    depth = 16  # versions that may wait; newer ones replace the oldest
 
     def __init__(
         self, experiment: Experiment, settings: RuntimeSettings, journal: Journal
     ) -> None:
-        """Compiles the evaluation, so that it is ready to work when it joins."""
+        """Compiles the evaluation."""
         self._experiment = experiment
         self._settings = settings
         self._journal = journal
-        self._mailbox = ModelInbox(self.depth)
+        self._inbox = ModelInbox(self.depth)
         self._evaluate = make_evaluate(experiment.task)
         self._evaluate(zero_params(experiment))
 
     def stop(self, reason: str) -> None:
-        """Ends the evaluator after the version it is at; from any thread."""
-        self._mailbox.stop(reason)
+        """Ends the evaluator after the present version; from any thread."""
+        self._inbox.stop(reason)
 
     def run(
         self, transport: Transport, terms: tuple[str, ...], token: Token = no_token
     ) -> Ended:
-        """Joins, and evaluates until the run is over, or it is stopped or refused; its
-        arguments are those of `Worker.run`."""
+        """Joins, and evaluates until the run is over, or this process is stopped or
+        refused. Arguments as of `Worker.run`."""
         hello = hello_of(self._experiment, terms, "evaluator")
-        self._link = PeerClient(
-            hello, self._settings, transport, self._journal, self._mailbox, token
+        self._client = PeerClient(
+            hello, self._settings, transport, self._journal, self._inbox, token
         )
-        self._link.start()
-        while self._mailbox.stopped is None:
-            self._mailbox.wait()
-            letter = self._mailbox.take()
-            if letter is not None:
-                self._judge(letter)
-        return self._link.leave()
+        self._client.start()
+        while self._inbox.stopped is None:
+            self._inbox.wait()
+            received = self._inbox.take()
+            if received is not None:
+                self._evaluate_version(received)
+        return self._client.leave()
 
-    def _judge(self, letter: ReceivedModel) -> None:
-        version = letter.header.version
+    def _evaluate_version(self, received: ReceivedModel) -> None:
+        version = received.header.version
         try:
-            model = decode_model(self._experiment, letter)
-        except errors.WireError as error:
-            print(f"evaluator: left out a version: {error}", flush=True)
+            model = decode_model(self._experiment, received)
+        except WireError as error:
+            logging.warning("evaluator: dropped a version: %s", error)
             return
         score = self._evaluate(model.params)
         now = time.monotonic()
         self._journal.write(trace.Evaluated(now, version, score.accuracy, score.loss))
-        self._link.post(p.VersionEvaluated(version, *score))
+        self._client.post(p.VersionEvaluated(version, *score))

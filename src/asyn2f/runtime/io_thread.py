@@ -1,8 +1,7 @@
-"""The one thread of a process that owns its sockets and runs its protocol.
+"""The I/O thread of a process, which owns its sockets and runs its protocol.
 
-JAX, decoding and disks never run here: what takes time is an effect that another
-thread carries out, so the sockets are always attended to (a bound subscriber that is
-busy hears nobody).
+JAX, decoding and disks never run here: what takes time is an effect for another thread,
+so the sockets are always polled (a bound subscriber that does not poll loses messages).
 """
 
 import logging
@@ -16,18 +15,12 @@ from typing import Protocol
 from asyn2f import errors, failpoints, trace
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages, wire_format
-from asyn2f.protocol.channels import (
-    Frames,
-    Malformed,
-    Subscribed,
-)
-from asyn2f.transport.base import (
-    Transport,
-)
+from asyn2f.protocol.channels import Frames, Malformed, Subscribed
+from asyn2f.transport.base import Transport
 
 _LOG = logging.getLogger("asyn2f")
-_LINGER_S = 0.5  # for the last messages, a goodbye among them
-_MOST_REASONS = 256  # a stranger can make up as many as it likes
+_LINGER_S = 0.5  # for the last messages, such as a goodbye
+_MOST_REASONS = 256  # a peer can cause any number of them
 
 
 class ProtocolMachine(Protocol):
@@ -55,10 +48,10 @@ class Journal:
 
 
 class IoThread:
-    """Runs a protocol over a transport until it says `Finish`.
+    """Runs a protocol over a transport until its `Finish`.
 
-    `carry_out` is called, on this thread, with every effect that is not for the
-    sockets or the journal; it must only pass it on. It gets `Finish` in any case.
+    `carry_out` is called, on this thread, with every effect that is not for the sockets
+    or the journal; it must only pass it on. It receives `Finish` in any case.
     """
 
     def __init__(
@@ -74,14 +67,14 @@ class IoThread:
         self._carry_out = carry_out
         self._posted: SimpleQueue[p.Event] = SimpleQueue()
         self._finished = False
-        self.dropped: Counter[str] = Counter()  # messages nobody could read, by reason
+        self.dropped: Counter[str] = Counter()  # malformed messages, by reason
         self._thread = threading.Thread(target=self._run, name="io", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def post(self, event: p.Event) -> None:
-        """Tells the protocol something; from any thread, and from signal handlers."""
+        """Queues an event; from any thread, and from signal handlers."""
         self._posted.put(event)
         self._transport.wake()
 
@@ -165,7 +158,7 @@ def _log(noted: trace.Event) -> None:
 
 
 def _reach(message: messages.Message) -> None:
-    """The places of `crashes` that are known by what is sent there."""
+    """The failpoints of messages that are sent."""
     match message:
         case messages.UpdateReceived():
             failpoints.reach("received")

@@ -1,5 +1,6 @@
-"""What a worker's and an evaluator's process share: their link to the server."""
+"""What workers and evaluators share: their client of the server."""
 
+import logging
 import secrets
 import threading
 import time
@@ -24,12 +25,13 @@ from asyn2f.training.trainer import Training
 from asyn2f.transport.base import Transport
 from asyn2f.types import Buffer, GlobalModel, Params
 
-_MOST = 1e30  # of examples and of a loss; float32 ends at 3e38
+_LOG = logging.getLogger("asyn2f")
+_MAX_VALUE = 1e30  # of examples and of a loss; the limit of float32 is 3e38
 _ROUNDING = 1e-6  # of a learning rate in float32
 
 
 Token = Callable[[], str]
-"""The token of the run as far as it is known, or "": see `PeerProtocol`."""
+"""The token of the run, or "" if it is not known yet: see `PeerProtocol`."""
 
 
 def no_token() -> str:
@@ -44,62 +46,60 @@ class Ended(NamedTuple):
 
 
 class ReceivedModel(NamedTuple):
-    """A version as it came, not yet decoded."""
+    """A version as it arrived, not decoded."""
 
     header: ModelHeader
     payload: Buffer
 
 
 class ModelInbox:
-    """The newest versions received, and whether it is time to stop.
+    """The newest versions received, and whether to stop.
 
-    Holds at most `depth`; a newer one pushes out the oldest. A worker has depth 1:
-    newest wins.
+    Holds at most `depth` versions; a newer one replaces the oldest. A worker has depth
+    1: newest wins.
     """
 
     def __init__(self, depth: int = 1) -> None:
-        self._letters: deque[ReceivedModel] = deque(maxlen=depth)
+        self._models: deque[ReceivedModel] = deque(maxlen=depth)
         self._changed = threading.Condition()
         self._stop: str | None = None
         self.newest = -1  # newest version received; read without the lock, by design
-        self.skipped = 0  # versions pushed out before anybody took them
 
-    def put(self, letter: ReceivedModel) -> None:
+    def put(self, received: ReceivedModel) -> None:
         with self._changed:
-            self.skipped += len(self._letters) == self._letters.maxlen
-            self._letters.append(letter)
-            self.newest = letter.header.version
+            self._models.append(received)
+            self.newest = received.header.version
             self._changed.notify_all()
 
     def stop(self, reason: str) -> None:
-        """Tells whoever waits that it is over; the first reason stands."""
+        """Ends all waits; the first reason stands."""
         with self._changed:
             self._stop = self._stop or reason
             self._changed.notify_all()
 
     @property
     def stopped(self) -> str | None:
-        """Why it is over, or None while it is not."""
+        """The reason to stop, or None."""
         return self._stop
 
     def take(self) -> ReceivedModel | None:
-        """The oldest version here, if any."""
+        """Removes and returns the oldest version, if any."""
         with self._changed:
-            return self._letters.popleft() if self._letters else None
+            return self._models.popleft() if self._models else None
 
     def wait(self) -> None:
-        """Until a version is here, or it is over."""
+        """Waits for a version, or `stop`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._letters or self._stop is not None)
+            self._changed.wait_for(lambda: self._models or self._stop is not None)
 
     def wait_stopped(self, timeout_s: float) -> None:
-        """Until it is over, at most so long."""
+        """Waits for `stop`, for at most `timeout_s`."""
         with self._changed:
             self._changed.wait_for(lambda: self._stop is not None, timeout_s)
 
 
 class PeerClient:
-    """A peer's protocol at work: what comes in lands in the mailbox."""
+    """Runs a peer's protocol on an I/O thread; versions arrive in the inbox."""
 
     def __init__(
         self,
@@ -107,10 +107,10 @@ class PeerClient:
         settings: RuntimeSettings,
         transport: Transport,
         journal: Journal,
-        mailbox: ModelInbox,
+        inbox: ModelInbox,
         token: Token,
     ) -> None:
-        self.mailbox = mailbox
+        self.inbox = inbox
         self._ended: Ended | None = None
         machine = PeerProtocol(hello, settings, time.monotonic(), token)
         self._io = IoThread(machine, transport, journal, self._carry_out)
@@ -118,8 +118,8 @@ class PeerClient:
         self.post = self._io.post
 
     def leave(self) -> Ended:
-        """Says goodbye, if that has not happened, and how it ended."""
-        reason = self.mailbox.stopped or "its work is done"
+        """Ends the protocol, if it has not ended; returns how."""
+        reason = self.inbox.stopped or "its work is done"
         self._io.post(p.StopRequested(reason))
         self._io.join(timeout_s=3.0)
         return self._ended or Ended("failed", f"the I/O thread hangs ({reason})")
@@ -128,14 +128,14 @@ class PeerClient:
         """On the I/O thread."""
         match effect:
             case p.NotifyAdmitted(run, incarnation):
-                print(f"joined run {run} (incarnation {incarnation})", flush=True)
+                _LOG.info("joined run %s (incarnation %d)", run, incarnation)
             case p.Deliver(header, payload):
-                self.mailbox.put(ReceivedModel(header, payload))
+                self.inbox.put(ReceivedModel(header, payload))
             case p.StopWork(reason):
-                self.mailbox.stop(reason)
+                self.inbox.stop(reason)
             case p.Finish(status, reason):
                 self._ended = Ended(status, reason)
-                self.mailbox.stop(reason)
+                self.inbox.stop(reason)
 
 
 def hello_of(
@@ -146,7 +146,7 @@ def hello_of(
     num_examples: int = 0,
     quality: float = 1.0,
 ) -> messages.Hello:
-    """What a process of this role says first; with a new session's name."""
+    """The hello of a process of this role, with a new session."""
     return messages.Hello(
         protocol=messages.PROTOCOL,
         role=role,
@@ -164,32 +164,26 @@ def hello_of(
 
 
 def zero_params(experiment: Experiment) -> Params:
-    """Zeros of the model's shapes: something to compile with before any model came."""
+    """Zeros of the model's shapes, to compile with."""
     template = experiment.template
     zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in template.leaves]
     return jax.tree.unflatten(template.treedef, zeros)
 
 
-def global_model(header: messages.ModelHeader, params: Params) -> GlobalModel:
-    """The version whose header and parameters these are."""
-    return GlobalModel(
-        params=params,
-        version=jnp.int32(header.version),
-        num_examples=jnp.float32(header.num_examples),
-        loss=jnp.float32(header.loss),
-        quality=jnp.float32(header.quality),
-        learning_rate=jnp.float32(header.learning_rate),
-    )
+def zero_model(experiment: Experiment) -> GlobalModel:
+    """A version 0 of `zero_params`."""
+    zero, one = jnp.float32(0), jnp.float32(1)
+    return GlobalModel(zero_params(experiment), jnp.int32(0), zero, zero, one, zero)
 
 
-def decode_model(experiment: Experiment, letter: ReceivedModel) -> GlobalModel:
-    """The version in a letter, checked whole.
+def decode_model(experiment: Experiment, received: ReceivedModel) -> GlobalModel:
+    """Decodes and validates a version.
 
     Raises:
-      errors.WireError: damaged, of another shape, not finite, or with a header that no
-        server of this experiment would send.
+      WireError: it is damaged, of another shape or not finite, or its header is
+        invalid.
     """
-    header, payload = letter
+    header, payload = received
     publication = experiment.publication
     payload = wire_format.decompress(header, payload, publication.template)
     coded = serialization.decode_params(publication.template, payload)
@@ -203,16 +197,23 @@ def decode_model(experiment: Experiment, letter: ReceivedModel) -> GlobalModel:
     problem = _problem(header, experiment.training)
     if problem:
         raise errors.WireError(f"version {header.version}: {problem}")
-    return global_model(header, params)
+    return GlobalModel(
+        params=params,
+        version=jnp.int32(header.version),
+        num_examples=jnp.float32(header.num_examples),
+        loss=jnp.float32(header.loss),
+        quality=jnp.float32(header.quality),
+        learning_rate=jnp.float32(header.learning_rate),
+    )
 
 
 def _problem(header: messages.ModelHeader, training: Training) -> str:
-    """What cannot be right about a version, or ""; floats are finite by now."""
+    """What is wrong with the header of a version, or ""; its floats are finite."""
     if not 0 <= header.version < 2**31:
         return f"its number is {header.version}, allowed 0 to 2^31 - 1"
     if not 0 < header.quality <= 1:
         return f"quality {header.quality}, allowed above 0, at most 1"
-    if not (0 <= header.loss <= _MOST and 0 <= header.num_examples <= _MOST):
+    if not (0 <= header.loss <= _MAX_VALUE and 0 <= header.num_examples <= _MAX_VALUE):
         return f"loss {header.loss}, {header.num_examples} examples"
     rates = training.learning_rate_min, training.learning_rate
     most = max(rates) * (1 + _ROUNDING)

@@ -1,5 +1,4 @@
-"""The thread that writes into the store: versions, which is the best, and now and then
-a look whether another server has taken this one's place."""
+"""Checkpoint thread: saves versions, records the best one, polls the fencing token."""
 
 import logging
 import threading
@@ -20,10 +19,10 @@ _LOOK_S = 0.5
 
 
 class Saver:
-    """Does one thing after the other, however long the store takes.
+    """Writes to the store, one job after the other.
 
-    Nothing is lost while the store fails: a version is kept until it is saved, the best
-    until it is written down.
+    While the store fails, versions are kept until they are saved, and the best until it
+    is recorded.
     """
 
     def __init__(
@@ -31,16 +30,16 @@ class Saver:
     ) -> None:
         """
         Args:
-          store: written by this thread alone, from the call of `start` on.
-          first: the state in the store that the server begins with.
+          store: written by this thread alone after `start`.
+          first: the state that the server begins with, already in the store.
           tell: takes `VersionSaved`, `SaveFailed` and `Replaced`, on this thread.
         """
         self.newest = first  # the newest state in the store
-        self.replaced = ""  # why nothing is written any more
+        self.replaced = ""  # the reason, once this server is fenced off
         self._store = store
         self._tell = tell
-        self._made: dict[int, tuple[ServerState, Record]] = {}  # and not saved
-        self._best: tuple[int, float] | None = None  # not written down
+        self._made: dict[int, tuple[ServerState, Record]] = {}  # not saved yet
+        self._best: tuple[int, float] | None = None  # not recorded yet
         self._problem = ""  # the last one that was logged
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
@@ -49,9 +48,8 @@ class Saver:
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
-        """Ends the thread when it has done all it was asked to; or leaves it alone, if
-        the store does not answer. What is not in the store then never will be, and
-        `newest` is the newest that is."""
+        """Ends the thread after its last job, or abandons it if the store does not
+        answer. The store is sealed then, and `newest` is the newest state in it."""
         self._jobs.put(None)
         self._thread.join(timeout_s)
         made = dict(self._made)
@@ -61,14 +59,15 @@ class Saver:
             self.newest = made[late][0]
 
     def take(self, version: int, state: ServerState, record: Record) -> None:
-        """A version that has been made, to be saved when that is asked for."""
+        """Adds a version, for a later `save`."""
         self._made[version] = state, record
 
     def save(self, version: int, accounting: dict[str, Any]) -> None:
+        """Saves a version with this accounting in its record; from any thread."""
         self._jobs.put(lambda: self._save(version, accounting))
 
     def keep_best(self, version: int, accuracy: float) -> None:
-        """Writes down which is the best, when it is in the store."""
+        """Records the best version, once it is in the store."""
         self._jobs.put(lambda: self._keep_best((version, accuracy)))
 
     def _run(self) -> None:
@@ -83,7 +82,7 @@ class Saver:
                 job()
             except FencedError as error:
                 self._end(str(error))
-            except Exception as error:  # nobody else would ever hear of it
+            except Exception as error:  # reported nowhere else
                 self._warn(error)
 
     def _save(self, version: int, accounting: dict[str, Any]) -> None:
@@ -104,8 +103,8 @@ class Saver:
         self._keep_best(self._best)
 
     def _keep_best(self, best: tuple[int, float] | None) -> None:
-        """Now, or with the next version that is saved: it may be on its way, or the
-        disk be full. The evaluator may also speak of one that has long been deleted."""
+        """Now, or after the next save, if the version is not saved yet or the disk is
+        full. It may also have been deleted already."""
         self._best = best
         if best is not None and best[0] not in self._made:
             try:
@@ -127,7 +126,7 @@ class Saver:
         self._tell(p.Replaced(reason))
 
     def _warn(self, error: Exception) -> None:
-        """Once per problem, which may last for long."""
+        """Logs a problem, once while it lasts."""
         if str(error) != self._problem:
             self._problem = str(error)
             if isinstance(error, StoreError | OSError):

@@ -1,14 +1,16 @@
-"""A worker's process: interprets the worker's program with JAX and a protocol."""
+"""The worker's process: interprets the worker's program with JAX and a protocol."""
 
+import logging
 import time
 
 import jax
 import jax.numpy as jnp
 
-from asyn2f import errors, programs, serialization, trace
+from asyn2f import programs, serialization, trace
+from asyn2f.errors import WireError
 from asyn2f.programs import Seen
 from asyn2f.protocol import events as p
-from asyn2f.protocol import messages, wire_format
+from asyn2f.protocol import wire_format
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import (
@@ -17,10 +19,9 @@ from asyn2f.runtime.peer import (
     PeerClient,
     Token,
     decode_model,
-    global_model,
     hello_of,
     no_token,
-    zero_params,
+    zero_model,
 )
 from asyn2f.training.batches import steps_per_epoch
 from asyn2f.training.experiment import Experiment
@@ -32,7 +33,7 @@ from asyn2f.types import GlobalModel, UpdateInfo, WorkerState
 class Worker:
     """One worker: joins, trains, merges and pushes until the run is over."""
 
-    depth = 1  # versions that may wait to be looked at: newest wins
+    depth = 1  # versions that may wait: newest wins
 
     def __init__(
         self,
@@ -41,11 +42,7 @@ class Worker:
         settings: RuntimeSettings,
         journal: Journal,
     ) -> None:
-        """Compiles everything, so that it is ready to work when it joins.
-
-        Raises:
-          ValueError: there is no data for a worker of this number.
-        """
+        """Compiles everything. Raises ValueError if there is no such shard."""
         self._experiment = experiment
         self._trainer = experiment.trainer
         self._settings = settings
@@ -53,7 +50,7 @@ class Worker:
         self._journal = journal
         self._shard = shard_of(experiment.task, worker)
         self._num_examples = int(self._shard.num_examples)
-        # As float32, which is what comes back in its updates.
+        # As float32, as in its updates.
         self._quality = float(jnp.float32(experiment.task.qualities[worker]))
         self._epoch_steps = steps_per_epoch(
             self._num_examples, experiment.training.batch_size
@@ -61,27 +58,27 @@ class Worker:
         speed = settings.worker_speeds[worker % len(settings.worker_speeds)]
         self._step_s = 1.0 / speed if speed else 0.0
         self._state: WorkerState | None = None
-        # Newest version seen, and the incarnation that gave it out; kept once it has
-        # been taken in only where it may be adopted again.
+        # The newest version and its incarnation; None once it has been taken in, unless
+        # it may be adopted again.
         self._fresh: tuple[GlobalModel, int] | None = None
         self._fresh_digest = self._base_digest = ""  # of its payload, of the base's
         self._adopts_again = experiment.strategy.timing.after_push == "adopt"
-        self._newest = -1  # newest version seen that could be used
-        self._newest_from = self._base_from = -1  # incarnations: of it, and of the base
+        self._newest = -1  # newest valid version received
+        self._newest_from = self._base_from = -1  # its incarnation, and the base's
         self._merges = 0
         self._merged_s = -1.0
-        self._mailbox = ModelInbox(self.depth)
+        self._inbox = ModelInbox(self.depth)
         self._warm_up()
 
     def stop(self, reason: str) -> None:
         """Ends the worker at its next batch boundary; from any thread."""
-        self._mailbox.stop(reason)
+        self._inbox.stop(reason)
 
     def run(
         self, transport: Transport, terms: tuple[str, ...], token: Token = no_token
     ) -> Ended:
-        """Joins, and works until the run is over, or it is stopped or turned away.
-        `terms`: see `agreement.terms_of`; `token`: of the run, if there are no keys."""
+        """Joins, and works until the run is over, or this process is stopped or
+        refused. `terms`: of `agreement.terms_of`; `token`: of the run, without keys."""
         hello = hello_of(
             self._experiment,
             terms,
@@ -90,10 +87,10 @@ class Worker:
             self._num_examples,
             self._quality,
         )
-        self._link = PeerClient(
-            hello, self._settings, transport, self._journal, self._mailbox, token
+        self._client = PeerClient(
+            hello, self._settings, transport, self._journal, self._inbox, token
         )
-        self._link.start()
+        self._client.start()
         program = programs.worker_program(
             self._experiment.strategy.timing, self._epoch_steps
         )
@@ -102,7 +99,7 @@ class Worker:
             while True:
                 command = program.send(self._carry_out(command))
         except StopIteration:
-            return self._link.leave()
+            return self._client.leave()
 
     # ------------------------------------------------------------- commands
 
@@ -119,38 +116,38 @@ class Worker:
                 self._merge()
             case programs.Push():
                 self._push()
-        stopped = self._mailbox.stopped is not None
+        stopped = self._inbox.stopped is not None
         signal = self._signal()
-        self._look()
+        self._receive()
         return Seen(steps=steps, newest=self._newest, signal=signal, stop=stopped)
 
     def _signal(self) -> float:
-        """Read from the device only where a push may depend on it."""
+        """The signal; read from the device only if a push may depend on it."""
         timing = self._experiment.strategy.timing
         if self._state is None or not timing.depends_on_values:
             return 0.0
         return float(self._trainer.report(self._state).info.signal)
 
-    def _look(self) -> None:
-        """Opens the newest letter, if there is one; a bad one is left out."""
-        letter = self._mailbox.take()
-        if letter is not None:
+    def _receive(self) -> None:
+        """Decodes the newest version received; an invalid one is dropped."""
+        received = self._inbox.take()
+        if received is not None:
             try:
-                model = decode_model(self._experiment, letter)
-                self._fresh = model, letter.header.incarnation
-                self._fresh_digest = letter.header.digest
-                self._newest = letter.header.version
-                self._newest_from = letter.header.incarnation
-            except errors.WireError as error:
-                print(f"worker {self._worker}: left out a version: {error}", flush=True)
+                model = decode_model(self._experiment, received)
+                self._fresh = model, received.header.incarnation
+                self._fresh_digest = received.header.digest
+                self._newest = received.header.version
+                self._newest_from = received.header.incarnation
+            except WireError as error:
+                logging.warning("worker %d: dropped a version: %s", self._worker, error)
 
     def _wait(self, known: int) -> None:
         start_s = time.monotonic()
         self._report_progress("waiting")
-        self._look()
-        while self._is_known(known) and self._mailbox.stopped is None:
-            self._mailbox.wait()
-            self._look()
+        self._receive()
+        while self._is_known(known) and self._inbox.stopped is None:
+            self._inbox.wait()
+            self._receive()
         if self._state is not None:
             waited = trace.Blocked(
                 time.monotonic(), self._worker, start_s, self._newest
@@ -158,8 +155,8 @@ class Worker:
             self._journal.write(waited)
 
     def _is_known(self, known: int) -> bool:
-        """Whether the newest version is that one; another server's of the same number,
-        after a crash has taken the first, is not."""
+        """Whether the newest version is that one, of the same incarnation: a version of
+        that number may have been lost in a crash, and replaced."""
         return self._newest == known and self._newest_from == self._base_from
 
     def _adopt(self) -> None:
@@ -187,22 +184,22 @@ class Worker:
 
     def _train(self, wanted: int, known: int | None) -> int:
         assert self._state is not None
-        start_s = due_s = told_s = time.monotonic()
+        start_s = due_s = reported_s = time.monotonic()
         done = 0
         while done < wanted:
             self._state, metrics = self._trainer.advance(self._state, self._shard)
             done += 1
-            # The device first, the clock and the mailbox after it: nothing runs ahead.
+            # Otherwise the host would run ahead of the device.
             jax.block_until_ready(metrics)
             if self._step_s:
                 due_s += self._step_s
-                self._mailbox.wait_stopped(due_s - time.monotonic())
-            if self._mailbox.stopped is not None:
+                self._inbox.wait_stopped(due_s - time.monotonic())
+            if self._inbox.stopped is not None:
                 break
-            if time.monotonic() > told_s + self._settings.heartbeat_interval_s:
-                self._report_progress("training")  # a slow worker is not a hanging one
-                told_s = time.monotonic()
-            if known is not None and self._mailbox.newest != known:
+            if time.monotonic() > reported_s + self._settings.heartbeat_interval_s:
+                self._report_progress("training")  # slow is not the same as hung
+                reported_s = time.monotonic()
+            if known is not None and self._inbox.newest != known:
                 break
         info = serialization.to_numbers(self._trainer.report(self._state).info)
         self._journal.write(
@@ -246,7 +243,7 @@ class Worker:
         update, self._state = self._trainer.push(self._state)
         payload = serialization.encode_params(update.params)
         needs_base = self._experiment.update_needs_base
-        self._link.post(
+        self._client.post(
             p.UpdateReady(
                 info=serialization.to_numbers(update.info),
                 fingerprint=self._experiment.update_template.fingerprint,
@@ -267,7 +264,7 @@ class Worker:
             return
         if info is None:
             info = serialization.to_numbers(self._trainer.report(self._state).info)
-        self._link.post(
+        self._client.post(
             p.WorkerProgress(
                 state=state,
                 step=info.step,
@@ -281,10 +278,9 @@ class Worker:
         )
 
     def _warm_up(self) -> None:
-        """Runs every program once on zeros of the right shapes."""
+        """Runs every function once, on zeros."""
         trainer, shard = self._trainer, self._shard
-        header = messages.ModelHeader("-", 0, 0, 0.0, 0.0, 1.0, 0.0, "", 0, "")
-        model = global_model(header, zero_params(self._experiment))
+        model = zero_model(self._experiment)
         state = trainer.start(model, self._worker, self._num_examples, self._quality)
         state, _ = trainer.advance(state, shard)
         state, _ = trainer.merge(state, model)
