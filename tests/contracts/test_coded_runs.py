@@ -20,7 +20,7 @@ from asyn2f.transport.zmq import ZmqTransport
 from tests.contracts.test_runtime import SETTINGS, LocalRun, small
 from tests.support.chaos import ChaosProxy
 from tests.support.patience import PATIENCE_S
-from tests.support.server_harness import Office
+from tests.support.server_harness import ServerHarness
 
 DELTA = {"wire__updates": "int8", "wire__delta": True, "wire__versions": "int8"}
 TOPK = {"wire__updates": "topk", "wire__topk_share": 0.2, "wire__versions": "bfloat16"}
@@ -131,28 +131,28 @@ def test_who_codes_otherwise_is_told_how(tmp_path):
 
 
 @pytest.fixture
-def office(tmp_path, request):
+def harness(tmp_path, request):
     changes = {"min_workers": 1, "timing__min_updates": 1, **request.param}
-    office = Office(tmp_path, small(**changes))
-    office.join(0, "s")
-    yield office
-    office.close()
+    harness = ServerHarness(tmp_path, small(**changes))
+    harness.join(0, "s")
+    yield harness
+    harness.close()
 
 
-def pushed(office, change=lambda coded: coded, **fields):
+def pushed(harness, change=lambda coded: coded, **fields):
     """The server's word on an update, coded by the worker's own program."""
-    trainer, model = office.experiment.trainer, office.server.aggregator.encoded()
+    trainer, model = harness.experiment.trainer, harness.server.aggregator.encoded()
     update, _ = trainer.push(
         trainer.start(
-            office.server.aggregator.state.model,
+            harness.server.aggregator.state.model,
             0,
-            int(office._reports[0].info.num_examples),
-            float(office._reports[0].info.quality),
+            int(harness._reports[0].info.num_examples),
+            float(harness._reports[0].info.quality),
         )
     )
     coded = change(jax.tree.map(np.array, update.params))
     fields = {"base": model.header.digest} | fields
-    (verdict,) = office.push(*office.update(0, "s", params=coded, **fields))
+    (verdict,) = harness.push(*harness.update(0, "s", params=coded, **fields))
     return verdict
 
 
@@ -167,36 +167,36 @@ def with_part(name, value):
     return change
 
 
-@pytest.mark.parametrize("office", [DELTA, TOPK], indirect=True)
-def test_an_honest_update_is_taken(office):
-    assert pushed(office).verdict == "committed"
+@pytest.mark.parametrize("harness", [DELTA, TOPK], indirect=True)
+def test_an_honest_update_is_taken(harness):
+    assert pushed(harness).verdict == "committed"
 
 
-@pytest.mark.parametrize("office", [DELTA], indirect=True)
-def test_a_change_of_what_is_not_here_is_rejected(office):
-    verdict = pushed(office, base="0" * 32)
+@pytest.mark.parametrize("harness", [DELTA], indirect=True)
+def test_a_change_of_what_is_not_here_is_rejected(harness):
+    verdict = pushed(harness, base="0" * 32)
     assert verdict.verdict == "rejected"
     assert "a change since version 0, which is not here" in verdict.reason
 
 
-@pytest.mark.parametrize("office", [DELTA], indirect=True)
+@pytest.mark.parametrize("harness", [DELTA], indirect=True)
 @pytest.mark.parametrize("scale", [np.nan, np.inf])
-def test_a_scale_that_is_not_finite_is_rejected(office, scale):
-    verdict = pushed(office, with_part("scale", scale))
+def test_a_scale_that_is_not_finite_is_rejected(harness, scale):
+    verdict = pushed(harness, with_part("scale", scale))
     assert "is not finite" in verdict.reason
 
 
-@pytest.mark.parametrize("office", [TOPK], indirect=True)
+@pytest.mark.parametrize("harness", [TOPK], indirect=True)
 @pytest.mark.parametrize("place", [-5, 0, 2**31 - 1])
-def test_places_that_no_worker_would_name_are_rejected(office, place):
-    verdict = pushed(office, with_part("places", place))
+def test_places_that_no_worker_would_name_are_rejected(harness, place):
+    verdict = pushed(harness, with_part("places", place))
     assert "places of its entries" in verdict.reason
 
 
-@pytest.mark.parametrize("office", [DELTA], indirect=True)
-def test_a_version_in_another_coding_is_told(office):
+@pytest.mark.parametrize("harness", [DELTA], indirect=True)
+def test_a_version_in_another_coding_is_told(harness):
     plain = small()
-    header, payload = office.server.aggregator.encoded()
+    header, payload = harness.server.aggregator.encoded()
     with pytest.raises(errors.WireError, match="other arrays"):
         wire_format.decompress(header, payload, plain.publication.template)
 

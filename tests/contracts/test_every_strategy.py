@@ -51,7 +51,7 @@ from tests.support.executions import (
     order_for,
 )
 from tests.support.patience import PATIENCE_S
-from tests.unit.test_protocol import Desk, verdicts
+from tests.unit.test_protocol import ProtocolHarness, verdicts
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 3  # of the process that `executed_in_shards` starts
@@ -505,14 +505,14 @@ def test_only_where_updates_are_replaced_a_newer_one_replaces_an_older(name, whe
         "some",
         "newest",
     )
-    desk = Desk(timing)
-    desk.join("0", "1")
+    server = ProtocolHarness(timing)
+    server.join("0", "1")
     for session in makers[:1] if timing.quorum == "each" else makers:
-        desk.push(session, 9)  # of which a version is made: now it does not listen
+        server.push(session, 9)  # of which a version is made: now it does not listen
     numbers = [11, 10] if when == "overtaken" else [10, 11]
     found = []
     for number in numbers:
-        found += verdicts(desk.push("0", number))
+        found += verdicts(server.push("0", number))
     expected = [("0", 10, "superseded")] if replaces else []
     assert found == expected
 

@@ -16,8 +16,8 @@ from tests.support.chaos import ChaosProxy
 from tests.support.patience import PATIENCE_S, Crowd
 from tests.support.socket_run import (
     EVERY_UPDATE,
-    BareWorker,
     Changes,
+    StubWorker,
     spawn_server,
     spawn_worker,
 )
@@ -43,10 +43,10 @@ class Scene:
         self.rss = psutil.Process(self.server.pid).memory_info
         self.workers = [self._start(0, every_s=0.15), self._start(1), self._start(2)]
 
-    def _start(self, number: int, **how) -> BareWorker:
+    def _start(self, number: int, **how) -> StubWorker:
         how = {"total": 0} | ({"total": float("inf")} | how if how else {})
         transport = ZmqTransport.connect_to(self.address, SIZE, depth=1)
-        return BareWorker(
+        return StubWorker(
             self.folder, number, transport, 1000, changes=self.changes, **how
         )
 

@@ -39,12 +39,12 @@ from tests.contracts.test_runtime import small
 from tests.support.protocol_harness import (
     FEDAVG,
     WELCOME,
-    Desk,
-    Seat,
+    PeerHarness,
+    ProtocolHarness,
     those,
     with_,
 )
-from tests.support.server_harness import SETTINGS, Office, with_leaf
+from tests.support.server_harness import SETTINGS, ServerHarness, with_leaf
 from tests.support.updates import replaced, update_info
 
 FLOATS = ("num_examples", "loss", "quality", "metric", "signal")
@@ -54,29 +54,29 @@ SUBNORMAL = 1e-40
 
 
 @pytest.fixture(scope="module")
-def office(tmp_path_factory):
+def harness(tmp_path_factory):
     """A server with worker 0, in session "w0"; tests leave it as it is."""
-    office = Office(tmp_path_factory.mktemp("office"))
-    office.join(0, "w0")
-    yield office
-    office.close()
+    harness = ServerHarness(tmp_path_factory.mktemp("harness"))
+    harness.join(0, "w0")
+    yield harness
+    harness.close()
 
 
 @pytest.fixture
-def seqs(office):
+def seqs(harness):
     """Numbers for updates that have not come yet."""
-    start = getattr(office, "next_seq", 0)
-    office.next_seq = start + 10_000
+    start = getattr(harness, "next_seq", 0)
+    harness.next_seq = start + 10_000
     return iter(range(start, start + 10_000))
 
 
-def assert_refused(office, header, payload, words=""):
-    before = office.version, office.sha256
-    verdicts = office.push(header, payload)
+def assert_refused(harness, header, payload, words=""):
+    before = harness.version, harness.sha256
+    verdicts = harness.push(header, payload)
     assert [v.verdict for v in verdicts] == ["rejected"], header
     assert words in verdicts[0].reason
-    assert (office.version, office.sha256) == before
-    assert office.is_empty
+    assert (harness.version, harness.sha256) == before
+    assert harness.is_empty
 
 
 # ------------------------------------------------------------- S-01: no numbers
@@ -84,47 +84,47 @@ def assert_refused(office, header, payload, words=""):
 
 @pytest.mark.parametrize("value", NO_NUMBERS)
 @pytest.mark.parametrize("field", FLOATS)
-def test_a_header_with_what_is_no_number_is_refused(office, seqs, field, value):
-    assert_refused(office, *office.update(0, "w0", next(seqs), **{field: value}))
+def test_a_header_with_what_is_no_number_is_refused(harness, seqs, field, value):
+    assert_refused(harness, *harness.update(0, "w0", next(seqs), **{field: value}))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
-def test_an_array_with_what_is_no_number_is_refused(office, seqs, value):
+def test_an_array_with_what_is_no_number_is_refused(harness, seqs, value):
     with np.errstate(over="ignore"):
-        params = with_leaf(office.server.aggregator.state.model.params, value)
-    header, payload = office.update(0, "w0", next(seqs), params=params)
-    assert_refused(office, header, payload, "is not finite")
+        params = with_leaf(harness.server.aggregator.state.model.params, value)
+    header, payload = harness.update(0, "w0", next(seqs), params=params)
+    assert_refused(harness, header, payload, "is not finite")
 
 
 @pytest.mark.parametrize("field", ["num_examples", "quality"])
-def test_a_subnormal_size_or_quality_is_not_what_was_registered(office, seqs, field):
-    header, payload = office.update(0, "w0", next(seqs), **{field: SUBNORMAL})
-    assert_refused(office, header, payload, "registered")
+def test_a_subnormal_size_or_quality_is_not_what_was_registered(harness, seqs, field):
+    header, payload = harness.update(0, "w0", next(seqs), **{field: SUBNORMAL})
+    assert_refused(harness, header, payload, "registered")
 
 
 @pytest.mark.parametrize("field", ["loss", "metric", "signal", "params"])
 def test_a_subnormal_elsewhere_is_a_number_like_zero(tmp_path, field):
     """An honest weight can be one, and an honest loss can be 0."""
-    office = Office(tmp_path)
-    office.join(0, "w0")
+    harness = ServerHarness(tmp_path)
+    harness.join(0, "w0")
     change = {field: SUBNORMAL}
     if field == "params":
         change = {
-            "params": with_leaf(office.server.aggregator.state.model.params, SUBNORMAL)
+            "params": with_leaf(harness.server.aggregator.state.model.params, SUBNORMAL)
         }
-    verdicts = office.push(*office.update(0, "w0", 0, **change))
+    verdicts = harness.push(*harness.update(0, "w0", 0, **change))
     assert [v.verdict for v in verdicts] == ["committed"]
     assert all(
-        np.isfinite(x).all() for x in jax.tree.leaves(office.server.aggregator.state)
+        np.isfinite(x).all() for x in jax.tree.leaves(harness.server.aggregator.state)
     )
-    made = office.events(trace.Aggregated)
+    made = harness.events(trace.Aggregated)
     assert [event.coefficients for event in made] == [[1.0]]
-    office.close()
+    harness.close()
 
 
 @pytest.mark.parametrize("loss", [-1.0, -1e-9, -SUBNORMAL, -1e12])
-def test_a_negative_loss_is_refused(office, seqs, loss):
-    assert_refused(office, *office.update(0, "w0", next(seqs), loss=loss), "diverged")
+def test_a_negative_loss_is_refused(harness, seqs, loss):
+    assert_refused(harness, *harness.update(0, "w0", next(seqs), loss=loss), "diverged")
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,11 @@ def test_a_negative_loss_is_refused(office, seqs, loss):
         {"role": "server"},
     ],
 )
-def test_nobody_registers_with_more_than_the_config_gives(office, claim):
-    hello = office.hello(2 if "worker" not in claim else 0, "claims")
-    answers = office.control("claims", wire_format.encode(hello._replace(**claim)))
+def test_nobody_registers_with_more_than_the_config_gives(harness, claim):
+    hello = harness.hello(2 if "worker" not in claim else 0, "claims")
+    answers = harness.control("claims", wire_format.encode(hello._replace(**claim)))
     assert [type(answer) for answer in answers] == [messages.Refused]
-    assert office.server._io._machine._sessions.get("claims") is None
+    assert harness.server._io._machine._sessions.get("claims") is None
 
 
 # ------------------------------------------------------------- T1: the merged model
@@ -158,24 +158,24 @@ def test_nobody_registers_with_more_than_the_config_gives(office, claim):
 
 def test_a_version_that_would_not_be_finite_is_not_made(tmp_path):
     """Its updates may each be finite: it is no version all the same."""
-    office = Office(tmp_path)
-    experiment = office.experiment
-    office.join(0, "w0")
-    sound = office.experiment.aggregate
+    harness = ServerHarness(tmp_path)
+    experiment = harness.experiment
+    harness.join(0, "w0")
+    sound = harness.experiment.aggregate
 
     def overflows(state, updates):
         state, metrics = sound(state, updates)
         worst = jax.tree.map(lambda leaf: leaf * np.inf, state.model.params)
         return state._replace(model=state.model._replace(params=worst)), metrics
 
-    office.server.aggregator.experiment = experiment._replace(aggregate=overflows)
-    assert_refused(office, *office.update(0, "w0", 0), "not finite after")
-    assert office.store.versions() == [0]
-    assert not office.events(trace.Aggregated)
-    office.server.aggregator.experiment = experiment
-    verdicts = office.push(*office.update(0, "w0", 1))
+    harness.server.aggregator.experiment = experiment._replace(aggregate=overflows)
+    assert_refused(harness, *harness.update(0, "w0", 0), "not finite after")
+    assert harness.store.versions() == [0]
+    assert not harness.events(trace.Aggregated)
+    harness.server.aggregator.experiment = experiment
+    verdicts = harness.push(*harness.update(0, "w0", 1))
     assert [(v.verdict, v.version) for v in verdicts] == [("committed", 1)], verdicts
-    office.close()
+    harness.close()
 
 
 @pytest.mark.parametrize("shares", [[0.0, 0.0], [1.5, -0.5], [np.nan, 1.0], [0.4, 0.4]])
@@ -188,23 +188,23 @@ def test_coefficients_that_are_no_shares_make_no_version(shares):
 
 def test_a_round_that_comes_to_nothing_is_told_to_the_program():
     """Whoever waits for a version after its push would wait for ever otherwise."""
-    desk = Desk(with_(FEDAVG, min_workers=2))
-    desk.join("0", "1")
-    effects = [e for w in (0, 1) for e in desk.push(str(w), 0, 0)]
+    server = ProtocolHarness(with_(FEDAVG, min_workers=2))
+    server.join("0", "1")
+    effects = [e for w in (0, 1) for e in server.push(str(w), 0, 0)]
     (make,) = those(effects, p.AggregateVersion)
-    effects = desk.on(p.AggregationFailed(make.version, "params is not finite"))
+    effects = server.on(p.AggregationFailed(make.version, "params is not finite"))
     verdicts = [e.event for e in those(effects, p.RecordEvent)]
     settled = [event for event in verdicts if isinstance(event, trace.UpdateSettled)]
     assert {event.verdict for event in settled} == {"rejected"}
     assert len(settled) == 2
-    effects += desk.wait(10.0)
+    effects += server.wait(10.0)
     assert those(effects, p.Finish)[0].status == "failed"
 
 
 # ------------------------------------------------------------- S-03: mutants
 
 
-def mutants(office, seqs, count, seed):
+def mutants(harness, seqs, count, seed):
     """Updates each of which has something wrong, as (header bytes, payload)."""
     draw = random.Random(seed)
     other = [
@@ -217,7 +217,7 @@ def mutants(office, seqs, count, seed):
         )
     ]
     for _ in range(count):
-        header, payload = office.update(0, "w0", next(seqs))
+        header, payload = harness.update(0, "w0", next(seqs))
         fields, info, size = list(header), list(header.info), len(payload)
         fields[header._fields.index("info")] = info
         way = draw.choice(
@@ -268,7 +268,7 @@ def mutants(office, seqs, count, seed):
                 "worker": [1, 2, -1, 2**31, 2**62],
                 "session": ["w1", "W0", "w0-"],
                 "num_bytes": [0, -1, 2**60, size + 1],
-                "base_version": [-1, office.version + 1, 2**31, 2**62],
+                "base_version": [-1, harness.version + 1, 2**31, 2**62],
                 "start_version": [-1, 1, 2**62],
                 "step": [-1, 2**31, 2**62],
                 "num_examples": [0.0, -1.0, 1e12, 95.0],
@@ -281,18 +281,18 @@ def mutants(office, seqs, count, seed):
         yield way, msgpack.packb(["UpdateHeader", *fields]), payload
 
 
-def test_every_mutant_of_a_real_update_is_refused(office, seqs):
+def test_every_mutant_of_a_real_update_is_refused(harness, seqs):
     seed = 20
     print(f"seed {seed}")
-    before, ways = (office.version, office.sha256), set()
-    for way, header, payload in mutants(office, seqs, 600, seed):
+    before, ways = (harness.version, harness.sha256), set()
+    for way, header, payload in mutants(harness, seqs, 600, seed):
         ways.add(way)
-        office.put(Frames(Channel.UPDATE, b"update", header, payload))
-        office.heard("w0")
-        assert (office.version, office.sha256) == before, (way, header)
-        assert office.is_empty
+        harness.put(Frames(Channel.UPDATE, b"update", header, payload))
+        harness.heard("w0")
+        assert (harness.version, harness.sha256) == before, (way, header)
+        assert harness.is_empty
     assert len(ways) == 7
-    assert sum(office.io.dropped.values()) > 100
+    assert sum(harness.io.dropped.values()) > 100
 
 
 # ------------------------------------------------------------- what a store says
@@ -320,11 +320,11 @@ LIFE = {"session": "a", "first": 0, "next": 0, "below": 0, "committed": {}}
     ],
     ids=str,
 )
-def test_a_version_whose_record_is_nonsense_is_set_aside(office, record):
-    store, state = MemoryStore(), office.server.aggregator.state
-    store.save(0, state, office.server.aggregator.record({}))
+def test_a_version_whose_record_is_nonsense_is_set_aside(harness, record):
+    store, state = MemoryStore(), harness.server.aggregator.state
+    store.save(0, state, harness.server.aggregator.record({}))
     store.save(1, state, record)
-    begun = start_of(office.experiment, store)
+    begun = start_of(harness.experiment, store)
     assert store.versions() == [0]
     assert begun.made_in == 1
 
@@ -333,42 +333,44 @@ def test_a_version_whose_record_is_nonsense_is_set_aside(office, record):
 
 
 def test_an_update_that_comes_three_times_counts_once(tmp_path):
-    office = Office(tmp_path, small(min_workers=1, timing__min_updates=2))
+    harness = ServerHarness(tmp_path, small(min_workers=1, timing__min_updates=2))
     for worker in range(2):
-        office.join(worker, f"w{worker}")
+        harness.join(worker, f"w{worker}")
     for seq in range(4):
-        pushed = [office.update(worker, f"w{worker}", seq) for worker in range(2)]
+        pushed = [harness.update(worker, f"w{worker}", seq) for worker in range(2)]
         for _ in range(3):
             for header, payload in pushed:
-                base = min(office.version, seq)
+                base = min(harness.version, seq)
                 changed = replaced(header, base_version=base, start_version=base)
-                verdicts = office.push(changed, payload)
+                verdicts = harness.push(changed, payload)
                 assert {v.verdict for v in verdicts} <= {"committed", "superseded"}
     keys = [
-        tuple(key) for event in office.events(trace.Aggregated) for key in event.updates
+        tuple(key)
+        for event in harness.events(trace.Aggregated)
+        for key in event.updates
     ]
     assert len(set(keys)) == len(keys) == 8
-    office.close()
+    harness.close()
 
 
 @pytest.mark.parametrize("base", [-1, -(2**62), 1, 2**31, 2**32, 2**62])
 @pytest.mark.parametrize("field", ["base_version", "start_version"])
-def test_a_version_that_nobody_gave_out_is_no_base(office, seqs, field, base):
-    header, payload = office.update(0, "w0", next(seqs), **{field: base})
-    assert_refused(office, header, payload, "is not in 0..0")
+def test_a_version_that_nobody_gave_out_is_no_base(harness, seqs, field, base):
+    header, payload = harness.update(0, "w0", next(seqs), **{field: base})
+    assert_refused(harness, header, payload, "is not in 0..0")
 
 
 @pytest.mark.parametrize("base", [2**63, 2**64 - 1, -(2**63), 0.0, True, None, "0"])
-def test_a_base_that_is_no_version_is_not_even_read(office, seqs, base):
-    header, payload = office.update(0, "w0", next(seqs))
+def test_a_base_that_is_no_version_is_not_even_read(harness, seqs, base):
+    header, payload = harness.update(0, "w0", next(seqs))
     header = replaced(header, base_version=base)
     packed = msgpack.packb(["UpdateHeader", *header])
     with pytest.raises(errors.WireError, match="base_version"):
         wire_format.decode(packed)
-    before = sum(office.io.dropped.values())
-    office.put(Frames(Channel.UPDATE, b"update", packed, payload))
-    assert sum(office.io.dropped.values()) == before + 1
-    assert office.is_empty
+    before = sum(harness.io.dropped.values())
+    harness.put(Frames(Channel.UPDATE, b"update", packed, payload))
+    assert sum(harness.io.dropped.values()) == before + 1
+    assert harness.is_empty
 
 
 # ------------------------------------------------------------- S-11: bombs
@@ -394,7 +396,7 @@ def bombs(seed):
         yield b"\x93\xa5Pulse" + bomb + b"\x01"
 
 
-def test_a_bomb_costs_neither_time_nor_memory(office):
+def test_a_bomb_costs_neither_time_nor_memory(harness):
     seed = 4
     print(f"seed {seed}")
     found = list(bombs(seed))
@@ -409,22 +411,22 @@ def test_a_bomb_costs_neither_time_nor_memory(office):
                 wire_format.decode(bomb)
             taken.append(time.thread_time() - begin)
         worst_s = max(worst_s, min(taken))
-        office.put(Frames(Channel.CONTROL, b"peer-0", bomb, b""))
-        office.put(Frames(Channel.UPDATE, b"update", bomb, b""))
+        harness.put(Frames(Channel.CONTROL, b"peer-0", bomb, b""))
+        harness.put(Frames(Channel.UPDATE, b"update", bomb, b""))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert worst_s < 0.05
     assert peak < 2**22
-    assert office.version == 0
+    assert harness.version == 0
 
 
-def test_reasons_are_counted_under_few_names(office):
+def test_reasons_are_counted_under_few_names(harness):
     """Or else whoever sends a million kinds of nonsense fills the memory."""
-    before = len(office.io.dropped)
+    before = len(harness.io.dropped)
     for number in range(500):
         bad = msgpack.packb([f"kind {number}", number])
-        office.put(Frames(Channel.CONTROL, b"peer-0", bad, b""))
-    assert len(office.io.dropped) <= before + 1
+        harness.put(Frames(Channel.CONTROL, b"peer-0", bad, b""))
+    assert len(harness.io.dropped) <= before + 1
 
 
 # ------------------------------------------------------------- S-15: a hostile server
@@ -432,13 +434,13 @@ def test_reasons_are_counted_under_few_names(office):
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory):
-    office = Office(tmp_path_factory.mktemp("worker"), small())
-    worker = Worker(office.experiment, 0, SETTINGS, office._journal)
-    worker._inbox.put(ReceivedModel(*office.server.aggregator.encoded()))
-    worker._look()
+    harness = ServerHarness(tmp_path_factory.mktemp("worker"), small())
+    worker = Worker(harness.experiment, 0, SETTINGS, harness._journal)
+    worker._inbox.put(ReceivedModel(*harness.server.aggregator.encoded()))
+    worker._receive()
     assert worker._newest == 0
     yield worker
-    office.close()
+    harness.close()
 
 
 def letters(experiment):
@@ -503,9 +505,9 @@ def test_a_worker_refuses_a_hostile_server_and_keeps_its_model(worker, caplog):
     ],
 )
 def test_a_welcome_that_cannot_be_followed_is_none(change):
-    seat = Seat()
-    assert not those(seat.hear(WELCOME._replace(**change)), p.Connect)
-    assert those(seat.hear(WELCOME), p.Connect)
+    peer = PeerHarness()
+    assert not those(peer.hear(WELCOME._replace(**change)), p.Connect)
+    assert those(peer.hear(WELCOME), p.Connect)
 
 
 # ------------------------------------------------------------- S-19: what people read
@@ -549,14 +551,14 @@ def test_no_kind_of_message_carries_control_characters(kind):
 
 
 def test_long_words_and_wild_numbers_do_not_spoil_the_view():
-    desk = Desk(workers=2)
-    desk.join("0", "1")
+    server = ProtocolHarness(workers=2)
+    server.join("0", "1")
     beat = messages.Heartbeat(
         *("0", 1, MARKUP + "x" * 400, 2**62, float("inf"), float("nan"), -1e300),
         *(2**62, 2**62, 2**62, 1e300, True, True, 0, ()),
     )
-    desk.hear("0", beat)
-    status = desk.machine.status()
+    server.hear("0", beat)
+    status = server.machine.status()
     assert all(len(worker.state) <= 20 for worker in status.workers)
     assert len(plain_line(status)) < 400
     console = Console(width=80, height=30, record=True, file=io.StringIO())

@@ -24,8 +24,8 @@ from tests.faults.test_floods import seconds_until_all_are_in
 from tests.soak.figures import Figure
 from tests.support.crashed_run import free_address
 from tests.support.socket_run import RUNTIME, spawn_server
-from tests.support.stub_server import BareServer
-from tests.support.stub_worker import BareWorker
+from tests.support.stub_server import StubServer
+from tests.support.stub_worker import StubWorker
 
 JOINED_S = 10.0  # promised, of a thousand
 BACK_S = 10.0  # promised
@@ -58,7 +58,7 @@ def restart(folder: Path, count: int, away_s: float) -> list[Figure]:
         first.join()
         threading.Event().wait(away_s)
         heard: list[float] = []  # when each hello came
-        server = BareServer(
+        server = StubServer(
             folder / "second",
             **about,
             incarnation=2,
@@ -98,7 +98,7 @@ def most_in_a_second(times: list[float]) -> int:
     return most
 
 
-def _are_in(server: BareServer, count: int) -> bool:
+def _are_in(server: StubServer, count: int) -> bool:
     """Whether so many have been welcomed, and have said since how they are."""
     sessions = list(server.machine._sessions)
     return sum(s.welcomed and s.beat is not None for s in sessions) == count
@@ -139,7 +139,7 @@ def _join(folder: Path, numbers: range, address: str, joined: threading.Event) -
     workers = []
     for number in numbers:
         transport = ZmqTransport.connect_to(address, SIZE, depth=1)
-        workers.append(BareWorker(folder, number, transport, SIZE, total=0))
+        workers.append(StubWorker(folder, number, transport, SIZE, total=0))
     for worker in workers:
         worker.changes.until("a model comes", lambda w=worker: w.machine.base >= 0)
     joined.set()

@@ -39,8 +39,8 @@ from asyn2f.runtime.startup import (
     check_record,
 )
 from tests.contracts.test_runtime import small
-from tests.support.protocol_harness import WELCOME, Seat, beat_of
-from tests.support.server_harness import Office
+from tests.support.protocol_harness import WELCOME, PeerHarness, beat_of
+from tests.support.server_harness import ServerHarness
 from tests.support.updates import update_info
 
 MOST_REASONS = 200  # under which dropped messages may be counted
@@ -136,22 +136,22 @@ class Fuzz:
         self._fed = Counter[str]()
         self._offices = 0
         self._open_office()
-        self._seat = Seat()
-        update, self._payload = self._office.update(0, "w0", 0)
+        self._seat = PeerHarness()
+        update, self._payload = self._harness.update(0, "w0", 0)
         self._update = wire_format.encode(update)
         self._model = wire_format.encode(
-            self._office.server.aggregator.encoded().header
+            self._harness.server.aggregator.encoded().header
         )
         self._captures = [
-            wire_format.encode(message) for message in captures(self._office)
+            wire_format.encode(message) for message in captures(self._harness)
         ]
         self._captures += [self._update, self._model]
-        record = self._office.server.aggregator.record({}) | {"accounting": _BOOKS}
+        record = self._harness.server.aggregator.record({}) | {"accounting": _BOOKS}
         self._record = json.loads(json.dumps(record))
         self._lines = [trace.to_line(event) for event in _EVENTS]
 
     def close(self) -> None:
-        self._office.close()
+        self._harness.close()
         self._folder.cleanup()
         logging.disable(logging.NOTSET)
 
@@ -169,8 +169,8 @@ class Fuzz:
     def _open_office(self) -> None:
         folder = Path(self._folder.name) / str(self._offices)
         self._offices += 1
-        self._office = Office(folder, self._experiment)
-        self._office.join(0, "w0")
+        self._harness = ServerHarness(folder, self._experiment)
+        self._harness.join(0, "w0")
 
     def _draw_payload(self, draw: random.Random) -> tuple[messages.UpdateHeader, bytes]:
         frame = bytes(wire_format.compress(self._payload))
@@ -232,7 +232,7 @@ class Fuzz:
     def _draw_frames(self, draw: random.Random) -> Frames:
         self._fed["server"] += 1
         if self._fed["server"] % _FRESH_AFTER == 0:
-            self._office.close()
+            self._harness.close()
             self._open_office()
         if draw.random() < 0.5:
             sender = draw.choice([b"peer-0", b"peer-9", b"", draw.randbytes(9)])
@@ -248,25 +248,25 @@ class Fuzz:
         return Frames(Channel.UPDATE, topic, header(draw, captures), payload)
 
     def _feed_server(self, frames: Frames) -> None:
-        office = self._office
+        harness = self._harness
         try:
-            office.put(frames)
+            harness.put(frames)
         except Exception:
-            office.close()
+            harness.close()
             self._open_office()
             raise
-        assert not office.io._finished
-        assert len(office.io.dropped) <= MOST_REASONS
-        for peer in office._network.peers():
+        assert not harness.io._finished
+        assert len(harness.io.dropped) <= MOST_REASONS
+        for peer in harness._network.peers():
             peer.poll(0.0)
-        model = office.server.aggregator.state.model
+        model = harness.server.aggregator.state.model
         assert np.isfinite(float(model.loss))
         assert not serialization.nonfinite_leaf(model.params)
 
     def _feed_peer(self, data: bytes) -> None:
         self._fed["peer"] += 1
         if self._fed["peer"] % 100 == 0:
-            self._seat = Seat()
+            self._seat = PeerHarness()
             self._seat.enter(WELCOME)
             self._seat.push()
         try:
@@ -317,12 +317,12 @@ def read_line(line: str) -> None:
     assert isinstance(event, tuple)
 
 
-def captures(office: Office) -> list[messages.Message]:
+def captures(harness: ServerHarness) -> list[messages.Message]:
     """One of each kind that matters, as they are sent in a run."""
     run, verdict = ("run-1", 1), ("w0", 1)
     return [
-        office.hello(0, "w0"),
-        office.hello(1, "w1"),
+        harness.hello(0, "w0"),
+        harness.hello(1, "w1"),
         messages.Registered(1, 1, 5571, 5572, True),
         WELCOME,
         messages.Refused("no", retry=False),

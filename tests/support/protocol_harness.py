@@ -64,7 +64,7 @@ def tick_until(machine, until_s, now):
     raise AssertionError("it wants too many ticks")
 
 
-class Desk:
+class ProtocolHarness:
     """A server's protocol. Worker w has the session "w"; the evaluator, "e"."""
 
     def __init__(self, timing=ASYN2F, publish="after_save", version=0, **changes):
@@ -147,7 +147,7 @@ WELCOME = wire.Welcome(
 )
 
 
-class Seat:
+class PeerHarness:
     """A peer's protocol, worker 0's in session "0"."""
 
     def __init__(self, worker=0):

@@ -52,7 +52,7 @@ class _AtOnce:
             job()
 
 
-class Office:
+class ServerHarness:
     """A server whose workers 0, 1, ... are played by the test."""
 
     def __init__(self, folder: Path, experiment: Experiment | None = None) -> None:

@@ -23,9 +23,9 @@ from asyn2f.transport.zmq import ZmqTransport
 from tests.support.chaos import ChaosProxy
 from tests.support.patience import PATIENCE_S
 from tests.support.stub_server import EVERY_UPDATE as EVERY_UPDATE
-from tests.support.stub_server import BareServer
+from tests.support.stub_server import StubServer
 from tests.support.stub_worker import RUNTIME as RUNTIME
-from tests.support.stub_worker import BareWorker, Changes
+from tests.support.stub_worker import Changes, StubWorker
 from tests.support.trace_checks import judge
 
 
@@ -33,14 +33,14 @@ class SocketRun:
     """A server here; workers as threads or processes, behind proxies of their own."""
 
     def __init__(self, folder: Path, *, seed: int = 0, **server: Any) -> None:
-        """`server`: see `BareServer`."""
+        """`server`: see `StubServer`."""
         print(f"seed {seed}")  # pytest shows it with a failure
         self.folder, self.seed = folder, seed
         self.changes = Changes()
         self.until = self.changes.until
-        self.server = BareServer(folder, changes=self.changes, **server)
+        self.server = StubServer(folder, changes=self.changes, **server)
         self.proxies: list[ChaosProxy] = []
-        self.workers: list[BareWorker] = []
+        self.workers: list[StubWorker] = []
         self._processes: list[BaseProcess] = []
         self._names = itertools.count()
 
@@ -58,12 +58,12 @@ class SocketRun:
         address: str = "",
         keys: PeerKeys | None = None,
         **how: Any,
-    ) -> BareWorker:
+    ) -> StubWorker:
         """A worker as a thread; without a proxy's address, straight to the server."""
         size = self.server.size
         address = address or self.address
         transport = ZmqTransport.connect_to(address, size, depth=1, keys=keys)
-        worker = BareWorker(
+        worker = StubWorker(
             self.folder, number, transport, size, changes=self.changes, **how
         )
         self.workers.append(worker)
@@ -134,7 +134,7 @@ def spawn_server(folder: Path, **how: Any) -> tuple[BaseProcess, tuple[int, int,
 
 
 def _serve(folder: Path, pipe: Connection, how: dict[str, Any]) -> None:
-    server = BareServer(folder, **how)
+    server = StubServer(folder, **how)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     pipe.send(server.ports)
     server.changes.until("it is over", lambda: server.finish, timeout_s=1e6)
@@ -158,7 +158,7 @@ def _work(
 ) -> None:
     _set_wall_clock(*how.pop("wall", (0.0, 0.0)))
     transport = ZmqTransport.connect_to(address, limit, depth=1)
-    BareWorker(folder, number, transport, size, **how).join(timeout_s=None)
+    StubWorker(folder, number, transport, size, **how).join(timeout_s=None)
 
 
 def _set_wall_clock(wrong_s: float, jumps_s: float) -> None:

@@ -38,7 +38,7 @@ EVERY_UPDATE = Timing(
 )
 
 
-class BareServer:
+class StubServer:
     """A server that aggregates nothing: versions are bytes, the store is a dict."""
 
     def __init__(

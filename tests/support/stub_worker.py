@@ -150,7 +150,7 @@ class Producer:
         return effect._replace(message=effect.message._replace(run=self.other_run))
 
 
-class BareWorker:
+class StubWorker:
     """A worker without training, on a thread of its own."""
 
     def __init__(

@@ -16,8 +16,8 @@ from tests.support.messages import RUNTIME, hello_of
 from tests.support.protocol_harness import (
     ASYN2F,
     FEDAVG,
-    Desk,
-    Seat,
+    PeerHarness,
+    ProtocolHarness,
     beat_of,
     messages,
     pushed,
@@ -34,59 +34,59 @@ LIMITED = RuntimeSettings(**RUNTIME, max_updates_per_s=2.0)
 
 
 def test_a_worker_with_too_much_under_way_is_told_to_wait():
-    desk = Desk(with_(BUFFER, min_updates=9), most_open=2)
-    desk.join("0", "1")
-    desk.push("0", 0)
-    desk.receive("0", 1)
-    effects = desk.receive("0", 2)
+    server = ProtocolHarness(with_(BUFFER, min_updates=9), most_open=2)
+    server.join("0", "1")
+    server.push("0", 0)
+    server.receive("0", 1)
+    effects = server.receive("0", 2)
     (busy,) = messages(effects, wire.Backoff, to="0")
     assert (busy.session, busy.seq) == ("0", 2)
     assert busy.retry_s > 0
     assert not those(effects, p.ValidateUpdate)
     assert not messages(effects, wire.UpdateReceived)
-    assert those(desk.receive("1", 0), p.ValidateUpdate), (
+    assert those(server.receive("1", 0), p.ValidateUpdate), (
         "the other worker is not held up"
     )
 
 
 def test_an_update_that_was_told_to_wait_is_as_good_as_new_when_it_comes_again():
-    desk = Desk(with_(BUFFER, min_updates=2), most_open=2)
-    desk.join("0")
-    desk.push("0", 0)
-    desk.push("0", 1)  # makes a version; both are open until it is saved
-    assert messages(desk.receive("0", 2), wire.Backoff)
-    desk.make(1)
-    desk.save(1)
-    assert those(desk.receive("0", 2), p.ValidateUpdate)
+    server = ProtocolHarness(with_(BUFFER, min_updates=2), most_open=2)
+    server.join("0")
+    server.push("0", 0)
+    server.push("0", 1)  # makes a version; both are open until it is saved
+    assert messages(server.receive("0", 2), wire.Backoff)
+    server.make(1)
+    server.save(1)
+    assert those(server.receive("0", 2), p.ValidateUpdate)
 
 
 def test_a_worker_may_push_so_often_in_the_long_run_and_no_oftener():
-    desk = Desk(runtime=LIMITED)
-    desk.join("0")
+    server = ProtocolHarness(runtime=LIMITED)
+    server.join("0")
     taken = 0
     for seq in range(400):
-        desk.now = seq * 0.05
-        taken += bool(those(desk.receive("0", seq), p.ValidateUpdate))
-        desk.on(p.UpdateValidated(UpdateKey(0, "0", seq), "of no use"))
+        server.now = seq * 0.05
+        taken += bool(those(server.receive("0", seq), p.ValidateUpdate))
+        server.on(p.UpdateValidated(UpdateKey(0, "0", seq), "of no use"))
     assert 2 * 400 * 0.05 <= taken <= 2 * 400 * 0.05 + 2 * 2
 
 
 def test_a_peer_that_is_told_to_wait_keeps_its_update_and_sends_it_then():
-    seat = Seat()
-    seat.enter()
-    assert pushed(seat.push()) == [0]
-    seat.hear(wire.Backoff("0", 0, 0.3))
-    assert pushed(seat.wait(0.25)) == []
-    assert pushed(seat.push()) == [], "what is newer waits as well"
-    assert pushed(seat.wait(0.1)) == [0, 1]
+    peer = PeerHarness()
+    peer.enter()
+    assert pushed(peer.push()) == [0]
+    peer.hear(wire.Backoff("0", 0, 0.3))
+    assert pushed(peer.wait(0.25)) == []
+    assert pushed(peer.push()) == [], "what is newer waits as well"
+    assert pushed(peer.wait(0.1)) == [0, 1]
 
 
 def test_a_new_server_need_not_be_waited_for():
-    seat = Seat()
-    seat.enter()
-    seat.push()
-    seat.hear(wire.Backoff("0", 0, 5.0))
-    effects = seat.hear(wire.UnknownSession(2)) + seat.enter(
+    peer = PeerHarness()
+    peer.enter()
+    peer.push()
+    peer.hear(wire.Backoff("0", 0, 5.0))
+    effects = peer.hear(wire.UnknownSession(2)) + peer.enter(
         wire.Welcome(
             "run-1",
             2,
@@ -106,8 +106,8 @@ def test_a_new_server_need_not_be_waited_for():
 
 @pytest.mark.parametrize("identity", ["worker-1", "evaluator", "server"])
 def test_a_peer_whose_key_is_anothers_is_refused(identity):
-    desk = Desk()
-    effects = desk.hear("0", hello_of(0, "0"), identity)
+    server = ProtocolHarness()
+    effects = server.hear("0", hello_of(0, "0"), identity)
     (refused,) = messages(effects, wire.Refused)
     assert not refused.retry
     assert identity in refused.reason
@@ -115,27 +115,27 @@ def test_a_peer_whose_key_is_anothers_is_refused(identity):
 
 
 def test_a_peer_with_its_own_key_comes_in():
-    desk = Desk(with_(ASYN2F, min_workers=1))
-    assert messages(desk.hear("0", hello_of(0, "0"), "worker-0"), wire.Welcome)
-    assert messages(desk.hear("e", hello_of(-1, "e"), "evaluator"), wire.Welcome)
+    server = ProtocolHarness(with_(ASYN2F, min_workers=1))
+    assert messages(server.hear("0", hello_of(0, "0"), "worker-0"), wire.Welcome)
+    assert messages(server.hear("e", hello_of(-1, "e"), "evaluator"), wire.Welcome)
 
 
 def test_whoever_speaks_in_anothers_name_is_not_listened_to():
-    desk = Desk()
-    desk.join("0", "1", "e")
-    before = desk.machine.status()
+    server = ProtocolHarness()
+    server.join("0", "1", "e")
+    before = server.machine.status()
     spoken = [
-        desk.hear("1", beat_of("0", 0), "worker-1"),
-        desk.hear("1", wire.Goodbye("0", "farewell"), "worker-1"),
-        desk.hear("1", wire.EvalResult("e", 0, 1.0, 0.1, 1.0), "worker-1"),
-        desk.receive("0", 0, identity="worker-1"),
+        server.hear("1", beat_of("0", 0), "worker-1"),
+        server.hear("1", wire.Goodbye("0", "farewell"), "worker-1"),
+        server.hear("1", wire.EvalResult("e", 0, 1.0, 0.1, 1.0), "worker-1"),
+        server.receive("0", 0, identity="worker-1"),
     ]
     kinds = [[type(effect) for effect in effects] for effects in spoken]
     # The same words in the log are said once.
     assert kinds == [[p.Warn], [], [p.Warn], []]
-    after = desk.machine.status()
+    after = server.machine.status()
     assert after._replace(bytes_up=0) == before
-    assert those(desk.receive("0", 0, identity="worker-0"), p.ValidateUpdate)
+    assert those(server.receive("0", 0, identity="worker-0"), p.ValidateUpdate)
 
 
 # ---------------------------------------------------------------- rounds of nothing
@@ -143,41 +143,41 @@ def test_whoever_speaks_in_anothers_name_is_not_listened_to():
 
 def test_a_round_whose_updates_are_all_of_no_use_ends_the_run():
     """Its workers wait for a version that nothing can be made of."""
-    desk = Desk(with_(FEDAVG, min_workers=2))
-    desk.join("0", "1")
-    assert not those(desk.receive("0", 0, loss=math.nan), p.Finish)
-    desk.receive("1", 0, loss=math.nan)
-    (finish,) = those(desk.end(), p.Finish)
+    server = ProtocolHarness(with_(FEDAVG, min_workers=2))
+    server.join("0", "1")
+    assert not those(server.receive("0", 0, loss=math.nan), p.Finish)
+    server.receive("1", 0, loss=math.nan)
+    (finish,) = those(server.end(), p.Finish)
     assert finish.status == "failed"
     assert "loss nan" in finish.reason
 
 
 def test_workers_that_do_not_wait_may_fail_as_often_as_they_like():
-    desk = Desk(with_(ASYN2F, min_workers=2))
-    desk.join("0", "1")
+    server = ProtocolHarness(with_(ASYN2F, min_workers=2))
+    server.join("0", "1")
     for seq in range(3):
         for worker in ("0", "1"):
-            desk.receive(worker, seq, loss=math.nan)
-    assert not those(desk.wait(1.0), p.Finish)
-    assert those(desk.push("0", 3), p.AggregateVersion)
+            server.receive(worker, seq, loss=math.nan)
+    assert not those(server.wait(1.0), p.Finish)
+    assert those(server.push("0", 3), p.AggregateVersion)
 
 
 # ---------------------------------------------------------------- the gone
 
 
 def test_what_a_process_left_is_forgotten_when_another_has_taken_its_place():
-    desk = Desk(with_(ASYN2F, min_updates=2))
+    server = ProtocolHarness(with_(ASYN2F, min_updates=2))
     for life in range(50):
         session = f"0{life}"
-        desk.join(session)
-        desk.receive(session, life)
-        desk.on(p.UpdateValidated(UpdateKey(0, session, life), "of no use"))
-        desk.hear(session, wire.Goodbye(session, "killed"))
-        desk.wait(2.1)
-    desk.join("0", "1")
-    desk.push("0", 50)
-    (make,) = those(desk.push("1", 0), p.AggregateVersion)
-    (save,) = those(desk.make(make.version), p.SaveVersion)
+        server.join(session)
+        server.receive(session, life)
+        server.on(p.UpdateValidated(UpdateKey(0, session, life), "of no use"))
+        server.hear(session, wire.Goodbye(session, "killed"))
+        server.wait(2.1)
+    server.join("0", "1")
+    server.push("0", 50)
+    (make,) = those(server.push("1", 0), p.AggregateVersion)
+    (save,) = those(server.make(make.version), p.SaveVersion)
     kept = save.accounting["ledger"]["workers"]
     assert {worker: life["session"] for worker, life in kept.items()} == {
         "0": "0",
@@ -186,51 +186,51 @@ def test_what_a_process_left_is_forgotten_when_another_has_taken_its_place():
 
 
 def test_a_process_whose_place_was_taken_is_refused_for_good():
-    desk = Desk()
-    desk.join("0")
-    desk.hear("0", wire.Goodbye("0", "it seemed so"))
-    desk.join("0b")
-    desk.wait(0.6)
-    (refused,) = messages(desk.hear("0", hello_of(0, "0", first=0)), wire.Refused)
+    server = ProtocolHarness()
+    server.join("0")
+    server.hear("0", wire.Goodbye("0", "it seemed so"))
+    server.join("0b")
+    server.wait(0.6)
+    (refused,) = messages(server.hear("0", hello_of(0, "0", first=0)), wire.Refused)
     assert not refused.retry
-    assert verdicts(desk.receive("0", 0)) == []
+    assert verdicts(server.receive("0", 0)) == []
 
 
 def test_an_evaluator_that_was_silent_for_a_while_is_let_in_again():
-    desk = Desk()
-    desk.join("0", "e")
+    server = ProtocolHarness()
+    server.join("0", "e")
     for _ in range(8):
-        desk.wait(0.5)
-        desk.beat("0")
-    assert messages(desk.hear("e", beat_of("e")), wire.UnknownSession)
-    assert messages(desk.hear("e", hello_of(-1, "e")), wire.Welcome)
+        server.wait(0.5)
+        server.beat("0")
+    assert messages(server.hear("e", beat_of("e")), wire.UnknownSession)
+    assert messages(server.hear("e", hello_of(-1, "e")), wire.Welcome)
 
 
 def test_no_update_counts_twice_however_often_its_worker_comes_again():
     """Quick lives of one key, and then the first of them again: numbers only grow."""
-    desk = Desk(with_(ASYN2F, min_updates=1))
-    desk.join("0")
-    desk.push("0", 0)
-    (save,) = those(desk.make(1), p.SaveVersion)
-    desk.save(1)
+    server = ProtocolHarness(with_(ASYN2F, min_updates=1))
+    server.join("0")
+    server.push("0", 0)
+    (save,) = those(server.make(1), p.SaveVersion)
+    server.save(1)
     size = len(json.dumps(save.accounting))
-    desk.hear("0", wire.Goodbye("0", "enough"))
+    server.hear("0", wire.Goodbye("0", "enough"))
     refused = 0
     for life in range(5000):
         session = f"0b{life}"
-        effects = desk.hear(session, hello_of(0, session))
+        effects = server.hear(session, hello_of(0, session))
         refused += len(messages(effects, wire.Refused))
-        desk.hear(session, wire.Goodbye(session, "enough"))
-        desk.wait(0.01)
+        server.hear(session, wire.Goodbye(session, "enough"))
+        server.wait(0.01)
     assert refused > 4900, "lives are limited"
-    assert len(list(desk.machine._sessions)) < 20
-    desk.wait(10.0)
-    again = desk.hear("0", hello_of(0, "0"))
+    assert len(list(server.machine._sessions)) < 20
+    server.wait(10.0)
+    again = server.hear("0", hello_of(0, "0"))
     (welcome,) = messages(again, wire.Welcome)
     assert welcome.first > 0
-    assert not those(desk.push("0", 0), p.ValidateUpdate | p.AggregateVersion)
-    assert those(desk.push("0", welcome.first), p.AggregateVersion)
-    (save,) = those(desk.make(2), p.SaveVersion)
+    assert not those(server.push("0", 0), p.ValidateUpdate | p.AggregateVersion)
+    assert those(server.push("0", welcome.first), p.AggregateVersion)
+    (save,) = those(server.make(2), p.SaveVersion)
     assert len(json.dumps(save.accounting)) < size + 20
 
 
@@ -260,64 +260,68 @@ def test_who_was_let_in_by_a_server_that_saved_nothing_is_let_in_again():
 @pytest.mark.parametrize("identity", ["", "worker-1"])
 @pytest.mark.parametrize("session", ["0", "e"])
 def test_nobody_comes_in_by_the_session_of_another(session, identity):
-    desk = Desk()
-    desk.join("0", "1", "e")
-    desk.push("0", 0)
-    effects = desk.hear("x", hello_of(1, session), identity)
+    server = ProtocolHarness()
+    server.join("0", "1", "e")
+    server.push("0", 0)
+    effects = server.hear("x", hello_of(1, session), identity)
     (refused,) = messages(effects, wire.Refused, to="x")
     assert "its session belongs to another" in refused.reason
     assert not refused.retry
-    assert messages(desk.beat("0"), wire.HeartbeatAck, to="0"), "and it changes nothing"
-    told = messages(desk.make(1) + desk.save(1), wire.UpdateOutcome, to="0")
+    assert messages(server.beat("0"), wire.HeartbeatAck, to="0"), (
+        "and it changes nothing"
+    )
+    told = messages(server.make(1) + server.save(1), wire.UpdateOutcome, to="0")
     assert [verdict.verdict for verdict in told] == ["committed"]
 
 
 def test_a_session_is_its_workers_also_at_the_next_server():
-    desk = Desk()
-    desk.join("0")
-    desk.push("0", 0)
-    (save,) = those(desk.make(1), p.SaveVersion)
-    later = Desk(version=1, accounting=save.accounting)
+    server = ProtocolHarness()
+    server.join("0")
+    server.push("0", 0)
+    (save,) = those(server.make(1), p.SaveVersion)
+    later = ProtocolHarness(version=1, accounting=save.accounting)
     (refused,) = messages(later.hear("x", hello_of(1, "0")), wire.Refused)
     assert "its session belongs to another" in refused.reason
     assert messages(later.hear("y", hello_of(0, "0", first=0)), wire.Welcome)
 
 
 def test_without_keys_a_live_connection_keeps_its_session():
-    desk = Desk()
-    desk.join("0")
-    assert desk.hear("x", beat_of("0")) == []
-    assert desk.hear("x", wire.Goodbye("0", "farewell")) == []
-    (refused,) = messages(desk.hear("x", hello_of(0, "0")), wire.Refused, to="x")
+    server = ProtocolHarness()
+    server.join("0")
+    assert server.hear("x", beat_of("0")) == []
+    assert server.hear("x", wire.Goodbye("0", "farewell")) == []
+    (refused,) = messages(server.hear("x", hello_of(0, "0")), wire.Refused, to="x")
     assert refused.retry
-    assert messages(desk.beat("0"), wire.HeartbeatAck, to="0")
-    desk.wait(
+    assert messages(server.beat("0"), wire.HeartbeatAck, to="0")
+    server.wait(
         2 * RUNTIME["heartbeat_interval_s"]
     )  # it has fallen silent, as when it connects anew
-    assert messages(desk.hear("x", beat_of("0")), wire.HeartbeatAck, to="x")
+    assert messages(server.hear("x", beat_of("0")), wire.HeartbeatAck, to="x")
 
 
 def test_without_keys_who_connects_anew_is_told_of_the_end_at_once():
     """The server ends before two beats are over."""
-    desk = Desk()
-    desk.join("0")
-    desk.on(p.StopRequested("enough"))
+    server = ProtocolHarness()
+    server.join("0")
+    server.on(p.StopRequested("enough"))
     for message in (beat_of("0"), hello_of(0, "0")):
-        (stop,) = messages(desk.hear("x", message), wire.StopRun, to="x")
+        (stop,) = messages(server.hear("x", message), wire.StopRun, to="x")
         assert stop.reason == "enough"
-    assert not messages(desk.hear("x", hello_of(1, "1")), wire.StopRun)
+    assert not messages(server.hear("x", hello_of(1, "1")), wire.StopRun)
 
 
 def test_with_keys_who_connects_anew_need_not_wait():
-    desk = Desk()
-    desk.hear("0", hello_of(0, "0"), "worker-0")
-    assert messages(desk.hear("x", beat_of("0"), "worker-0"), wire.HeartbeatAck, to="x")
+    server = ProtocolHarness()
+    server.hear("0", hello_of(0, "0"), "worker-0")
+    assert messages(
+        server.hear("x", beat_of("0"), "worker-0"), wire.HeartbeatAck, to="x"
+    )
 
 
 def test_a_sessions_name_is_in_no_topic():
-    seat, desk = Seat(), Desk()
-    (connect,) = those(seat.enter(), p.Connect)
-    effects = desk.join("0") + desk.hear("0", wire.FetchModel("0", -1))
+    peer, server = PeerHarness(), ProtocolHarness()
+    (connect,) = those(peer.enter(), p.Connect)
+    effects = server.join("0") + server.hear("0", wire.FetchModel("0", -1))
     topics = [*connect.topics, *(sent.topic for sent in those(effects, p.Broadcast))]
     assert len(topics) > 3
     assert topic_of("0") in topics
@@ -326,53 +330,53 @@ def test_a_sessions_name_is_in_no_topic():
 
 
 def test_there_is_one_evaluator_at_a_time():
-    desk = Desk()
-    desk.join("0", "e")
-    (refused,) = messages(desk.hear("f", hello_of(-1, "f")), wire.Refused)
+    server = ProtocolHarness()
+    server.join("0", "e")
+    (refused,) = messages(server.hear("f", hello_of(-1, "f")), wire.Refused)
     assert "an evaluator is here already" in refused.reason
     assert refused.retry
-    lying = desk.hear("f", wire.EvalResult("f", 0, 1.0, 0.0, 1.0))
+    lying = server.hear("f", wire.EvalResult("f", 0, 1.0, 0.0, 1.0))
     assert not those(lying, p.ReportScore)
-    desk.hear("e", wire.Goodbye("e", "done"))
-    assert messages(desk.hear("f", hello_of(-1, "f")), wire.Welcome)
+    server.hear("e", wire.Goodbye("e", "done"))
+    assert messages(server.hear("f", hello_of(-1, "f")), wire.Welcome)
 
 
 @pytest.mark.parametrize("worker", [0, -1])
 @pytest.mark.parametrize("token", ["", "t0ken2", "é"])
 def test_without_keys_a_peer_presents_the_runs_token(worker, token):
-    desk = Desk(token="t0ken")
+    server = ProtocolHarness(token="t0ken")
     (refused,) = messages(
-        desk.hear("x", hello_of(worker, "x", token=token)), wire.Refused
+        server.hear("x", hello_of(worker, "x", token=token)), wire.Refused
     )
     assert "token" in refused.reason
     assert refused.retry, "its server may be about to write it"
     good = hello_of(worker, "x", token="t0ken")
-    assert messages(desk.hear("x", good), wire.Welcome | wire.Registered)
+    assert messages(server.hear("x", good), wire.Welcome | wire.Registered)
 
 
 def test_updates_that_their_headers_forbid_are_limited():
-    desk = Desk()
-    desk.join("0", "1")
+    server = ProtocolHarness()
+    server.join("0", "1")
     settled = 0
     for seq in range(500):
-        desk.now = seq * 0.01
-        effects = desk.receive("0", seq, loss=math.nan)
+        server.now = seq * 0.01
+        effects = server.receive("0", seq, loss=math.nan)
         settled += len(messages(effects, wire.UpdateOutcome))
     assert 20 <= settled <= 40
     assert messages(effects, wire.Backoff)
-    assert those(desk.receive("1", 0), p.ValidateUpdate), "another's are taken in"
+    assert those(server.receive("1", 0), p.ValidateUpdate), "another's are taken in"
 
 
 def test_nobody_pushes_in_the_name_of_another_worker():
     """Nor moves the numbers of another on."""
-    desk = Desk()
-    desk.join("0", "1")
-    effects = desk.receive("1", 2**40, worker=0)
+    server = ProtocolHarness()
+    server.join("0", "1")
+    effects = server.receive("1", 2**40, worker=0)
     assert not those(effects, p.ValidateUpdate)
-    desk.receive("1", 5, worker=0)
-    assert those(desk.push("0", 0), p.ValidateUpdate)
-    desk.hear("0", wire.Goodbye("0", "done"))
-    (welcome,) = messages(desk.hear("0b", hello_of(0, "0b")), wire.Welcome)
+    server.receive("1", 5, worker=0)
+    assert those(server.push("0", 0), p.ValidateUpdate)
+    server.hear("0", wire.Goodbye("0", "done"))
+    (welcome,) = messages(server.hear("0b", hello_of(0, "0b")), wire.Welcome)
     assert welcome.first == 1
 
 
@@ -380,27 +384,27 @@ def test_nobody_pushes_in_the_name_of_another_worker():
 
 
 def test_a_refusal_names_what_differs_and_the_log_says_it_too():
-    desk = Desk(terms=("seed=0", "training.batch_size=32", "x=1"))
+    server = ProtocolHarness(terms=("seed=0", "training.batch_size=32", "x=1"))
     terms = ("seed=1", "training.batch_size=64", "x=1")
-    effects = desk.hear("x", hello_of(0, "x", terms=terms))
+    effects = server.hear("x", hello_of(0, "x", terms=terms))
     (refused,) = messages(effects, wire.Refused)
     words = "seed is 1, there 0; training.batch_size is 64, there 32"
     assert words in refused.reason
     assert [words in warned.text for warned in those(effects, p.Warn)] == [True]
-    assert those(desk.hear("x", hello_of(0, "x", terms=terms)), p.Warn) == []
+    assert those(server.hear("x", hello_of(0, "x", terms=terms)), p.Warn) == []
 
 
 def test_a_worker_with_other_data_of_the_same_size_is_refused():
-    desk = Desk(data=("aa", "bb", "cc"))
+    server = ProtocolHarness(data=("aa", "bb", "cc"))
     for worker, right in enumerate(("aa", "bb")):
         (refused,) = messages(
-            desk.hear("x", hello_of(worker, f"x{worker}", data="dd")), wire.Refused
+            server.hear("x", hello_of(worker, f"x{worker}", data="dd")), wire.Refused
         )
         assert f"digest dd, there {right}" in refused.reason
-    (refused,) = messages(desk.hear("x", hello_of(-1, "e", data="aa")), wire.Refused)
+    (refused,) = messages(server.hear("x", hello_of(-1, "e", data="aa")), wire.Refused)
     assert "the test data are others" in refused.reason
-    assert messages(desk.hear("0", hello_of(0, "0", data="aa")), wire.Welcome)
-    assert messages(desk.hear("e", hello_of(-1, "e", data="cc")), wire.Welcome)
+    assert messages(server.hear("0", hello_of(0, "0", data="aa")), wire.Welcome)
+    assert messages(server.hear("e", hello_of(-1, "e", data="cc")), wire.Welcome)
 
 
 # ---------------------------------------------------------------- after a restart
@@ -422,23 +426,23 @@ def test_nothing_of_it_is_counted_again_after_a_restart():
 
 def test_who_was_let_in_and_asks_again_at_the_end_is_told_that_it_is_over():
     """It has greeted a server that came back twice; the second time it was too late."""
-    desk = Desk()
-    desk.join("0", "1")
-    desk.on(p.StopRequested("enough"))
-    assert messages(desk.hear("1", hello_of(1, "1")), wire.StopRun)
-    (refused,) = messages(desk.hear("2", hello_of(1, "1b")), wire.Refused)
+    server = ProtocolHarness()
+    server.join("0", "1")
+    server.on(p.StopRequested("enough"))
+    assert messages(server.hear("1", hello_of(1, "1")), wire.StopRun)
+    (refused,) = messages(server.hear("2", hello_of(1, "1b")), wire.Refused)
     assert "enough" in refused.reason
 
 
 def test_an_evaluator_may_come_back_for_the_last_version():
-    desk = Desk(stop=Stop(max_versions=3), best=(0.5, 1))
-    desk.join("0")
+    server = ProtocolHarness(stop=Stop(max_versions=3), best=(0.5, 1))
+    server.join("0")
     for version in (1, 2, 3):
-        desk.push("0", version)
-        desk.make(version)
-        desk.save(version)
-    assert messages(desk.hear("e", hello_of(-1, "e")), wire.Welcome)
-    desk.hear("e", wire.EvalResult("e", 3, 0.75, 0.5, 0.5))
-    (finish,) = those(desk.end(), p.Finish)
+        server.push("0", version)
+        server.make(version)
+        server.save(version)
+    assert messages(server.hear("e", hello_of(-1, "e")), wire.Welcome)
+    server.hear("e", wire.EvalResult("e", 3, 0.75, 0.5, 0.5))
+    (finish,) = those(server.end(), p.Finish)
     assert finish.status == "finished"
-    assert desk.machine.status().best_version == 3
+    assert server.machine.status().best_version == 3

@@ -15,8 +15,8 @@ from tests.support.messages import RUNTIME, hello_of
 from tests.support.protocol_harness import (
     ASYN2F,
     WELCOME,
-    Desk,
-    Seat,
+    PeerHarness,
+    ProtocolHarness,
     beat_of,
     messages,
     those,
@@ -28,14 +28,14 @@ from tests.support.stub_worker import RUNTIME as PATIENT
 SOON_S = CONNECT_S + 2 * RUNTIME["heartbeat_interval_s"]
 
 
-def lives_on(seat, seconds, hears):
+def lives_on(peer, seconds, hears):
     """The server answers its beats; what comes of it."""
     effects = []
     for _ in range(round(seconds / 0.25)):
-        effects += seat.wait(0.25)
+        effects += peer.wait(0.25)
         if those(effects, p.Finish):
             break
-        effects += seat.hear(wire.HeartbeatAck(1, -1, hears))
+        effects += peer.hear(wire.HeartbeatAck(1, -1, hears))
     return effects
 
 
@@ -52,14 +52,14 @@ def warnings(effects):
     ],
 )
 def test_a_worker_says_which_port_is_closed_and_ends(hears, is_heard, words):
-    seat = Seat()
-    seat.hear(WELCOME)
+    peer = PeerHarness()
+    peer.hear(WELCOME)
     if is_heard:
-        seat.on(Subscribed(UPDATES))
-    early = lives_on(seat, CONNECT_S - 1.0, hears)
+        peer.on(Subscribed(UPDATES))
+    early = lives_on(peer, CONNECT_S - 1.0, hears)
     assert not warnings(early)
-    assert [words in said for said in warnings(lives_on(seat, 2.0, hears))] == [True]
-    later = lives_on(seat, RUNTIME["join_timeout_s"], hears)
+    assert [words in said for said in warnings(lives_on(peer, 2.0, hears))] == [True]
+    later = lives_on(peer, RUNTIME["join_timeout_s"], hears)
     (finish,) = those(later, p.Finish)
     assert finish.status == "refused"
     assert words in finish.reason
@@ -72,11 +72,11 @@ def registered(hears, incarnation=1):
 
 def test_while_it_waits_for_others_a_worker_tries_the_ports_and_ends():
     """The run may begin an hour later."""
-    seat, said = Seat(), []
-    assert those(seat.hear(registered(False)), p.Connect)
+    peer, said = PeerHarness(), []
+    assert those(peer.hear(registered(False)), p.Connect)
     while not those(said, p.Finish):
-        assert seat.now < RUNTIME["join_timeout_s"] + 2.0
-        effects = seat.wait(0.25) + seat.hear(registered(False))
+        assert peer.now < RUNTIME["join_timeout_s"] + 2.0
+        effects = peer.wait(0.25) + peer.hear(registered(False))
         assert not those(effects, p.Connect), "once"
         said += effects
     (text,) = warnings(said)
@@ -86,36 +86,36 @@ def test_while_it_waits_for_others_a_worker_tries_the_ports_and_ends():
 
 
 def test_who_has_tried_the_ports_stays_connected_and_asks_for_the_model():
-    seat = Seat()
-    seat.hear(registered(False))
-    seat.on(Subscribed(UPDATES))
-    seat.hear(registered(True))
-    effects = seat.hear(WELCOME)
+    peer = PeerHarness()
+    peer.hear(registered(False))
+    peer.on(Subscribed(UPDATES))
+    peer.hear(registered(True))
+    effects = peer.hear(WELCOME)
     assert not those(effects, p.Connect)
     assert those(effects, p.NotifyAdmitted)
     assert messages(effects, wire.FetchModel) == [wire.FetchModel("0", -1)]
-    assert those(seat.receive(0), p.Deliver)
-    assert [x.message.seq for x in those(seat.push(), p.Broadcast)] == [0]
+    assert those(peer.receive(0), p.Deliver)
+    assert [x.message.seq for x in those(peer.push(), p.Broadcast)] == [0]
 
 
 def test_at_another_server_it_tries_and_connects_anew():
-    seat = Seat()
-    seat.hear(registered(True))
-    assert those(seat.hear(registered(False, incarnation=2)), p.Connect)
+    peer = PeerHarness()
+    peer.hear(registered(True))
+    assert those(peer.hear(registered(False, incarnation=2)), p.Connect)
     later = WELCOME._replace(incarnation=3)
-    assert those(seat.hear(later), p.Connect)
+    assert those(peer.hear(later), p.Connect)
 
 
 def test_a_server_that_waits_says_who_does_not_get_through():
-    desk = Desk(with_(ASYN2F, min_workers=2))
-    said = desk.join("0")
-    desk.join("e")
+    server = ProtocolHarness(with_(ASYN2F, min_workers=2))
+    said = server.join("0")
+    server.join("e")
     for _ in range(round(SOON_S / 0.5) + 4):
-        said += desk.hear("0", hello_of(0, "0")) + desk.hear("e", hello_of(-1, "e"))
-        said += desk.wait(0.5)
+        said += server.hear("0", hello_of(0, "0")) + server.hear("e", hello_of(-1, "e"))
+        said += server.wait(0.5)
     assert not warnings(said)
     assert [m.hears for m in messages(said, wire.Registered, to="0")][-1]
-    deaf = Desk(with_(ASYN2F, min_workers=2))
+    deaf = ProtocolHarness(with_(ASYN2F, min_workers=2))
     deaf.hear("0", hello_of(0, "0"))
     said = []
     for _ in range(round(SOON_S / 0.5) + 4):
@@ -126,37 +126,37 @@ def test_a_server_that_waits_says_who_does_not_get_through():
 
 
 def test_an_evaluator_needs_no_port_for_updates():
-    seat = Seat(worker=-1)
-    seat.hear(WELCOME)
-    assert not those(lives_on(seat, 20.0, True), p.Finish | p.Warn)
+    peer = PeerHarness(worker=-1)
+    peer.hear(WELCOME)
+    assert not those(lives_on(peer, 20.0, True), p.Finish | p.Warn)
 
 
 def test_who_got_through_once_is_not_sent_away_later():
     """A server that has forgotten its subscription says that it does not hear."""
-    seat = Seat()
-    seat.enter()
-    assert not those(lives_on(seat, 20.0, False), p.Finish | p.Warn)
+    peer = PeerHarness()
+    peer.enter()
+    assert not those(lives_on(peer, 20.0, False), p.Finish | p.Warn)
 
 
 def test_a_server_says_so_too_and_once():
-    desk = Desk()
-    desk.join("0", "1")
+    server = ProtocolHarness()
+    server.join("0", "1")
     said = []
     for _ in range(round(SOON_S / 0.5) + 4):
         closed = beat_of("1")._replace(hears=False, is_heard=False)
-        said += desk.beat("0") + desk.hear("1", closed) + desk.wait(0.5)
+        said += server.beat("0") + server.hear("1", closed) + server.wait(0.5)
     (text,) = warnings(said)
     assert "worker-1" in text
     assert "port 1 (models) and port 2 (updates)" in text
 
 
 def test_a_pulse_says_whether_a_subscription_has_come():
-    desk = Desk()
-    desk.join("1")
-    desk.hear("0", hello_of(0, "0"))
-    assert [m.hears for m in messages(desk.beat("0"), wire.HeartbeatAck)] == [False]
-    desk.on(Subscribed(topic_of("0")))
-    assert [m.hears for m in messages(desk.beat("0"), wire.HeartbeatAck)] == [True]
+    server = ProtocolHarness()
+    server.join("1")
+    server.hear("0", hello_of(0, "0"))
+    assert [m.hears for m in messages(server.beat("0"), wire.HeartbeatAck)] == [False]
+    server.on(Subscribed(topic_of("0")))
+    assert [m.hears for m in messages(server.beat("0"), wire.HeartbeatAck)] == [True]
 
 
 @pytest.mark.parametrize("link", ["model", "update"])
@@ -181,24 +181,24 @@ def test_over_sockets_a_worker_ends_that_gets_no_further(tmp_path, caplog, link)
 
 
 def test_no_version_is_so_new_that_the_others_are_deaf_to_it():
-    seat = Seat()
-    seat.enter()
+    peer = PeerHarness()
+    peer.enter()
     for wild in (2**31, 2**40, 2**62):
-        assert those(seat.receive(wild), p.Deliver) == []
-        assert seat.hear(wire.HeartbeatAck(1, wild, True)) == []
-    assert those(seat.receive(1), p.Deliver)
+        assert those(peer.receive(wild), p.Deliver) == []
+        assert peer.hear(wire.HeartbeatAck(1, wild, True)) == []
+    assert those(peer.receive(1), p.Deliver)
 
 
 def test_no_pause_is_longer_than_a_lease():
-    seat = Seat()
-    seat.enter()
+    peer = PeerHarness()
+    peer.enter()
     for wild in (1e18, 1e300):
-        seat.push()
-        seat.hear(wire.Backoff("0", 0, wild))
+        peer.push()
+        peer.hear(wire.Backoff("0", 0, wild))
         heard = []
         for _ in range(round(RUNTIME["server_timeout_s"]) + 1):
-            seat.hear(wire.HeartbeatAck(1, -1, True))
-            heard += seat.wait(1.0)
+            peer.hear(wire.HeartbeatAck(1, -1, True))
+            heard += peer.wait(1.0)
         assert 0 in [x.message.seq for x in those(heard, p.Broadcast)]
 
 
@@ -215,7 +215,7 @@ def test_no_pause_is_longer_than_a_lease():
     ids=str,
 )
 def test_a_welcome_that_cannot_be_followed_is_not(wild):
-    seat = Seat()
-    assert not those(seat.hear(WELCOME._replace(**wild)), p.Connect)
-    (finish,) = those(seat.wait(RUNTIME["join_timeout_s"] + 2), p.Finish)
+    peer = PeerHarness()
+    assert not those(peer.hear(WELCOME._replace(**wild)), p.Connect)
+    (finish,) = those(peer.wait(RUNTIME["join_timeout_s"] + 2), p.Finish)
     assert "is invalid" in finish.reason
