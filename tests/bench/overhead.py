@@ -35,7 +35,7 @@ def _measured(name: str, changes: dict, wanted: float | None) -> Iterator[Figure
     experiment = build.build_experiment(config.to_dict())
     settings = RuntimeSettings(worker_speeds=(0.0,))
     worker = Worker(experiment, 0, settings, _Nobody())
-    worker._link = _Nobody()
+    worker._client = _Nobody()
     model = initial_server_state(experiment).model
     trainer, shard = experiment.trainer, shard_of(experiment.task, 0)
     count, begin = STEPS[name], (model, 0, int(shard.num_examples), 1.0)

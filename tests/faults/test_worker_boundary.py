@@ -41,7 +41,7 @@ def test_a_version_that_comes_in_the_last_batch_is_merged_and_then_pushed():
     written, posted = [], []
     journal = SimpleNamespace(write=written.append)
     worker = Worker(experiment, 0, RuntimeSettings(), journal)
-    worker._link = SimpleNamespace(post=posted.append)
+    worker._client = SimpleNamespace(post=posted.append)
     trainer, done = worker._trainer, []
 
     def advance(state, shard):
