@@ -60,6 +60,10 @@ class IncompleteTraceError(Asyn2fError, ValueError):
     """A trace that lacks the files of some processes."""
 
 
+class TraceFormatError(Asyn2fError, ValueError):
+    """A trace written in a format that this version does not read."""
+
+
 class DeviceError(Asyn2fError):
     """JAX cannot use the requested devices."""
 

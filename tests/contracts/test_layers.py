@@ -58,8 +58,9 @@ PURE = [
     *("kernels/*", "strategies/*", "protocol/*"),
     *("training/trainer.py", "training/batches.py", "training/computation.py"),
     *("training/experiment.py", "trace/events.py", "trace/ordering.py"),
-    *("trace/accounts.py", "trace/history.py", "trace/causality.py"),
-    *("trace/invariants.py", "trace/provenance.py"),
+    *("trace/artifacts.py", "trace/causality.py", "trace/checks.py"),
+    *("trace/history.py", "trace/invariants.py", "trace/provenance.py"),
+    *("trace/lines.py", "trace/records.py"),
     *("sim/order.py", "sim/schedule.py", "sim/world.py"),
     *("sim/virtual_worker.py", "sim/from_trace.py", "sim/plan.py", "sim/packing.py"),
 ]

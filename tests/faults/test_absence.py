@@ -7,11 +7,12 @@ import pytest
 import asyn2f
 from asyn2f import trace
 from asyn2f.errors import IncompleteTraceError, RunDirError
+from asyn2f.trace.artifacts import RunArtifacts
 from asyn2f.trace.history import (
     absent,
     check_complete,
 )
-from asyn2f.trace.invariants import Found, check
+from asyn2f.trace.invariants import check
 from configs.digits import get_config
 from tests.programs.test_verify import run
 from tests.support.golden_run import FOLDER
@@ -41,7 +42,7 @@ def test_where_no_run_is_there_is_no_result(tmp_path, name):
 
 
 def test_no_name_is_no_run():
-    with pytest.raises(RunDirError, match="holds no run"):
+    with pytest.raises(RunDirError, match="is not a run"):
         asyn2f.replay(get_config().to_dict(), "")
 
 
@@ -50,19 +51,19 @@ def test_the_programs_say_that_there_is_nothing(tmp_path):
     (tmp_path / "empty" / "trace").mkdir(parents=True)
     head = trace.ProcessStarted(1.0, "server", "run-1", 1, {})
     idle = [head, trace.Stopped(2.0, "server", "interrupted")]
-    write(tmp_path / "idle", Found(idle, {}))
+    write(tmp_path / "idle", RunArtifacts(idle, {}))
     code, out, err = verify(tmp_path / "empty")
     assert (code, out) == (2, "")
-    assert "holds no event" in err
+    assert "has no events" in err
     code, out, _ = verify(tmp_path / "idle")
     assert code == 2
-    assert "nothing happened: no update was pushed, no version made" in out
-    assert "no promise was broken" not in out
+    assert "the run is empty: no update was pushed, no version made" in out
+    assert "all invariants hold" not in out
     for name in ("empty", "none"):
         code, _, err = run("replay", f"--run={tmp_path / name}")
         assert code == 2
         assert name in err
-        assert "no run" in err or "no event" in err
+        assert "not a run" in err or "no events" in err
 
 
 # ------------------------------------------------------- traces on other machines
@@ -85,7 +86,7 @@ def test_a_run_without_its_workers_traces_breaks_no_promise_by_that():
     of_server = files_of(GOOD.events)[1]
     judgement = check(GOOD._replace(events=[e for life in of_server for e in life]))
     assert judgement.violations == []
-    assert {"I3", "I4", "I7", "I10", "I11", "causality"} <= set(judgement.not_shown)
+    assert {"I3", "I4", "I7", "I10", "I11", "causality"} <= set(judgement.unverified)
     assert "worker-0, worker-1 are missing" in judgement.absence
 
 
@@ -97,7 +98,7 @@ def test_the_programs_name_them_and_what_to_do(tmp_path):
     code, out, _ = verify(tmp_path / "run")
     assert code == 0, out
     assert "the trace of worker-1 is missing" in out
-    assert "no promise was broken, as far as is known" in out
+    assert "all invariants hold, as far as they are known" in out
     code, _, err = run("replay", f"--run={tmp_path / 'run'}")
     assert code == 2
     assert "the trace of worker-1 is missing" in err

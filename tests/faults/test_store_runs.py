@@ -24,7 +24,8 @@ from asyn2f.sim.from_trace import recording_of
 from asyn2f.sim.serial import execute_serially
 from asyn2f.store.memory import MemoryStore
 from asyn2f.store.orbax import OrbaxStore
-from asyn2f.trace.invariants import Found, check, commit_of
+from asyn2f.trace.artifacts import RunArtifacts, commit_of
+from asyn2f.trace.invariants import check
 from tests.contracts.test_runtime import SETTINGS, LocalRun, small
 from tests.programs.test_launch import ENDLESS, ROOT, finish, start, wait_for_line
 from tests.support.patience import PATIENCE_S, Crowd
@@ -56,7 +57,7 @@ def judged(run, **rest):
     """All that the run left, held against the promises."""
     records = {v: run.store._kept[v].record for v in run.store.versions()}
     commits = {version: commit_of(record) for version, record in records.items()}
-    return check(Found(trace.read(run.folder / "trace"), commits, **rest))
+    return check(RunArtifacts(trace.read(run.folder / "trace"), commits, **rest))
 
 
 def wait_until(condition) -> None:
@@ -90,9 +91,9 @@ def test_while_the_store_is_away_workers_train_and_nothing_is_lost(
     store.is_over.set()
     assert run.finish()["status"] == "finished"
     assert store.versions() == list(range(9))
-    judgement = judged(run, early=announce == "before_save")
+    judgement = judged(run, before_save=announce == "before_save")
     assert judgement.violations == []
-    assert judgement.fates["open"] == 0
+    assert judgement.outcomes["pending"] == 0
 
 
 def test_a_store_that_does_not_answer_does_not_hold_the_end_of_a_run(

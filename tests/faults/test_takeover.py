@@ -7,7 +7,7 @@ import time
 import pytest
 
 from asyn2f import rundir, trace
-from asyn2f.cli.verify import found_in
+from asyn2f.cli.verify import artifacts_of
 from asyn2f.trace import invariants
 from tests.support.crashed_run import SMALL, VERSIONS, processes
 from tests.support.patience import PATIENCE_S, Crowd
@@ -44,7 +44,7 @@ def test_a_second_server_takes_a_live_run_over_with_its_workers(tmp_path):
     assert last_words.startswith("error: ")
     assert "another server has taken this run over, as incarnation 2" in last_words
     assert ended_s < ENDED_S * crowd.factor
-    found = found_in(folder)
+    found = artifacts_of(folder)
     assert not invariants.check(found).violations, said
     made = [e for e in found.events if isinstance(e, trace.Aggregated)]
     assert {event.incarnation for event in made} == {1, 2}

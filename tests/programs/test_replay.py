@@ -186,7 +186,7 @@ def test_bad_input_to_a_simulation_is_one_clear_line(started, folder, name):
 
 
 def test_a_simulated_run_replays_bit_for_bit(started):
-    words = ["none contradicts another", "summary says: yes", "agree, bit for bit"]
+    words = ["causally consistent", "summary says: yes", "agree, bit for bit"]
     assert_ends_with(started["replayed"].result(), 0, *words)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from asyn2f import trace
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
-from asyn2f.trace import invariants
+from asyn2f.trace import artifacts, invariants
 from tests.simulation.network import Net, outbox_of
 from tests.simulation.node import Node
 
@@ -26,21 +26,21 @@ def problems_of(net: Net) -> list[str]:
     return [problem for judge in judges for problem in judge(net)]
 
 
-def judgement(net: Net) -> invariants.Judgement:
+def judgement(net: Net) -> invariants.VerificationReport:
     """What those say who know only the trace and the store, as of a real run."""
     commits = {}
     for version, _, keys, _, _, incarnation in net.disk.kept.values():
         bases = tuple(net.bases[key] for key in keys)
         shares = (1.0 / max(len(keys), 1),) * len(keys)
         made_of = keys, bases, shares
-        commit = invariants.Commit(version, version - 1, incarnation, *made_of)
+        commit = artifacts.Commit(version, version - 1, incarnation, *made_of)
         commits[version] = commit
     return invariants.check(
-        invariants.Found(
+        artifacts.RunArtifacts(
             events=net.traced(),
             commits=commits,
             damaged=frozenset(kept.version for kept in net.disk.rotted),
-            early=net.world.publish == "before_save",
+            before_save=net.world.publish == "before_save",
         )
     )
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from asyn2f import rundir, trace
-from asyn2f.cli.verify import found_in
+from asyn2f.cli.verify import artifacts_of
 from asyn2f.programs import UpdateKey
 from asyn2f.trace.invariants import check
 from tests.soak.figures import Figure
@@ -212,8 +212,8 @@ def monkey(folder: Path, seed: int, minutes: float) -> list[Figure]:
     finally:
         chaos.close()
     expected = {name: 130 if name == "server" else 0 for name in codes}
-    found = found_in(run)
-    fates = dict(check(found).fates)
+    found = artifacts_of(run)
+    fates = dict(check(found).outcomes)
     versions = max(found.commits)
     print(f"faults: {dict(chaos.faults)}; {versions} versions of {fates}")
     print(

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from asyn2f import rundir
-from asyn2f.cli.verify import found_in
+from asyn2f.cli.verify import artifacts_of
 from asyn2f.trace import invariants
-from asyn2f.trace.invariants import Found
+from asyn2f.trace.artifacts import RunArtifacts
 from tests.soak.figures import Figure
 from tests.support.crashed_run import SMALL, processes
 from tests.support.patience import PATIENCE_S
@@ -54,7 +54,7 @@ def takeover(folder: Path, seed: int, stopped_s: float) -> list[Figure]:
         second.send_signal(signal.SIGTERM)
         codes = [each.wait(PATIENCE_S) for each in (second, *peers)]
     print(f"stopped at {before}, continued at {frozen}, ended with {code}; {codes}")
-    found = found_in(run)
+    found = artifacts_of(run)
     of_first = [v for v, c in found.commits.items() if c.incarnation == 1]
     return [
         Figure("ended_s", ended_s, ENDED_S),
@@ -97,7 +97,7 @@ def memory(folder: Path, seed: int, times: int) -> list[Figure]:
         server.send_signal(signal.SIGTERM)
         codes = [each.wait(PATIENCE_S) for each in (server, *peers)]
     print(f"{died} died, {stood_still} stood still and were killed; {codes}")
-    found = found_in(run)
+    found = artifacts_of(run)
     return [
         Figure("stood_still_in_silence", silent, 0),
         Figure("peers_lost", sum(c != 0 for c in codes[1:]), 0),
@@ -113,7 +113,7 @@ def starve(pid: int, left: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
 
 
-def broken(found: Found) -> Figure:
+def broken(found: RunArtifacts) -> Figure:
     """How many promises about the run were broken; each is printed."""
     violations = invariants.check(found).violations
     for violation in violations:

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from asyn2f import rundir
-from asyn2f.cli.verify import found_in
+from asyn2f.cli.verify import artifacts_of
 from tests.soak.figures import Figure
 from tests.soak.programs import broken
 
@@ -58,7 +58,7 @@ def soak(folder: Path, seed: int, minutes: float) -> list[Figure]:
     (folder / "looks.json").write_text(json.dumps(list(looks.values())))
     settled = [_settled(each) for each in looks.values() if len(each) > LOOKS / 2]
     slopes = [mib_per_hour(each) for each in settled]
-    found = found_in(run)
+    found = artifacts_of(run)
     print(f"{len(settled)} processes, {max(found.commits)} versions; MiB per hour:")
     print(*(f"{slope:.1f}" for slope in slopes))
     return [

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asyn2f import failpoints, trace
-from asyn2f.cli.verify import found_in
+from asyn2f.cli.verify import artifacts_of
 from asyn2f.trace import invariants
-from asyn2f.trace.invariants import Found
+from asyn2f.trace.artifacts import RunArtifacts
 from tests.support.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ class Crashed(NamedTuple):
       said: what all of them printed.
     """
 
-    found: Found
+    found: RunArtifacts
     back_s: float | None
     exits: list[int]
     peers: list[int]
@@ -82,7 +82,7 @@ def crash(folder: Path, *deaths: str, flags: tuple[str, ...] = ()) -> Crashed:
             server = start("server", *common, "--resume", dies=dies)
         exits.append(server.wait(PATIENCE_S))
         codes = [peer.wait(PATIENCE_S) for peer in peers]
-    found = found_in(folder)
+    found = artifacts_of(folder)
     said = "\n".join(
         f"--- {log.name}\n{log.read_text()}" for log in sorted(logs.iterdir())
     )
@@ -99,10 +99,10 @@ def judge(run: Crashed, deaths: int = 1) -> None:
     assert not judgement.violations, (judgement.violations, run.said)
     assert run.exits == [-signal.SIGKILL] * deaths + [0], run.said
     assert run.peers == [0, 0, 0], run.said
-    assert judgement.fates["committed"] > 0
+    assert judgement.outcomes["committed"] > 0
     # A worker goes on without its server, and withdraws what is too old to be kept.
     ends = {"committed", "superseded", "rejected", "withdrawn"}
-    assert judgement.fates.keys() <= ends, judgement.fates
+    assert judgement.outcomes.keys() <= ends, judgement.outcomes
     assert max(run.found.commits) == VERSIONS
 
 

@@ -37,31 +37,31 @@ WRONG_BASE = {"base_versions": [0, 2], "staleness": [2, 0]}
 BROKEN = {
     # a: no version before it is made
     "a version that nobody made is adopted": Broken(
-        changed(At(Adopted, 6.4), version=9), None, At(Adopted, 6.4), "no server gave"
+        changed(At(Adopted, 6.4), version=9), None, At(Adopted, 6.4), "never published"
     ),
     "a version is merged that only another incarnation made": Broken(
         changed(At(Merged, 4.5), version=3, incarnation=1),
         None,
         At(Merged, 4.5),
-        "no server gave",
+        "never published",
     ),
     "a version is merged before an incarnation gave it out again": Broken(
         changed(At(Merged, 2.5), incarnation=2),
         At(Published, 4.2),
         At(Merged, 2.5),
-        "before it was given out",
+        "before it was published",
     ),
     "a version is merged before it is published": Broken(
         changed(At(Published, 2.2), time_s=2.45),
         At(Published, 2.45),
         At(Merged, 2.4),
-        "before it was given out",
+        "before it was published",
     ),
     "version 0 is adopted before it is published": Broken(
         changed(At(Adopted, 0.5), time_s=0.35),
         At(Published, 0.4),
         At(Adopted, 0.35),
-        "before it was given out",
+        "before it was published",
     ),
     "a version is published before it is made": Broken(
         changed(At(Published, 2.2), time_s=1.9),
@@ -114,56 +114,56 @@ BROKEN = {
         changed(MADE_1, version=2),
         At(trace.ProcessStarted, 0.0),
         MADE_1,
-        "version 1 follows",
+        "expected version 1",
     ),
     "a version is left out": Broken(
-        changed(MADE_3, version=4), MADE_2_AGAIN, MADE_3, "version 3 follows"
+        changed(MADE_3, version=4), MADE_2_AGAIN, MADE_3, "expected version 3"
     ),
     "a version is made twice by one incarnation": Broken(
-        changed(MADE_2, version=1), MADE_1, MADE_2, "version 2 follows"
+        changed(MADE_2, version=1), MADE_1, MADE_2, "expected version 2"
     ),
     "an incarnation does not begin where it resumed": Broken(
-        changed(MADE_2_AGAIN, version=3), RESUMED, MADE_2_AGAIN, "version 2 follows"
+        changed(MADE_2_AGAIN, version=3), RESUMED, MADE_2_AGAIN, "expected version 2"
     ),
     # d: a worker's life
     "a worker trains before it has a model": Broken(
         without(At(Adopted, 0.5)),
         At(trace.ProcessStarted, 0.1),
         At(Trained, 1.0),
-        "begins by adopting",
+        "must adopt a version first",
     ),
     "a worker that begins anew has lost its model": Broken(
         having(NEW_LIFE),
         At(trace.ProcessStarted, 2.45),
         At(Merged, 2.5),
-        "begins by adopting",
+        "must adopt a version first",
     ),
     "a stretch has no step": Broken(
-        changed(At(Trained, 1.0), steps=0), None, At(Trained, 1.0), "one step at least"
+        changed(At(Trained, 1.0), steps=0), None, At(Trained, 1.0), "without a step"
     ),
     "a stretch ends at a step it cannot reach": Broken(
         changed(At(Trained, 1.4), step=5),
         At(Pushed, 1.0),
         At(Trained, 1.4),
-        "counted on, from 2",
+        "continue from 2",
     ),
     "a worker adopts at another step": Broken(
         changed(At(Adopted, 6.4), step=3),
         At(trace.Blocked, 6.0),
         At(Adopted, 6.4),
-        "has done 4 steps",
+        "is at step 4",
     ),
     "a worker merges at another step": Broken(
         changed(At(Merged, 2.4), step=2),
         At(Trained, 2.3),
         At(Merged, 2.4),
-        "has done 3 steps",
+        "is at step 3",
     ),
     "a worker pushes at another step": Broken(
         changed(At(Pushed, 1.4), step=2),
         At(Trained, 1.4),
         At(Pushed, 1.4),
-        "has done 4 steps",
+        "is at step 4",
     ),
     "a worker trains on another base": Broken(
         changed(At(Trained, 3.5), base_version=0),
@@ -187,31 +187,31 @@ BROKEN = {
         changed(At(Pushed, 2.8), start_version=1),
         At(Pushed, 1.4),
         At(Pushed, 2.8),
-        "began with version 0",
+        "started from version 0",
     ),
     "a number is given to two updates": Broken(
         changed(At(Pushed, 1.4), seq=0),
         At(Pushed, 1.0),
         At(Pushed, 1.4),
-        "numbered on, from 0",
+        "continue from 0",
     ),
     "a stretch ends before it begins": Broken(
         changed(At(Trained, 1.0), start_s=1.2),
         None,
         At(Trained, 1.0),
-        "ends before it begins",
+        "ends before it starts",
     ),
     "a stretch begins before the event before it": Broken(
         changed(At(Trained, 1.4), start_s=0.9),
         At(Pushed, 1.0),
         At(Trained, 1.4),
-        "one thing after the other",
+        "overlap",
     ),
     "a wait begins before the event before it": Broken(
         changed(At(trace.Blocked, 6.0), start_s=5.7),
         At(Pushed, 5.8),
         At(trace.Blocked, 6.0),
-        "one thing after the other",
+        "overlap",
     ),
     # e: what a version says of its updates
     "a version says another base than the push": Broken(
@@ -221,7 +221,7 @@ BROKEN = {
         changed(MADE_3, staleness=[0, 0]), At(Pushed, 5.8), MADE_3, "the staleness of"
     ),
     "the lists are not parallel": Broken(
-        changed(MADE_3, staleness=[1]), None, MADE_3, "in parallel"
+        changed(MADE_3, staleness=[1]), None, MADE_3, "differ in length"
     ),
     "coefficients sum to more than 1": Broken(
         changed(MADE_3, coefficients=[0.6, 0.6]), None, MADE_3, "sum to 1"
@@ -240,37 +240,37 @@ BROKEN = {
     ),
     # f: newest wins
     "a worker goes back to an older version": Broken(
-        having(BACK), At(Merged, 5.6), At(Merged, 5.95), "goes back"
+        having(BACK), At(Merged, 5.6), At(Merged, 5.95), "regressed"
     ),
     "a worker goes back to an older incarnation": Broken(
         changed(At(Merged, 5.6), incarnation=1),
         At(Merged, 4.5),
         At(Merged, 5.6),
-        "goes back",
+        "regressed",
     ),
     # g: verdicts
     "an update is committed in a version that does not hold it": Broken(
         changed(At(UpdateSettled, 2.1, 0), version=2),
         MADE_2,
         At(UpdateSettled, 2.1, 0),
-        "does not hold it",
+        "does not contain it",
     ),
     "an update is committed in a version that nobody made": Broken(
         changed(At(UpdateSettled, 6.2, 0), version=9),
         None,
         At(UpdateSettled, 6.2, 0),
-        "does not hold it",
+        "does not contain it",
     ),
     "an update is rejected that stands in a version": Broken(
         changed(At(UpdateSettled, 2.1, 0), verdict="rejected"),
         MADE_1,
         At(UpdateSettled, 2.1, 0),
-        "is rejected that stands",
+        "rejected, although",
     ),
     "an update that was superseded is used": Broken(
         changed(At(UpdateSettled, 1.5), seq=1),
         At(UpdateSettled, 1.5),
         MADE_1,
-        "was not to be used",
+        "had been refused",
     ),
 }

@@ -9,7 +9,8 @@ from typing import Any
 
 from asyn2f import trace
 from asyn2f.programs import UpdateKey
-from asyn2f.trace.invariants import Found, check
+from asyn2f.trace.artifacts import RunArtifacts
+from asyn2f.trace.invariants import check
 
 
 def judge(
@@ -27,7 +28,7 @@ def judge(
       AssertionError: an update is lost or counted twice, its worker was told what is
         not so, a version is missing, or somebody was given an older one than before.
     """
-    found = Found(trace.read(folder), commits={})
+    found = RunArtifacts(trace.read(folder), commits={})
     # Workers that are pretended train nothing, so not every trace is one of workers.
     violations = [v for v in check(found).violations if v.invariant != "causality"]
     assert not violations, violations[:5]

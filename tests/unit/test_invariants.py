@@ -12,8 +12,8 @@ import pytest
 
 from asyn2f import trace
 from asyn2f.store.orbax import OrbaxStore
-from asyn2f.trace.accounts import Accounts
-from asyn2f.trace.invariants import INVARIANTS, Commit, Found, check, commit_of
+from asyn2f.trace.artifacts import Commit, Records, RunArtifacts, commit_of
+from asyn2f.trace.invariants import INVARIANTS, check
 from tests.contracts.test_runtime import SETTINGS, LocalRun, small
 from tests.support.handmade_trace import by_time, hand_made
 from tests.support.updates import update_info
@@ -56,7 +56,9 @@ MORE = [
     trace.Stopped(7.0, "worker-0", "the run is over"),
     trace.Stopped(7.0, "worker-1", "the run is over"),
 ]
-GOOD = Found(by_time([*hand_made(), *MORE]), COMMITS, best=(2, 0.8), early=True)
+GOOD = RunArtifacts(
+    by_time([*hand_made(), *MORE]), COMMITS, best=(2, 0.8), before_save=True
+)
 
 
 def with_events(*more):
@@ -120,7 +122,7 @@ BROKEN = {
     "I5 no number": ("I5", with_shares(2, 2, [float("nan"), 1.0])),
     "I6 given out, then saved": (
         "I6",
-        Found(
+        RunArtifacts(
             [e for e in GOOD.events if e.time_s < 3.1]
             + [trace.Published(3.2, 2, 400, 2), trace.Saved(3.3, 2, 1)],
             {},
@@ -129,7 +131,7 @@ BROKEN = {
     ),
     "I6 given out in place of one that was saved": (
         "I6",
-        Found(
+        RunArtifacts(
             [
                 trace.Published(0.5, 0, 400, 2),
                 trace.Saved(1.0, 1, 1),
@@ -181,7 +183,7 @@ BROKEN = {
     ),
     "records": (
         "records",
-        GOOD._replace(accounts=Accounts(summary={"versions": 2})),
+        GOOD._replace(records=Records(summary={"versions": 2})),
     ),
     "causality": ("causality", with_events(trace.Adopted(6.5, 0, 5, 16))),
 }
@@ -190,8 +192,8 @@ BROKEN = {
 def test_a_run_with_crashes_that_kept_its_promises():
     judgement = check(GOOD)
     assert judgement.violations == []
-    assert judgement.fates == Counter(
-        {"committed": 6, "superseded": 1, "rejected": 1, "died with its worker": 1}
+    assert judgement.outcomes == Counter(
+        {"committed": 6, "superseded": 1, "rejected": 1, "lost with its worker": 1}
     )
 
 
@@ -204,7 +206,7 @@ def test_a_broken_promise_is_named(name):
 
 def test_every_promise_is_broken_once_here_or_left_to_the_simulation():
     by_hand = {invariant for invariant, _ in BROKEN.values()}
-    left = {k for k, why in check(GOOD).not_shown.items() if "simulation" in why}
+    left = {k for k, why in check(GOOD).unverified.items() if "simulation" in why}
     assert by_hand | left == set(INVARIANTS)
 
 
@@ -213,8 +215,8 @@ def test_a_run_that_goes_on_has_updates_under_way():
     found = GOOD._replace(events=until, commits={}, best=None, finished=False)
     judgement = check(found)
     assert judgement.violations == []
-    assert judgement.fates["open"] == 2
-    assert "I7" in judgement.not_shown
+    assert judgement.outcomes["pending"] == 2
+    assert "I7" in judgement.unverified
 
 
 def test_a_damaged_version_may_be_gone_back_behind():
@@ -237,19 +239,19 @@ def test_a_simulated_run_ends_with_updates_under_way():
         trace.Pushed(1.0, 0, "simulated", 0, update_info(step=8)),
         trace.Stopped(1.5, "simulation", "1.5 s have passed"),
     ]
-    judgement = check(Found(events, {}))
-    assert judgement.fates == Counter({"open": 1})
+    judgement = check(RunArtifacts(events, {}))
+    assert judgement.outcomes == Counter({"pending": 1})
     assert judgement.violations == []
-    assert "simulated" in judgement.not_shown["I7"]
+    assert "simulated" in judgement.unverified["I7"]
 
 
 def test_traces_of_old_are_judged_by_what_they_have():
     old = [
         e for e in GOOD.events if not isinstance(e, trace.Saved | trace.OutcomeReceived)
     ]
-    judgement = check(GOOD._replace(events=old, early=False))
+    judgement = check(GOOD._replace(events=old, before_save=False))
     assert judgement.violations == []
-    assert {"I3", "I4", "I6", "I12"} <= set(judgement.not_shown)
+    assert {"I3", "I4", "I6", "I12"} <= set(judgement.unverified)
 
 
 # ------------------------------------------------------------- real runs
@@ -264,15 +266,15 @@ def test_a_real_run_keeps_its_promises(tmp_path, announce):
         run.start_worker(number)
     run.finish()
     records = {v: run.store.record(v) for v in run.store.versions()}
-    found = Found(
+    found = RunArtifacts(
         events=trace.read(tmp_path / "trace"),
         commits={version: commit_of(record) for version, record in records.items()},
-        early=announce == "before_save",
+        before_save=announce == "before_save",
     )
     judgement = check(found)
     assert judgement.violations == []
-    assert {"I3", "I7", "I12"}.isdisjoint(judgement.not_shown)
-    assert ("I6" in judgement.not_shown) == (announce == "before_save")
+    assert {"I3", "I7", "I12"}.isdisjoint(judgement.unverified)
+    assert ("I6" in judgement.unverified) == (announce == "before_save")
 
 
 def verify(folder, *flags):
@@ -294,7 +296,7 @@ def write(folder, found):
     writer.close()
     status = {"status": "finished" if found.finished else "failed"}
     (folder / "summary.json").write_text(json.dumps(status))
-    announce = "before_save" if found.early else "after_save"
+    announce = "before_save" if found.before_save else "after_save"
     config = {"runtime": {"publish": announce}}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -305,7 +307,7 @@ def test_the_program_says_what_held_and_what_did_not(tmp_path):
     write(good, GOOD)
     code, out, err = verify(good)
     assert (code, err) == (0, "")
-    assert "no promise was broken" in out
+    assert "all invariants hold" in out
     write(bad, BROKEN["I4 rejected, and counted"][1])
     code, out, err = verify(bad)
     assert (code, err) == (1, "")

@@ -11,8 +11,8 @@ from asyn2f import trace
 from asyn2f.serialization import params_sha256
 from asyn2f.sim.from_trace import order_of
 from asyn2f.sim.serial import execute_serially
+from asyn2f.trace.artifacts import RunArtifacts
 from asyn2f.trace.causality import CausalityError, check
-from asyn2f.trace.invariants import Found
 from asyn2f.trace.invariants import check as judge
 from asyn2f.trace.ordering import by_cause, shifted
 from tests.contracts.test_runtime import small
@@ -60,7 +60,7 @@ def test_a_clock_that_is_off_is_set_and_nothing_else_is_changed(who, far_s):
     assert Counter(map(type, events)) == Counter(map(type, GOOD.events))
     judgement = judge(GOOD._replace(events=events))
     assert judgement.violations == []
-    assert judgement.fates == judge(GOOD).fates
+    assert judgement.outcomes == judge(GOOD).outcomes
     if who.startswith("worker"):  # it is known to a second where its clock stands
         mine = names.index(who)
         pairs = zip(files[mine][-1], files_of(events)[mine][-1], strict=True)
@@ -171,6 +171,6 @@ def test_a_run_is_judged_and_executed_alike_whatever_its_clocks_say(tmp_path):
             path.write_text("".join(trace.to_line(e) + "\n" for e in events))
         events = trace.read(tmp_path / "trace")
         check(events)
-        assert judge(Found(events, {})).violations == []
+        assert judge(RunArtifacts(events, {})).violations == []
         result = execute_serially(made, order_of(events))
         assert params_sha256(result.state.model.params) == summary["params_sha256"]

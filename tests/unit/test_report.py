@@ -154,7 +154,7 @@ def _unknown(folder: Path) -> None:
             ("loss", "NaN"),
             ("accuracy", "null"),
             ("share", "NaN"),
-            ("staleness", "[-1, -2]"),
+            ("staleness", "[-1, null]"),
             ("bytes_up", '"many"'),
             ("wall_s", "null"),
         ):
@@ -174,9 +174,9 @@ def _unknown(folder: Path) -> None:
         (_without("*.json*"), "metrics.jsonl has no rows"),
         (_without("summary.json", "metrics.jsonl", "trace/*"), "trace/ has no events"),
         (_cut, "summary.json is cut short"),
-        (_resumed, "1 line is cut short"),
+        (_resumed, "1 line is invalid and left out"),
         (_hostile, "alert(1)"),
-        (_unknown, "and left out"),
+        (_unknown, "lines are invalid and left out"),
     ],
 )
 def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path, damage, said):

@@ -20,7 +20,6 @@ from asyn2f.report import (
     segments,
     summary,
     tables,
-    tail,
 )
 from asyn2f.report import load as run_module
 from asyn2f.report import timeline as timeline_module
@@ -230,10 +229,10 @@ def test_a_report_of_20_000_versions_is_no_larger_than_three_megabytes(
 
 def test_of_a_trace_that_is_too_long_the_newest_part_is_read(tmp_path):
     folder = made_up(tmp_path, workers=4, versions=1_500)
-    whole = tail.read_events(folder / "trace", 10**9)
+    whole = trace.read_valid(folder / "trace", 10**9)
     assert whole.since_s == -math.inf
-    part = tail.read_events(folder / "trace", 600_000)
-    assert part.cuts == {}
+    part = trace.read_valid(folder / "trace", 600_000)
+    assert part.invalid == {}
     assert len(part.events) < 0.2 * len(whole.events)
     after = [event for event in whole.events if event.time_s >= part.since_s]
     assert [e for e in part.events if e.time_s >= part.since_s] == after
@@ -263,8 +262,8 @@ def test_times_and_shares_of_the_newest_part_are_those_of_that_part(
 
 def test_a_short_trace_is_read_whole_though_one_file_is_long(tmp_path):
     folder = made_up(tmp_path, workers=2, versions=30)
-    found = tail.read_events(folder / "trace", 1_000)
-    assert len(found.events) == len(tail.read_events(folder / "trace", 10**9).events)
+    found = trace.read_valid(folder / "trace", 1_000)
+    assert len(found.events) == len(trace.read_valid(folder / "trace", 10**9).events)
 
 
 def test_of_many_rows_the_curve_keeps_its_extremes_and_its_end(tmp_path):

@@ -166,4 +166,4 @@ def test_lines_that_are_none_are_left_out(tmp_path, lines):
     path = tmp_path / "trace" / "server.jsonl"
     path.write_text(path.read_text().replace('"guards": []', f'"guards": {lines}', 1))
     page = Page(write_report(with_mode(tmp_path, "enforce")))
-    assert "1 line is cut short, and left out." in page.text
+    assert "1 line is invalid and left out." in page.text

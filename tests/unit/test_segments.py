@@ -1,4 +1,4 @@
-"""Traces of weeks: full files are packed, and read as if there were one."""
+"""Traces of weeks: full files are compressed, and read as one."""
 
 import os
 
@@ -6,15 +6,16 @@ import pytest
 import zstandard
 
 from asyn2f import trace
-from asyn2f.report.tail import read_events
 from asyn2f.trace import segments
+from tests.support.patience import PATIENCE_S
 from tests.unit.test_trace import adopted, recorded
 
 
 @pytest.fixture
 def full(monkeypatch):
-    """Files are full after some ten lines."""
-    monkeypatch.setattr(trace.files, "FULL_BYTES", 1000)
+    """Files are full after some ten lines, and all compressed when closed."""
+    monkeypatch.setattr(trace.writer, "FULL_BYTES", 1000)
+    monkeypatch.setattr(trace.writer, "_PACKING_S", PATIENCE_S)
 
 
 def written(folder, count, name="worker-1", first=0):
@@ -101,6 +102,21 @@ def test_a_kill_at_any_place_of_a_rotation_loses_and_doubles_nothing(tmp_path, f
     assert not plain.exists()
 
 
+def test_a_part_that_is_compressed_after_it_was_listed_is_read(tmp_path):
+    """As of a run that is still going on."""
+    events = written(tmp_path, 30)
+    path = tmp_path / "worker-1.jsonl"
+    part = segments.next_part(path)
+    path.rename(part)
+    (listed,) = _files(tmp_path)
+    size = segments.size_of(listed)
+    segments.pack(part)
+    assert listed.name.endswith(".jsonl")
+    assert not listed.exists()
+    assert trace.lives_in(listed) == [events]
+    assert segments.size_of(listed) == size
+
+
 def test_where_no_file_can_be_begun_the_old_one_is_written_on(
     tmp_path, full, monkeypatch, caplog
 ):
@@ -124,13 +140,13 @@ def test_damage_is_named_and_a_report_does_without(tmp_path, full):
         packed.write_bytes(wrong)
         with pytest.raises(ValueError, match=packed.name):
             trace.read(tmp_path)
-    found = read_events(tmp_path, 10**9)
+    found = trace.read_valid(tmp_path)
     assert events[0] in found.events
-    assert sum(found.cuts.values()) >= 1
+    assert sum(found.invalid.values()) >= 1
 
 
 def test_lines_pack_to_an_eighth_or_less(tmp_path, monkeypatch):
-    monkeypatch.setattr(trace.files, "FULL_BYTES", 100_000)
+    monkeypatch.setattr(trace.writer, "FULL_BYTES", 100_000)
     written(tmp_path, 20_000)
     sizes = {path: path.stat().st_size for path in _files(tmp_path)[:-1]}
     unpacked = sum(map(segments.size_of, sizes))

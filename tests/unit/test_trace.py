@@ -1,17 +1,21 @@
-"""Events as lines and back, and what is left of them after a kill."""
+"""Events as lines and back, torn files, and traces of other formats."""
 
 import errno
 import json
 import os
+import shutil
 import typing
 
 import pytest
 
 from asyn2f import rundir, trace
 from asyn2f.cli.claim import claimed
-from asyn2f.errors import RunDirError, StoreError
+from asyn2f.cli.verify import artifacts_of
+from asyn2f.errors import RunDirError, StoreError, TraceFormatError
 from asyn2f.report.metrics import MetricsWriter
+from asyn2f.report.run_page import write_report
 from asyn2f.store.orbax import OrbaxStore
+from asyn2f.trace.collection import collect
 from asyn2f.types import UpdateInfo
 from tests.contracts.test_store import state_of
 
@@ -22,7 +26,7 @@ EXAMPLES = {
     dict[str, typing.Any]: {"jax": "0.10.2", "devices": 1, "nested": {"a": [1, 2.5]}},
     list[list[typing.Any]]: [[0, "s1", 3], [2, "s2", 0]],
     list[int]: [3, 0],
-    list[float]: [0.1, 0.9],
+    list[float]: [0.1, 0.9],  # the lists of an `Aggregated` are parallel
     list[str]: ["", "share held at 0.5"],
     UpdateInfo[int, float]: UpdateInfo(3, 2, 40, 10.0, 0.5, 1.0, 0.75, 0.25),
 }
@@ -82,6 +86,31 @@ def test_floats_come_back_to_the_last_bit():
     assert trace.from_line(trace.to_line(event)).time_s == event.time_s
 
 
+MADE = trace.Aggregated(1.0, 1, 1, [[0, "a", 1]], [0], [0], [1.0], 0.1, ["held"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[(name, []) for name in ("base_versions", "staleness", "coefficients")],
+        ("updates", [[0, "a"]]),
+        ("updates", [[0, 1, 1]]),
+        ("updates", [["0", "a", 1]]),
+        ("updates", {}),
+        ("staleness", [None]),
+        ("staleness", 5),
+        ("coefficients", ["1"]),
+        ("guards", ["a", "b"]),
+        ("guards", [1]),
+        ("guards", "a"),
+    ],
+)
+def test_lists_are_parallel_and_of_their_types(field, value):
+    assert trace.from_line(trace.to_line(MADE)) == MADE
+    with pytest.raises(ValueError, match=r"not a trace event: .*Aggregated"):
+        trace.from_line(trace.to_line(MADE._replace(**{field: value})))
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -99,11 +128,17 @@ def test_floats_come_back_to_the_last_bit():
         '{"time_s": 1.5, "worker": 2, "version": 7, "step": 40}',  # no kind
         '{"kind": "Stopped", "time_s": 1.0, "actor": "a", "reason": "b", "more": 1}',
         '{"kind": "Stopped", "time_s": NaN, "actor": "a", "reason": "b"}',
+        '{"kind": "Stopped", "time_s": true, "actor": "a", "reason": "b"}',
+        '{"kind": "Stopped", "time_s": 1.0, "actor": 7, "reason": "b"}',
+        '{"kind": "Saved", "time_s": 1.0, "version": 1.5, "incarnation": 1}',
+        '{"kind": "Saved", "time_s": 1.0, "version": null, "incarnation": 1}',
+        '{"kind": "Saved", "time_s": 1.0, "version": 9007199254740993, '
+        '"incarnation": 1}',
         '{"kind": "Stopped", "time_s": 1%s, "actor": "a", "reason": "b"}' % (400 * "0"),
     ],
 )
 def test_a_line_that_is_no_event_is_refused(line):
-    with pytest.raises(ValueError, match="line"):
+    with pytest.raises(ValueError, match="not a trace event"):
         trace.from_line(line)
 
 
@@ -227,24 +262,57 @@ def test_two_processes_of_one_name_do_not_write_into_one_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2, "the place is free again"
 
 
-def head_of_format(number):
-    return trace.ProcessStarted(0.0, "server", "run-1", 1, {"asyn2f": "0.9"}, number)
+# ------------------------------------------------- traces of other formats
+
+# The first line of traces that asyn2f 0.1 wrote, without its format up to format 1.
+OLD_HEAD = """{"kind": "Recorded", "time_s": 1764200000.25, "actor": "server", \
+"run": "run-20251127-1", "incarnation": 1, "environment": {"asyn2f": "0.1.0", \
+"source": "3fbe7c21a0", "jax": "0.10.2"}, "format": 2}
+"""
+OLD = [(OLD_HEAD, "2"), (OLD_HEAD.replace(', "format": 2', ""), "1")]
 
 
-def test_an_older_trace_is_named_with_the_version_that_made_it(tmp_path):
-    """Without a format in its line, as it was written before there was one."""
-    path = write(tmp_path, "server", [head_of_format(1)])
-    path.write_text(path.read_text().replace(', "format": 1', ""))
-    sentence = trace.older_format(trace.read(tmp_path))
-    assert "format 1, of asyn2f 0.9" in sentence
-    assert "pushed before they merged" in sentence
-    assert trace.older_format([head_of_format(trace.FORMAT)]) == ""
+@pytest.mark.parametrize(("head", "number"), OLD)
+def test_a_trace_of_an_older_format_is_refused_by_every_reader(tmp_path, head, number):
+    """With one line that names the version to use instead."""
+    folder = tmp_path / "run"
+    (folder / "trace").mkdir(parents=True)
+    (folder / "run.json").write_text('{"run": "run-20251127-1"}')
+    path = folder / "trace" / "server.jsonl"
+    path.write_text(head + '{"kind": "Waited", "time_s": 1.0, "worker": 0}\n')
+    write(tmp_path / "new" / "trace", "server", [adopted(1.0)])
+    shutil.copy(folder / "run.json", tmp_path / "new")
+    words = (
+        rf"server\.jsonl.*: the trace has format {number}, written by asyn2f 0\.1\.0 "
+        rf"\(source 3fbe7c21a0\), and this version reads format {trace.FORMAT} only: "
+        "use that version$"
+    )
+    (folder / "config.json").write_text("{}")
+
+    def resume():
+        with claimed(folder, resume=True, overwrite=False):
+            raise AssertionError("an old run was resumed")
+
+    for read in (
+        resume,
+        lambda: trace.read(folder / "trace"),
+        lambda: trace.read_valid(folder / "trace"),
+        lambda: trace.read_valid(folder / "trace", max_bytes=10),
+        lambda: trace.check_format(folder / "trace"),
+        lambda: artifacts_of(folder),  # verify
+        lambda: write_report(folder),
+        lambda: [*collect(tmp_path / "new", [folder])],
+    ):
+        with pytest.raises(TraceFormatError, match=words) as caught:
+            read()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [trace.FORMAT + 1, 0, "two", None])
-def test_a_format_that_is_not_known_is_refused_and_names_its_version(tmp_path, number):
-    write(tmp_path, "server", [head_of_format(number)])
-    with pytest.raises(ValueError, match=r"format .* written by asyn2f 0\.9; this "):
+def test_an_unknown_format_is_refused_and_names_its_version(tmp_path, number):
+    head = trace.ProcessStarted(0.0, "server", "run-1", 1, {"asyn2f": "0.9"}, number)
+    write(tmp_path, "server", [head])
+    with pytest.raises(TraceFormatError, match=r"format .* written by asyn2f 0\.9 "):
         trace.read(tmp_path)
 
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from asyn2f import rundir
+from asyn2f import rundir, trace
 from asyn2f.errors import RunDirError
 
 # Where an old run lies until the new one has begun; and while it is moved, either way.
@@ -98,6 +98,7 @@ def claimed(
     Raises:
       RunDirError: a live run uses it; it holds a run and neither flag is given; there
         is nothing to resume; or it cannot be made or written.
+      TraceFormatError: the run to resume was recorded in another format.
     """
     if resume and overwrite:
         raise RunDirError("--resume and --overwrite exclude each other; give one")
@@ -128,6 +129,8 @@ def _check(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise RunDirError(
             f"--resume: {folder} holds no run (no {rundir.CONFIG}); leave --resume out"
         )
+    if resume:
+        trace.check_format(folder / rundir.TRACE)
     if holds_run and not resume and not overwrite:
         raise RunDirError(
             f"{folder} holds a run already; give --resume to go on with it, "

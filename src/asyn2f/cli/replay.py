@@ -68,9 +68,7 @@ def main() -> int:
     machine.prepare_jax()
     history.check_complete(events)
     causality.check(events)
-    print(f"{len(events):,} events; none contradicts another")
-    if old := trace.older_format(events):
-        print(old)
+    print(f"{len(events):,} events: the trace is causally consistent")
     experiment = build.build_experiment(config)
     recording = recording_of(events, compared.summary_of(folder).get("versions"))
     order = recording.order

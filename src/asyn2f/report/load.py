@@ -14,7 +14,6 @@ from asyn2f import trace
 from asyn2f.protocol.status import incomplete
 from asyn2f.report import units
 from asyn2f.report.rows import number, read_curve
-from asyn2f.report.tail import read_events
 from asyn2f.trace import history
 
 MAX_TRACE_BYTES = 200_000_000
@@ -74,10 +73,10 @@ def load_run(workdir: Path) -> Run:
     if not metrics:
         notes.append(f"{folders.METRICS} has no rows: there is no curve over bytes.")
     if cut:
-        notes.append(f"{folders.METRICS}: {_lines(cut)} cut short, and left out.")
-    events, cuts, since_s = read_events(workdir / folders.TRACE, MAX_TRACE_BYTES)
+        notes.append(f"{folders.METRICS}: {_lines(cut)} invalid and left out.")
+    events, cuts, since_s = trace.read_valid(workdir / folders.TRACE, MAX_TRACE_BYTES)
     for name, count in cuts.items():
-        notes.append(f"trace/{name}: {_lines(count)} cut short, and left out.")
+        notes.append(f"trace/{name}: {_lines(count)} invalid and left out.")
     notes.extend(_absent(events))
     is_scored = any(row.get("kind") == "score" for row in metrics)
     if not is_scored and not any(isinstance(e, trace.Evaluated) for e in events):

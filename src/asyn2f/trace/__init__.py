@@ -1,4 +1,4 @@
-"""What happened in a run, as events; and what follows from them."""
+"""The events of a run, recorded by its processes, and what follows from them."""
 
 from asyn2f.trace.events import (
     FORMAT,
@@ -22,19 +22,10 @@ from asyn2f.trace.events import (
     UpdateSettled,
     WorkerJoined,
     WorkerLeft,
-    from_line,
-    to_line,
 )
-from asyn2f.trace.files import (
-    TraceWriter,
-    WallClock,
-    in_order,
-    lives_in,
-    lives_of,
-    of_run,
-    older_format,
-    read,
-)
+from asyn2f.trace.files import check_format, lives_in, of_run, read, read_valid
+from asyn2f.trace.lines import from_line, to_line
+from asyn2f.trace.writer import TraceWriter, WallClock
 
 __all__ = [
     "FORMAT",
@@ -60,12 +51,11 @@ __all__ = [
     "WallClock",
     "WorkerJoined",
     "WorkerLeft",
+    "check_format",
     "from_line",
-    "in_order",
     "lives_in",
-    "lives_of",
     "of_run",
-    "older_format",
     "read",
+    "read_valid",
     "to_line",
 ]

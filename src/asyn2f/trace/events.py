@@ -1,33 +1,30 @@
-"""What can happen in a run: the events of which traces consist, and their lines."""
+"""The events that a trace consists of."""
 
-import json
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from asyn2f.types import UpdateInfo
 
-# Times are seconds on the wall clock, taken once per process and carried on by its
-# monotonic clock: comparable within one machine, and never running backwards.
+# Times are seconds on the wall clock, read once per process and advanced by its
+# monotonic clock: comparable within one machine, and never decreasing.
 
 FORMAT = 3
-"""Of the traces written here. In format 1 a worker pushed before it merged a version
-that was at hand at the last batch boundary of its cycle; since 2 it merges first."""
+"""The format of traces. No other is read: an old trace is to be read, replayed and
+reported by the version that wrote it."""
 
 
 class ProcessStarted(NamedTuple):
-    """The head of a process's file: what the numbers below it depend on."""
+    """The head of a process's file: what the numbers that follow depend on."""
 
     time_s: float
     actor: str  # "server", "worker-3", "evaluator"
     run: str
     incarnation: int
     environment: dict[str, Any]
-    format: int = 1  # see `FORMAT`; traces of format 1 do not say
+    format: int = FORMAT
 
 
 class Registered(NamedTuple):
-    """The server has let this process in; again after the server has come back."""
+    """The server has registered this process; again after a server restart."""
 
     time_s: float
     actor: str
@@ -50,7 +47,7 @@ class WorkerLeft(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A version has reached a worker's process; it need not have looked at it yet."""
+    """A version has arrived at a worker's process, which need not have used it yet."""
 
     time_s: float
     worker: int
@@ -58,7 +55,7 @@ class Received(NamedTuple):
 
 
 class Blocked(NamedTuple):
-    """A worker stood still from `start_s` to `time_s`, for want of a newer version."""
+    """A worker waited for a version newer than `newest` from `start_s` to `time_s`."""
 
     time_s: float
     worker: int
@@ -67,8 +64,11 @@ class Blocked(NamedTuple):
 
 
 class Adopted(NamedTuple):
-    """`incarnation`: of the server that gave the version out. A crash can take a
-    version that was announced early; the next one of that number is another model."""
+    """A worker replaced its model by a version.
+
+    `incarnation` is that of the publishing server: a crash can lose a version that was
+    published before it was saved, and the next one of its number is another model.
+    """
 
     time_s: float
     worker: int
@@ -78,7 +78,7 @@ class Adopted(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A stretch of local steps without interruption, ending with local step `step`."""
+    """Consecutive local steps without interruption, the last one being `step`."""
 
     time_s: float
     worker: int
@@ -91,7 +91,8 @@ class Trained(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """`from_version` was the base before; `epoch_fraction` says where in an epoch."""
+    """A worker merged a version into its model, at `epoch_fraction` of an epoch; its
+    base was `from_version`, and `share` of the local model was kept."""
 
     time_s: float
     worker: int
@@ -112,14 +113,14 @@ class Pushed(NamedTuple):
 
 
 TOO_LATE = "the run is over"
-"""Why an update is rejected that nobody has looked at any more."""
+"""Reason for rejecting updates that arrive after the run's end."""
 
 
 class UpdateSettled(NamedTuple):
-    """The last word on an update: committed in a version, superseded, or rejected.
+    """The outcome of an update: committed in a version, superseded, or rejected.
 
-    A worker writes "withdrawn" when it gives up one whose verdict it has not heard;
-    where the server has written something of the same update, that stands.
+    A worker records "withdrawn" for an update whose outcome it never received; the
+    server's event for the same update takes precedence.
     """
 
     time_s: float
@@ -132,7 +133,7 @@ class UpdateSettled(NamedTuple):
 
 
 class Aggregated(NamedTuple):
-    """Version `version` was made of these updates; the lists run in parallel."""
+    """Version `version` was made of these updates; the lists are parallel."""
 
     time_s: float
     version: int
@@ -142,13 +143,13 @@ class Aggregated(NamedTuple):
     staleness: list[int]
     coefficients: list[float]
     learning_rate: float
-    # What `guards` did to each update or, observing, would have; [] = nothing to any.
+    # What the guards did to each update or, observing, would have done; [] = nothing.
     guards: list[str] = []  # noqa: RUF012
-    lacking: int = 0  # updates that it should have had besides: `programs.Aggregate`
+    lacking: int = 0  # updates missing from a full round: see `programs.Aggregate`
 
 
 class Saved(NamedTuple):
-    """A version is in the store, whole and for good."""
+    """A version is durable in the store."""
 
     time_s: float
     version: int
@@ -156,7 +157,7 @@ class Saved(NamedTuple):
 
 
 class OutcomeReceived(NamedTuple):
-    """A worker has heard the last word on an update, and keeps it no longer."""
+    """A worker has received the outcome of an update, and drops it."""
 
     time_s: float
     worker: int
@@ -164,11 +165,11 @@ class OutcomeReceived(NamedTuple):
     seq: int
     verdict: str
     version: int
-    incarnation: int  # of the server that said so
+    incarnation: int  # of the server that sent it
 
 
 class Resumed(NamedTuple):
-    """A server goes on from a version in the store, which that incarnation made."""
+    """A server resumed from a stored version, made by incarnation `made_in`."""
 
     time_s: float
     incarnation: int
@@ -216,46 +217,3 @@ Event = (
     | Evaluated
     | Stopped
 )
-
-_KINDS: dict[str, Callable[..., Event]] = {
-    kind.__name__: kind for kind in Event.__args__
-}
-
-
-_NO_EVENT = (
-    *(ValueError, KeyError, TypeError, AttributeError),
-    *(RecursionError, OverflowError),  # nested, or an integer of hundreds of digits
-)
-
-
-def to_line(event: Event) -> str:
-    """The event as one line of JSON.
-
-    >>> to_line(Evaluated(time_s=1.5, version=7, accuracy=0.9, loss=0.25))
-    '{"kind": "Evaluated", "time_s": 1.5, "version": 7, "accuracy": 0.9, "loss": 0.25}'
-    """
-    fields = event._asdict()
-    if isinstance(event, Pushed):
-        fields |= fields.pop("info")._asdict()
-    return json.dumps({"kind": type(event).__name__, **fields})
-
-
-def from_line(line: str) -> Event:
-    """The event that `to_line` wrote.
-
-    Raises:
-      ValueError: not such a line.
-    """
-    try:
-        fields = json.loads(line)
-        kind = _KINDS[fields.pop("kind")]
-        if kind is Pushed:
-            info = UpdateInfo(**{name: fields.pop(name) for name in UpdateInfo._fields})
-            fields["info"] = info
-        event = kind(**fields)
-        for time_s in (event.time_s, fields.get("start_s", 0.0)):
-            if type(time_s) not in (int, float) or not math.isfinite(time_s):
-                raise ValueError(f"one of its times is {time_s!r}")
-        return event
-    except _NO_EVENT as error:
-        raise ValueError(f"not a line of a trace: {line[:120]!r} ({error})") from error

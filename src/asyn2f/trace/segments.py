@@ -1,8 +1,8 @@
-"""The files of a trace: the one that is written, and those that are full, packed.
+"""The files of a trace: one being written, and full ones, which are compressed.
 
     worker-3.part0001.jsonl.zst  worker-3.part0002.jsonl.zst  worker-3.jsonl
 
-Lines pack to a twelfth or less, so that weeks of a run stay readable.
+Lines compress to a twelfth or less, so that the trace of weeks stays readable.
 """
 
 import contextlib
@@ -12,20 +12,21 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 
 _PART = re.compile(r"(?P<name>.+)\.part(?P<number>\d{4,})")
 _PACKED = ".jsonl.zst"
 _PLAIN = ".jsonl"
-_MOST_HEAD = 18  # bytes of a zstd frame in which its size is said
+_FRAME_HEADER_BYTES = 18  # at most: of a zstd frame
 
 
 def files_of(folder: Path) -> dict[str, list[Path]]:
-    """By the name of each process, its files in the order in which they were written.
+    """The files of each process in the order in which they were written, by its name.
 
-    A kill may leave a part both packed and plain, or a part that is the file which is
-    written still: each counts once.
+    After a kill, a part may exist both plain and compressed, or be a hard link to the
+    file still being written: each counts once.
     """
     found: dict[str, dict[int, Path]] = {}
     for path in sorted([*folder.glob(f"*{_PLAIN}"), *folder.glob(f"*{_PACKED}")]):
@@ -40,23 +41,31 @@ def files_of(folder: Path) -> dict[str, list[Path]]:
         last = by_number.pop(-1, None)
         parts = [by_number[number] for number in sorted(by_number)]
         if last is not None:
-            parts = [part for part in parts if not part.samefile(last)]
+            parts = [part for part in parts if not _is_same(part, last)]
         result[name] = parts if last is None else [*parts, last]
     return result
 
 
+def _is_same(part: Path, last: Path) -> bool:
+    try:
+        return part.samefile(last)
+    except FileNotFoundError:  # compressed meanwhile
+        return False
+
+
 def lines_of(path: Path) -> Iterator[bytes]:
-    """The lines of a file, without their ends; one piece of it at a time.
+    """The lines of a file without their ends, read piece by piece.
 
     Raises:
-      ValueError: it is packed, and damaged.
+      ValueError: it is compressed, and damaged.
     """
-    with path.open("rb") as file:
-        if not path.name.endswith(_PACKED):
+    file, is_packed = _open(path)
+    with file:
+        if not is_packed:
             for line in file:
                 yield line.rstrip(b"\r\n")
             return
-        size = size_of(path)
+        size = whole = _unpacked_size(file)
         try:
             with zstandard.ZstdDecompressor().stream_reader(file) as unpacked:
                 for line in io.BufferedReader(unpacked):
@@ -64,16 +73,31 @@ def lines_of(path: Path) -> Iterator[bytes]:
                     yield line.rstrip(b"\r\n")
         except zstandard.ZstdError as error:
             raise ValueError(f"{path} is damaged: {error}") from error
-        if size or not size_of(path):
-            raise ValueError(f"{path} is damaged: lines of it are missing")
+        if size or not whole:
+            raise ValueError(f"{path} is damaged: lines are missing")
 
 
 def size_of(path: Path) -> int:
-    """Bytes of its lines."""
-    if not path.name.endswith(_PACKED):
-        return path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_MOST_HEAD)
+    """The uncompressed size of a file in bytes; 0 if it is damaged."""
+    file, is_packed = _open(path)
+    with file:
+        return _unpacked_size(file) if is_packed else os.fstat(file.fileno()).st_size
+
+
+def _open(path: Path) -> tuple[BinaryIO, bool]:
+    """The file, and whether it is compressed, which may happen once it is listed."""
+    is_packed = path.name.endswith(_PACKED)
+    try:
+        return path.open("rb"), is_packed
+    except FileNotFoundError:
+        if is_packed:
+            raise
+        return path.with_name(f"{path.name}.zst").open("rb"), True
+
+
+def _unpacked_size(file: BinaryIO) -> int:
+    head = file.read(_FRAME_HEADER_BYTES)
+    file.seek(0)
     try:
         return max(zstandard.frame_content_size(head), 0)
     except zstandard.ZstdError:
@@ -81,7 +105,7 @@ def size_of(path: Path) -> int:
 
 
 def lines_from(paths: Sequence[Path], skipped: int) -> Iterator[bytes]:
-    """The lines that begin behind so many bytes of these files together. Raises as
+    """The lines after the first `skipped` bytes of these files. Raises as
     `lines_of`."""
     for path in paths:
         size = size_of(path)
@@ -95,7 +119,7 @@ def lines_from(paths: Sequence[Path], skipped: int) -> Iterator[bytes]:
 
 
 def next_part(path: Path) -> Path:
-    """What the file is to be called when it is full."""
+    """The name of the next part, for a file that is full."""
     name = path.name.removesuffix(_PLAIN)
     parts = [_PART.fullmatch(x.name.split(_PLAIN)[0]) for x in path.parent.iterdir()]
     numbers = [int(part["number"]) for part in parts if part and part["name"] == name]
@@ -103,7 +127,7 @@ def next_part(path: Path) -> Path:
 
 
 def end_rotation(path: Path) -> None:
-    """Undoes a rotation that a kill has cut short: a part that is this very file."""
+    """Undoes a rotation interrupted by a kill: removes a part that is this file."""
     for part in path.parent.glob(f"*.part*{_PLAIN}"):
         with contextlib.suppress(FileNotFoundError):
             if part.samefile(path):
@@ -111,7 +135,7 @@ def end_rotation(path: Path) -> None:
 
 
 def pack(part: Path) -> None:
-    """Replaces a part by its packed form. What goes wrong leaves it as it is."""
+    """Replaces a part by its compressed form; leaves it as it is if that fails."""
     beside = part.with_name(f".{part.name}.zst.tmp")
     try:
         beside.unlink(missing_ok=True)
@@ -124,6 +148,6 @@ def pack(part: Path) -> None:
         beside.rename(part.with_name(f"{part.name}.zst"))
         part.unlink()
     except OSError as error:
-        logging.warning("cannot pack %s: %s", part, error.strerror)
+        logging.warning("cannot compress %s: %s", part, error.strerror)
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)

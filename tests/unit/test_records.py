@@ -1,4 +1,4 @@
-"""Whatever is altered in what a run left behind is found; what is as it was passes."""
+"""Every alteration of what a run left behind is found; unaltered, it passes."""
 
 import json
 
@@ -6,22 +6,22 @@ import pytest
 
 from asyn2f import trace
 from asyn2f.store.orbax import OrbaxStore
-from asyn2f.trace.accounts import Accounts
-from asyn2f.trace.invariants import Found, check, commit_of
+from asyn2f.trace.artifacts import Records, RunArtifacts, commit_of
+from asyn2f.trace.invariants import check
 from tests.contracts.test_runtime import small
 from tests.unit.test_causality import RecordedRun
 
 
-def left_by(run, summary) -> Found:
+def left_by(run, summary) -> RunArtifacts:
     records = {v: run.store.record(v) for v in run.store.versions()}
     accuracy, version = run.store.best()
     rows = [json.loads(json.dumps(row)) for row in run.rows]
-    accounts = Accounts({}, summary, rows, frozenset(records))
-    return Found(
+    accounts = Records({}, summary, rows, frozenset(records))
+    return RunArtifacts(
         events=trace.read(run.folder / "trace"),
         commits={version: commit_of(record) for version, record in records.items()},
         best=(version, accuracy),
-        accounts=accounts,
+        records=accounts,
     )
 
 
@@ -39,15 +39,15 @@ def found(tmp_path_factory):
 
 
 def with_summary(found, **changes):
-    summary = {**found.accounts.summary, **changes}
-    return found._replace(accounts=found.accounts._replace(summary=summary))
+    summary = {**found.records.summary, **changes}
+    return found._replace(records=found.records._replace(summary=summary))
 
 
 def with_row(found, kind, **changes):
-    rows = [dict(row) for row in found.accounts.metrics]
+    rows = [dict(row) for row in found.records.metrics]
     row = [row for row in rows if row["kind"] == kind][1]
     row |= {key: change(row[key]) for key, change in changes.items()}
-    return found._replace(accounts=found.accounts._replace(metrics=rows))
+    return found._replace(records=found.records._replace(metrics=rows))
 
 
 def without(found, drop):
@@ -79,7 +79,7 @@ def broken_by(found) -> set[str]:
 def test_what_a_run_has_left_agrees(found):
     judgement = check(found)
     assert judgement.violations == []
-    assert "records" not in judgement.not_shown
+    assert "records" not in judgement.unverified
     assert judgement.absence == ""
 
 
@@ -88,13 +88,13 @@ ALTERED = {
     "best version": lambda f: with_summary(f, best_version=-1),
     "best accuracy": lambda f: with_summary(f, best_accuracy=0.999),
     "final accuracy": lambda f: with_summary(f, final_accuracy=0.999),
-    "duration": lambda f: with_summary(f, wall_s=f.accounts.summary["wall_s"] + 0.01),
+    "duration": lambda f: with_summary(f, wall_s=f.records.summary["wall_s"] + 0.01),
     "run": lambda f: with_summary(f, run="run-2"),
     "updates": lambda f: with_summary(
-        f, updates={**f.accounts.summary["updates"], "rejected": 99}
+        f, updates={**f.records.summary["updates"], "rejected": 99}
     ),
     "committed": lambda f: with_summary(
-        f, updates={**f.accounts.summary["updates"], "committed": 1}
+        f, updates={**f.records.summary["updates"], "committed": 1}
     ),
     "accuracy": lambda f: with_row(f, "score", accuracy=lambda x: x + 0.001),
     "loss of a score": lambda f: with_row(f, "score", loss=lambda x: x * 1.001),
@@ -130,18 +130,18 @@ def test_another_best_is_found(found):
 def test_a_deleted_newest_version_is_found(found):
     newest = max(found.commits)
     commits = {v: c for v, c in found.commits.items() if v != newest}
-    accounts = found.accounts._replace(versions=frozenset(commits))
-    altered = found._replace(commits=commits, accounts=accounts, best=None)
-    altered = altered._replace(accounts=accounts._replace(summary={}))
+    accounts = found.records._replace(versions=frozenset(commits))
+    altered = found._replace(commits=commits, records=accounts, best=None)
+    altered = altered._replace(records=accounts._replace(summary={}))
     (violation,) = [v for v in check(altered).violations if v.invariant == "I1"]
-    assert violation.what == f"version {newest} was saved, and is not in the store"
+    assert violation.what == f"version {newest} was saved, but is not in the store"
     assert "I1" not in broken_by(altered._replace(damaged=frozenset({newest})))
 
 
 def test_a_deleted_version_among_those_that_are_kept_is_found(found):
-    accounts = found.accounts._replace(config={"runtime": {"keep_last": 5}})
+    accounts = found.records._replace(config={"runtime": {"keep_last": 5}})
     versions = frozenset(found.commits) - {max(found.commits) - 2}
-    what = check(found._replace(accounts=accounts._replace(versions=versions)))
+    what = check(found._replace(records=accounts._replace(versions=versions)))
     assert "I1" in {v.invariant for v in what.violations}
 
 
@@ -179,11 +179,11 @@ def test_a_deleted_trace_of_the_evaluator_is_named(found):
 
 
 @pytest.mark.parametrize("field", ["time_s", "start_s"])
-def test_a_time_that_is_none_is_no_event(field):
+def test_an_invalid_time_is_refused(field):
     line = trace.to_line(trace.Blocked(1.0, 0, 0.5, 1))
     fields = json.loads(line)
     for wrong in ("NaN", "Infinity", "-Infinity", '"1"', "null", "true", "[1.0]"):
         altered = line.replace(f'"{field}": {fields[field]}', f'"{field}": {wrong}')
         assert altered != line
-        with pytest.raises(ValueError, match="not a line of a trace"):
+        with pytest.raises(ValueError, match="not a trace event"):
             trace.from_line(altered)
