@@ -29,7 +29,7 @@ class GlobalModel(NamedTuple):
 
     `num_examples`, `loss` and `quality` describe the updates it was made of: the sum of
     their examples, the plain mean of their losses and of their qualities. Version 0 has
-    no updates behind it and says 0, 0, 1.
+    no updates, and 0, 0, 1.
     """
 
     params: Params
@@ -48,8 +48,8 @@ class UpdateInfo(NamedTuple, Generic[Int, Float]):
     """The scalars of an update, the same in computations, messages and traces.
 
     `Int` and `Float` are i32 and f32 arrays in a `WorkerUpdate`, numbers of Python in
-    a message or an event. A field added here travels with every update; its value
-    is computed in `trainer.report`.
+    a message or an event. A field that is added here, with a default, travels with
+    every update; `trainer.report` computes its value.
     """
 
     base_version: Int  # the last version taken in (adopted or merged)
@@ -59,8 +59,9 @@ class UpdateInfo(NamedTuple, Generic[Int, Float]):
     loss: Float  # mean training loss of the epoch, without the L2 term
     quality: Float  # in (0, 1]
     metric: Float  # mean training metric of the epoch (accuracy)
-    # What the push may have depended on: the strategy's signal, or `metric`.
-    signal: Float
+    # What the push may have depended on: the strategy's signal, or `metric`; 0 in the
+    # trace of a simulation.
+    signal: Float = 0.0  # type: ignore[assignment]
 
 
 class WorkerUpdate(NamedTuple):
@@ -80,7 +81,7 @@ class WorkerState(NamedTuple):
     start: Params  # what the cycle started from; () where nobody asks for it
     opt_state: Any
     learning_rate: jax.Array  # f32 []: as the server sent it
-    # who it is
+    # its identity and shard
     worker: jax.Array  # i32 []
     num_examples: jax.Array  # f32 []
     quality: jax.Array  # f32 []

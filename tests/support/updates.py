@@ -9,8 +9,8 @@ def update_info(
     base: int = 0, start: int | None = None, step: int = 1, **changes: float
 ) -> UpdateInfo[int, float]:
     """Scalars that a server accepts of a worker with ten examples."""
-    floats = {"num_examples": 10.0, "loss": 0.5, "quality": 1.0}
-    floats |= {"metric": 0.0, "signal": 0.0} | changes
+    floats = {"num_examples": 10.0, "loss": 0.5, "quality": 1.0, "metric": 0.0}
+    floats |= changes
     return UpdateInfo(base, base if start is None else start, step, **floats)
 
 

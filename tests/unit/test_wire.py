@@ -30,7 +30,7 @@ _FIELDS = {
     tuple[int, ...]: st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
 }
 _FIELDS[UpdateInfo[int, float]] = st.builds(
-    UpdateInfo, *[_FIELDS[int]] * 3, *[_FIELDS[float]] * 5
+    UpdateInfo, *[_FIELDS[kind] for kind in wire_format.INFO_FIELDS.values()]
 )
 _FIELDS[tuple[str, ...]] = st.lists(_FIELDS[str], max_size=4).map(tuple)
 
@@ -60,7 +60,9 @@ def test_every_message_comes_back_as_it_was(message):
 def test_every_kind_fits_its_header(kind):
     longest = {int: 2**62, bool: True, float: 1.0, str: "é" * 300, tuple[int, ...]: ()}
     longest[tuple[str, ...]] = ()
-    longest[UpdateInfo[int, float]] = UpdateInfo(*[2**62] * 3, *[1.0] * 5)
+    longest[UpdateInfo[int, float]] = UpdateInfo(
+        *[longest[kind] for kind in wire_format.INFO_FIELDS.values()]
+    )
     hints = typing.get_type_hints(kind)
     values = [
         "n" * 64 if n in ("run", "session") else longest[h] for n, h in hints.items()

@@ -181,7 +181,7 @@ class _ServerState:
         )
 
     def update(self, event: ServerEvent) -> None:
-        """Takes note of a worker that has joined, left or failed."""
+        """Records that a worker has joined, left or failed."""
         if isinstance(event, Joined):
             self.live.add(event.worker)
             if event.worker in self.expected and event.worker not in self.pending:

@@ -20,7 +20,9 @@ from asyn2f.protocol.server_link import MOST_VERSIONS, ServerLink
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.types import Buffer
 
-_IDLE = p.WorkerProgress("registered", 0, 0.0, 0.0, 0.0, -1, 0, -1.0)
+_IDLE = p.WorkerProgress(
+    *("registered", 0, 0.0, 0.0, 0.0), base_version=-1, merges=0, merged_s=-1.0
+)
 
 
 class PeerProtocol:
@@ -38,7 +40,7 @@ class PeerProtocol:
           hello: of this process.
           settings: of this process.
           now: monotonic seconds.
-          token: the run's, as far as it is known by now; called before each hello.
+          token: of the run, or "" if it is not known yet; called before each hello.
         """
         self._settings = settings
         self._session = hello.session
@@ -192,16 +194,16 @@ class PeerProtocol:
 
     def _on_outcome(self, outcome: messages.UpdateOutcome) -> None:
         """An older server's outcome may have been lost with it, unless it committed."""
-        incarnation, session, seq, word, version, _ = outcome
+        incarnation, session, seq, kind, version, _ = outcome
         current = self._link.incarnation
-        is_final = incarnation == current or word == "committed"
+        is_final = incarnation == current or kind == "committed"
         is_own = session == self._session and seq in self._outbox.entries
         if not (is_own and is_final):
             return
         del self._outbox.entries[seq]
         key = self._link.hello.worker, session, seq
-        heard = trace.OutcomeReceived(self._now, *key, word, version, incarnation)
-        self._do(p.RecordEvent(heard))
+        received = trace.OutcomeReceived(self._now, *key, kind, version, incarnation)
+        self._do(p.RecordEvent(received))
         # The last version of the older server may be lost: the worker would wait for a
         # version that never comes.
         is_older = self._newest_from != current

@@ -22,8 +22,8 @@ _SAVE_AGAIN_S = 1.0
 _SAVE_LATE_S = 10.0  # a store that takes longer may never answer
 _NO_ANSWER = (
     f"version {{}} was given to the store {_SAVE_LATE_S:g} s ago and is not saved; no "
-    "other is made before. If disk and memory are well and it does not go on, end this "
-    "server, with SIGKILL if need be, and start it again with --resume"
+    "other is created before. If disk and memory are fine and nothing happens, end "
+    "this server, with SIGKILL if need be, and start it again with --resume"
 )
 _REPLACED = Verdict("superseded", -1, "replaced by a newer")
 

@@ -216,7 +216,7 @@ class ServerProtocol:
 
     def _on_failed(self, key: UpdateKey, base: int, problem: str) -> None:
         """An update has been rejected. If its base is the newest version, its worker
-        contributes nothing else to the next one; otherwise it takes in a newer one."""
+        contributes nothing else to the next one; otherwise it has a newer one."""
         if base < self._newest.header.version:
             return
         self._feed(programs.Failed(self._now, key.worker))

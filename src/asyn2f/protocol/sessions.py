@@ -1,4 +1,4 @@
-"""Session registry and failure detector: who may register, and who is alive."""
+"""Session registry and failure detector, and the conditions of registration."""
 
 import hmac
 import math
@@ -31,7 +31,7 @@ class Session:
     welcomed_s: float = math.inf  # of its first welcome
     hears_models: bool = False
     is_reported: bool = False  # as one that cannot reach a port
-    beat: messages.Heartbeat | None = None  # the last one
+    heartbeat: messages.Heartbeat | None = None  # the last one
 
     @property
     def name(self) -> str:
@@ -51,10 +51,10 @@ class Session:
         return self.welcomed_s < math.inf
 
     def note(self, beat: messages.Heartbeat, now: float) -> None:
-        """Takes note of a heartbeat."""
-        if self.beat is None or beat.step > self.beat.step:
+        """Records a heartbeat."""
+        if self.heartbeat is None or beat.step > self.heartbeat.step:
             self.moved_s = now
-        self.beat = beat
+        self.heartbeat = beat
 
     @property
     def may_come_back(self) -> bool:
@@ -119,7 +119,7 @@ class SessionRegistry:
         """Sentences on registered peers that cannot reach a port; one per session."""
         found = []
         for session in self:
-            beat, hears, is_heard = session.beat, session.hears_models, True
+            beat, hears, is_heard = session.heartbeat, session.hears_models, True
             since_s = session.joined_s
             if beat is not None:
                 hears, is_heard, since_s = beat.hears, beat.is_heard, session.welcomed_s
@@ -193,7 +193,7 @@ class Registration:
 
     def _identity_problem(self, hello: messages.Hello, identity: str) -> str:
         if identity not in ("", hello.actor):
-            return f"it says it is {hello.actor[:20]}, its key is {identity}'s"
+            return f"it registers as {hello.actor[:20]}, its key is {identity}'s"
         workers = self._settings.workers
         if hello.role == "worker" and not 0 <= hello.worker < workers:
             return f"worker {hello.worker}, the data is cut for 0..{workers - 1}"
@@ -222,13 +222,13 @@ class Registration:
         if hello.coding != settings.coding:
             return f"config.wire is {hello.coding[:50]}; the server's {settings.coding}"
         if hello.role == "worker":
-            said = hello.num_examples, hello.quality
+            given = hello.num_examples, hello.quality
             if not (hello.num_examples > 0 and 0 < hello.quality <= 1):
-                return f"{said[0]} examples of quality {said[1]}"
-            if settings.shards and said != settings.shards[hello.worker]:
+                return f"{given[0]} examples of quality {given[1]}"
+            if settings.shards and given != settings.shards[hello.worker]:
                 examples, quality = settings.shards[hello.worker]
                 return (
-                    f"{said[0]} examples of quality {said[1]}, by the config "
+                    f"{given[0]} examples of quality {given[1]}, by the config "
                     f"worker {hello.worker} has {examples} of {quality}"
                 )
         # The evaluator's number is -1, and its digest the last.
@@ -277,9 +277,9 @@ def differences(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
     its = dict(term.partition("=")[::2] for term in ours)
     keys = [k for k in sorted(mine.keys() | its.keys()) if mine.get(k) != its.get(k)]
     unset = "not set"
-    said = [
+    found = [
         f"{key} is {mine.get(key, unset)}, there {its.get(key, unset)}"
         for key in keys[:_MOST_NAMED]
     ]
-    rest = len(keys) - len(said)
-    return "; ".join(said) + (f"; and {rest} more" if rest else "")
+    rest = len(keys) - len(found)
+    return "; ".join(found) + (f"; and {rest} more" if rest else "")

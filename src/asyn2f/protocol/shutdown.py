@@ -36,8 +36,8 @@ class Shutdown:
         return now >= self._give_up_s
 
     def waits(self, now: float) -> bool:
-        """Whether the last save may still be answered. If it succeeds later, no peer is
-        told."""
+        """Whether the last save may still be answered. Peers do not learn of one that
+        succeeds later."""
         return now < self._silence_s
 
     def bid_farewell(self, waits_for_score: bool, now: float) -> bool:

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from asyn2f.protocol import messages
 from asyn2f.protocol.ledger import Ledger
 from asyn2f.protocol.sessions import Session, SessionRegistry
 from asyn2f.protocol.settings import ServerSettings
@@ -227,26 +226,33 @@ def _worker_statuses(
 def _worker_status(
     session: Session, version: int, updates: int, now: float
 ) -> WorkerStatus:
-    hello, beat = session.hello, session.beat
-    if beat is None:
-        state = "registered" if session.live else "silent"
-        numbers = (0, 0.0, 0.0, 0.0, -1, -1, 0, -1.0)
-        beat = messages.Heartbeat("", 0, state, *numbers, False, False, 0, ())
-    state = beat.state[:_MAX_STATE]
-    merged_s_ago = beat.merged_s_ago
-    if merged_s_ago >= 0:
-        merged_s_ago += now - session.heard_s
-    return WorkerStatus(
-        worker=hello.worker,
-        state="gone" if session.gone else state if session.live else "silent",
-        step=beat.step,
-        epoch=beat.epoch,
-        loss=beat.loss,
-        metric=beat.metric,
-        base_version=beat.base_version,
-        staleness=max(version - beat.base_version, 0) if beat.base_version >= 0 else 0,
-        merges=beat.merges,
-        merged_s_ago=merged_s_ago,
+    status = WorkerStatus(
+        worker=session.hello.worker,
+        state="registered" if session.live else "silent",
+        step=0,
+        epoch=0.0,
+        loss=0.0,
+        metric=0.0,
+        base_version=-1,
+        staleness=0,
+        merges=0,
+        merged_s_ago=-1.0,
         updates=updates,
-        num_examples=hello.num_examples,
+        num_examples=session.hello.num_examples,
     )
+    beat = session.heartbeat
+    if beat is not None:
+        since_s = now - session.heard_s if beat.merged_s_ago >= 0 else 0.0
+        base = beat.base_version
+        status = status._replace(
+            state=beat.state[:_MAX_STATE] if session.live else "silent",
+            step=beat.step,
+            epoch=beat.epoch,
+            loss=beat.loss,
+            metric=beat.metric,
+            base_version=base,
+            staleness=max(version - base, 0) if base >= 0 else 0,
+            merges=beat.merges,
+            merged_s_ago=beat.merged_s_ago + since_s,
+        )
+    return status._replace(state="gone") if session.gone else status

@@ -35,8 +35,9 @@ _KINDS: dict[str, Callable[..., Message]] = {
     kind.__name__: kind for kind in Message.__args__
 }
 _HINTS = {name: get_type_hints(kind) for name, kind in _KINDS.items()}
-_KIND_OF_NUMBER: dict[Any, type] = {Int: int, Float: float}
-_INFO = {n: _KIND_OF_NUMBER[x] for n, x in get_type_hints(UpdateInfo).items()}
+_NUMBERS: dict[Any, type] = {Int: int, Float: float}
+INFO_FIELDS = {n: _NUMBERS[hint] for n, hint in get_type_hints(UpdateInfo).items()}
+"""The type of each field of an `UpdateInfo` in a message."""
 _NAMES = {"run", "session"}  # become parts of topics and file names
 # Training may diverge, and be reported as such.
 _MAY_BE_NAN = {"Heartbeat", "UpdateHeader", "EvalResult"}
@@ -110,7 +111,20 @@ def _is_of_another_protocol(parts: tuple[Any, ...]) -> bool:
     return type(number) is int and number != PROTOCOL and 0 <= number < _INT_LIMIT
 
 
-_OTHER_PROTOCOL = Hello(0, "", -1, "-", -1, "", "", "", 0, 0.0, "", ())
+_OTHER_PROTOCOL = Hello(
+    protocol=0,
+    role="",
+    worker=-1,
+    session="-",
+    first=-1,
+    token="",
+    fingerprint="",
+    coding="",
+    num_examples=0,
+    quality=0.0,
+    data="",
+    terms=(),
+)
 
 
 def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
@@ -136,9 +150,9 @@ def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
     elif not isinstance(value, tuple):
         return "is not a list"
     elif hint == UpdateInfo[int, float]:
-        if len(value) != len(_INFO):
-            return f"has {len(value)} fields, expected {len(_INFO)}"
-        for (inner, kind), item in zip(_INFO.items(), value, strict=True):
+        if len(value) != len(INFO_FIELDS):
+            return f"has {len(value)} fields, expected {len(INFO_FIELDS)}"
+        for (inner, kind), item in zip(INFO_FIELDS.items(), value, strict=True):
             if problem := _problem(inner, kind, item, finite):
                 return f"{inner} {problem}"
     else:

@@ -83,7 +83,7 @@ class Aggregator:
     def warm_up(self) -> None:
         """Compiles the aggregation."""
         params = jax.device_get(self.state.model.params)
-        info = UpdateInfo(0, 0, 0, 1.0, 1.0, 1.0, 0.0, 0.0)
+        info = UpdateInfo(0, 0, 0, num_examples=1.0, loss=1.0, quality=1.0, metric=0.0)
         update = WorkerUpdate(
             params=serialization.to_device(params),
             worker=_I32(0),

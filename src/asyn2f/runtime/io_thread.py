@@ -148,9 +148,9 @@ class IoThread:
                     self._carry_out(effect)
 
 
-def _log(noted: trace.Event) -> None:
+def _log(event: trace.Event) -> None:
     """Logs registrations and departures, one line each."""
-    match noted:
+    match event:
         case trace.WorkerJoined(_, worker, _, count):
             _LOG.info("worker %d has joined with %d examples", worker, count)
         case trace.WorkerLeft(_, worker, _, reason):

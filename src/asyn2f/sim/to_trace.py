@@ -123,7 +123,6 @@ def events_of(
                         loss=loss,
                         quality=float(np.float32(qualities[number])),
                         metric=metric,
-                        signal=0.0,  # not among `numbers`
                     ),
                 )
                 worker.seq += 1

@@ -43,8 +43,8 @@ def from_line(line: str) -> Event:
             if field in fields and not has_type(fields[field]):
                 raise ValueError(f"{name}.{field} is {fields[field]!r:.40}")
         if name == "Pushed":
-            info = UpdateInfo(**{name: fields.pop(name) for name in UpdateInfo._fields})
-            fields["info"] = info
+            found = [field for field in UpdateInfo._fields if field in fields]
+            fields["info"] = UpdateInfo(**{field: fields.pop(field) for field in found})
         event = _KINDS[name](**fields)
         if isinstance(event, Aggregated):
             _check_parallel(event)
