@@ -39,16 +39,17 @@ def arrays(tree):
 
 def update_of(row, params):
     floats = {"num_examples", "loss", "quality", "signal"}
+    info = UpdateInfo(
+        base_version=row["base_version"],
+        start_version=row["start_version"],
+        step=0,
+        metric=0.0,
+        **{name: float(row[name]) for name in floats},
+    )
     return WorkerUpdate(
         params=params,
         worker=jnp.int32(row["worker"]),
-        info=UpdateInfo(
-            base_version=jnp.int32(row["base_version"]),
-            start_version=jnp.int32(row["start_version"]),
-            step=jnp.int32(0),
-            metric=jnp.float32(0),
-            **{name: jnp.float32(row[name]) for name in floats},
-        ),
+        info=jax.tree.map(jnp.asarray, info),
     )
 
 
