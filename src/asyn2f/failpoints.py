@@ -22,7 +22,7 @@ POINTS = {
     "written": "a version has been put in its place; the folder is not synced",
     "saved": "a version is in the store for good, and nobody knows",
     "announcing": "a version is about to be published",
-    "announced": "a version has been published, and no verdict has been sent",
+    "announced": "a version has been published, and no outcome has been sent",
     "answering": "an update is committed, and its worker has not been told",
     "best": "a version is the best, and the store does not know yet",
     "cleaning": "an old version has lost its name, and its files are still there",

@@ -145,5 +145,5 @@ def in_threads(seed: int, lie: str, changes: dict[str, Any]) -> Outcome:
         final=summary["final_accuracy"],
         rejected=sum(far),
         honest_rejected=len(far) - sum(far),
-        committed=sum(e.worker == LIAR and e.verdict == "committed" for e in settled),
+        committed=sum(e.worker == LIAR and e.outcome == "committed" for e in settled),
     )

@@ -42,7 +42,7 @@ def run_with(folder, store=None, **changes):
 
 def rejected(run):
     """Why updates were refused while the run went on."""
-    settled = [x for x in run.events(trace.UpdateSettled) if x.verdict == "rejected"]
+    settled = [x for x in run.events(trace.UpdateSettled) if x.outcome == "rejected"]
     return [x.reason for x in settled if x.reason != "the run is over"]
 
 
@@ -152,8 +152,8 @@ def pushed(harness, change=lambda coded: coded, **fields):
     )
     coded = change(jax.tree.map(np.array, update.params))
     fields = {"base": model.header.digest} | fields
-    (verdict,) = harness.push(*harness.update(0, "s", params=coded, **fields))
-    return verdict
+    (outcome,) = harness.push(*harness.update(0, "s", params=coded, **fields))
+    return outcome
 
 
 def with_part(name, value):
@@ -169,28 +169,28 @@ def with_part(name, value):
 
 @pytest.mark.parametrize("harness", [DELTA, TOPK], indirect=True)
 def test_an_honest_update_is_taken(harness):
-    assert pushed(harness).verdict == "committed"
+    assert pushed(harness).outcome == "committed"
 
 
 @pytest.mark.parametrize("harness", [DELTA], indirect=True)
 def test_a_change_of_what_is_not_here_is_rejected(harness):
-    verdict = pushed(harness, base="0" * 32)
-    assert verdict.verdict == "rejected"
-    assert "a change since version 0, which is not here" in verdict.reason
+    outcome = pushed(harness, base="0" * 32)
+    assert outcome.outcome == "rejected"
+    assert "a change since version 0, which is not here" in outcome.reason
 
 
 @pytest.mark.parametrize("harness", [DELTA], indirect=True)
 @pytest.mark.parametrize("scale", [np.nan, np.inf])
 def test_a_scale_that_is_not_finite_is_rejected(harness, scale):
-    verdict = pushed(harness, with_part("scale", scale))
-    assert "is not finite" in verdict.reason
+    outcome = pushed(harness, with_part("scale", scale))
+    assert "is not finite" in outcome.reason
 
 
 @pytest.mark.parametrize("harness", [TOPK], indirect=True)
 @pytest.mark.parametrize("place", [-5, 0, 2**31 - 1])
 def test_places_that_no_worker_would_name_are_rejected(harness, place):
-    verdict = pushed(harness, with_part("places", place))
-    assert "places of its entries" in verdict.reason
+    outcome = pushed(harness, with_part("places", place))
+    assert "places of its entries" in outcome.reason
 
 
 @pytest.mark.parametrize("harness", [DELTA], indirect=True)

@@ -51,7 +51,7 @@ from tests.support.executions import (
     order_for,
 )
 from tests.support.patience import PATIENCE_S
-from tests.unit.test_protocol import ProtocolHarness, verdicts
+from tests.unit.test_protocol import ProtocolHarness, outcomes
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 3  # of the process that `executed_in_shards` starts
@@ -512,7 +512,7 @@ def test_only_where_updates_are_replaced_a_newer_one_replaces_an_older(name, whe
     numbers = [11, 10] if when == "overtaken" else [10, 11]
     found = []
     for number in numbers:
-        found += verdicts(server.push("0", number))
+        found += outcomes(server.push("0", number))
     expected = [("0", 10, "superseded")] if replaces else []
     assert found == expected
 

@@ -195,8 +195,8 @@ def test_every_update_pushed_is_settled_once(finished):
 
     pushed = {key(event) for event in finished.events(trace.Pushed)}
     settled = finished.events(trace.UpdateSettled)
-    by_server = [key(event) for event in settled if event.verdict != "withdrawn"]
-    withdrawn = {key(event) for event in settled if event.verdict == "withdrawn"}
+    by_server = [key(event) for event in settled if event.outcome != "withdrawn"]
+    withdrawn = {key(event) for event in settled if event.outcome == "withdrawn"}
     assert len(by_server) == len(set(by_server))
     assert pushed == set(by_server) | withdrawn
     assert sum(finished.summary["updates"].values()) == len(by_server)
@@ -206,7 +206,7 @@ def test_committed_updates_are_those_that_stand_in_a_version(finished):
     committed = {
         (event.worker, event.session, event.seq): event.version
         for event in finished.events(trace.UpdateSettled)
-        if event.verdict == "committed"
+        if event.outcome == "committed"
     }
     in_versions = {
         tuple(key): event.version
@@ -438,7 +438,7 @@ def test_a_diverged_update_is_rejected_and_changes_nothing(tmp_path):
     summary = run.finish()
     assert diverged.is_set()
     assert summary["updates"]["rejected"] > 0
-    rejected = [e for e in run.events(trace.UpdateSettled) if e.verdict == "rejected"]
+    rejected = [e for e in run.events(trace.UpdateSettled) if e.outcome == "rejected"]
     assert any("not finite" in event.reason for event in rejected)
     like = jax.eval_shape(lambda: start_of(run.experiment, MemoryStore()).state)
     final = run.store.load(summary["versions"], like).state.model.params

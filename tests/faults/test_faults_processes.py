@@ -17,7 +17,7 @@ MIB = 2**20
 QUICK = replace(RUNTIME, heartbeat_interval_s=0.2, heartbeat_timeout_s=1.0)
 NOTICED_S = 5.0  # promised
 # None is "lost". Rejected: came after the end; withdrawn: its worker left before there
-# was a verdict. Here no update replaces another, so none is superseded.
+# was an outcome. Here no update replaces another, so none is superseded.
 ENDS = {"committed", "died", "rejected", "withdrawn"}
 
 

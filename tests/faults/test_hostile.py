@@ -72,9 +72,9 @@ def seqs(harness):
 
 def assert_refused(harness, header, payload, words=""):
     before = harness.version, harness.sha256
-    verdicts = harness.push(header, payload)
-    assert [v.verdict for v in verdicts] == ["rejected"], header
-    assert words in verdicts[0].reason
+    outcomes = harness.push(header, payload)
+    assert [v.outcome for v in outcomes] == ["rejected"], header
+    assert words in outcomes[0].reason
     assert (harness.version, harness.sha256) == before
     assert harness.is_empty
 
@@ -112,8 +112,8 @@ def test_a_subnormal_elsewhere_is_a_number_like_zero(tmp_path, field):
         change = {
             "params": with_leaf(harness.server.aggregator.state.model.params, SUBNORMAL)
         }
-    verdicts = harness.push(*harness.update(0, "w0", 0, **change))
-    assert [v.verdict for v in verdicts] == ["committed"]
+    outcomes = harness.push(*harness.update(0, "w0", 0, **change))
+    assert [v.outcome for v in outcomes] == ["committed"]
     assert all(
         np.isfinite(x).all() for x in jax.tree.leaves(harness.server.aggregator.state)
     )
@@ -173,8 +173,8 @@ def test_a_version_that_would_not_be_finite_is_not_made(tmp_path):
     assert harness.store.versions() == [0]
     assert not harness.events(trace.Aggregated)
     harness.server.aggregator.experiment = experiment
-    verdicts = harness.push(*harness.update(0, "w0", 1))
-    assert [(v.verdict, v.version) for v in verdicts] == [("committed", 1)], verdicts
+    outcomes = harness.push(*harness.update(0, "w0", 1))
+    assert [(v.outcome, v.version) for v in outcomes] == [("committed", 1)], outcomes
     harness.close()
 
 
@@ -193,9 +193,9 @@ def test_a_round_that_comes_to_nothing_is_told_to_the_program():
     effects = [e for w in (0, 1) for e in server.push(str(w), 0, 0)]
     (make,) = those(effects, p.AggregateVersion)
     effects = server.on(p.AggregationFailed(make.version, "params is not finite"))
-    verdicts = [e.event for e in those(effects, p.RecordEvent)]
-    settled = [event for event in verdicts if isinstance(event, trace.UpdateSettled)]
-    assert {event.verdict for event in settled} == {"rejected"}
+    outcomes = [e.event for e in those(effects, p.RecordEvent)]
+    settled = [event for event in outcomes if isinstance(event, trace.UpdateSettled)]
+    assert {event.outcome for event in settled} == {"rejected"}
     assert len(settled) == 2
     effects += server.wait(10.0)
     assert those(effects, p.Finish)[0].status == "failed"
@@ -342,8 +342,8 @@ def test_an_update_that_comes_three_times_counts_once(tmp_path):
             for header, payload in pushed:
                 base = min(harness.version, seq)
                 changed = replaced(header, base_version=base, start_version=base)
-                verdicts = harness.push(changed, payload)
-                assert {v.verdict for v in verdicts} <= {"committed", "superseded"}
+                outcomes = harness.push(changed, payload)
+                assert {v.outcome for v in outcomes} <= {"committed", "superseded"}
     keys = [
         tuple(key)
         for event in harness.events(trace.Aggregated)

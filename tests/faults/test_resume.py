@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asyn2f.programs import UpdateKey
-from asyn2f.protocol.ledger import Ledger, Verdict
+from asyn2f.protocol.ledger import Ledger, Outcome
 from asyn2f.runtime.startup import (
     start_of,
 )
@@ -88,7 +88,7 @@ def test_the_next_versions_are_the_same_bits_whether_or_not_a_server_died(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_verdict_table_comes_back_with_all_that_was_committed(tmp_path, seed):
+def test_the_outcome_table_comes_back_with_all_that_was_committed(tmp_path, seed):
     """What had no last word is not known any more, so that it is asked for again."""
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -100,7 +100,7 @@ def test_the_verdict_table_comes_back_with_all_that_was_committed(tmp_path, seed
         word = chance.choice(["committed", "rejected", "superseded", ""])
         if word:
             version = seq if word == "committed" else -1
-            ledger.settle(key, Verdict(word, version, ""))
+            ledger.settle(key, Outcome(word, version, ""))
         else:
             open_.add(key)
         if word == "committed":
@@ -119,9 +119,9 @@ def test_the_verdict_table_comes_back_with_all_that_was_committed(tmp_path, seed
     for seq, version in committed.items():
         assert again.is_known("s", seq)
         if seq >= floor:
-            assert again.verdict("s", seq) == Verdict("committed", version, "")
+            assert again.outcome("s", seq) == Outcome("committed", version, "")
     for key in carried:
-        assert again.verdict("s", key.seq) == Verdict("committed", 99, "")
+        assert again.outcome("s", key.seq) == Outcome("committed", 99, "")
     for key in open_ - set(carried):
         assert not again.is_known("s", key.seq)
     assert again.unsettled() == frozenset()

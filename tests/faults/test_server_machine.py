@@ -112,16 +112,16 @@ class ServerMachine(RuleBasedStateMachine):
                     assert version in (self.given_out, self.given_out + 1)
                     assert version in self.store or self.publish == "before_save"
                     self.given_out = version
-                case p.Send(_, messages.UpdateOutcome() as verdict):
-                    self.hear(verdict)
+                case p.Send(_, messages.UpdateOutcome() as outcome):
+                    self.hear(outcome)
                 case p.Send(peer, messages.Welcome() as welcome):
                     self.firsts.setdefault(peer.decode(), welcome.first)
                 case p.Finish():
                     self.finished = True
 
-    def hear(self, verdict):
-        incarnation, session, seq, word, version, reason = verdict
-        assert self.told.setdefault((incarnation, session, seq), verdict) == verdict
+    def hear(self, outcome):
+        incarnation, session, seq, word, version, reason = outcome
+        assert self.told.setdefault((incarnation, session, seq), outcome) == outcome
         versions = [v for v, (keys, _) in self.store.items() if (session, seq) in keys]
         assert versions == ([version] if word == "committed" else [])
         assert reason or word != "rejected"

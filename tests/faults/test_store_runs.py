@@ -147,7 +147,7 @@ def test_a_save_that_is_done_when_nobody_listens_is_in_the_summary(
     summary = run.finish()
     assert summary["versions"] == max(store.versions()) == 3
     assert [event.version for event in run.events(trace.Saved)] == [1, 2, 3]
-    committed = [e for e in run.events(trace.UpdateSettled) if e.verdict == "committed"]
+    committed = [e for e in run.events(trace.UpdateSettled) if e.outcome == "committed"]
     assert len(committed) == summary["updates"]["committed"]
     assert judged(run).violations == []
     assert executed(run, summary) == summary["params_sha256"]

@@ -22,7 +22,7 @@ def problems_of(net: Net) -> list[str]:
     """All that is wrong with a run that has ended."""
     if net.problems:
         return list(net.problems)
-    judges = (_store, _fates, _verdicts, _versions, _bases, _observers)
+    judges = (_store, _fates, _outcomes, _versions, _bases, _observers)
     return [problem for judge in judges for problem in judge(net)]
 
 
@@ -80,7 +80,7 @@ def _fates(net: Net) -> Iterator[str]:
     lost = {
         (said.session, said.seq)
         for _, said in net.believed
-        if said.verdict == "committed"
+        if said.outcome == "committed"
         and said.incarnation <= rotted.get((said.session, said.seq), -1)
     }
     for session, seq in sorted(pushed - settled - committed.keys() - lost):
@@ -88,7 +88,7 @@ def _fates(net: Net) -> Iterator[str]:
             yield f"I7: nobody says what became of {session}, {seq}"
 
 
-def _verdicts(net: Net) -> Iterator[str]:
+def _outcomes(net: Net) -> Iterator[str]:
     """What workers were told, and what they believed."""
     committed, rotted = net.disk.committed(), net.disk.was_committed()
     told: dict[tuple[int, str, int], messages.UpdateOutcome] = {}
@@ -104,12 +104,12 @@ def _verdicts(net: Net) -> Iterator[str]:
             ):
                 said = effect.message
                 if told.setdefault(said[:3], said) != said:
-                    yield f"I4: one server, two verdicts: {told[said[:3]]}, {said}"
-                if said.verdict == "rejected" and not said.reason:
+                    yield f"I4: one server, two outcomes: {told[said[:3]]}, {said}"
+                if said.outcome == "rejected" and not said.reason:
                     yield f"I7: rejected without a reason: {said}"
     yield from (f"I2: settled {n} times: {x}" for x, n in settled.items() if n > 1)
     for said in told.values():
-        key, is_committed = (said.session, said.seq), said.verdict == "committed"
+        key, is_committed = (said.session, said.seq), said.outcome == "committed"
         was_there = said.incarnation <= rotted.get(key, -1)
         is_there = committed.get(key) == said.version or was_there
         if is_committed and not is_there:
@@ -121,9 +121,9 @@ def _verdicts(net: Net) -> Iterator[str]:
         result = f"{node.name}/{said.seq}"
         was_there = said.incarnation <= lost.get(result, -1)
         is_there = held.get(result) == said.version or was_there
-        if said.verdict == "committed" and not is_there:
+        if said.outcome == "committed" and not is_there:
             yield f"I3: {node.name} believed {said}, but its result is not in it"
-        if said.verdict != "committed" and (said.session, said.seq) in committed:
+        if said.outcome != "committed" and (said.session, said.seq) in committed:
             yield f"I4: {node.name} believed {said}, but it is committed"
 
 

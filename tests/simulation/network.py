@@ -205,12 +205,12 @@ class Net:
         seq = _judged_seq(node, event)
         effects = node.machine.on(event, self.now + node.clock_s)
         if seq is not None:
-            verdict = event.message
+            outcome = event.message
             if seq in outbox_of(node):
                 self.count["not believed"] += 1
             else:
-                self.count["believed " + verdict.verdict] += 1
-                self.believed.append((node, verdict))
+                self.count["believed " + outcome.outcome] += 1
+                self.believed.append((node, outcome))
         place = len(self.log)
         self.log.append((self.now, node, event, effects))
         for done, effect in enumerate(effects):
@@ -291,7 +291,7 @@ class Net:
 
 
 def outbox_of(peer: Node) -> dict[int, Any]:
-    """By number: what a peer keeps until it hears a verdict."""
+    """By number: what a peer keeps until it hears an outcome."""
     outbox: dict[int, Any] = peer.machine._outbox.entries
     return outbox
 
@@ -301,9 +301,9 @@ def _judged_seq(node: Node, event: p.Event) -> int | None:
     if isinstance(event, p.FromWire) and isinstance(
         event.message, messages.UpdateOutcome
     ):
-        verdict = event.message
-        if verdict.session == node.session and verdict.seq in outbox_of(node):
-            return verdict.seq
+        outcome = event.message
+        if outcome.session == node.session and outcome.seq in outbox_of(node):
+            return outcome.seq
     return None
 
 

@@ -75,9 +75,9 @@ def _receipt_is_final(patch: Patch) -> None:
 
 
 def _second_update_overwrites_the_first(patch: Patch) -> None:
-    def settle(self: UpdateIntake, key: programs.UpdateKey, verdict: Any) -> None:
-        if verdict.reason != "replaced by a newer":
-            original(self, key, verdict)
+    def settle(self: UpdateIntake, key: programs.UpdateKey, outcome: Any) -> None:
+        if outcome.reason != "replaced by a newer":
+            original(self, key, outcome)
 
     original = UpdateIntake.settle
     patch.setattr(UpdateIntake, "settle", settle)
@@ -180,7 +180,7 @@ def _nobody_begins_again(patch: Patch) -> None:
 
 
 def _pushes_while_it_greets(patch: Patch) -> None:
-    """And takes the receipts for it; verdicts of a server that has not yet welcomed it
+    """And takes the receipts for it; outcomes of a server that has not yet welcomed it
     are not believed."""
 
     def publish(self: PeerProtocol) -> None:
@@ -243,7 +243,7 @@ def _hanging(seed: int) -> World:
 
 
 def _damaged(seed: int) -> World:
-    """A version turns out damaged whose verdicts have hardly been told."""
+    """A version turns out damaged whose outcomes have hardly been told."""
     faults = [Fault(0.8 + n + seed % 7 / 11, "rot", -2, 0.05) for n in range(5)]
     often = {"step_s": (0.02, 0.05), "make_s": (0.0, 0.01), "save_s": (0.0, 0.02)}
     fast = {"subscribe_s": (0.0, 0.0), "reconnect_s": (0.01, 0.05)}

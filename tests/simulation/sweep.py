@@ -23,7 +23,7 @@ from tests.simulation.history import digest, story
 from tests.simulation.network import Net, outbox_of
 from tests.simulation.world import World, draw_world
 
-SETTLE_S = 20.0  # after the last fault all that is older has its verdict
+SETTLE_S = 20.0  # after the last fault all that is older has its outcome
 # After the stop all processes have ended; a peer of a server that was killed does so a
 # lease (8 s) after that one's last word, which comes up to 4.3 s late, and a beat.
 LEAVE_S = 13.0
@@ -88,7 +88,7 @@ def sweep(seeds: Iterable[int]) -> Swept:
 
 
 def _settles(net: Net) -> list[str]:
-    """After the last fault: the run goes on, and what is old gets its verdict (I8)."""
+    """After the last fault: the run goes on, and what is old gets its outcome (I8)."""
     net.faults.end()
     before = max(net.disk.kept)
     old = {
@@ -107,7 +107,7 @@ def _settles(net: Net) -> list[str]:
         if goes_on and not waits:
             return []
         if net.now >= end_s:
-            said = [f"I8: without a verdict after {SETTLE_S:g} s: {w}" for w in waits]
+            said = [f"I8: without an outcome after {SETTLE_S:g} s: {w}" for w in waits]
             stands = f"I8: no version after {max(net.disk.kept)}"
             return said if goes_on else [stands, *said]
         net.faults.replace_missing()

@@ -125,7 +125,7 @@ def test_without_faults_every_strategy_makes_versions(name, announce):
     assert problems == []
     assert len(net.disk.kept) > 5
     assert not net.count["save failed"] + net.count["not believed"]
-    reasons = {said.reason for _, said in net.believed if said.verdict == "rejected"}
+    reasons = {said.reason for _, said in net.believed if said.outcome == "rejected"}
     assert reasons <= {"stale", "the run is over"}
 
 

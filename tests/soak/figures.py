@@ -20,8 +20,8 @@ def line_of(name: str, seed: int, found: list[Figure]) -> str:
     """One line of JSON: the figures as [measured, at most], and whether all are good.
 
     >>> line_of("joins", 1, [Figure("took_s", 3.0, 10.0)])
-    '{"fault": "joins", "seed": 1, "took_s": [3.0, 10.0], "verdict": "PASS"}'
+    '{"fault": "joins", "seed": 1, "took_s": [3.0, 10.0], "outcome": "PASS"}'
     """
     said = {f.name: [round(f.value, 4), f.at_most] for f in found}
-    verdict = "PASS" if all(f.is_good for f in found) else "FAIL"
-    return json.dumps({"fault": name, "seed": seed, **said, "verdict": verdict})
+    outcome = "PASS" if all(f.is_good for f in found) else "FAIL"
+    return json.dumps({"fault": name, "seed": seed, **said, "outcome": outcome})

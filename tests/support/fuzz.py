@@ -319,7 +319,7 @@ def read_line(line: str) -> None:
 
 def captures(harness: ServerHarness) -> list[messages.Message]:
     """One of each kind that matters, as they are sent in a run."""
-    run, verdict = ("run-1", 1), ("w0", 1)
+    run, outcome = ("run-1", 1), ("w0", 1)
     return [
         harness.hello(0, "w0"),
         harness.hello(1, "w1"),
@@ -331,10 +331,10 @@ def captures(harness: ServerHarness) -> list[messages.Message]:
         messages.UnknownSession(1),
         messages.FetchModel("w0", 0),
         messages.Goodbye("w1", "done"),
-        messages.UpdateReceived(*verdict),
-        messages.Resend(*verdict),
-        messages.Backoff(*verdict, 0.5),
-        messages.UpdateOutcome(run[1], *verdict, "committed", 1, ""),
+        messages.UpdateReceived(*outcome),
+        messages.Resend(*outcome),
+        messages.Backoff(*outcome, 0.5),
+        messages.UpdateOutcome(run[1], *outcome, "committed", 1, ""),
         messages.EvalResult("e", 0, 0.9, 0.3, 0.9),
         messages.EvalAck(0),
     ]

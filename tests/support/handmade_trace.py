@@ -137,7 +137,7 @@ def _actor_of(event: Any) -> str:
     theirs = trace.Adopted | trace.Trained | trace.Merged | trace.Pushed
     theirs |= trace.Blocked | trace.Received | trace.OutcomeReceived
     is_given_up = (
-        isinstance(event, trace.UpdateSettled) and event.verdict == "withdrawn"
+        isinstance(event, trace.UpdateSettled) and event.outcome == "withdrawn"
     )
     if isinstance(event, theirs) or is_given_up:
         return f"worker-{event.worker}"
@@ -299,9 +299,9 @@ class _Run:
                 self.settle(update, "committed", version)
             self.unsaved = []
 
-    def settle(self, update: trace.Pushed, verdict: str, version: int) -> None:
+    def settle(self, update: trace.Pushed, outcome: str, version: int) -> None:
         key = update.worker, update.session, update.seq
-        self.note(trace.UpdateSettled, *key, verdict, version, "")
+        self.note(trace.UpdateSettled, *key, outcome, version, "")
 
     def crash(self) -> None:
         """The server's; what it had not saved is lost, and the updates come again."""

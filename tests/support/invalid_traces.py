@@ -248,7 +248,7 @@ BROKEN = {
         At(Merged, 5.6),
         "regressed",
     ),
-    # g: verdicts
+    # g: outcomes
     "an update is committed in a version that does not hold it": Broken(
         changed(At(UpdateSettled, 2.1, 0), version=2),
         MADE_2,
@@ -262,7 +262,7 @@ BROKEN = {
         "does not contain it",
     ),
     "an update is rejected that stands in a version": Broken(
-        changed(At(UpdateSettled, 2.1, 0), verdict="rejected"),
+        changed(At(UpdateSettled, 2.1, 0), outcome="rejected"),
         MADE_1,
         At(UpdateSettled, 2.1, 0),
         "rejected, although",

@@ -135,10 +135,10 @@ def beat_of(session, *unsettled):
     return wire.Heartbeat(session, 1, "training", *numbers, unsettled)
 
 
-def verdicts(effects):
-    """Session, number and verdict of what is told."""
+def outcomes(effects):
+    """Session, number and outcome of what is told."""
     return [
-        (v.session, v.seq, v.verdict) for v in messages(effects, wire.UpdateOutcome)
+        (v.session, v.seq, v.outcome) for v in messages(effects, wire.UpdateOutcome)
     ]
 
 
@@ -178,10 +178,10 @@ class PeerHarness:
         header, payload = made(version, incarnation=incarnation)
         return self.on(p.FromWire(Channel.MODEL, ALL, header, payload))
 
-    def judge(self, seq, verdict, incarnation=1):
-        version = 1 if verdict == "committed" else -1
+    def judge(self, seq, outcome, incarnation=1):
+        version = 1 if outcome == "committed" else -1
         return self.hear(
-            wire.UpdateOutcome(incarnation, "0", seq, verdict, version, "so")
+            wire.UpdateOutcome(incarnation, "0", seq, outcome, version, "so")
         )
 
     def unsettled(self):

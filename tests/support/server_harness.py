@@ -163,7 +163,7 @@ class ServerHarness:
     def push(
         self, header: messages.UpdateHeader, payload: bytes
     ) -> list[messages.UpdateOutcome]:
-        """An update arrives; the verdicts that its session hears."""
+        """An update arrives; the outcomes that its session hears."""
         self.put(Frames(Channel.UPDATE, UPDATES, wire_format.encode(header), payload))
         heard = self.heard(header.session) if header.session in self.peers else []
         return [

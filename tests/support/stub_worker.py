@@ -64,7 +64,7 @@ def body_of(session: str, seq: int, size: int) -> bytes:
 class Producer:
     """A worker's protocol that has an update ready whenever one more may be sent.
 
-    Never more than `WINDOW` wait for their verdicts, so none is withdrawn.
+    Never more than `WINDOW` wait for their outcomes, so none is withdrawn.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Producer:
         self.delivered: list[tuple[float, int]] = []  # when which version came
         self.heard: Counter[str] = Counter()  # messages on CONTROL, by kind
         self.heard_s = self.pulsed_s = -math.inf  # when it last heard anything; a pulse
-        self.reasons: set[str] = set()  # of verdicts
+        self.reasons: set[str] = set()  # of outcomes
         self.other_run = ""
         self._next_s = 0.0
 
     @property
     def unsettled(self) -> int:
-        """Updates that wait for their verdicts."""
+        """Updates that wait for their outcomes."""
         return len(self._inner._outbox.entries)
 
     @property

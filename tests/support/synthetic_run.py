@@ -160,7 +160,7 @@ def _write_sums(
             score = {"accuracy": scores[-1][0], "loss": 0.2}
             rows.append({"kind": "score", **row, **score})
     best_accuracy, best_version = max(scores)
-    found = list(tally.verdicts(server).values())
+    found = list(tally.outcomes(server).values())
     counts = {v: found.count(v) for v in ("committed", "superseded", "rejected")}
     summary = {
         "status": "finished",

@@ -42,7 +42,7 @@ def judge(
     told: dict[UpdateKey, str] = {}
     for life in lives:
         _check_order(life)
-        told |= _verdicts(life)
+        told |= _outcomes(life)
     wrong = {k: v for k, v in told.items() if (v == "committed") != (k in counted)}
     assert not wrong, f"in a version or not, and the last word was another: {wrong}"
     fates = {key: "committed" for key in counted}
@@ -83,17 +83,17 @@ def _made(lives: list[list[Any]]) -> dict[int, list[UpdateKey]]:
     return {e.version: [UpdateKey(*key) for key in e.updates] for e in made}
 
 
-def _settled(life: list[Any], *verdicts: str) -> dict[UpdateKey, str]:
+def _settled(life: list[Any], *outcomes: str) -> dict[UpdateKey, str]:
     found: dict[UpdateKey, str] = {}
     for event in life:
-        if isinstance(event, trace.UpdateSettled) and event.verdict in verdicts:
+        if isinstance(event, trace.UpdateSettled) and event.outcome in outcomes:
             key = UpdateKey(event.worker, event.session, event.seq)
             assert key not in found, f"settled twice: {key}"
-            found[key] = event.verdict
+            found[key] = event.outcome
     return found
 
 
-def _verdicts(life: list[Any]) -> dict[UpdateKey, str]:
+def _outcomes(life: list[Any]) -> dict[UpdateKey, str]:
     """A server's; those of its next life are the last word, if there are any."""
     return _settled(life, "committed", "superseded", "rejected")
 

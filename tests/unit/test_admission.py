@@ -20,9 +20,9 @@ from tests.support.protocol_harness import (
     ProtocolHarness,
     beat_of,
     messages,
+    outcomes,
     pushed,
     those,
-    verdicts,
     with_,
 )
 
@@ -193,7 +193,7 @@ def test_a_process_whose_place_was_taken_is_refused_for_good():
     server.wait(0.6)
     (refused,) = messages(server.hear("0", hello_of(0, "0", first=0)), wire.Refused)
     assert not refused.retry
-    assert verdicts(server.receive("0", 0)) == []
+    assert outcomes(server.receive("0", 0)) == []
 
 
 def test_an_evaluator_that_was_silent_for_a_while_is_let_in_again():
@@ -271,7 +271,7 @@ def test_nobody_comes_in_by_the_session_of_another(session, identity):
         "and it changes nothing"
     )
     told = messages(server.make(1) + server.save(1), wire.UpdateOutcome, to="0")
-    assert [verdict.verdict for verdict in told] == ["committed"]
+    assert [outcome.outcome for outcome in told] == ["committed"]
 
 
 def test_a_session_is_its_workers_also_at_the_next_server():

@@ -79,7 +79,7 @@ def test_a_worker_may_withdraw_what_the_server_has_committed():
 
 def test_a_last_version_that_could_not_be_saved_is_given_up_with_its_updates():
     events = [
-        event._replace(verdict="rejected", version=-1)
+        event._replace(outcome="rejected", version=-1)
         if isinstance(event, UpdateSettled) and event.version == 3
         else event
         for event in hand_made()

@@ -914,7 +914,7 @@ def play(program, listen, timing, moves, version):
 
 
 def fates_of(commands):
-    """Every key that a verdict was passed on, as often as it was."""
+    """Every key that an outcome was passed on, as often as it was."""
     fates = []
     for command in commands:
         match command:
@@ -940,7 +940,7 @@ def test_every_update_is_used_once_or_superseded_or_rejected_or_pending(
     fates = fates_of(flatten(story.commands))
     assert len(set(fates)) == len(fates)
     assert set(fates) <= set(arrived)
-    # What has had no verdict yet must be pending: it gets one from the next versions.
+    # What has had no outcome yet must be pending: it gets one from the next versions.
     # New workers enough for any quorum join; then every live worker pushes, twice, for
     # a round that was open may have begun without them.
     newcomers = [100, 101, 102, 103]

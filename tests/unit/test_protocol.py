@@ -26,9 +26,9 @@ from tests.support.protocol_harness import (
     ProtocolHarness,
     key_of,
     messages,
+    outcomes,
     pushed,
     those,
-    verdicts,
     with_,
 )
 
@@ -248,7 +248,7 @@ def test_an_update_of_a_process_that_has_a_successor_does_not_replace_its_update
     server.wait(1.0)
     server.join("0b")
     server.push("0b", 1)
-    assert ("0b", 1, "superseded") not in verdicts(server.push("0", 7))
+    assert ("0b", 1, "superseded") not in outcomes(server.push("0", 7))
 
 
 # ---------------------------------------------------------------- models
@@ -331,9 +331,9 @@ def test_an_update_whose_header_is_wrong_is_rejected_unchecked(changes, words):
     server = ProtocolHarness()
     server.join("0", "1")
     effects = server.receive("0", 0, **changes)
-    (verdict,) = messages(effects, wire.UpdateOutcome, to="0")
-    assert verdict.verdict == "rejected"
-    assert words in verdict.reason
+    (outcome,) = messages(effects, wire.UpdateOutcome, to="0")
+    assert outcome.outcome == "rejected"
+    assert words in outcome.reason
     assert not those(effects, p.ValidateUpdate)
 
 
@@ -342,8 +342,8 @@ def test_an_update_that_does_not_decode_is_rejected_with_what_was_found():
     server.join("0")
     server.receive("0", 0)
     effects = server.on(p.UpdateValidated(key_of("0", 0), "payload is damaged"))
-    (verdict,) = messages(effects, wire.UpdateOutcome)
-    assert (verdict.verdict, verdict.reason) == ("rejected", "payload is damaged")
+    (outcome,) = messages(effects, wire.UpdateOutcome)
+    assert (outcome.outcome, outcome.reason) == ("rejected", "payload is damaged")
     assert not those(effects, p.AggregateVersion)
 
 
@@ -378,7 +378,7 @@ def test_an_update_that_comes_twice_counts_once():
     assert make.keys == (key_of("0", 0), key_of("1", 0))
 
 
-def test_an_update_that_comes_after_its_verdict_is_told_it_again():
+def test_an_update_that_comes_after_its_outcome_is_told_it_again():
     server = ProtocolHarness()
     server.join("0")
     server.push("0", 0)
@@ -392,7 +392,7 @@ def test_a_newer_update_of_a_worker_replaces_its_pending_one():
     server = ProtocolHarness(with_(ASYN2F, min_updates=2, min_workers=2))
     server.join("0", "1")
     server.push("0", 0)
-    assert verdicts(server.push("0", 1)) == [("0", 0, "superseded")]
+    assert outcomes(server.push("0", 1)) == [("0", 0, "superseded")]
     (make,) = those(server.push("1", 0), p.AggregateVersion)
     assert make.keys == (key_of("0", 1), key_of("1", 0))
 
@@ -402,7 +402,7 @@ def test_an_older_update_that_comes_after_a_newer_one_is_superseded():
     server.join("0", "1")
     server.push("0", 1)
     effects = server.receive("0", 0)
-    assert verdicts(effects) == [("0", 0, "superseded")]
+    assert outcomes(effects) == [("0", 0, "superseded")]
     assert not those(effects, p.ValidateUpdate)
 
 
@@ -412,7 +412,7 @@ def test_a_stale_update_is_rejected():
     server.push("0", 0)
     server.make(1)
     server.save(1)
-    assert verdicts(server.push("1", 0)) == [("1", 0, "rejected")]
+    assert outcomes(server.push("1", 0)) == [("1", 0, "rejected")]
 
 
 def test_a_beat_is_told_how_each_unsettled_update_stands():
@@ -421,19 +421,19 @@ def test_a_beat_is_told_how_each_unsettled_update_stands():
     server.push("0", 0)
     server.push("0", 1)
     effects = server.beat("0", 0, 1, 2)
-    assert verdicts(effects) == [("0", 0, "superseded")]
+    assert outcomes(effects) == [("0", 0, "superseded")]
     assert messages(effects, wire.UpdateReceived) == [wire.UpdateReceived("0", 1)]
     assert messages(effects, wire.Resend) == [wire.Resend("0", 2)]
 
 
 @pytest.mark.parametrize("later", [1, 64, 200])
-def test_a_verdict_is_told_as_long_as_its_worker_asks(later):
+def test_an_outcome_is_told_as_long_as_its_worker_asks(later):
     """Its CONTROL was cut for a while, its updates came through."""
     server = ProtocolHarness(with_(ASYN2F, min_updates=2, min_workers=2), workers=2)
     server.join("0", "1")
     for seq in range(later + 1):
         server.push("0", seq)
-    assert verdicts(server.beat("0", 0)) == [("0", 0, "superseded")]
+    assert outcomes(server.beat("0", 0)) == [("0", 0, "superseded")]
 
 
 def test_while_a_version_is_saved_a_worker_fills_no_memory():
@@ -488,10 +488,10 @@ def test_nothing_is_committed_before_it_is_saved(announce):
     server = ProtocolHarness(publish=announce)
     server.join("0")
     server.push("0", 0)
-    assert verdicts(server.make(1)) == []
-    assert verdicts(server.beat("0", 0)) == []
-    (verdict,) = messages(server.save(1), wire.UpdateOutcome)
-    assert (verdict.verdict, verdict.version) == ("committed", 1)
+    assert outcomes(server.make(1)) == []
+    assert outcomes(server.beat("0", 0)) == []
+    (outcome,) = messages(server.save(1), wire.UpdateOutcome)
+    assert (outcome.outcome, outcome.version) == ("committed", 1)
 
 
 @pytest.mark.parametrize("announce", ANNOUNCE)
@@ -516,7 +516,7 @@ def test_a_version_that_could_not_be_saved_is_saved_again(announce):
     assert [save.version for save in those(server.wait(1.5), p.SaveVersion)] == [1]
     server.on(p.SaveFailed(1, "no space left on device"))
     assert [save.version for save in those(server.wait(1.5), p.SaveVersion)] == [1]
-    assert verdicts(server.save(1)) == [("0", 0, "committed")]
+    assert outcomes(server.save(1)) == [("0", 0, "committed")]
 
 
 def test_of_a_store_that_does_not_answer_is_said_so_once_per_save():
@@ -543,7 +543,7 @@ def test_durable_does_not_announce_a_version_that_could_not_be_saved():
     server.make(1)
     effects = server.on(p.SaveFailed(1, "no space left on device")) + server.wait(1.5)
     assert not those(effects, p.Broadcast)
-    assert verdicts(effects) == []
+    assert outcomes(effects) == []
     assert [sent.message.version for sent in those(server.save(1), p.Broadcast)] == [1]
 
 
@@ -635,7 +635,7 @@ def test_the_last_version_ends_the_run():
     server.make(1)
     effects = server.save(1)
     assert messages(effects, wire.StopRun, to="0")
-    assert verdicts(effects) == [("0", 0, "committed")]
+    assert outcomes(effects) == [("0", 0, "committed")]
     (finish,) = those(server.end(), p.Finish)
     assert finish == p.Finish("finished", "version 1 reached")
 
@@ -693,7 +693,7 @@ def test_a_stop_settles_what_is_pending_and_what_is_being_checked(announce):
     server.push("0", 0)
     server.receive("1", 0)
     effects = server.on(p.StopRequested("enough"))
-    assert verdicts(effects) == [("0", 0, "rejected"), ("1", 0, "rejected")]
+    assert outcomes(effects) == [("0", 0, "rejected"), ("1", 0, "rejected")]
     effects += server.on(p.UpdateValidated(key_of("1", 0), "")) + server.end()
     assert_all_settled(effects, key_of("0", 0), key_of("1", 0))
 
@@ -705,12 +705,12 @@ def test_a_stop_lets_the_version_on_its_way_be_made_and_saved(announce):
     server.push("0", 0)
     server.push("0", 1)
     effects = server.on(p.StopRequested("enough"))
-    assert verdicts(effects) == [("0", 1, "rejected")]
+    assert outcomes(effects) == [("0", 1, "rejected")]
     server.wait(1.0)
     effects += server.make(1)
     assert not those(effects, p.Finish)
     effects += server.save(1)
-    assert verdicts(effects)[-1] == ("0", 0, "committed")
+    assert outcomes(effects)[-1] == ("0", 0, "committed")
     effects += server.end()
     assert not those(effects, p.AggregateVersion)
     assert_all_settled(effects, key_of("0", 0), key_of("0", 1))
@@ -724,7 +724,7 @@ def test_a_stop_during_a_save_settles_what_waits_behind_it(announce):
     server.make(1)
     server.push("0", 1)
     effects = server.on(p.StopRequested("enough")) + server.save(1)
-    assert ("0", 0, "committed") in verdicts(effects)
+    assert ("0", 0, "committed") in outcomes(effects)
     assert_all_settled(effects + server.end(), key_of("0", 0), key_of("0", 1))
 
 
@@ -737,9 +737,9 @@ def test_what_a_stop_has_settled_is_not_settled_again_by_the_last_version():
         server.push(session, seq, base=3)
     assert those(server.join("2"), p.AggregateVersion)
     server.make(4)
-    told = verdicts(server.on(p.StopRequested("enough")))
+    told = outcomes(server.on(p.StopRequested("enough")))
     assert told == [("0", 1, "rejected")]
-    told = verdicts(server.save(4))
+    told = outcomes(server.save(4))
     assert told == [("0", 0, "committed"), ("1", 0, "committed")]
     server.end()
 
@@ -756,15 +756,15 @@ def test_a_store_that_fails_does_not_hold_up_the_end_for_ever():
         if those(effects, p.Finish):
             break
     assert those(effects, p.Finish)
-    assert ("0", 0, "committed") not in verdicts(effects)
+    assert ("0", 0, "committed") not in outcomes(effects)
 
 
 def test_an_update_that_comes_after_the_end_is_rejected():
     server = ProtocolHarness()
     server.join("0")
     server.on(p.StopRequested("enough"))
-    (verdict,) = messages(server.receive("0", 0), wire.UpdateOutcome)
-    assert (verdict.verdict, verdict.reason) == ("rejected", "the run is over")
+    (outcome,) = messages(server.receive("0", 0), wire.UpdateOutcome)
+    assert (outcome.outcome, outcome.reason) == ("rejected", "the run is over")
 
 
 def test_who_comes_after_the_end_is_refused():
@@ -968,13 +968,13 @@ def test_an_update_for_which_there_was_no_room_is_published_again():
     assert pushed(peer.wait(0.6)) == [0]
 
 
-@pytest.mark.parametrize("verdict", ["committed", "superseded", "rejected"])
-def test_a_verdict_empties_the_outbox(verdict):
+@pytest.mark.parametrize("outcome", ["committed", "superseded", "rejected"])
+def test_an_outcome_empties_the_outbox(outcome):
     peer = PeerHarness()
     peer.enter()
     peer.push()
     assert peer.unsettled() == (0,)
-    peer.judge(0, verdict)
+    peer.judge(0, outcome)
     assert peer.unsettled() == ()
 
 
@@ -1056,7 +1056,7 @@ def test_an_update_with_a_receipt_is_not_withdrawn():
 
 
 def test_a_beat_can_be_read_however_many_updates_wait():
-    """The store is slow: all have receipts, none has a verdict."""
+    """The store is slow: all have receipts, none has an outcome."""
     peer = PeerHarness()
     peer.enter()
     for seq in range(80):
@@ -1067,7 +1067,7 @@ def test_a_beat_can_be_read_however_many_updates_wait():
 
 
 def test_every_overdue_update_is_asked_about_however_many_there_are():
-    """The oldest 16 may wait for a version; later verdicts can be lost all the same."""
+    """The oldest 16 may wait for a version; later outcomes can be lost all the same."""
     peer = PeerHarness()
     peer.enter()
     for seq in range(40):
@@ -1079,7 +1079,7 @@ def test_every_overdue_update_is_asked_about_however_many_there_are():
     assert all(len(set(beat.unsettled)) == 16 for beat in beats)
 
 
-def test_a_peer_that_ends_withdraws_what_has_no_verdict():
+def test_a_peer_that_ends_withdraws_what_has_no_outcome():
     """Receipts too: the server that gave one may have died with the update."""
     peer = PeerHarness()
     peer.enter()
@@ -1087,7 +1087,7 @@ def test_a_peer_that_ends_withdraws_what_has_no_verdict():
     peer.push()
     peer.hear(wire.UpdateReceived("0", 0))
     noted = [r.event for r in those(peer.on(p.StopRequested("enough")), p.RecordEvent)]
-    settled = [(e.seq, e.verdict) for e in noted if isinstance(e, trace.UpdateSettled)]
+    settled = [(e.seq, e.outcome) for e in noted if isinstance(e, trace.UpdateSettled)]
     assert settled == [(0, "withdrawn"), (1, "withdrawn")]
 
 
@@ -1209,21 +1209,21 @@ def waiting(base):
     return p.WorkerProgress("waiting", 1, 1.0, 0.5, 0.5, base, 0, -1.0)
 
 
-@pytest.mark.parametrize("verdict", ["committed", "rejected"])
-def test_who_waits_for_the_version_after_one_that_is_lost_begins_again(verdict):
+@pytest.mark.parametrize("outcome", ["committed", "rejected"])
+def test_who_waits_for_the_version_after_one_that_is_lost_begins_again(outcome):
     """Its update was in it, or too stale for it; nothing else would ever wake it."""
     peer = PeerHarness()
     peer.enter()
     peer.receive(0)
     peer.push()
     peer.on(waiting(0))
-    peer.judge(0, verdict)
+    peer.judge(0, outcome)
     peer.hear(WELCOME._replace(incarnation=2, version=0))
     assert those(peer.receive(0, incarnation=2), p.Deliver)
 
 
-@pytest.mark.parametrize(("verdict", "by"), [("committed", 1), ("rejected", 2)])
-def test_who_hears_late_what_became_of_its_update_begins_again(verdict, by):
+@pytest.mark.parametrize(("outcome", "by"), [("committed", 1), ("rejected", 2)])
+def test_who_hears_late_what_became_of_its_update_begins_again(outcome, by):
     """The next server has greeted it by then, without the version that the update is
     in, or is a change of."""
     peer = PeerHarness()
@@ -1233,7 +1233,7 @@ def test_who_hears_late_what_became_of_its_update_begins_again(verdict, by):
     peer.on(waiting(0))
     peer.hear(WELCOME._replace(incarnation=2, version=0))
     assert not those(peer.receive(0, incarnation=2), p.Deliver)
-    effects = peer.judge(0, verdict, incarnation=by)
+    effects = peer.judge(0, outcome, incarnation=by)
     assert messages(effects, wire.FetchModel) == [wire.FetchModel("0", -1)]
     assert those(peer.receive(0, incarnation=2), p.Deliver)
 
@@ -1254,8 +1254,8 @@ def test_an_older_servers_rejection_is_not_believed():
     peer = PeerHarness()
     peer.enter(WELCOME._replace(incarnation=2))
     peer.push()
-    for verdict in ("rejected", "superseded"):
-        peer.judge(0, verdict, incarnation=1)
+    for outcome in ("rejected", "superseded"):
+        peer.judge(0, outcome, incarnation=1)
         assert peer.unsettled() == (0,)
 
 

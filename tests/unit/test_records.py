@@ -60,9 +60,9 @@ def superseded(found):
     """One superseded update, or else a rejected one."""
     settled = [e for e in found.events if isinstance(e, trace.UpdateSettled)]
     (key, *_) = sorted(
-        (e.verdict != "superseded", e.worker, e.session, e.seq)
+        (e.outcome != "superseded", e.worker, e.session, e.seq)
         for e in settled
-        if e.verdict in ("superseded", "rejected")
+        if e.outcome in ("superseded", "rejected")
     )
     return key[1:]
 

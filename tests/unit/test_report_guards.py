@@ -99,7 +99,7 @@ def test_what_came_after_the_end_was_found_by_nobody():
 
 
 def test_what_two_processes_wrote_down_counts_once():
-    """A server writes a verdict; so may the trace that it wrote in an earlier life."""
+    """A server writes an outcome; so may the trace that it wrote in an earlier life."""
     events = [rejected(1, 7, too_far(9.0, 2.0)), rejected(1, 7, too_far(9.0, 2.0))]
     assert len(guards.judged(run_of(*events))) == 1
 

@@ -12,10 +12,10 @@ COUNTED = ("committed", "superseded", "rejected")
 _MOST_AHEAD = 2**32  # numbers that a worker may leave out at once
 
 
-class Verdict(NamedTuple):
+class Outcome(NamedTuple):
     """The final outcome of an update."""
 
-    verdict: Literal["committed", "superseded", "rejected"]
+    kind: Literal["committed", "superseded", "rejected"]
     version: int  # that contains it, or -1
     reason: str
 
@@ -38,7 +38,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._sessions: dict[str, dict[int, Verdict | None]] = {}
+        self._sessions: dict[str, dict[int, Outcome | None]] = {}
         self._unsettled: dict[UpdateKey, int] = {}  # and their base versions
         self._last_seq: dict[str, int] = {}
         self._floor: dict[str, int] = {}  # all below: settled and acknowledged
@@ -100,7 +100,7 @@ class Ledger:
         self._last_seq[session] = max(key.seq, self._last_seq.get(session, -1))
         self.received[session] = self.received.get(session, 0) + 1
 
-    def verdict(self, session: str, seq: int) -> Verdict | None:
+    def outcome(self, session: str, seq: int) -> Outcome | None:
         """The outcome; None if the update is unknown, unsettled or forgotten."""
         return self._sessions.get(session, {}).get(seq)
 
@@ -124,24 +124,24 @@ class Ledger:
         for kept in (self._sessions, self._last_seq, self._floor, self.received):
             kept.pop(session, None)
 
-    def settle(self, key: UpdateKey, verdict: Verdict) -> None:
+    def settle(self, key: UpdateKey, outcome: Outcome) -> None:
         """Sets the outcome of an update, once. Raises ValueError if it is not
         unsettled."""
         if key not in self._unsettled:
             raise ValueError(f"{key} is unknown or already settled")
         del self._unsettled[key]
-        self._sessions[key.session][key.seq] = verdict
-        self.counts[verdict.verdict] += 1
+        self._sessions[key.session][key.seq] = outcome
+        self.counts[outcome.kind] += 1
 
     def forget(self, session: str, below: int) -> None:
         """Its worker has acknowledged the outcomes of all updates below a number."""
         self._floor[session] = max(below, self._floor.get(session, 0))
-        verdicts = self._sessions.get(session, {})
+        outcomes = self._sessions.get(session, {})
         done = [
-            s for s, verdict in verdicts.items() if s < below and verdict is not None
+            s for s, outcome in outcomes.items() if s < below and outcome is not None
         ]
         for seq in done:
-            del verdicts[seq]
+            del outcomes[seq]
 
     def snapshot(self, version: int, keys: Iterable[UpdateKey]) -> Snapshot:
         """The ledger as of the save of `version`, aggregated from these updates.
@@ -151,11 +151,11 @@ class Ledger:
         """
         committed = {
             name: {
-                str(seq): verdict.version
-                for seq, verdict in verdicts.items()
-                if verdict is not None and verdict.verdict == "committed"
+                str(seq): outcome.version
+                for seq, outcome in outcomes.items()
+                if outcome is not None and outcome.kind == "committed"
             }
-            for name, verdicts in self._sessions.items()
+            for name, outcomes in self._sessions.items()
         }
         counts = dict(self.counts)
         for key in keys:
@@ -186,10 +186,10 @@ class Ledger:
                 ledger._lives[_count(int(worker))] = life
                 ledger._next[int(worker)] = _count(kept["next"])
                 below = ledger._floor[life.session] = _count(kept["below"])
-                verdicts = ledger._sessions.setdefault(life.session, {})
+                outcomes = ledger._sessions.setdefault(life.session, {})
                 for seq, version in kept["committed"].items():
-                    verdicts[int(seq)] = Verdict("committed", _count(version), "")
-                ledger._last_seq[life.session] = max(verdicts, default=below - 1)
+                    outcomes[int(seq)] = Outcome("committed", _count(version), "")
+                ledger._last_seq[life.session] = max(outcomes, default=below - 1)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"invalid snapshot of a ledger: {error!r}") from None
         return ledger

@@ -161,7 +161,7 @@ class UpdateOutcome(NamedTuple):
     incarnation: int
     session: str
     seq: int
-    verdict: str  # "committed" | "superseded" | "rejected"
+    outcome: str  # "committed" | "superseded" | "rejected"
     version: int  # that contains it, or -1
     reason: str
 

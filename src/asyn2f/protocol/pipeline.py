@@ -13,7 +13,7 @@ from typing import NamedTuple
 from asyn2f import programs
 from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
-from asyn2f.protocol.ledger import Verdict
+from asyn2f.protocol.ledger import Outcome
 from asyn2f.protocol.settings import PublishWhen
 
 Program = Generator[programs.ServerCommand, programs.ServerEvent, None]
@@ -25,7 +25,7 @@ _NO_ANSWER = (
     "other is created before. If disk and memory are fine and nothing happens, end "
     "this server, with SIGKILL if need be, and start it again with --resume"
 )
-_REPLACED = Verdict("superseded", -1, "replaced by a newer")
+_REPLACED = Outcome("superseded", -1, "replaced by a newer")
 
 
 class Save(NamedTuple):
@@ -39,7 +39,7 @@ class Settle(NamedTuple):
     """Settle this update."""
 
     key: UpdateKey
-    verdict: Verdict
+    outcome: Outcome
 
 
 class Publish(NamedTuple):
@@ -111,13 +111,13 @@ class VersionPipeline:
     def on_not_made(self, version: int, reason: str) -> None:
         """The result of an aggregation is invalid. All of its updates are rejected, as
         any of them may be the cause."""
-        self._settle(self.saving.pop(version), Verdict("rejected", -1, reason))
+        self._settle(self.saving.pop(version), Outcome("rejected", -1, reason))
         self._reply = programs.NotMade
 
     def on_saved(self, version: int) -> None:
         """A version is in the store: its updates are committed."""
         self._save_again_s = self._save_late_s = math.inf
-        self._settle(self.saving.pop(version), Verdict("committed", version, ""))
+        self._settle(self.saving.pop(version), Outcome("committed", version, ""))
         if self._when == "after_save":
             self._reply = programs.Done
 
@@ -139,7 +139,7 @@ class VersionPipeline:
         """Abandons the version in flight."""
         self._save_again_s = self._save_late_s = math.inf
         for keys in self.saving.values():
-            self._settle(keys, Verdict("rejected", -1, reason))
+            self._settle(keys, Outcome("rejected", -1, reason))
         self.saving.clear()
 
     def end(self) -> frozenset[UpdateKey]:
@@ -182,7 +182,7 @@ class VersionPipeline:
             case programs.Supersede(key):
                 self._commands.append(Settle(key, _REPLACED))
             case programs.Reject(key, reason):
-                self._commands.append(Settle(key, Verdict("rejected", -1, reason)))
+                self._commands.append(Settle(key, Outcome("rejected", -1, reason)))
             case programs.Publish():
                 first, self._is_first = self._is_first, False
                 if self._made is not None:
@@ -193,5 +193,5 @@ class VersionPipeline:
     def _save(self) -> None:
         self._commands.extend(Save(*item) for item in self.saving.items())
 
-    def _settle(self, keys: Iterable[UpdateKey], verdict: Verdict) -> None:
-        self._commands.extend(Settle(key, verdict) for key in keys)
+    def _settle(self, keys: Iterable[UpdateKey], outcome: Outcome) -> None:
+        self._commands.extend(Settle(key, outcome) for key in keys)

@@ -12,7 +12,7 @@ from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages, pipeline
 from asyn2f.protocol.channels import Channel, Subscribed
-from asyn2f.protocol.ledger import Ledger, Verdict
+from asyn2f.protocol.ledger import Ledger, Outcome
 from asyn2f.protocol.membership import Change, Membership
 from asyn2f.protocol.pipeline import Program, VersionPipeline
 from asyn2f.protocol.sessions import SessionRegistry
@@ -164,8 +164,8 @@ class ServerProtocol:
                     self._do(command)
                 case pipeline.Save(version, keys):
                     self._save(version, keys)
-                case pipeline.Settle(key, verdict):
-                    self._updates.settle(key, verdict)
+                case pipeline.Settle(key, outcome):
+                    self._updates.settle(key, outcome)
                 case pipeline.Publish(first):
                     self._publish(first)
 
@@ -268,7 +268,7 @@ class ServerProtocol:
             return
         self._shutdown.begin(status, reason, self._now)
         in_flight = self._pipeline.end()
-        self._updates.settle_all(in_flight, Verdict("rejected", -1, trace.TOO_LATE))
+        self._updates.settle_all(in_flight, Outcome("rejected", -1, trace.TOO_LATE))
         for session in self._sessions:
             if session.is_worker:
                 self._membership.send_stop(session)

@@ -118,7 +118,7 @@ class ServerSettings:
     replaces: bool  # whether a worker's newer update replaces its pending one
     waits: bool  # whether a worker that has pushed waits for the next version
     deadline_s: float = 0.0  # of a round; 0 = none
-    most_open: int  # updates without a verdict that one worker may have here
+    most_open: int  # updates without an outcome that one worker may have here
     stop: Stop
     runtime: RuntimeSettings
     model_port: int

@@ -4,7 +4,7 @@ from asyn2f import trace
 from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
-from asyn2f.protocol.ledger import Ledger, Verdict
+from asyn2f.protocol.ledger import Ledger, Outcome
 from asyn2f.protocol.limits import Admission
 from asyn2f.protocol.sessions import Session, SessionRegistry
 from asyn2f.protocol.settings import ServerSettings
@@ -79,11 +79,11 @@ class UpdateIntake:
                 return None
         self._ledger.add(key, header.info.base_version)
         if problem:
-            self.settle(key, Verdict("rejected", -1, problem))
+            self.settle(key, Outcome("rejected", -1, problem))
             if session.replaced:  # its worker does not wait for a version
                 return None
         elif overtaken:
-            self.settle(key, Verdict("superseded", -1, "a newer one came first"))
+            self.settle(key, Outcome("superseded", -1, "a newer one came first"))
         else:
             self.answer(session, header.seq)
             self._effects.do(p.ValidateUpdate(key, header, payload))
@@ -93,22 +93,22 @@ class UpdateIntake:
         """Whether an update is valid, and still unsettled. Rejects an invalid one."""
         is_open = self._ledger.base_of(key) is not None
         if is_open and problem:
-            self.settle(key, Verdict("rejected", -1, problem))
+            self.settle(key, Outcome("rejected", -1, problem))
         return is_open and not problem
 
-    def settle(self, key: UpdateKey, verdict: Verdict) -> None:
+    def settle(self, key: UpdateKey, outcome: Outcome) -> None:
         """Records the outcome of an update, and sends it to its worker."""
-        self._ledger.settle(key, verdict)
-        settled = trace.UpdateSettled(self._effects.now, *key, *verdict)
+        self._ledger.settle(key, outcome)
+        settled = trace.UpdateSettled(self._effects.now, *key, *outcome)
         self._effects.do(p.RecordEvent(settled), p.DropUpdate(key))
         session = self._sessions.get(key.session)
         if session is not None:
             self.answer(session, key.seq)
 
-    def settle_all(self, but: frozenset[UpdateKey], verdict: Verdict) -> None:
+    def settle_all(self, but: frozenset[UpdateKey], outcome: Outcome) -> None:
         """Settles all unsettled updates but those."""
         for key in sorted(self._ledger.unsettled() - but):
-            self.settle(key, verdict)
+            self.settle(key, outcome)
 
     def end(self, session: str) -> bool:
         """Forgets a session that has ended, unless it has unsettled updates; returns
@@ -121,11 +121,11 @@ class UpdateIntake:
 
     def answer(self, session: Session, seq: int) -> None:
         """Sends a worker the state of an update; of an unknown one, a `Resend`."""
-        name, verdict = session.name, self._ledger.verdict(session.name, seq)
+        name, outcome = session.name, self._ledger.outcome(session.name, seq)
         message: messages.Message
-        if verdict is not None:
+        if outcome is not None:
             incarnation = self._settings.incarnation
-            message = messages.UpdateOutcome(incarnation, name, seq, *verdict)
+            message = messages.UpdateOutcome(incarnation, name, seq, *outcome)
         elif self._ledger.is_known(name, seq):
             message = messages.UpdateReceived(name, seq)
         else:

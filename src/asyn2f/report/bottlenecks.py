@@ -83,8 +83,8 @@ def _trained_s(run: Run) -> _Seconds:
 
 
 def _replaced(run: Run) -> float:
-    verdicts = [e.verdict for e in run.events if isinstance(e, trace.UpdateSettled)]
-    return verdicts.count("superseded") / len(verdicts) if verdicts else 0.0
+    outcomes = [e.outcome for e in run.events if isinstance(e, trace.UpdateSettled)]
+    return outcomes.count("superseded") / len(outcomes) if outcomes else 0.0
 
 
 def _compute(run: Run, updates: float, trained_s: _Seconds) -> Bound | None:

@@ -9,7 +9,7 @@ from asyn2f import trace
 from asyn2f.report import units
 from asyn2f.report.load import Run, is_simulated
 from asyn2f.report.rows import number
-from asyn2f.report.summary import best_score, verdicts
+from asyn2f.report.summary import best_score, outcomes
 
 
 class KeyFigure(NamedTuple):
@@ -31,7 +31,7 @@ def key_figures(run: Run) -> list[KeyFigure]:
     versions, wall_s = num_versions(run), duration_s(run)
     up, down = (_last(run, f"bytes_{way}") for way in ("up", "down"))
     every = number(summary, "broadcast_bytes_down")
-    found = Counter(verdicts(run.events).values())
+    found = Counter(outcomes(run.events).values())
     committed, superseded, rejected = (
         units.as_number(_or(number(summary, "updates", name), found[name]))
         for name in ("committed", "superseded", "rejected")

@@ -57,7 +57,7 @@ def judged(run: Run) -> list[Judged]:
     found: dict[tuple, Judged] = {}
     for event in run.events:
         time_s = event.time_s - run.start_s
-        if isinstance(event, trace.UpdateSettled) and event.verdict == "rejected":
+        if isinstance(event, trace.UpdateSettled) and event.outcome == "rejected":
             if event.reason != trace.TOO_LATE:
                 key = event.worker, event.session, event.seq
                 found[key] = Judged(event.worker, time_s, ("rejected",), event.reason)

@@ -85,7 +85,7 @@ def best_score(run: Run) -> Score | None:
     return max(scores(run), key=lambda score: score.accuracy, default=None)
 
 
-def verdicts(events: Iterable[trace.Event]) -> dict[tuple, str]:
+def outcomes(events: Iterable[trace.Event]) -> dict[tuple, str]:
     """The last word on every update, by (worker, session, seq).
 
     Server and worker may both have written it down, or either one alone may have left
@@ -94,7 +94,7 @@ def verdicts(events: Iterable[trace.Event]) -> dict[tuple, str]:
     found: dict[tuple, str] = {}
     for event in events:
         if isinstance(event, trace.UpdateSettled):
-            found[(event.worker, event.session, event.seq)] = event.verdict
+            found[(event.worker, event.session, event.seq)] = event.outcome
         elif isinstance(event, trace.Aggregated):
             found.update((tuple(key), "committed") for key in event.updates)
     return found
@@ -111,8 +111,8 @@ def tally(run: Run) -> list[WorkerTally]:
         elif (worker := worker_of(event)) is not None:
             own[worker].append(event)
     counts: dict[int, Counter[str]] = defaultdict(Counter)
-    for (worker, *_), verdict in verdicts(run.events).items():
-        counts[worker][verdict] += 1
+    for (worker, *_), outcome in outcomes(run.events).items():
+        counts[worker][outcome] += 1
     told, zero_s = with_traces(run.events), max(run.start_s, run.since_s)
     batch_size = number(run.config, "training", "batch_size")
     found = []

@@ -164,5 +164,5 @@ def _reach(message: messages.Message) -> None:
             failpoints.reach("received")
         case messages.ModelHeader():
             failpoints.reach("announcing")
-        case messages.UpdateOutcome() if message.verdict == "committed":
+        case messages.UpdateOutcome() if message.outcome == "committed":
             failpoints.reach("answering")

@@ -61,7 +61,7 @@ def _counts(event: trace.Event) -> bool:
         case trace.ProcessStarted():
             return event.actor.startswith("worker-")
         case trace.UpdateSettled():
-            return event.verdict in ("superseded", "rejected")
+            return event.outcome in ("superseded", "rejected")
         case trace.Stopped():
             return event.actor in ("server", "simulation")
     return isinstance(event, _COUNTED)
@@ -184,7 +184,7 @@ class _Reader:
                 note(now, o.AGGREGATE, -1, node)
                 self._computed.append(event)
             case trace.UpdateSettled():
-                what = o.SUPERSEDE if event.verdict == "superseded" else o.REJECT
+                what = o.SUPERSEDE if event.outcome == "superseded" else o.REJECT
                 update = self._updates[event.worker, event.session, event.seq]
                 note(now, what, event.worker, update)
             case trace.Published():

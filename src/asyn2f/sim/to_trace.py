@@ -72,11 +72,11 @@ def events_of(
             if value in scores:
                 score = scores[value]
                 yield trace.Evaluated(time_s, value, score.accuracy, score.loss)
-        elif kind in _VERDICTS:
-            verdict, reason = _VERDICTS[kind]
+        elif kind in _OUTCOMES:
+            outcome, reason = _OUTCOMES[kind]
             pushed = updates.pop(value)
             yield trace.UpdateSettled(
-                time_s, number, SESSION, pushed.seq, verdict, -1, reason
+                time_s, number, SESSION, pushed.seq, outcome, -1, reason
             )
         elif worker is not None:
             loss, metric = float(numbers.loss[event]), float(numbers.metric[event])
@@ -132,7 +132,7 @@ def events_of(
     yield trace.Stopped(order.end_s, ACTOR, order.reason)
 
 
-_VERDICTS = {
+_OUTCOMES = {
     o.SUPERSEDE: ("superseded", "replaced by a newer"),
     o.REJECT: ("rejected", "stale"),
     o.LOSE: ("withdrawn", "its worker left"),

@@ -140,10 +140,10 @@ class View:
         for settled in self.those(trace.UpdateSettled):
             key = key_of(settled)
             # A commit that is in no surviving version was lost with its server.
-            is_final = settled.verdict not in ("committed", "withdrawn")
-            is_withdrawn = settled.verdict == "withdrawn"
+            is_final = settled.outcome not in ("committed", "withdrawn")
+            is_withdrawn = settled.outcome == "withdrawn"
             if is_final or (is_withdrawn and outcomes.get(key) == "pending"):
-                outcomes[key] = settled.verdict
+                outcomes[key] = settled.outcome
         killed = self._killed_sessions()
         for key, outcome in outcomes.items():
             if key in self.held_by:

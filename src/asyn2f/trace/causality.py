@@ -16,7 +16,7 @@ from asyn2f.errors import Asyn2fError
 from asyn2f.trace.history import History, Key
 
 _SUM_TOLERANCE = 1e-4  # coefficients are float32
-_NAMED = ["actor", "worker", "session", "seq", "verdict", "version"]
+_NAMED = ["actor", "worker", "session", "seq", "outcome", "version"]
 _NAMED += ["incarnation", "made_in", "step"]
 
 _Consumed = trace.Adopted | trace.Merged
@@ -271,13 +271,13 @@ class _Checker:
             raise CausalityError(rule, refusal, event)
 
     def settled(self, event: trace.UpdateSettled) -> None:
-        if event.verdict == "withdrawn":  # by a worker that had received no outcome
+        if event.outcome == "withdrawn":  # by a worker that had received no outcome
             return
         key = event.worker, event.session, event.seq
         if key not in self._history.pushed:
             raise CausalityError("the update was never pushed", None, event)
         held_by = self._held_by.get(key, ())
-        if event.verdict == "committed":
+        if event.outcome == "committed":
             node = self._incarnation, event.version
             made = self._history.made.get(node)
             if made is None or made not in held_by:
@@ -288,7 +288,7 @@ class _Checker:
         self._refused[key] = event, self._incarnation
         for version in held_by:
             if (version.incarnation, version.version) in self._survivors:
-                rule = f"update {event.verdict}, although a version contains it"
+                rule = f"update {event.outcome}, although a version contains it"
                 raise CausalityError(rule, version, event)
 
 

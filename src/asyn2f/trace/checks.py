@@ -151,7 +151,7 @@ def updates_count_once(view: View) -> Iterator[str]:
 
 def commits_hold(view: View) -> Iterator[str]:
     for received in view.those(trace.OutcomeReceived):
-        if received.verdict == "committed":
+        if received.outcome == "committed":
             key = key_of(received)
             if received.version not in view.held_by.get(key, ()):
                 yield f"{_name(key)} is not in version {received.version}"
@@ -160,9 +160,9 @@ def commits_hold(view: View) -> Iterator[str]:
 def refusals_hold(view: View) -> Iterator[str]:
     for received in view.those(trace.OutcomeReceived):
         key = key_of(received)
-        if received.verdict != "committed" and key in view.held_by:
+        if received.outcome != "committed" and key in view.held_by:
             version = view.held_by[key][0]
-            yield f"{_name(key)} was {received.verdict}, but is in version {version}"
+            yield f"{_name(key)} was {received.outcome}, but is in version {version}"
 
 
 def coefficients_are_shares(view: View) -> Iterator[str]:

@@ -127,7 +127,7 @@ class UpdateSettled(NamedTuple):
     worker: int
     session: str
     seq: int
-    verdict: str  # "committed" | "superseded" | "rejected" | "withdrawn"
+    outcome: str  # "committed" | "superseded" | "rejected" | "withdrawn"
     version: int  # the version that holds it, or -1
     reason: str
 
@@ -163,7 +163,7 @@ class OutcomeReceived(NamedTuple):
     worker: int
     session: str
     seq: int
-    verdict: str
+    outcome: str
     version: int
     incarnation: int  # of the server that sent it
 

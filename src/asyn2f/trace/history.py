@@ -166,7 +166,7 @@ class History:
                 if self._in_doubt == {key}:  # the last one: it could not be saved
                     self.newest = self.parent_of(self.newest)
                 self._in_doubt.discard(key)
-            case trace.UpdateSettled(verdict="committed"):
+            case trace.UpdateSettled(outcome="committed"):
                 self._in_doubt = set()
 
     def parent_of(self, node: Node) -> Node:

@@ -3,7 +3,7 @@
 Clocks of different machines disagree by milliseconds or by hours, so the wall times of
 two processes do not say which event came first. What does is that a version is given
 out before a worker receives it, an update pushed before a server uses or settles it, a
-verdict written before its worker hears it, and one server ends before its successor
+outcome written before its worker hears it, and one server ends before its successor
 resumes. Where these leave a choice, the times decide.
 
 A process whose clock contradicts the server's is moved to it as a whole: each version
@@ -118,8 +118,8 @@ def _steps(life: Life) -> list[Step]:
                 needs = [("lives", session)]
             case e.Pushed(_, worker, session, seq):
                 fact = "pushed", worker, session, seq
-            case e.UpdateSettled(_, worker, session, seq, verdict):
-                if verdict != "withdrawn":
+            case e.UpdateSettled(_, worker, session, seq, outcome):
+                if outcome != "withdrawn":
                     fact = "settled", incarnation, worker, session, seq
                     needs = [("pushed", worker, session, seq)]
             case e.OutcomeReceived(_, worker, session, seq):

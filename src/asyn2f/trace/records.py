@@ -86,8 +86,8 @@ class _Traced:
                     self.scored.setdefault(event.version, []).append(event)
                 case trace.Published(time_s, version):
                     self.published_s.setdefault(version, time_s)
-                case trace.UpdateSettled(_, worker, session, seq, verdict):
-                    self.outcomes.setdefault(verdict, set()).add((worker, session, seq))
+                case trace.UpdateSettled(_, worker, session, seq, outcome):
+                    self.outcomes.setdefault(outcome, set()).add((worker, session, seq))
                 case trace.Stopped(time_s, "server" | "simulation"):
                     self.stopped_s = time_s
         self.is_one_life = servers == 1

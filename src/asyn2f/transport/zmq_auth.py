@@ -80,9 +80,9 @@ class ZapHandler:
             key = z85.encode(rest[0]).decode() if len(rest) == 1 else ""
             is_good = mechanism == b"CURVE" and domain == DOMAIN
             is_in = is_good and self._is_known(key)
-            verdict = [b"200", b"OK", key.encode()] if is_in else [b"400", b"", b""]
+            outcome = [b"200", b"OK", key.encode()] if is_in else [b"400", b"", b""]
             self.refused += not is_in
-            self.socket.send_multipart([sender, empty, version, request, *verdict, b""])
+            self.socket.send_multipart([sender, empty, version, request, *outcome, b""])
 
     def close(self) -> None:
         self.socket.close(linger=0)
