@@ -1,25 +1,3 @@
-"""Asyn2F on handwritten digits: five workers, speeds 1 : 4, label-skewed data.
+"""Asyn2F on handwritten digits: see `asyn2f.config.digits`, or `--config=digits`."""
 
-    asyn2f local --config=configs/digits.py --workdir=runs/digits
-
-About 40 seconds on two cores; best test accuracy 0.96 to 0.97. `max_share` departs from
-the paper: without it (--config.strategy.asyn2f.max_share=1) a worker with few examples,
-which soon reports a loss near zero, outweighs all others, and 0.94 to 0.96 is reached.
-"""
-
-from asyn2f.config.default import get_config as default
-
-
-def get_config():
-    config = default()
-    config.task.hidden = (64,)
-    config.task.partition = "dirichlet"
-    config.task.alpha = 1.0
-    config.strategy.asyn2f.max_share = 0.5
-    config.timing.min_updates = 3
-    config.timing.epochs_per_push = 2
-    config.training.schedule = "synchronous"
-    config.training.schedule_length = 150
-    config.stop.max_versions = 150
-    config.worker_speeds = (120.0, 90.0, 60.0, 45.0, 30.0)
-    return config
+from asyn2f.config.digits import get_config as get_config

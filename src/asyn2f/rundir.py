@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where; `asyn2f.cli.claim` says who may use it."""
+"""The folder of a run: names and formats of its files; see `asyn2f.cli.claim` too."""
 
 import errno
 import io
@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from asyn2f.errors import RunDirError
 
@@ -137,3 +137,55 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RunDirError(f"cannot read {path}: {why(error, path)}") from error
     except (ValueError, RecursionError) as error:
         raise RunDirError(f"{path} is not valid JSON: {error}") from error
+
+
+class Listening(NamedTuple):
+    """Where the server of a run listens: the content of `server.json`."""
+
+    address: str
+    ports: tuple[int, int, int]
+    run: str
+    # Without keys, peers present it when they register, so that only processes that
+    # can read the file can join. "" = not needed: there are keys, or --insecure.
+    token: str
+
+
+def write_listening(folder: Path, listening: Listening) -> None:
+    """Writes `server.json`, readable by its owner only."""
+    write_json(folder / SERVER, listening._asdict(), is_private=True)
+
+
+def read_listening(folder: Path) -> Listening:
+    """Reads `server.json`.
+
+    Raises:
+      RunDirError: it does not exist, or its content is invalid.
+    """
+    path = folder / SERVER
+    found: Any = read_json(path)
+    try:
+        kept = Listening(
+            found["address"],
+            tuple(found["ports"]),
+            found.get("run", ""),
+            found.get("token", ""),
+        )
+        if not kept.address.startswith("tcp://"):
+            raise ValueError(f"address {kept.address!r}"[:80])
+        is_good = all(type(port) is int and 0 < port < 2**16 for port in kept.ports)
+        if not (is_good and len(kept.ports) == 3 and isinstance(kept.token, str)):
+            raise ValueError(f"ports {kept.ports}"[:80])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunDirError(
+            f"{path} is not what a server writes there ({type(error).__name__}: "
+            f"{error}); delete it, and give workers the address with --server"
+        ) from None
+    return kept
+
+
+def token_of(folder: Path) -> str:
+    """The token that peers on the server's machine present, or ""."""
+    try:
+        return read_listening(folder).token
+    except RunDirError:
+        return ""

@@ -24,7 +24,7 @@ from asyn2f.sim.schedule import schedule
 from asyn2f.sim.settings import SimSettings
 from asyn2f.sim.vectorised import execute_in_lanes, prepare
 from asyn2f.tasks import models, partition
-from asyn2f.tasks.classification import classification
+from asyn2f.tasks.classification import make_classification_task
 from asyn2f.tasks.data import Dataset, digits
 from asyn2f.timing import Stop, Timing
 from asyn2f.training.experiment import Experiment, make_experiment
@@ -122,7 +122,9 @@ def digits_experiment(strategy: strategies.Strategy) -> Experiment:
     dataset = digits()
     labels = dataset.train["label"]
     shards = partition.iid(labels, 100, np.random.default_rng(0))
-    task = classification("digits", models.MLP((32,), 10), dataset, shards, [1.0] * 100)
+    task = make_classification_task(
+        "digits", models.MLP((32,), 10), dataset, shards, [1.0] * 100
+    )
     training = Training(batch_size=16, learning_rate=0.05, weight_decay=0.0)
     return make_experiment(task, strategy, training, Stop(), seed=0)
 
@@ -177,7 +179,7 @@ def cnn_round() -> dict[str, Any]:
     shards = partition.iid(data["label"], 20, rng)
     dataset = Dataset(train=data, test=data, num_classes=10)
     network = models.SmallCNN((32, 64), (128,), 10)
-    task = classification("random", network, dataset, shards, [1.0] * 20)
+    task = make_classification_task("random", network, dataset, shards, [1.0] * 20)
     training = Training(
         batch_size=10, learning_rate=0.1, momentum=0.0, weight_decay=0.0
     )

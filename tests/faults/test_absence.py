@@ -38,12 +38,12 @@ def test_where_no_run_is_there_is_no_result(tmp_path, name):
     (tmp_path / "cut" / "trace").mkdir(parents=True)
     (tmp_path / "cut" / "trace" / "server.jsonl").write_text('{"kind": "Rec')
     with pytest.raises(RunDirError, match=name):
-        asyn2f.replay(get_config().to_dict(), tmp_path / name)
+        asyn2f.replay(tmp_path / name, get_config().to_dict())
 
 
 def test_no_name_is_no_run():
     with pytest.raises(RunDirError, match="is not a run"):
-        asyn2f.replay(get_config().to_dict(), "")
+        asyn2f.replay("", get_config().to_dict())
 
 
 @pytest.mark.processes

@@ -1,4 +1,4 @@
-"""What a child of `launch.local` does when its launcher has gone."""
+"""What a child of `asyn2f run` does when its launcher has gone."""
 
 import multiprocessing
 import signal
@@ -15,7 +15,7 @@ def link(monkeypatch):
     here, there = multiprocessing.Pipe()
     stops: list[str] = []
     parent = _Parent(there)
-    parent.obey(stops.append)
+    parent.set_stop_handler(stops.append)
     yield here, parent, stops
     here.close()
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from asyn2f import rundir, trace
-from asyn2f.cli.verify import artifacts_of
+from asyn2f.api.verification import artifacts_of
 from asyn2f.trace import invariants
 from tests.support.crashed_run import SMALL, VERSIONS, processes
 from tests.support.patience import PATIENCE_S, Crowd

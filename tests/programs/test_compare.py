@@ -18,8 +18,12 @@ import pytest
 
 from asyn2f.cli import trials
 from asyn2f.cli.claim import in_use
-from asyn2f.cli.grids import GRIDS
-from asyn2f.cli.trials import Book, Job, inputs_digest
+from asyn2f.cli.trials import (
+    GRIDS,
+    Job,
+    Results,
+    inputs_digest,
+)
 from asyn2f.config import build
 from asyn2f.config.schema import flatten
 from asyn2f.errors import RunDirError
@@ -250,7 +254,7 @@ def test_any_corrupt_line_is_named(tmp_path, whole, line):
     path = tmp_path / "results.jsonl"
     path.write_text(corrupted(results_of(whole), line))
     with pytest.raises(RunDirError, match=f"{re.escape(str(path))}, line 2:"):
-        Book(path)
+        Results(path)
 
 
 # ------------------------------------------------------------- choosing settings

@@ -137,7 +137,7 @@ def test_interrupted_it_says_how_many_trials_are_kept(disturbed):
     assert 1 < kept < 6
     assert_ends_with(disturbed.interrupted, 130)
     last = disturbed.interrupted[1].strip().splitlines()[-1]
-    said = re.fullmatch(r"(\d+) of 6 trials are kept; the same command goes on", last)
+    said = re.fullmatch(r"(\d+)/6 trials completed; the same command continues", last)
     # One that has just been written may not have been counted.
     assert said
     assert int(said[1]) in (kept - 1, kept)
@@ -173,13 +173,13 @@ def test_a_last_line_that_was_cut_off_is_made_again(disturbed, folder):
 
 def test_interrupted_at_the_start_it_ends_without_a_traceback(tmp_path):
     outcome, *_ = interrupt(tmp_path / "before_save", "_multiarray_umath")
-    assert_ends_with(outcome, 130, "0 of 5 trials are kept")
+    assert_ends_with(outcome, 130, "0/5 trials completed")
 
 
 def test_interrupted_in_a_long_trial_it_ends_soon(tmp_path):
     outcome, took_s, allowed_s = interrupt(tmp_path / "late", "jaxlib")
     assert took_s < allowed_s
-    assert_ends_with(outcome, 130, "0 of 5 trials are kept")
+    assert_ends_with(outcome, 130, "0/5 trials completed")
 
 
 def test_terminated_it_leaves_no_process_behind(tmp_path):

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from asyn2f import errors
-from asyn2f.cli import app, machine
+from asyn2f.cli import app, machine, process
 
 ROOT = Path(__file__).parents[2]
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -32,7 +32,7 @@ def handlers():
 def test_each_wish_to_stop_is_passed_on_by_name(handlers, number):
     """A closed terminal too: a simulation keeps what there is."""
     stops: list[str] = []
-    app.stop_on_signals(stops.append)
+    process.stop_on_signals(stops.append)
     signal.raise_signal(number)
     assert stops == [number.name]
 
@@ -40,7 +40,7 @@ def test_each_wish_to_stop_is_passed_on_by_name(handlers, number):
 def test_under_nohup_a_closed_terminal_is_no_wish_to_stop(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stops: list[str] = []
-    app.stop_on_signals(stops.append)
+    process.stop_on_signals(stops.append)
     signal.raise_signal(signal.SIGHUP)
     assert not stops
 

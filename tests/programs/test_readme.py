@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from asyn2f.api import order_of_config
+from asyn2f.api.simulation import (
+    order_of_config,
+)
 from asyn2f.config import build, default
 from configs import digits
 

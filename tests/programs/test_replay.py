@@ -111,7 +111,7 @@ def test_a_finished_simulation_goes_on_to_a_larger_limit(started, folder, simula
     assert_ends_with(short, 0, "max_versions = 4 reached")
     assert_ends_with(longer, 0, "max_versions = 12 reached")
     assert_ends_with(shorter, 0, "nothing to do", "finished with 12 versions")
-    assert_refused(other, "config.sim.step_spread: found 2.0", "change stop alone")
+    assert_refused(other, "config.sim.step_spread: found 2.0", "change only stop")
     assert_ends_with(again, 0, "nothing to do")
     made, expected = summary_of(folder / "longer"), summary_of(simulated)
     for name in ("params_sha256", "versions", "updates", "bytes_down", "best_version"):
@@ -186,13 +186,13 @@ def test_bad_input_to_a_simulation_is_one_clear_line(started, folder, name):
 
 
 def test_a_simulated_run_replays_bit_for_bit(started):
-    words = ["causally consistent", "summary says: yes", "agree, bit for bit"]
+    words = ["causally consistent", "run's summary: yes", "agree, bit for bit"]
     assert_ends_with(started["replayed"].result(), 0, *words)
 
 
 def test_a_real_run_replays_bit_for_bit(started):
     """Processes over ZeroMQ, each at its own speed."""
-    words = ["summary says: yes", "agree, bit for bit"]
+    words = ["summary: yes", "agree, bit for bit"]
     assert_ends_with(started["real serially"].result(), 0, *words)
 
 
@@ -214,7 +214,7 @@ def test_a_history_that_forks_is_compared_along_its_surviving_branch(started):
     code, out, err = started["forked"].result()
     assert "the parameters agree, bit for bit" in out, out + err
     assert code == 1  # losses and shares of that trace are made up
-    assert "numbers beside the parameters DIFFER" in out
+    assert "numbers besides the parameters DIFFER" in out
 
 
 @pytest.mark.parametrize(
@@ -284,5 +284,5 @@ def test_what_if_the_same_had_arrived_under_other_settings(started, simulated):
 def test_what_the_order_does_not_allow_is_to_be_scheduled_anew(
     started, simulated, name, words
 ):
-    command = f"python -m launch.simulate --config=configs/of_run.py:{simulated} "
+    command = f"asyn2f simulate --config=of_run:{simulated} "
     assert_refused(started[name].result(), command, *words)

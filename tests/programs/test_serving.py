@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from asyn2f.cli import listening, serving
-from asyn2f.cli.listening import Listening
+from asyn2f import rundir
+from asyn2f.cli import app, server
 from asyn2f.config import build
 from asyn2f.errors import AddressError
 from asyn2f.transport.addresses import (
@@ -30,11 +30,11 @@ def rival():
 def bind(folder, ports, server_timeout_s: float) -> tuple[int, int, int]:
     """The ports of a server that goes on with a run that had those."""
     address = f"tcp://127.0.0.1:{ports[0]}"
-    listening.write(folder, Listening(address, ports, "run", ""))
-    before = listening.read(folder)
+    rundir.write_listening(folder, rundir.Listening(address, ports, "run", ""))
+    before = rundir.read_listening(folder)
     settings = build.build_runtime(config_with())
     settings = dataclasses.replace(settings, server_timeout_s=server_timeout_s)
-    transport, _ = serving._bind(before, settings, experiment_with(), None, False)
+    transport, _ = server._bind(before, settings, experiment_with(), None, False)
     found = transport.ports()
     transport.close()
     return found
@@ -50,7 +50,7 @@ def test_ports_are_waited_for_as_long_as_peers_call_there(tmp_path, rival, monke
             rival.close()
 
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
-    monkeypatch.setattr(serving, "time", clock)
+    monkeypatch.setattr(server, "time", clock)
     assert bind(tmp_path, ports, server_timeout_s=60.0) == ports
     assert now == [30.0]
 
@@ -70,18 +70,17 @@ def test_a_port_that_is_taken_after_the_check_costs_no_run(
         (tmp_path / name).write_text(text)
     address = f"tcp://127.0.0.1:{rival.ports()[0]}"
     config = config_with(runtime__address=address)
-    monkeypatch.setattr(serving, "check_free", lambda *_: None)
-    claim = serving.prepared(
-        config, TASK, tmp_path, resume=False, overwrite=True, insecure=False
-    )
+    monkeypatch.setattr(server, "check_free", lambda *_: None)
+    request = app.Request(config, tmp_path, overwrite=True)
+    claim = server.prepared(request, TASK)
     with pytest.raises(AddressError, match="cannot listen"), claim:
-        serving.serve(config, tmp_path, print, print, insecure=False)
+        server.serve(request, print, print)
     assert {name: (tmp_path / name).read_text() for name in old} == old
 
 
 def test_a_server_on_all_addresses_says_where_this_machine_finds_it(tmp_path):
     settings = build.build_runtime(config_with(runtime__address="tcp://*:0"))
-    transport, address = serving._bind(
+    transport, address = server._bind(
         None, settings, experiment_with(), None, insecure=True
     )
     host, port = parse_address(address)
@@ -95,9 +94,8 @@ def test_a_network_interface_is_no_address(tmp_path):
     """A server could listen there, and its peers could not be told where."""
     _, name = socket.if_nameindex()[0]
     config = config_with(runtime__address=f"tcp://{name}:5570")
-    claim = serving.prepared(
-        config, TASK, tmp_path / "run", resume=False, overwrite=False, insecure=True
-    )
+    request = app.Request(config, tmp_path / "run", insecure=True)
+    claim = server.prepared(request, TASK)
     with pytest.raises(AddressError, match="network interface; give its IP"), claim:
         pass
     assert not (tmp_path / "run").exists()

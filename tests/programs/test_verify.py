@@ -116,5 +116,5 @@ def test_replay_finds_numbers_that_were_altered(tmp_path):
         code, out, err = run("replay", f"--run={folder}")
         path.write_text(right)
         assert code == 1, out + err
-        assert "beside the parameters DIFFER" in out
+        assert "besides the parameters DIFFER" in out
         assert key in out

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asyn2f.cli import what_if
+from asyn2f.api.replaying import obstacle
 from asyn2f.config import build
 from tests.support.executions import order_for
 from tests.support.experiments import config_with
@@ -29,5 +29,5 @@ def test_other_settings_go_with_an_order_if_the_same_things_happen(before, now, 
     rows = [{"step_s": 1.0}] * recorded.workers
     order = order_for(recorded, rows, versions=1)
     experiment = build.build_experiment(config)
-    obstacle = what_if._obstacle(experiment, order, stored, {})
-    assert (f"has {word} = " in obstacle) if word else not obstacle
+    found = obstacle(experiment, order, stored, {})
+    assert (f"has {word} = " in found) if word else not found

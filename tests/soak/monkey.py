@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from asyn2f import rundir, trace
-from asyn2f.cli.verify import artifacts_of
+from asyn2f.api.verification import artifacts_of
 from asyn2f.programs import UpdateKey
 from asyn2f.trace.invariants import check
 from tests.soak.figures import Figure

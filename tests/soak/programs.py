@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from asyn2f import rundir
-from asyn2f.cli.verify import artifacts_of
+from asyn2f.api.verification import artifacts_of
 from asyn2f.trace import invariants
 from asyn2f.trace.artifacts import RunArtifacts
 from tests.soak.figures import Figure

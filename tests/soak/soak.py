@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from asyn2f import rundir
-from asyn2f.cli.verify import artifacts_of
+from asyn2f.api.verification import artifacts_of
 from tests.soak.figures import Figure
 from tests.soak.programs import broken
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asyn2f import failpoints, trace
-from asyn2f.cli.verify import artifacts_of
+from asyn2f.api.verification import artifacts_of
 from asyn2f.trace import invariants
 from asyn2f.trace.artifacts import RunArtifacts
 from tests.support.patience import PATIENCE_S

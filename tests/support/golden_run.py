@@ -43,7 +43,7 @@ SETTINGS = {
 
 def config() -> build.Config:
     """That of the stored run."""
-    return app.plain(of_run(FOLDER))
+    return app.checked(of_run(FOLDER))
 
 
 def params() -> dict[str, Any]:

@@ -95,7 +95,7 @@ def test_replay_as_a_function_names_what_differs(tmp_path):
     writer.write(trace.Trained(3.0, 0, 2.5, 1, 1, 0, 0.5, 0.5))
     writer.close()
     with pytest.raises(ValueError, match="jax_enable_x64 True, here False"):
-        asyn2f.replay(config_with(), tmp_path)
+        asyn2f.replay(tmp_path, config_with())
 
 
 def test_a_partition_of_other_rows_has_other_data(tmp_path):

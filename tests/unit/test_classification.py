@@ -9,8 +9,8 @@ from sklearn.metrics import f1_score
 
 from asyn2f.tasks import data
 from asyn2f.tasks.classification import (
-    classification,
     crop_and_flip,
+    make_classification_task,
 )
 from asyn2f.tasks.data import Dataset
 from asyn2f.tasks.models import CNN, MLP
@@ -34,7 +34,7 @@ def images(count=40, classes=3, dtype=np.uint8, seed=0) -> Dataset:
 def task_of(dataset: Dataset, model=None, **settings):
     shards = [np.arange(len(dataset.train["label"]))]
     model = model or MLP((5,), dataset.num_classes)
-    task = classification("any", model, dataset, shards, [1.0], **settings)
+    task = make_classification_task("any", model, dataset, shards, [1.0], **settings)
     # Compiled as one program, not operation by operation.
     return task._replace(
         init=jax.jit(task.init), loss=jax.jit(task.loss), score=jax.jit(task.score)

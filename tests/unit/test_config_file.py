@@ -109,7 +109,7 @@ def test_what_is_wrong_with_a_file_is_one_line_that_names_it(tmp_path, name):
         ("nothing.py", "nothing.py does not exist"),
         (".", "is a folder"),
         ("mine.py:argument", "cannot be called with 'argument'"),
-        ("run.json", "configs/of_run.py:FOLDER"),
+        ("run.json", "of_run:FOLDER"),
     ],
 )
 def test_what_is_no_config_file_is_said_so(tmp_path, monkeypatch, said, words):
@@ -184,7 +184,7 @@ def test_other_values_are_named_with_what_is_allowed(key, written, words):
         build.check(schema.plain(changed(**{key: written})))
 
 
-@pytest.mark.parametrize("config", [None, [], 3, {}])
+@pytest.mark.parametrize("config", [[], 3, {}])
 def test_what_is_no_config_is_said_so(config):
     with pytest.raises(ConfigError, match="config"):
         asyn2f.simulate(config)
@@ -212,5 +212,5 @@ def test_a_config_is_found_among_the_flags(tmp_path, monkeypatch, flags, rest):
     define = lambda *args, **_: defined.append(args)
     monkeypatch.setattr(app.config_flags, "DEFINE_config_dict", define)
     argv = ["program", *(flag.replace("X", str(path)) for flag in flags)]
-    assert app._read_config(argv) == ["program", *rest]
+    assert app._read_config("simulate", argv) == ["program", *rest]
     assert [(name, config.seed) for name, config in defined] == [("config", 7)]

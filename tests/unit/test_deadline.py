@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from asyn2f.api import cycles_of, order_of_config
-from asyn2f.cli import serving
+from asyn2f.api.simulation import (
+    cycles_of,
+    order_of_config,
+)
+from asyn2f.cli import server
 from asyn2f.config import build
 from asyn2f.config.default import get_config as default
 from asyn2f.protocol.settings import RuntimeSettings
@@ -98,7 +101,7 @@ def test_travelling_is_a_part_of_a_cycle():
 def test_real_workers_cycles_are_as_long_as_their_speeds_say():
     experiment = build.build_experiment(config_with())
     settings = RuntimeSettings(worker_speeds=(10.0, 0.0))
-    cycles_s = serving._cycles_s(experiment, settings)
+    cycles_s = server._cycles_s(experiment, settings)
     assert cycles_s == pytest.approx([4.5, 0.0, 4.5, 0.0, 4.5])
 
 
@@ -110,5 +113,5 @@ def test_summary_and_report_say_how_often(tmp_path, capsys):
         (tmp_path / "summary.json").write_text(json.dumps(summary))
         sentence = "12 of 30 versions were made without all updates"
         assert sum(sentence in note for note in load_run(tmp_path).notes) == times
-        assert serving.print_summary(summary, tmp_path) == 0
+        assert server.print_summary(summary, tmp_path) == 0
         assert capsys.readouterr().out.count(f"warning: {sentence}") == times

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asyn2f.cli import descriptors
+from asyn2f.cli import process
 from asyn2f.errors import DescriptorError
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def limits(monkeypatch):
 )
 def test_the_soft_limit_is_raised_as_far_as_it_may_be(limits, soft, hard, raised):
     limits[:] = soft, hard
-    descriptors.raise_limit()
+    process.raise_descriptor_limit()
     assert limits == [raised, hard]
 
 
@@ -47,9 +47,9 @@ def test_more_workers_than_descriptors_are_refused(limits):
     with pytest.raises(
         DescriptorError, match=r"found 16, .* the limit is 64; raise it"
     ):
-        descriptors.check(16)
+        process.check_descriptors(16)
     limits[:] = 64, 4096  # which is enough, and is used
-    descriptors.check(300)
+    process.check_descriptors(300)
 
 
 @pytest.mark.processes

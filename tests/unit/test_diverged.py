@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from asyn2f.api import simulate
-from asyn2f.cli.trials import TIMES, Job, carry_out
+from asyn2f.api.simulation import (
+    simulate,
+)
+from asyn2f.cli.trials import TIMES, Job, run_trial
 from asyn2f.serialization import all_finite
 from asyn2f.sim import order as o
 from asyn2f.sim.order import (
@@ -101,7 +103,7 @@ def test_a_diverged_trial_has_no_accuracy_from_then_on():
     changes = {"task__hidden": (8,), "sim__executor": "serial"}
     changes |= {"stop__max_versions": 0, "stop__max_time_s": 20.0}
     config = config_with(workers=4, **(TOO_FAST | changes))
-    trial = carry_out(Job(config, {}, "final", None, ""))
+    trial = run_trial(Job(config, {}, "final", None, ""))
     assert len(trial.accuracy) == TIMES + 1
     assert trial.accuracy[0] > 0.0
     assert trial.accuracy[-1] == 0.0

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from asyn2f import rundir
-from asyn2f.cli import inputs
+from asyn2f.cli import app, claim
 from asyn2f.config import build
 from asyn2f.errors import ConfigError
 from tests.support.experiments import config_with
@@ -19,7 +19,7 @@ def begun(tmp_path):
     path = tmp_path / "partition.json"
     path.write_text(json.dumps(SHARDS))
     config = config_with(workers=2, task__partition="file", task__indices=str(path))
-    inputs.write_split(tmp_path, build.build_task(config))
+    claim.write_split(tmp_path, build.build_task(config))
     return config, path
 
 
@@ -27,7 +27,7 @@ def test_the_same_data_are_the_same_wherever_their_file_is(begun, tmp_path):
     config, path = begun
     moved = path.rename(tmp_path / "moved.json")
     other = config_with(workers=2, task__partition="file", task__indices=str(moved))
-    inputs.check_same_data(tmp_path, build.build_task(other))
+    claim.check_same_data(tmp_path, build.build_task(other))
     build.check_same_experiment(config, other)
     assert build.experiment_digest(config) == build.experiment_digest(other)
 
@@ -39,9 +39,9 @@ def edited(rows_of_1: list[int]) -> str:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (edited(SHARDS[1][1:]), "data of worker 1 are"),
-        (edited([*SHARDS[1][1:], 1400]), "data of worker 1 are"),
-        (json.dumps(SHARDS[::-1]), "data of worker 0, worker 1 are"),
+        (edited(SHARDS[1][1:]), "data of worker 1 differ"),
+        (edited([*SHARDS[1][1:], 1400]), "data of worker 1 differ"),
+        (json.dumps(SHARDS[::-1]), "data of worker 0, worker 1 differ"),
     ],
     ids=["fewer", "another", "exchanged"],
 )
@@ -49,15 +49,15 @@ def test_a_file_that_was_edited_is_noticed(begun, tmp_path, text, words):
     config, path = begun
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
-        inputs.check_same_data(tmp_path, build.build_task(config))
+        claim.check_same_data(tmp_path, build.build_task(config))
 
 
 def test_another_test_set_is_noticed(begun, tmp_path):
     task = build.build_task(begun[0])
     label = task.test["label"].copy()
     label[7] += 1
-    with pytest.raises(ConfigError, match="data of the test set are"):
-        inputs.check_same_data(
+    with pytest.raises(ConfigError, match="data of the test set differ"):
+        claim.check_same_data(
             tmp_path, task._replace(test=task.test | {"label": label})
         )
 
@@ -65,7 +65,7 @@ def test_another_test_set_is_noticed(begun, tmp_path):
 def test_a_run_of_an_older_version_says_nothing_of_its_data(begun, tmp_path):
     split = rundir.read_json(tmp_path / rundir.SPLIT)
     rundir.write_json(tmp_path / rundir.SPLIT, {"counts": split["counts"]})
-    inputs.check_same_data(tmp_path, build.build_task(config_with(workers=2)))
+    claim.check_same_data(tmp_path, build.build_task(config_with(workers=2)))
 
 
 def test_paths_are_kept_as_absolute_ones(tmp_path, monkeypatch):
@@ -77,11 +77,11 @@ def test_paths_are_kept_as_absolute_ones(tmp_path, monkeypatch):
         task__dataset="./mnist/3.0.1",
         sim__profiles="../devices.csv",
     )
-    found = inputs.with_absolute_paths(config)
+    found = app.with_absolute_paths(config)
     assert found["task"]["indices"] == str(tmp_path / "part.json")
     assert found["task"]["data_dir"] == "/home/me/data"
     assert found["task"]["dataset"] == str(tmp_path / "mnist" / "3.0.1")
     assert found["sim"]["profiles"] == str(tmp_path.parent / "devices.csv")
     assert found["runtime"]["keys_dir"] == ""
-    plain = inputs.with_absolute_paths(config_with())
+    plain = app.with_absolute_paths(config_with())
     assert plain == config_with()

@@ -5,11 +5,12 @@ import stat
 
 import pytest
 
-from asyn2f.cli import listening, serving
-from asyn2f.cli.listening import Listening
+from asyn2f import rundir
+from asyn2f.cli import server
 from asyn2f.errors import RunDirError
 from asyn2f.rundir import (
     SERVER,
+    Listening,
 )
 
 GOOD = Listening("tcp://127.0.0.1:5570", (5570, 5571, 5572), "run", "t0ken")
@@ -19,14 +20,14 @@ def test_only_its_owner_can_read_it_also_when_it_is_written_again(tmp_path):
     (tmp_path / SERVER).write_text("{}")
     (tmp_path / SERVER).chmod(0o644)
     for _ in range(2):
-        listening.write(tmp_path, GOOD)
+        rundir.write_listening(tmp_path, GOOD)
         assert stat.S_IMODE((tmp_path / SERVER).stat().st_mode) == 0o600
-        assert listening.read(tmp_path) == GOOD
-    assert listening.token_of(tmp_path) == "t0ken"
+        assert rundir.read_listening(tmp_path) == GOOD
+    assert rundir.token_of(tmp_path) == "t0ken"
 
 
 def test_where_no_server_has_been_there_is_no_token(tmp_path):
-    assert listening.token_of(tmp_path) == ""
+    assert rundir.token_of(tmp_path) == ""
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,6 @@ def test_where_no_server_has_been_there_is_no_token(tmp_path):
 def test_nonsense_there_is_said_and_costs_a_server_no_time(tmp_path, nonsense, caplog):
     (tmp_path / SERVER).write_text(nonsense)
     with pytest.raises(RunDirError, match=r"server\.json"):
-        listening.read(tmp_path)
-    assert serving._listened(tmp_path) is None, "and so it listens at any ports"
+        rundir.read_listening(tmp_path)
+    assert server._listening_before(tmp_path) is None, "and so it listens at any ports"
     assert "server.json" in caplog.text

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import asyn2f
-from asyn2f.api import bytes_by
+from asyn2f.api.results import (
+    bytes_by,
+)
 from asyn2f.config import build
 from asyn2f.errors import ConfigError
 from asyn2f.serialization import params_sha256
@@ -37,7 +39,7 @@ def simulated():
 
 
 def test_what_is_simulated_and_what_is_replayed_are_the_same_bits(simulated):
-    replayed = asyn2f.replay(golden_run.config(), golden_run.FOLDER)
+    replayed = asyn2f.replay(golden_run.FOLDER)
     assert sha256(replayed) == sha256(simulated)
     assert replayed.scores == simulated.scores
     assert np.array_equal(replayed.order.members, simulated.order.members)
@@ -89,7 +91,7 @@ def test_a_target_ends_it(simulated):
     assert "target accuracy" in run.order.reason
     # What has happened is what was recorded, whatever would have ended it.
     replayed = asyn2f.replay(
-        config_with(stop={"target_accuracy": target}), golden_run.FOLDER
+        golden_run.FOLDER, config_with(stop={"target_accuracy": target})
     )
     assert sha256(replayed) == sha256(simulated)
 

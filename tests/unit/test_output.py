@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asyn2f.cli.output import (
+from asyn2f.cli.process import (
     Output,
 )
 from asyn2f.errors import OutputError
@@ -59,11 +59,11 @@ def test_what_a_program_is_for_is_not_lost_without_a_word(number):
 def program(how: str, outlives: bool, code: int = 3) -> subprocess.CompletedProcess:
     """A program of one line, under a shell that redirects its output like this."""
     source = (
-        "from asyn2f.cli import output; output.open_missing_streams(); "
-        "import types; from asyn2f.cli import app; "
-        "program = types.ModuleType('program'); "
-        f"program.main = lambda: print('a line, and \\u00e9') or {code}; "
-        f"app.run(program, outlives_output={outlives})"
+        "import sys, types; from asyn2f.cli import main; "
+        "module = sys.modules['asyn2f.cli.line'] = types.ModuleType('line'); "
+        f"module.main = lambda: print('a line, and \\u00e9') or {code}; "
+        f"main.COMMANDS['line'] = main.Command('line:main', '', '', {outlives}); "
+        "main.start('line')"
     )
     command = f'exec "$0" -c "$1" {how}'
     return subprocess.run(

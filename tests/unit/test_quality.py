@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 from sklearn.ensemble import RandomForestClassifier
 
-from asyn2f.cli import quality as program
+from asyn2f.cli import tools
 from asyn2f.config import build
 from asyn2f.tasks.quality import (
     Quality,
@@ -556,10 +556,10 @@ def test_images_are_looked_at_as_the_brightness_of_8_x_8_cells():
     off -= off.mean(axis=(1, 2, 3), keepdims=True)  # within a cell
     images = cells.repeat(2, axis=1).repeat(3, axis=2)[..., None]
     images = images + np.tile(off, (1, 8, 8, 1))
-    found = program._features(images.astype(np.float32))
+    found = tools._features(images.astype(np.float32))
     np.testing.assert_allclose(found, cells.reshape(5, 64), atol=1e-6)
     small = images[:, :5, :6, :1]
-    np.testing.assert_allclose(program._features(small), small.reshape(5, 30))
+    np.testing.assert_allclose(tools._features(small), small.reshape(5, 30))
 
 
 @pytest.mark.parametrize(

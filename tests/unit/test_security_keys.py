@@ -8,7 +8,7 @@ import pytest
 import zmq
 
 from asyn2f import errors
-from asyn2f.cli import keys as program
+from asyn2f.cli import tools
 from asyn2f.errors import AddressError, KeysError
 from asyn2f.protocol import messages, wire_format
 from asyn2f.protocol.channels import (
@@ -340,10 +340,10 @@ def test_with_keys_or_the_wish_a_wildcard_can_be_bound(ring):
 def test_the_program_counts_new_peers_and_further_ones(tmp_path, monkeypatch, capsys):
     def run(workers, add):
         folder = SimpleNamespace(value=str(tmp_path / "ring"), name="folder")
-        monkeypatch.setattr(program, "_FOLDER", folder)
-        monkeypatch.setattr(program, "_WORKERS", SimpleNamespace(value=workers))
-        monkeypatch.setattr(program, "_ADD", SimpleNamespace(value=add))
-        assert program.main() == 0
+        monkeypatch.setattr(tools, "_FOLDER", folder)
+        monkeypatch.setattr(tools, "_WORKERS", SimpleNamespace(value=workers))
+        monkeypatch.setattr(tools, "_ADD", SimpleNamespace(value=add))
+        assert tools.keys() == 0
         return capsys.readouterr().out.partition(" may ")[0]
 
     assert run(2, []) == "3 peers"

@@ -7,10 +7,10 @@ import shutil
 import typing
 
 import pytest
+from asyn2f.cli.verify import artifacts_of
 
 from asyn2f import rundir, trace
 from asyn2f.cli.claim import claimed
-from asyn2f.cli.verify import artifacts_of
 from asyn2f.errors import RunDirError, StoreError, TraceFormatError
 from asyn2f.report.metrics import MetricsWriter
 from asyn2f.report.run_page import write_report

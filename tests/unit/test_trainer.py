@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from asyn2f.strategies import asyn2f
-from asyn2f.tasks.classification import classification
+from asyn2f.tasks.classification import make_classification_task
 from asyn2f.tasks.data import Dataset
 from asyn2f.tasks.models import CNN, MLP
 from asyn2f.timing import Stop
@@ -34,7 +34,9 @@ def experiment(model=None, cuts=(30,), is_shared=False, **training):
     shards = [np.arange(a, b) for a, b in itertools.pairwise(cuts)]
     if is_shared:
         shards = [np.arange(50)] * len(shards)
-    task = classification("t", model or MLP((5,), 3), data(), shards, [1.0, 0.5])
+    task = make_classification_task(
+        "t", model or MLP((5,), 3), data(), shards, [1.0, 0.5]
+    )
     return make_experiment(task, asyn2f(), Training(**settings), Stop(), seed=1)
 
 

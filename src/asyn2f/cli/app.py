@@ -1,6 +1,6 @@
-"""What all programs here have in common: flags, errors, and how a process is set up."""
+"""What all programs share: flags and config, errors, signals, and the end."""
 
-import atexit
+import inspect
 import logging
 import os
 import signal
@@ -8,173 +8,210 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from asyn2f import errors
-from asyn2f.cli.inputs import with_absolute_paths
-from asyn2f.cli.output import (
-    open_output,
-)
+from asyn2f import rundir
+from asyn2f.cli.main import COMMANDS, Exit
+from asyn2f.cli.process import open_output
 from asyn2f.config import build, config_file, schema
-from asyn2f.errors import (
-    Asyn2fError,
-    OutputError,
-)
+from asyn2f.config.default import load_config
+from asyn2f.errors import Asyn2fError
+from asyn2f.tasks.tfds import is_folder
+from asyn2f.transport.addresses import check_safe, is_exposed
 
 USAGE_ERROR = 2
-
+# Those that need no agreement with processes on other machines.
+_HAVE_DEFAULT_CONFIG = ("run", "simulate", "compare", "quality")
+_DEFAULT_CONFIG = "digits"
+_NO_CONFIG = "--config must be given, for example --config=digits"
 
 CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "The experiment: a file like configs/digits.py, or FILE:ARGUMENT. Each of its keys "
-    "is a flag as well: --config.workers=8.",
+    "The experiment: a Python file with a function get_config, or FILE:ARGUMENT; or a "
+    "packaged one, digits or default; or of_run:FOLDER, that of a run. Each key is a "
+    "flag as well: --config.workers=8. Unless given: the run's own, with --resume or "
+    "--run; or else digits, except for programs that join others.",
 )
-_NO_CONFIG = "--config must be given, for example --config=configs/digits.py"
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run to be made.")
 RUN = flags.DEFINE_string("run", None, "The folder of a run that was made.")
 RESUME = flags.DEFINE_bool("resume", False, "Continue the run in --workdir.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir first.")
 SERVER = flags.DEFINE_string("server", None, "The server's address, tcp://host:port.")
-flags.disclaim_key_flags()  # each program says which it takes
+INSECURE = flags.DEFINE_bool(
+    "insecure", False, "Without keys, allow addresses that other machines can reach."
+)
 
 
-def takes(*names: str) -> None:
-    """Lists flags of other modules in the help of the calling program."""
-    for name in names:
-        flags.declare_key_flag(name)
+class Request(NamedTuple):
+    """The run that a program is asked for."""
+
+    config: build.Config  # checked
+    folder: Path
+    resume: bool = False
+    overwrite: bool = False
+    insecure: bool = False
 
 
-def run(program: ModuleType, *, outlives_output: bool = False) -> None:
-    """Runs a program: errors that a user can mend are one line and exit code 2.
+def request() -> Request:
+    """The run that the flags ask for."""
+    folder = Path(required(WORKDIR))
+    return Request(
+        config=checked(CONFIG.value),
+        folder=folder,
+        resume=RESUME.value,
+        overwrite=OVERWRITE.value,
+        insecure=INSECURE.value,
+    )
+
+
+# ---------------------------------------------------------------- running a program
+
+
+def run(name: str, program: Callable[[], int], last: Exit) -> None:
+    """Runs a subcommand: an error that a user can fix is one line and exit code 2.
 
     Args:
-      program: its `main` returns the exit code; its docstring begins the help.
-      outlives_output: the files it leaves matter, so it continues when its standard
-        output cannot be written.
+      name: of the subcommand.
+      program: returns the exit code; its docstring, or that of its module, begins the
+        help.
+      last: ends the process.
     """
-    main: Callable[[], int | None] = program.main
-    if hasattr(program, "prepare_arguments"):
-        sys.argv = program.prepare_arguments(sys.argv)
-    open_output(dispensable=outlives_output)
+    command = COMMANDS[name]
+    open_output(dispensable=command.outlives_output)
     if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & {*sys.argv[1:]}:
-        print(_help(program))
-        _leave(0)
+        try:
+            print(_help(program, command.flags.split()), flush=True)
+        except BrokenPipeError:  # `| head` has ended
+            last.code = 128 + signal.SIGPIPE
+        last.code = last.code or 0
+        sys.exit()
 
     def parse(argv: list[str]) -> list[str]:
-        rest: list[str] = flags.FLAGS(_read_config(argv))
-        if len(rest) > 1:
-            raise flags.Error(f"unknown argument {rest[1]!r}; flags begin with --")
-        return rest
-
-    def parse_or_fail(argv: list[str]) -> list[str]:
         try:
-            return parse(argv)
-        except (
-            flags.Error,
-            errors.ConfigError,
-            OSError,
-            ValueError,
-            TypeError,
-        ) as error:
+            rest: list[str] = flags.FLAGS(_read_config(name, argv))
+            if len(rest) > 1:
+                raise flags.Error(f"unknown argument {rest[1]!r}; flags begin with --")
+            _check_taken(name, command.flags.split())
+            return rest
+        except (flags.Error, Asyn2fError, OSError, ValueError, TypeError) as error:
             fail(_first_line(error))
 
     def guarded(_: list[str]) -> None:
         log_once()
-        for name in ("absl", "jax"):  # which accelerators JAX has not found, and such
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for library in ("absl", "jax"):  # such as which accelerators JAX did not find
+            logging.getLogger(library).setLevel(logging.WARNING)
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `asyn2f.cli.main`
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            _leave(main() or 0)
+            last.code = program() or 0
         except Asyn2fError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            _leave(USAGE_ERROR)
+            last.code = USAGE_ERROR
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
-        except BrokenPipeError:  # `| head` has seen enough
+        except BrokenPipeError:  # `| head` has ended
             os._exit(128 + signal.SIGPIPE)
+        except SystemExit as ended:
+            last.code = ended.code if isinstance(ended.code, int) else None
+            raise
 
-    app.run(guarded, flags_parser=parse_or_fail)
+    app.run(guarded, flags_parser=parse)
 
 
-def _help(program: ModuleType) -> str:
-    """What the program is for, and the flags that it takes."""
-    lines = [str(program.__doc__).strip(), "", "Flags:"]
-    found = flags.FLAGS.get_key_flags_for_module(program.__name__)
-    for flag in sorted(found, key=lambda flag: flag.name):
-        value = "" if flag.boolean else "=..."
-        lines.append(f"  --{flag.name}{value}")
+def _help(program: Callable[[], int], names: list[str]) -> str:
+    """What the program does, and the flags that it takes."""
+    text = inspect.getdoc(program) or inspect.getdoc(inspect.getmodule(program)) or ""
+    lines = [text, "", "Flags:"]
+    for name in sorted(names):
+        flag = flags.FLAGS[name]
+        lines.append(f"  --{name}{'' if flag.boolean else '=...'}")
+        indent = " " * 6
         lines += textwrap.wrap(
-            flag.help, 80, initial_indent=" " * 6, subsequent_indent=" " * 6
+            flag.help, 80, initial_indent=indent, subsequent_indent=indent
         )
     return "\n".join(lines)
 
 
-def _read_config(argv: list[str]) -> list[str]:
-    """The arguments without `--config`, whose file has been read: from now on the flag
-    is what the file says, and each of its keys that is given is a flag as well."""
+def _check_taken(name: str, taken: list[str]) -> None:
+    """Raises flags.Error if a flag of another subcommand was given."""
+    if "run" in taken:
+        taken = [*taken, "workdir"]  # see `run_folder`
+    for module, found in flags.FLAGS.flags_by_module_dict().items():
+        for flag in found if module.startswith("asyn2f.") else ():
+            if flag.present and flag.name not in taken:
+                raise flags.Error(
+                    f"unknown flag --{flag.name}; see asyn2f {name} --help"
+                )
+
+
+def _read_config(name: str, argv: list[str]) -> list[str]:
+    """Defines the flag --config as the config that the arguments name, so that each of
+    its keys is a flag; returns the other arguments."""
     rest: list[str] = []
-    said: str | None = None
+    given: dict[str, str] = {}
     arguments = iter(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
     for argument in arguments:
-        key, given, value = argument.lstrip("-").partition("=")
+        key, has_value, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and key == "config":
-            said = value if given else next(arguments, "")
-        else:
-            if argument.startswith("-") and key.startswith("config."):
+            given[key] = value if has_value else next(arguments, "")
+            continue
+        rest.append(argument)
+        if argument.startswith("-"):
+            if key.startswith("config."):
                 schema.check_key(key.removeprefix("config."))
-            rest.append(argument)
-    if said:
-        config_flags.DEFINE_config_dict(
-            "config", config_file.load(said), sys_argv=rest, allow_override=True
-        )
-    elif any(argument.lstrip("-").startswith("config.") for argument in rest):
-        raise flags.Error(_NO_CONFIG)
+            elif key in ("run", "workdir") and not has_value:
+                rest.append(next(arguments, ""))
+                value = rest[-1]
+            given[key] = value
+    if "config" in COMMANDS[name].flags.split():
+        config = _config_of(name, given)
+        if config is not None:
+            config_flags.DEFINE_config_dict(
+                "config", config, sys_argv=rest, allow_override=True
+            )
+        elif any(key.startswith("config.") for key in given):
+            raise flags.Error(_NO_CONFIG)
     return rest
 
 
-def log_once() -> None:
-    """Leaves the log to absl: with the handler that an import may have added, each line
-    would be written twice."""
-    root = logging.getLogger()
-    for handler in [x for x in root.handlers if type(x) is logging.StreamHandler]:
-        root.removeHandler(handler)
+def _config_of(name: str, given: dict[str, str]) -> Any:
+    """The config to start from; None if it is not known."""
+    if "config" in given:
+        return config_file.load(given["config"])
+    made = given.get("run") if name == "replay" else None
+    if "resume" in given and given["resume"] not in ("false", "False", "0"):
+        made = given.get("workdir")
+    if made is not None:
+        exists = (Path(made) / rundir.CONFIG).exists()
+        return load_config(made) if exists else None
+    if name not in _HAVE_DEFAULT_CONFIG:
+        return None
+    print(f"note: no --config, taking {_DEFAULT_CONFIG}", file=sys.stderr, flush=True)
+    return config_file.load(_DEFAULT_CONFIG)
 
 
-def _leave(code: int) -> NoReturn:
-    """Ends the process when all that is registered for its end has run, and without
-    taking it apart: to collect the objects of JAX and Plotly one by one takes seconds,
-    on a busy machine half a minute."""
-    atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-    except OutputError as error:
-        if not code:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(code or USAGE_ERROR)
-    os._exit(code)
+# ---------------------------------------------------------------- flags and config
 
 
 def fail(message: str) -> NoReturn:
-    """Says what is wrong and ends the process with exit code 2."""
+    """Prints an error and ends the process with exit code 2."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(USAGE_ERROR)
 
 
 def _first_line(error: Exception) -> str:
-    """What happened; of a config that could not be run, also why."""
+    """The first line of a message; of a config file's traceback also the last."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     why = lines[-1] if any(line.startswith("Traceback") for line in lines) else ""
     return f"{lines[0]} {why}".strip()
 
 
-def plain(config: Any) -> build.Config:
-    """The config as checked plain dicts, with absolute paths.
+def checked(config: Any) -> build.Config:
+    """The config as plain dicts, checked, with absolute paths.
 
     Raises:
       errors.ConfigError: see `build.check`.
@@ -186,6 +223,21 @@ def plain(config: Any) -> build.Config:
     return with_absolute_paths(found)
 
 
+def with_absolute_paths(config: build.Config) -> build.Config:
+    """The config with absolute paths: a run may be replayed and resumed from another
+    working directory than the one it was started in."""
+    found = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
+    paths = [("task", "indices"), ("task", "data_dir"), ("runtime", "keys_dir")]
+    if is_folder(config["task"]["dataset"]):
+        paths.append(("task", "dataset"))
+    if config["sim"]["profiles"] != "drawn":
+        paths.append(("sim", "profiles"))
+    for section, key in paths:
+        if path := found[section][key]:
+            found[section][key] = os.path.abspath(os.path.expanduser(path))
+    return found
+
+
 def required(flag: flags.FlagHolder[str | None]) -> str:
     """A flag's value, which must be given."""
     if not flag.value:
@@ -194,40 +246,45 @@ def required(flag: flags.FlagHolder[str | None]) -> str:
 
 
 def run_folder() -> Path:
-    """The folder of a run that is there, which was its `--workdir` when it was made."""
+    """The folder of an existing run; --workdir, its name when it was made, is accepted
+    in place of --run."""
     if not RUN.value and WORKDIR.value:
         print("note: --workdir is called --run here", file=sys.stderr, flush=True)
         return Path(WORKDIR.value)
     return Path(required(RUN))
 
 
+def check_address(address: str, has_keys: bool, insecure: bool) -> None:
+    """Prints a warning about an exposed address without keys.
+
+    Raises:
+      AddressError: it requires keys.
+    """
+    check_safe(address, has_keys, insecure)
+    if is_exposed(address) and not has_keys:
+        print(
+            f"warning: insecure: everyone who reaches {address} can read models and "
+            "join",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+# ---------------------------------------------------------------- logs
+
+
+def log_once() -> None:
+    """Leaves the log to absl: a handler that an import has added would write each line
+    a second time."""
+    root = logging.getLogger()
+    for handler in [x for x in root.handlers if type(x) is logging.StreamHandler]:
+        root.removeHandler(handler)
+
+
 def log_with_dates() -> None:
-    """From now on what is logged goes to standard error, a line with date and time for
-    each event; of libraries, warnings alone."""
+    """Logs to standard error, each line with date and time; of libraries, warnings
+    only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%F %T"))
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger("asyn2f").setLevel(logging.INFO)
-
-
-def stop_on_signals(stop: Callable[[str], None]) -> None:
-    """SIGINT, SIGTERM and SIGHUP end the process in good order; the second one at
-    once. Who ignores SIGHUP, as `nohup` does, goes on ignoring it."""
-    seen: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if seen:
-            os._exit(128 + number)
-        seen.append(number)
-        stop(signal.Signals(number).name)
-
-    for number in stopping_signals():
-        signal.signal(number, handle)
-
-
-def stopping_signals() -> list[signal.Signals]:
-    """The signals that are a wish to stop."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    return numbers

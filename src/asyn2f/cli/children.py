@@ -1,9 +1,9 @@
-"""The processes that `launch.local` starts, and what they say to it.
+"""The processes that `asyn2f run` starts, and their messages to the launcher.
 
-A child is forked from a server that has imported JAX and never used it, so it starts in
-a fraction of a second. Parent and child talk JSON over a pipe: the parent sends the
-address and a wish to stop, the child how things stand; when the pipe breaks, the parent
-is gone, and the child ends.
+A child is forked from a fork server that has imported JAX and never used it, so it
+starts in a fraction of a second. Parent and child exchange JSON over a pipe: the parent
+sends the server's address and requests to stop, the child its status. When the pipe
+breaks, the parent has ended, and the child ends too.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 from asyn2f import errors, rundir
 from asyn2f.cli import app, machine, peers
 from asyn2f.cli.claim import in_use
-from asyn2f.cli.serving import serve
+from asyn2f.cli.server import serve
 from asyn2f.config import build, config_file
 from asyn2f.protocol.status import RunStatus
 from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.server import Server
 
-_NICE = 10  # where a process cannot say that it is idle, or is not to
+_NICE = 10  # where SCHED_IDLE is not available, or not wanted
 
 
 class Child(NamedTuple):
@@ -40,28 +40,39 @@ class Child(NamedTuple):
     process: BaseProcess
     pipe: Connection
 
-    def tell(self, **message: Any) -> None:
-        """Sends it a message; nothing happens if it has ended."""
+    def send(self, **message: Any) -> None:
+        """Sends it a message, unless it has ended."""
         try:
             self.pipe.send_bytes(json.dumps(message).encode())
         except OSError:
             logging.debug("%s has ended", self.name)
 
+    def receive(self) -> dict[str, Any] | None:
+        """Its next message; None after its last."""
+        try:
+            return json.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError):
+            return None
 
-def start_all(
-    config: build.Config, folder: Path, workers: int, insecure: bool
-) -> list[Child]:
-    """Starts the server, so many workers, and the evaluator; in this order."""
+
+class _Start(NamedTuple):
+    """What a child is started with."""
+
+    name: str
+    pipe: Connection
+    source: Path | None  # the config's file, which may register what the config names
+    request: app.Request
+
+
+def start_all(request: app.Request, workers: int) -> list[Child]:
+    """Starts the server, this number of workers, and the evaluator; in this order."""
     context = multiprocessing.get_context("forkserver")
     source = config_file.imported()
 
     def start(name: str, target: Callable[..., None], *rest: Any) -> Child:
         here, there = context.Pipe()
-        process = context.Process(
-            target=target,
-            args=(name, there, source, config, folder, insecure, *rest),
-            name=name,
-        )
+        args = (_Start(name, there, source, request), *rest)
+        process = context.Process(target=target, args=args, name=name)
         process.start()
         there.close()
         return Child(name, process, here)
@@ -73,43 +84,35 @@ def start_all(
     ]
 
 
-def hear(child: Child) -> dict[str, Any] | None:
-    """A child's next message; None when it has said its last."""
-    try:
-        return json.loads(child.pipe.recv_bytes())
-    except (EOFError, OSError):
-        return None
-
-
 class _Parent:
-    """The child's side of the pipe."""
+    """The child's end of the pipe."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
         self._addresses: SimpleQueue[str | None] = SimpleQueue()
         self._stop: Callable[[str], None] | None = None
-        self.lower_priority: Callable[[], None] = lambda: None  # see `Child.tell`
+        self.lower_priority: Callable[[], None] = lambda: None  # see `Launcher`
         threading.Thread(target=self._listen, name="parent", daemon=True).start()
 
-    def say(self, **message: Any) -> None:
-        """Tells the parent; a parent that has gone is noticed by `_listen`."""
+    def send(self, **message: Any) -> None:
+        """Sends the parent a message; `_listen` notices if it has ended."""
         with self._lock, contextlib.suppress(OSError):
             self._pipe.send_bytes(json.dumps(message).encode())
 
     def wait_for_address(self) -> str:
-        """Where the server listens, as soon as the parent knows.
+        """Waits for the server's address.
 
         Raises:
-          SystemExit: there will be none, as the run ends before it has begun.
+          SystemExit: the run ends before the server listens.
         """
         address = self._addresses.get()
         if address is None:
             sys.exit(0)
         return address
 
-    def obey(self, stop: Callable[[str], None]) -> None:
-        """From now on a wish to stop, the parent's end and SIGTERM call this."""
+    def set_stop_handler(self, stop: Callable[[str], None]) -> None:
+        """Calls `stop` on a request to stop, the parent's end, or SIGTERM."""
         self._stop = stop
         signal.signal(signal.SIGTERM, lambda *_: stop("SIGTERM"))
 
@@ -126,63 +129,53 @@ class _Parent:
                 self.lower_priority()
             reason = message.get("stop")
         if self._stop is None:
-            os._exit(0)  # not at work yet: nothing to bring to an end
+            os._exit(0)  # nothing has started yet
         self._addresses.put(None)
         self._stop(reason)
 
 
-def _server(
-    name: str,
-    pipe: Connection,
-    source: Path | None,
-    config: build.Config,
-    folder: Path,
-    insecure: bool,
-) -> None:
+def _server(start: _Start) -> None:
     def body(parent: _Parent) -> None:
         def on_ready(address: str, server: Server) -> None:
-            parent.obey(server.stop)
-            parent.say(address=address)
+            parent.set_stop_handler(server.stop)
+            parent.send(address=address)
 
         def on_status(status: RunStatus) -> None:
-            parent.say(status=status)
+            parent.send(status=status)
 
-        with in_use(folder):
-            serve(config, folder, on_status, on_ready, insecure)
+        with in_use(start.request.folder):
+            serve(start.request, on_status, on_ready)
 
-    _run(name, pipe, source, folder, body)
+    _run(start, body)
 
 
-def _worker(
-    name: str,
-    pipe: Connection,
-    source: Path | None,
-    config: build.Config,
-    folder: Path,
-    insecure: bool,
-    worker: int,
-) -> None:
-    cores = machine.usable_cores()
+def _worker(start: _Start, worker: int) -> None:
+    config, cores = start.request.config, machine.usable_cores()
     can_pin = hasattr(os, "sched_setaffinity")
     if can_pin and config["runtime"]["pin_cpus"] and config["workers"] >= len(cores):
         os.sched_setaffinity(0, {cores[worker % len(cores)]})
-    _join(name, pipe, source, config, folder, insecure, peers.make_worker(worker))
+    _join(start, peers.make_worker(worker))
 
 
-def _evaluator(
-    name: str,
-    pipe: Connection,
-    source: Path | None,
-    config: build.Config,
-    folder: Path,
-    insecure: bool,
-) -> None:
-    _join(name, pipe, source, config, folder, insecure, Evaluator)
+def _evaluator(start: _Start) -> None:
+    _join(start, Evaluator)
+
+
+def _join(start: _Start, make: peers.Make) -> None:
+    def body(parent: _Parent) -> None:
+        parent.lower_priority = lambda: _lower_priority(start.request.config)
+        address, ready = parent.wait_for_address, parent.set_stop_handler
+        ended = peers.join(make, start.name, start.request, address, ready)
+        if ended.status != "finished":
+            parent.send(error=f"{ended.status}: {ended.reason}")
+            sys.exit(peers.EXIT_CODES[ended.status])
+
+    _run(start, body)
 
 
 def _lower_priority(config: build.Config) -> None:
-    """To the server, which has many small things to do, and to whoever writes to disks
-    for it: on machines of their own the workers would not be in their way either."""
+    """Gives the server, and the kernel's threads that write to disks for it, priority
+    over this process: on machines of their own, workers would not delay them either."""
     threads = Path("/proc/self/task")
     is_idle = config["runtime"]["idle_priority"]
     for thread in [int(p.name) for p in threads.iterdir()] if threads.exists() else [0]:
@@ -192,63 +185,37 @@ def _lower_priority(config: build.Config) -> None:
 
 def _lower(thread: int, is_idle: bool) -> None:
     if is_idle and hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(PermissionError):  # not everybody may choose
+        with contextlib.suppress(PermissionError):
             os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
             return
     os.setpriority(os.PRIO_PROCESS, thread, _NICE)
 
 
-def _join(
-    name: str,
-    pipe: Connection,
-    source: Path | None,
-    config: build.Config,
-    folder: Path,
-    insecure: bool,
-    make: peers.Make,
-) -> None:
-    def body(parent: _Parent) -> None:
-        parent.lower_priority = lambda: _lower_priority(config)
-        address, obey = parent.wait_for_address, parent.obey
-        ended = peers.join(make, name, config, folder, address, obey, insecure)
-        if ended.status != "finished":
-            parent.say(error=f"{ended.status}: {ended.reason}")
-            sys.exit(peers.EXIT_CODES[ended.status])
-
-    _run(name, pipe, source, folder, body)
-
-
-def _run(
-    name: str,
-    pipe: Connection,
-    source: Path | None,
-    folder: Path,
-    body: Callable[[_Parent], None],
-) -> None:
-    """A child's life: its output in a file, its errors told to the parent. `source` is
-    the config's file, which may register what the config names."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C does
-    logs = folder / rundir.LOGS
+def _run(start: _Start, body: Callable[[_Parent], None]) -> None:
+    """Runs a child: its output goes to a log file, its errors to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    logs = start.request.folder / rundir.LOGS
     logs.mkdir(parents=True, exist_ok=True)
-    with rundir.append_to(logs / f"{name}.log") as log:
+    with rundir.append_to(logs / f"{start.name}.log") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     app.log_with_dates()
-    parent = _Parent(pipe)
+    parent = _Parent(start.pipe)
     code = 0
     try:
         machine.prepare_jax()
-        if source is not None:
-            config_file.import_file(source)
+        if start.source is not None:
+            config_file.import_file(start.source)
         body(parent)
     except errors.Asyn2fError as error:
-        parent.say(error=str(error), usage=True)
+        parent.send(error=str(error), usage=True)
         code = app.USAGE_ERROR
     except Exception as error:
-        logging.exception("%s has failed", name)
-        parent.say(error=f"{type(error).__name__}: {error} (see {logs / name}.log)")
+        logging.exception("%s has failed", start.name)
+        log_file = logs / f"{start.name}.log"
+        parent.send(error=f"{type(error).__name__}: {error} (see {log_file})")
         code = 1
     except SystemExit as ended:
         code = int(ended.code or 0)
-    parent.say(code=code)
+    parent.send(code=code)
     sys.exit(code)

@@ -1,4 +1,5 @@
-"""The folder of a run: claimed for one run at a time, and replaced without loss."""
+"""The folder of a run: claimed by one run at a time, replaced without loss, and tied to
+the data that its run began with."""
 
 import contextlib
 import fcntl
@@ -8,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asyn2f import rundir, trace
-from asyn2f.errors import RunDirError
+from asyn2f.errors import ConfigError, RunDirError
+from asyn2f.tasks.base import Task, class_counts
+from asyn2f.training.agreement import data_digests
 
 # Where an old run lies until the new one has begun; and while it is moved, either way.
 _ASIDE, _MOVING = ".replaced", ".replaced.moving"
@@ -204,3 +207,36 @@ def _speaking(folder: Path) -> Iterator[None]:
         raise RunDirError(
             f"cannot use {folder}: {rundir.why(error, folder)}"
         ) from error
+
+
+# ---------------------------------------------------------------- the data of a run
+
+
+def write_split(folder: Path, task: Task) -> None:
+    """Writes each worker's class counts and the digests of the data."""
+    content = {"counts": class_counts(task), "data": data_digests(task)}
+    rundir.write_json(folder / rundir.SPLIT, content)
+
+
+def check_same_data(folder: Path, task: Task) -> None:
+    """Compares the data with those that the run in the folder began with: a file that
+    the config names may have been edited under the same name.
+
+    Raises:
+      ConfigError: they differ.
+    """
+    if not (folder / rundir.SPLIT).exists():
+        return
+    then = rundir.read_json(folder / rundir.SPLIT).get("data")
+    now = data_digests(task)
+    if then is None or tuple(then) == now:  # None: written by an older version
+        return
+    names = [*(f"worker {k}" for k in range(len(task.shards))), "the test set"]
+    pairs = zip(names, now, then, strict=False)
+    other = [name for name, here, there in pairs if here != there] or names
+    more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+    raise ConfigError(
+        f"config.task: the data of {', '.join(other[:3])}{more} differ from those that "
+        f"the run in {folder} began with: has a file of the data set or of the "
+        "partition changed? Restore it, or start another run"
+    )

@@ -1,10 +1,10 @@
-"""Compares methods fairly: the same data, split, workers and time for each.
+"""Compares methods: the same data, partition, workers and virtual time for each.
 
-    python -m launch.compare --config=configs/digits.py --workdir=runs/compared \\
+    asyn2f compare --config=configs/digits.py --workdir=runs/compared \\
         --strategies=asyn2f,fedavg,fedbuff --seeds=5 --config.stop.max_time_s=30
 
-The same command goes on where it was interrupted. What it leaves: results.jsonl (a line
-per trial), table.md, report.html.
+After an interruption, the same command continues. Results: results.jsonl (a line per
+trial), table.md, report.html.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,98 +27,128 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from asyn2f import errors, rundir
 from asyn2f.cli import app, machine
 from asyn2f.cli.claim import in_use
-from asyn2f.cli.grids import GRIDS
-from asyn2f.cli.trials import Book, Job, carry_out, inputs_digest, prepare_process
+from asyn2f.cli.trials import (
+    GRIDS,
+    Job,
+    Results,
+    inputs_digest,
+    prepare_process,
+    run_trial,
+)
 from asyn2f.config import build, config_file
 from asyn2f.report import comparison, comparison_page
 from asyn2f.report.comparison import Trial
 from asyn2f.strategies import BUILDERS
 
-app.takes("config", "workdir")
 RESULTS, TABLE = "results.jsonl", "table.md"
-_CHOICE_SEEDS = 1_000_000  # between the seeds of results and those of choices
+_CHOICE_SEEDS = 1_000_000  # from the seeds of results to those of choices
 
-_STRATEGIES = flags.DEFINE_list("strategies", None, "The methods, or: all.")
+_STRATEGIES = flags.DEFINE_list("strategies", None, "The methods; all = every one.")
 _SEEDS = flags.DEFINE_integer(
     "seeds", 5, "Runs of each method.", lower_bound=1, upper_bound=_CHOICE_SEEDS
 )
 _TRIALS = flags.DEFINE_integer(
     "trials",
     1,
-    "Settings tried for each method, from cli/grids.py; 1 = the config as it is. "
-    "They are chosen on other seeds and one half of the test set, and the results are "
-    "of the other half.",
+    "Settings tried for each method, from the grids in cli/trials.py; 1 = only the "
+    "config's own. They are chosen on other seeds and one half of the test set, and "
+    "results are measured on the other half.",
     lower_bound=1,
 )
 _CHOICES = flags.DEFINE_integer(
-    "choice_seeds", 2, "Runs by which each setting is judged.", lower_bound=1
+    "choice_seeds", 2, "Runs of each setting.", lower_bound=1
 )
 _TARGET = flags.DEFINE_float(
     "target",
     0.0,
-    "Accuracy that times and bytes are measured to; 0 = 0.98 of the best mean at the "
-    "end.",
+    "Times and bytes are measured to this accuracy; 0 = 0.98 of the best final mean.",
     lower_bound=0.0,
     upper_bound=1.0,
 )
 _JOBS = flags.DEFINE_integer(
     "jobs",
     0,
-    "Processes at a time; 0 = one per core, or one on an accelerator.",
+    "Concurrent processes; 0 = one per core, or one on an accelerator.",
     lower_bound=0,
 )
 
 
+class _Plan(NamedTuple):
+    """What is compared."""
+
+    config: build.Config
+    inputs: str  # see `inputs_digest`
+    choices: dict[str, list[dict[str, Any]]]  # by method, the settings to choose from
+    half: int | None  # of the test set, for results
+
+    def job(self, name: str, settings: dict[str, Any], seed: int, phase: str) -> Job:
+        """A trial of a method; `seed` is counted from that of the config."""
+        first, half = self.config["seed"], self.half
+        if phase == "choice":
+            first, half = first + _CHOICE_SEEDS, 0
+        # Methods are compared at equal time, so nothing may stop one of them earlier.
+        changes: dict[str, Any] = {"stop.max_versions": 0, "stop.target_accuracy": 0.0}
+        changes |= {**settings, "strategy.name": name, "seed": first + seed}
+        return Job(_with(self.config, changes), settings, phase, half, self.inputs)
+
+    def choosing(self) -> list[Job]:
+        """The trials by which settings are chosen."""
+        return [
+            self.job(name, settings, seed, "choice")
+            for name, tried in self.choices.items()
+            if len(tried) > 1
+            for settings in tried
+            for seed in range(_CHOICES.value)
+        ]
+
+
 def main() -> int:
-    folder = Path(app.required(app.WORKDIR))
-    config = app.plain(app.CONFIG.value)
-    strategies = _strategies()
+    folder, plan = Path(app.required(app.WORKDIR)), _plan()
+    choosing = plan.choosing()
+    # All settings are checked before anything starts.
+    for job in (*choosing, *(plan.job(name, {}, 0, "result") for name in plan.choices)):
+        build.check(job.config)
+        build.build_profiles(job.config)
+    with _results_in(folder) as results:
+        machine.prepare_jax()
+        with _pool() as pool:
+            _run(pool, results, choosing, "choosing settings")
+            final = [
+                plan.job(name, _best(name, tried, results, choosing), seed, "result")
+                for name, tried in plan.choices.items()
+                for seed in range(_SEEDS.value)
+            ]
+            _run(pool, results, final, "comparing")
+        trials = [results.trials[job.key] for job in final]
+        _write_table(folder, plan.config, trials)
+    return 0
+
+
+def _plan() -> _Plan:
+    config, strategies = app.checked(app.CONFIG.value), _strategies()
     if not config["stop"]["max_time_s"]:
         raise errors.ConfigError(
             "config.stop.max_time_s: found 0, but methods are compared at equal time; "
             "set it, for example --config.stop.max_time_s=30"
         )
-    half = None if _TRIALS.value == 1 else 1
-    inputs = inputs_digest(config, build.build_task(config))
     choices = {name: _settings(name, config) for name in strategies}
-    first_seed = config["seed"] + _CHOICE_SEEDS
-    choosing = [
-        _job(config, name, settings, first_seed + seed, "choice", 0, inputs)
-        for name, tried in choices.items()
-        if len(tried) > 1
-        for settings in tried
-        for seed in range(_CHOICES.value)
-    ]
-    # Whatever is wrong with a method or its settings is said before anything starts.
-    first = [_job(config, name, {}, 0, "result", half, inputs) for name in strategies]
-    for job in (*choosing, *first):
-        build.check(job.config)
-        build.build_profiles(job.config)
+    inputs = inputs_digest(config, build.build_task(config))
+    return _Plan(config, inputs, choices, None if _TRIALS.value == 1 else 1)
+
+
+@contextlib.contextmanager
+def _results_in(folder: Path) -> Iterator[Results]:
+    """The results in a folder, which no other process uses meanwhile."""
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(in_use(folder, alone=True))
-            book = Book(folder / RESULTS)
+            results = Results(folder / RESULTS)
         except OSError as error:
             raise errors.RunDirError(
                 f"cannot use {folder}: {error.strerror}"
             ) from error
-        machine.prepare_jax()
-        with _pool() as pool:
-            _make(pool, book, choosing, "choosing settings")
-            chosen = {
-                name: _best(name, tried, book, choosing)
-                for name, tried in choices.items()
-            }
-            first_seed = config["seed"]
-            final = [
-                _job(config, name, settings, first_seed + seed, "result", half, inputs)
-                for name, settings in chosen.items()
-                for seed in range(_SEEDS.value)
-            ]
-            _make(pool, book, final, "comparing")
-        _say(folder, config, [book.trials[job.key] for job in final])
-    return 0
+        yield results
 
 
 def _strategies() -> list[str]:
@@ -136,7 +166,7 @@ def _strategies() -> list[str]:
 
 
 def _settings(name: str, config: build.Config) -> list[dict[str, Any]]:
-    """The settings to be tried: the config's own, and others drawn from the grid."""
+    """The settings to try: the config's own, and others drawn from the grid."""
     count = _TRIALS.value
     if count == 1:
         return [{}]
@@ -149,26 +179,11 @@ def _settings(name: str, config: build.Config) -> list[dict[str, Any]]:
     others = [c for c in combinations if any(flat[key] != c[key] for key in c)]
     if len(others) < count - 1:
         raise errors.ConfigError(
-            f"--trials: found {count}, but cli/grids.py has {len(others)} settings "
-            f"of {name} beside the config's own; allowed: at most {len(others) + 1}"
+            f"--trials: found {count}, but cli/trials.py has {len(others)} settings "
+            f"of {name} besides the config's own; allowed: at most {len(others) + 1}"
         )
     drawn = np.random.default_rng(0).permutation(len(others))[: count - 1]
     return [{}, *(others[index] for index in drawn.tolist())]
-
-
-def _job(
-    config: build.Config,
-    name: str,
-    settings: dict[str, Any],
-    seed: int,
-    phase: str,
-    half: int | None,
-    inputs: str,
-) -> Job:
-    own = _with(config, {**settings, "strategy.name": name, "seed": seed})
-    # Who is compared at equal time does not stop earlier.
-    own = _with(own, {"stop.max_versions": 0, "stop.target_accuracy": 0.0})
-    return Job(own, settings, phase, half, inputs)
 
 
 def _with(config: build.Config, changes: dict[str, Any]) -> dict[str, Any]:
@@ -187,8 +202,8 @@ def _with(config: build.Config, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pool() -> Executor:
-    """One process per core, each with one thread and one device: together they do more
-    than one process that lays its lanes over all cores."""
+    """One process per core, each with one thread and one device: together they are
+    faster than one process whose lanes are sharded over all cores."""
     jobs = _JOBS.value
     if not jobs:
         is_cpu = jax.default_backend() == "cpu"
@@ -202,9 +217,9 @@ def _pool() -> Executor:
     )
 
 
-def _make(pool: Executor, book: Book, jobs: Sequence[Job], title: str) -> None:
-    """Makes the trials that are not in the book yet."""
-    missing = {job.key: job for job in jobs if job.key not in book.trials}
+def _run(pool: Executor, results: Results, jobs: Sequence[Job], title: str) -> None:
+    """Runs the trials that have no result yet."""
+    missing = {job.key: job for job in jobs if job.key not in results.trials}
     if not jobs:
         return
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
@@ -212,39 +227,39 @@ def _make(pool: Executor, book: Book, jobs: Sequence[Job], title: str) -> None:
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task(title, total=len(jobs))
         progress.advance(bar, len(jobs) - len(missing))
-        # Whom the first of them starts shall not hear Ctrl-C, from the very beginning.
+        # The processes of the pool, started by the first of them, ignore Ctrl-C.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        futures = [pool.submit(carry_out, job) for job in missing.values()]
+        futures = [pool.submit(run_trial, job) for job in missing.values()]
         signal.signal(signal.SIGINT, before)
         try:
             for future in as_completed(futures):
-                book.add(future.result())
+                results.add(future.result())
                 progress.advance(bar)
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
-                process.kill()  # it would go on with its trial for minutes
+                process.kill()  # its trial may take minutes
             progress.stop()
-            done = len([job for job in jobs if job.key in book.trials])
-            print(f"{done} of {len(jobs)} trials are kept; the same command goes on")
+            done = len([job for job in jobs if job.key in results.trials])
+            print(f"{done}/{len(jobs)} trials completed; the same command continues")
             if isinstance(error, BrokenProcessPool):
                 app.fail(
-                    "a trial's process has died, perhaps for want of memory: "
+                    "the process of a trial was killed, perhaps for lack of memory: "
                     "--jobs=1 needs less"
                 )
             raise
 
 
 def _best(
-    name: str, tried: list[dict[str, Any]], book: Book, jobs: Sequence[Job]
+    name: str, tried: list[dict[str, Any]], results: Results, jobs: Sequence[Job]
 ) -> dict[str, Any]:
-    """The settings with the highest mean accuracy at the end."""
+    """The settings with the highest mean final accuracy."""
     if len(tried) == 1:
         return tried[0]
 
     def accuracy(settings: dict[str, Any]) -> float:
         found = [
-            book.trials[job.key].accuracy[-1]
+            results.trials[job.key].accuracy[-1]
             for job in jobs
             if job.config["strategy"]["name"] == name and job.settings == settings
         ]
@@ -253,7 +268,7 @@ def _best(
     return max(tried, key=accuracy)
 
 
-def _say(folder: Path, config: build.Config, trials: list[Trial]) -> None:
+def _write_table(folder: Path, config: build.Config, trials: list[Trial]) -> None:
     ends = [
         comparison.estimate([trial.accuracy[-1] for trial in own]).mean
         for own in comparison.by_strategy(trials).values()

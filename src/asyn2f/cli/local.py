@@ -1,8 +1,8 @@
-"""A whole run on this machine: one server, its workers and an evaluator, as processes.
+"""A whole run on this machine: server, workers and evaluator, as processes.
 
-    python -m launch.local --config=configs/digits.py --workdir=runs/digits
+    asyn2f run --config=configs/digits.py --workdir=runs/digits
 
-Any key can be given as a flag: --config.workers=8 --config.strategy.name=fedavg
+Each key of the config is a flag: --config.workers=8 --config.strategy.name=fedavg
 """
 
 import signal
@@ -16,43 +16,63 @@ from typing import Any
 from absl import flags
 
 from asyn2f import errors, rundir
-from asyn2f.cli import app, children, security
+from asyn2f.cli import app, children, process
 from asyn2f.cli.children import Child
-from asyn2f.cli.serving import empty_summary, prepared, print_summary
+from asyn2f.cli.server import prepared, print_summary
 from asyn2f.config import build
+from asyn2f.protocol.ledger import COUNTED
 from asyn2f.protocol.status import RunStatus, WorkerStatus
 from asyn2f.report.live import LiveView
+from asyn2f.store.orbax import OrbaxStore
 
-app.takes("config", "workdir", "insecure", "resume", "overwrite")
 _START = flags.DEFINE_integer(
-    "start_workers", None, "Start only that many; others may join by hand."
+    "start_workers", None, "Start only this many; others may join by hand."
 )
 
-_PATIENCE_S = (3.5, 0.7)  # until a child that shall end gets SIGTERM, then SIGKILL
+_PATIENCE_S = (3.5, 0.7)  # until a stopping child gets SIGTERM, and then SIGKILL
+
+
+def main() -> int:
+    request = app.request()
+    config, folder = request.config, request.folder
+    workers = config["workers"] if _START.value is None else _START.value
+    if not 0 <= workers <= config["workers"]:
+        raise errors.ConfigError(
+            f"--start_workers: found {workers}, allowed: 0 to {config['workers']}"
+        )
+    task = build.build_task(config)
+    with prepared(request, task) as claim:
+        launcher = Launcher(request, workers, claim.begin)
+        reason = launcher.run()
+        if launcher.usage_error is not None:
+            app.fail(launcher.usage_error)
+        if claim.holds_old:
+            app.fail(f"the run did not start ({reason}); {folder} is as it was before")
+        if not (folder / rundir.SUMMARY).exists():
+            status = "interrupted" if launcher.interrupted else "failed"
+            summary = empty_summary(config, folder, status, reason or "")
+            rundir.write_json(folder / rundir.SUMMARY, summary)
+        return print_summary(rundir.read_json(folder / rundir.SUMMARY), folder)
 
 
 class Launcher:
-    """Starts the processes, passes on what they say, and sees to it that all end."""
+    """Supervises the processes of a run: starts them, forwards their messages, and
+    ends them."""
 
     def __init__(
-        self,
-        config: build.Config,
-        folder: Path,
-        workers: int,
-        insecure: bool,
-        on_begun: Callable[[], None],
+        self, request: app.Request, workers: int, on_begun: Callable[[], None]
     ) -> None:
         self._on_begun = on_begun  # called when the server listens
         self._view = LiveView()
-        self._folder = folder
-        self._children = children.start_all(config, folder, workers, insecure)
+        self._folder = request.folder
+        self._children = children.start_all(request, workers)
         self._server = self._children[0]
-        # What tells of a child: its pipe, then, when that has broken, its sentinel. The
-        # sentinel by itself may tell of the end of what the child was forked from.
+        # By what is waited for: a child's pipe, and once that has broken, its sentinel.
+        # A sentinel alone may also report the end of the fork server.
         self._watched: dict[Any, Child] = {
             child.pipe: child for child in self._children
         }
-        self._codes: dict[str, int] = {}  # of children that have said theirs
+        self._codes: dict[str, int] = {}  # of children that have reported theirs
         self._joined: set[str] = set()
         self._deadlines_s: list[float] = []
         self._stop_reason: str | None = None
@@ -64,11 +84,11 @@ class Launcher:
         ring.setblocking(False)
         signal.set_wakeup_fd(ring.fileno(), warn_on_full_buffer=False)
         self._ring = ring
-        for number in app.stopping_signals():
+        for number in process.stopping_signals():
             signal.signal(number, lambda *_: None)
 
     def run(self) -> str | None:
-        """Watches until all have ended; the reason if they were told to stop."""
+        """Waits until all have ended; returns the reason if they were stopped."""
         try:
             with self._view:
                 while self._watched:
@@ -87,7 +107,7 @@ class Launcher:
                 self.interrupted = True
                 self._stop(f"{number.name} received")
             elif isinstance(item, Connection):
-                self._hear(self._watched[item])
+                self._receive(self._watched[item])
             else:
                 self._on_exit(self._watched.pop(item))
         self._enforce_deadline()
@@ -99,12 +119,12 @@ class Launcher:
         for child in self._watched.values():
             child.pipe.close()
         give_up_s = time.monotonic() + sum(_PATIENCE_S)
-        for process in left:
-            process.join(max(0.0, give_up_s - time.monotonic()))
-            process.kill()
+        for each in left:
+            each.join(max(0.0, give_up_s - time.monotonic()))
+            each.kill()
 
-    def _hear(self, child: Child) -> None:
-        message = children.hear(child)
+    def _receive(self, child: Child) -> None:
+        message = child.receive()
         if message is None:
             self._watched[child.process.sentinel] = self._watched.pop(child.pipe)
         elif "code" in message:
@@ -113,33 +133,33 @@ class Launcher:
             self._on_begun()
             self._view.message(f"server at {message['address']}")
             for other in self._children[1:]:
-                other.tell(address=message["address"])
+                other.send(address=message["address"])
         elif "status" in message:
             status = _status(message["status"])
             self._has_begun = status.state != "waiting for workers"
             self._view.update(status)
-            self._tell_who_has_joined(status)
+            self._lower_priorities(status)
         elif "error" in message:
             if message.get("usage"):
                 self.usage_error = message["error"]
             self._view.message(f"{child.name}: {message['error']}")
 
-    def _tell_who_has_joined(self, status: RunStatus) -> None:
-        """From then on it gives way. Who did while it starts could start for minutes,
-        on cores that others keep busy."""
+    def _lower_priorities(self, status: RunStatus) -> None:
+        """Has each peer lower its priority once it has joined: before, its start could
+        take minutes on busy cores."""
         joined = {f"worker-{worker.worker}" for worker in status.workers}
         if status.accuracy is not None:
             joined.add("evaluator")
         for child in self._children:
             if child.name in joined - self._joined:
-                child.tell(joined=True)
+                child.send(joined=True)
         self._joined |= joined
 
     def _on_exit(self, child: Child) -> None:
-        """A process has ended: the server's end is everybody's, another's is not."""
+        """Reports the end of a process; the server's end stops the run."""
         code = self._codes.get(child.name, child.process.exitcode)
         left = {other.name for other in self._watched.values()}
-        how = f"ended with {code}{self._last_word(child, code)}"
+        how = f"ended with {code}{self._last_line_of(child, code)}"
         if child is self._server:
             self._stop("the run is over" if code == 0 else f"the server {how}")
         elif code != 0:
@@ -149,9 +169,9 @@ class Launcher:
             elif not self._has_begun and not self._deadlines_s:
                 self._stop(f"{child.name} ended before the run began")
 
-    def _last_word(self, child: Child, code: int | None) -> str:
-        """The last line of its log, if it failed and could not say why: a library that
-        ends the process asks nobody."""
+    def _last_line_of(self, child: Child, code: int | None) -> str:
+        """The last line of its log, if it ended without a report: a library may end the
+        process."""
         log = self._folder / rundir.LOGS / f"{child.name}.log"
         if not code or code < 0 or child.name in self._codes or not log.exists():
             return ""
@@ -159,20 +179,20 @@ class Launcher:
         return "".join(f": {line.strip()}" for line in lines[-2:-1])
 
     def _stop(self, reason: str) -> None:
-        """Asks the server to end the run; it tells the others. Twice: at once."""
+        """Asks the server to end the run, which ends its peers; a second call kills."""
         now = time.monotonic()
         if self._deadlines_s:
             self._deadlines_s = [now, *self._deadlines_s[-1:]]
             return
         self._stop_reason = reason
         self._deadlines_s = [now + _PATIENCE_S[0], now + sum(_PATIENCE_S)]
-        self._server.tell(stop=reason)
+        self._server.send(stop=reason)
         if not self._has_begun or self._server not in self._watched.values():
             for child in self._watched.values():
-                child.tell(stop=reason)
+                child.send(stop=reason)
 
     def _enforce_deadline(self) -> None:
-        """Kills the children that have not ended in time."""
+        """Terminates, and then kills, children that have not ended in time."""
         while self._deadlines_s and time.monotonic() >= self._deadlines_s[0]:
             self._deadlines_s.pop(0)
             for child in self._watched.values():
@@ -183,41 +203,44 @@ class Launcher:
 
 
 def _status(fields: list[Any]) -> RunStatus:
-    """JSON makes lists of named tuples."""
+    """A status from JSON, which has lists for named tuples."""
     status = RunStatus(*fields)
     return status._replace(
         workers=tuple(WorkerStatus(*worker) for worker in status.workers)
     )
 
 
-def main() -> int:
-    folder = Path(app.required(app.WORKDIR))
-    config = app.plain(app.CONFIG.value)
-    workers = config["workers"] if _START.value is None else _START.value
-    if not 0 <= workers <= config["workers"]:
-        raise errors.ConfigError(
-            f"--start_workers: found {workers}, allowed: 0 to {config['workers']}"
-        )
-    task = build.build_task(config)
-    insecure = security.INSECURE.value
-    with prepared(
-        config,
-        task,
-        folder,
-        resume=app.RESUME.value,
-        overwrite=app.OVERWRITE.value,
-        insecure=insecure,
-    ) as claim:
-        launcher = Launcher(config, folder, workers, insecure, claim.begin)
-        reason = launcher.run()
-        if launcher.usage_error is not None:
-            app.fail(launcher.usage_error)
-        if claim.holds_old:
-            app.fail(
-                f"the run has not begun ({reason}); {folder} holds the old one still"
-            )
-        if not (folder / rundir.SUMMARY).exists():
-            status = "interrupted" if launcher.interrupted else "failed"
-            summary = empty_summary(config, folder, status, reason or "")
-            rundir.write_json(folder / rundir.SUMMARY, summary)
-        return print_summary(rundir.read_json(folder / rundir.SUMMARY), folder)
+def empty_summary(
+    config: build.Config, folder: Path, status: str, reason: str
+) -> dict[str, Any]:
+    """The summary of a run whose server was killed: from its newest checkpoint's
+    record; null where that has no value."""
+    version = 0
+    accounting: dict[str, Any] = {}
+    best_accuracy, best_version = None, None
+    if (folder / rundir.MODELS).exists():  # else not even JAX may have started
+        store = OrbaxStore(folder / rundir.MODELS)
+        if store.versions():
+            version = max(store.versions())
+            accounting = store.record(version).get("accounting", {})
+        best_accuracy, best_version = store.best()
+        store.close()
+    totals = accounting.get("totals", {})
+    counts = accounting.get("ledger", {}).get("counts", {})
+    return {
+        "status": status,
+        "reason": reason,
+        "run": rundir.read_json(folder / rundir.RUN)["run"],
+        "strategy": config["strategy"]["name"],
+        "seed": config["seed"],
+        "versions": version,
+        "best_version": best_version,
+        "best_accuracy": best_accuracy,
+        "final_accuracy": None,
+        "wall_s": totals.get("elapsed_s"),
+        "updates": {name: counts.get(name) for name in COUNTED},
+        "incomplete_versions": totals.get("incomplete_versions"),
+        "bytes_up": totals.get("bytes_up"),
+        "bytes_down": totals.get("bytes_down"),
+        "params_sha256": None,
+    }

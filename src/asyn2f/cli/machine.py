@@ -1,8 +1,9 @@
-"""This machine and this process: JAX's devices and caches, cores, and what of them the
-numbers depend on."""
+"""This machine: JAX's devices and caches, cores, instruction sets, and the environment
+that the last bits of a run depend on."""
 
 import hashlib
 import os
+import platform
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,6 @@ import jaxlib
 
 import asyn2f
 from asyn2f import rundir, trace
-from asyn2f.cli import processor
 from asyn2f.errors import DeviceError
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.tasks.cache import (
@@ -21,17 +21,32 @@ from asyn2f.tasks.cache import (
 )
 from asyn2f.training import agreement
 
-# What was measured here to execute an experiment fastest.
+# Which executor was measured to be the fastest here, by experiment.
 TRIALS = cache_folder() / "trials.json"
+
+# By XLA's names, each with the flags of /proc/cpuinfo that it adds. Under another set,
+# sums and products are rounded differently.
+_INSTRUCTION_SETS = {
+    "SSE4_2": {"sse4_2"},
+    "AVX": {"avx"},
+    "AVX2": {"avx2", "fma"},
+    "AVX512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "AVX512_VNNI": {"avx512_vnni"},
+    "AVX512_BF16": {"avx512_bf16"},
+    "AMX": {"amx_tile", "amx_int8", "amx_bf16"},
+    "AMX_FP16": {"amx_fp16"},
+}
+_MAX_ISA = "--xla_cpu_max_isa="
 
 
 def prepare_jax() -> None:
-    """The persistent compilation cache, for every program however small: a dozen
-    processes compile the same, the first run pays, and the others read. Then JAX's
-    devices, so that a missing device is reported early.
+    """Sets up JAX's persistent compilation cache and its devices.
+
+    Every program is cached, however small: a dozen processes compile the same ones, so
+    the first run compiles and the others read.
 
     Raises:
-      DeviceError: JAX_PLATFORMS names one that is not here.
+      DeviceError: JAX_PLATFORMS names a platform that is not available.
     """
     default = str(cache_folder() / "jax")
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", default)
@@ -40,39 +55,39 @@ def prepare_jax() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     try:
         jax.devices()
-    except Exception as error:  # of several kinds, one of them an assertion
+    except Exception as error:  # of several classes, one of them AssertionError
         wanted = jax.config.values["jax_platforms"]
         why = f" ({str(error).strip().splitlines()[0]})" if str(error) else ""
         raise DeviceError(
             f"JAX_PLATFORMS: found {wanted!r}, and JAX has no such device here{why}; "
-            "unset it, or install what JAX needs for that device"
+            "unset it, or install JAX's support for that device"
         ) from None
 
 
 def use_cores_as_devices() -> None:
-    """On a CPU, one of JAX's devices for each core: lanes are laid over devices, and
-    two devices of one thread do more than one device of two. To be called before
-    anything is computed; elsewhere it changes nothing."""
+    """Makes each core one of JAX's CPU devices, over which lanes are sharded: two
+    devices of one thread are faster than one device of two. To be called before
+    anything is computed; has no effect on accelerators."""
     jax.config.update("jax_num_cpu_devices", len(usable_cores()))
 
 
 def usable_cores() -> list[int]:
-    """The cores this process may run on."""
+    """The cores in this process's affinity mask."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))  # where there is no affinity: macOS
+    return list(range(os.cpu_count() or 1))  # macOS has no affinity
 
 
 def threads() -> int:
-    """How many threads XLA computes with on a CPU: some of its sums are cut by their
-    number, so the last bits of large matrix products and convolutions depend on it."""
+    """The number of threads of XLA's CPU backend. Some of its sums are split by it, so
+    the last bits of large matrix products and convolutions depend on it."""
     found = os.environ.get("PJRT_NPROC", "")
     return int(found) if found.isdigit() else len(usable_cores())
 
 
 def source_digest(leave_out: tuple[str, ...] = ()) -> str:
-    """Names the state of the package's sources, but for some of its folders: a version
-    number stands for many."""
+    """A digest of the package's sources, except for the subpackages `leave_out`: one
+    version number stands for many states of them."""
     folder = Path(asyn2f.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -84,7 +99,7 @@ def source_digest(leave_out: tuple[str, ...] = ()) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers of this process may depend on, for the head of its trace."""
+    """The environment that this process's numbers may depend on, for its trace."""
     device = jax.devices()[0]
     return {
         "asyn2f": asyn2f.__version__,
@@ -98,7 +113,7 @@ def environment() -> dict[str, Any]:
         "threads": threads(),
         "steps_per_call": 1,
         "dtype": "float32",
-        "instruction_set": processor.instruction_set(),
+        "instruction_set": instruction_set(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "x64": bool(jax.config.read("jax_enable_x64")),
         **agreement.flags(agreement.REPLAYED),
@@ -106,10 +121,60 @@ def environment() -> dict[str, Any]:
 
 
 def open_journal(folder: Path, actor: str, run_id: str, incarnation: int) -> Journal:
-    """This process's trace, with its head written."""
+    """Opens this process's trace and writes its `ProcessStarted` event."""
     journal = Journal(trace.TraceWriter(folder / rundir.TRACE, actor))
     now, here = time.monotonic(), environment()
     journal.write(
         trace.ProcessStarted(now, actor, run_id, incarnation, here, trace.FORMAT)
     )
     return journal
+
+
+# ---------------------------------------------------------------- instruction sets
+
+
+def instruction_set() -> str:
+    """The largest instruction set that XLA compiles for in this process.
+
+    On processors other than x86, or without /proc/cpuinfo, the kind of machine.
+    """
+    return largest_set(_processor_flags(), os.environ.get("XLA_FLAGS", ""))
+
+
+def largest_set(processor_flags: frozenset[str], xla_flags: str) -> str:
+    """The largest set of a processor, as far as XLA is allowed to use it.
+
+    >>> largest_set(frozenset({"sse4_2", "avx", "avx2", "fma"}), "")
+    'AVX2'
+    >>> largest_set(frozenset({"sse4_2", "avx"}), "--xla_cpu_max_isa=sse4_2")
+    'SSE4_2'
+    """
+    limits = [flag for flag in xla_flags.split() if flag.startswith(_MAX_ISA)]
+    limit = limits[-1].removeprefix(_MAX_ISA).upper() if limits else ""
+    found = platform.machine()
+    for name, needed in _INSTRUCTION_SETS.items():
+        if not needed <= processor_flags:
+            break
+        found = name
+        if name == limit:
+            break
+    return found
+
+
+def limit_instructions(name: str) -> None:
+    """Has XLA compile for at most this set. To be called before anything is computed;
+    a set that XLA has no name for changes nothing."""
+    if name in _INSTRUCTION_SETS and name != instruction_set():
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        others = [flag for flag in flags if not flag.startswith(_MAX_ISA)]
+        os.environ["XLA_FLAGS"] = " ".join([*others, _MAX_ISA + name])
+
+
+def _processor_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    lines = (line.partition(":") for line in text.splitlines())
+    found = (values for name, _, values in lines if name.strip() == "flags")
+    return frozenset(next(found, "").split())

@@ -1,12 +1,12 @@
-"""What the programs of a worker and of an evaluator have in common."""
+"""Workers and evaluators: what a run's peers have in common, and their programs."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 
-from asyn2f import rundir
-from asyn2f.cli import app, listening, machine, security
+from asyn2f import errors, rundir
+from asyn2f.cli import app, machine, process
 from asyn2f.config import build
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.evaluator import Evaluator
@@ -14,7 +14,10 @@ from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import Ended
 from asyn2f.runtime.worker import Worker
 from asyn2f.training.experiment import Experiment
+from asyn2f.transport import keys
 from asyn2f.transport.zmq import ZmqTransport
+
+_WORKER = flags.DEFINE_integer("worker", None, "Which worker: the number of its shard.")
 
 Stop = Callable[[str], None]
 Make = Callable[[Experiment, RuntimeSettings, Journal], Worker | Evaluator]
@@ -22,13 +25,44 @@ Make = Callable[[Experiment, RuntimeSettings, Journal], Worker | Evaluator]
 EXIT_CODES = {"finished": 0, "failed": 1, "refused": app.USAGE_ERROR}
 
 
-def make_worker(worker: int) -> Make:
-    """A function that makes this worker."""
+def worker() -> int:
+    """One worker of a run, on this or another machine.
+
+        asyn2f worker --config=configs/digits.py --workdir=runs/digits \\
+            --worker=3 --server=tcp://127.0.0.1:5570
+
+    The config must be the server's. Without --server, the address is read from
+    --workdir, where a server on the same file system has written it. The worker's
+    trace goes to --workdir; see `asyn2f collect`.
+    """
+    request, number = app.request(), _WORKER.value
+    count = request.config["workers"]
+    if number is None or not 0 <= number < count:
+        raise errors.ConfigError(
+            f"--worker: found {number}, allowed: 0 to {count - 1}; config.workers is "
+            "the number of shards of the data"
+        )
+    return _main(make_worker(number), f"worker-{number}", request)
+
+
+def evaluator() -> int:
+    """The evaluator of a run, on this or another machine.
+
+        asyn2f evaluator --config=configs/digits.py --workdir=runs/digits \\
+            --server=tcp://127.0.0.1:5570
+
+    For the flags see `asyn2f worker`.
+    """
+    return _main(Evaluator, "evaluator", app.request())
+
+
+def make_worker(number: int) -> Make:
+    """A function that makes the worker with this number."""
 
     def make(
         experiment: Experiment, settings: RuntimeSettings, journal: Journal
     ) -> Worker:
-        return Worker(experiment, worker, settings, journal)
+        return Worker(experiment, number, settings, journal)
 
     return make
 
@@ -36,28 +70,26 @@ def make_worker(worker: int) -> Make:
 def join(
     make: Make,
     actor: str,
-    config: build.Config,
-    folder: Path,
+    request: app.Request,
     wait_for_address: Callable[[], str],
     on_ready: Callable[[Stop], None],
-    insecure: bool,
 ) -> Ended:
     """Runs a worker or an evaluator.
 
     Args:
       make: makes it; compiles.
       actor: its name in the trace.
-      config: checked; the server's.
-      folder: where its trace goes.
+      request: the server's config, the folder for the trace, and whether to join a
+        server on another machine without keys.
       wait_for_address: called when it is ready to join.
       on_ready: called once before that, with the function that stops it.
-      insecure: without keys, join a server on another machine.
 
     Raises:
-      AddressError: not an address, or not one to be used without keys.
+      AddressError: the address is invalid, or requires keys.
       KeysError: its keys cannot be used.
     """
-    keys = security.peer_keys(config, actor)
+    config, folder = request.config, request.folder
+    own_keys = _peer_keys(config, actor)
     experiment, settings = build.build_experiment(config), build.build_runtime(config)
     journal = machine.open_journal(folder, actor, "", 0)
     peer = make(experiment, settings, journal)
@@ -66,40 +98,50 @@ def join(
         wait_for_address(),
         experiment.template.num_bytes,
         peer.depth,
-        keys,
-        insecure,
+        own_keys,
+        request.insecure,
         settings.shared_memory,
     )
-    ended = peer.run(transport, build.terms(config), lambda: listening.token_of(folder))
+    ended = peer.run(transport, build.terms(config), lambda: rundir.token_of(folder))
     journal.close()
     return ended
 
 
-def main(
-    make: Make,
-    actor: str,
-    config: build.Config,
-    folder: Path,
-    server: flags.FlagHolder[str | None],
-) -> int:
-    """The program around `join`: returns the exit code."""
-    build.build_task(config)
+def _main(make: Make, actor: str, request: app.Request) -> int:
+    """The program around `join`; returns the exit code."""
+    build.build_task(request.config)
     machine.prepare_jax()
-
-    def address() -> str:
-        if server.value:
-            return server.value
-        found = folder / rundir.SERVER
-        if not found.exists():
-            app.fail(f"--server must be given: {found} is not there to say it")
-        return listening.read(folder).address
-
-    insecure = security.INSECURE.value
-    keyed = security.peer_keys(config, actor) is not None
-    security.check(address(), keyed, insecure)
-    print(f"{actor}: ready to join {address()}", flush=True)
-    ended = join(make, actor, config, folder, address, app.stop_on_signals, insecure)
+    has_keys = _peer_keys(request.config, actor) is not None
+    app.check_address(_address(request.folder), has_keys, request.insecure)
+    app.log_with_dates()
+    print(f"{actor}: ready to join {_address(request.folder)}", flush=True)
+    ended = join(
+        make,
+        actor,
+        request,
+        lambda: _address(request.folder),
+        process.stop_on_signals,
+    )
     if ended.status == "refused":
-        app.fail(f"{actor} was turned away: {ended.reason}")
+        app.fail(f"{actor} was refused: {ended.reason}")
     print(f"{actor}: {ended.status}: {ended.reason}")
     return EXIT_CODES[ended.status]
+
+
+def _address(folder: Path) -> str:
+    """The server's address, from the flag or its folder."""
+    if app.SERVER.value:
+        return app.SERVER.value
+    if not (folder / rundir.SERVER).exists():
+        app.fail(f"--server must be given: there is no {folder / rundir.SERVER}")
+    return rundir.read_listening(folder).address
+
+
+def _peer_keys(config: build.Config, name: str) -> keys.PeerKeys | None:
+    """The keys of the peer of that name; None if the config names none.
+
+    Raises:
+      KeysError: they cannot be used.
+    """
+    folder = config["runtime"]["keys_dir"]
+    return keys.read_peer_keys(Path(folder), name) if folder else None

@@ -1,50 +1,276 @@
 """The server of a run.
 
-    python -m launch.server --config=configs/digits.py --workdir=runs/digits \\
+    asyn2f server --config=configs/digits.py --workdir=runs/digits \
         --config.runtime.address=tcp://127.0.0.1:5570
 
-Workers and evaluators join with `python -m launch.worker` and `.evaluator`.
+Workers and evaluators join with `asyn2f worker` and `asyn2f evaluator`.
 """
 
+import contextlib
+import logging
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from asyn2f.cli import app, machine, security
-from asyn2f.cli.serving import prepared, print_summary, serve
+from asyn2f import errors, failpoints, rundir
+from asyn2f.cli import app, claim, machine, process
+from asyn2f.cli.claim import Claim
 from asyn2f.config import build
+from asyn2f.protocol.settings import RuntimeSettings
+from asyn2f.protocol.status import RunStatus, warnings_of
 from asyn2f.report.live import LiveView
-from asyn2f.runtime.server import Server
-from asyn2f.transport.addresses import parse_address, reachable
+from asyn2f.report.metrics import MetricsWriter
+from asyn2f.report.run_page import write_report
+from asyn2f.rundir import Listening
+from asyn2f.runtime.server import Observer, Server
+from asyn2f.runtime.startup import create_server
+from asyn2f.store.orbax import OrbaxStore
+from asyn2f.tasks.base import Task
+from asyn2f.timing import deadline_warning
+from asyn2f.training.batches import steps_per_epoch
+from asyn2f.training.experiment import Experiment
+from asyn2f.transport import addresses, keys
+from asyn2f.transport.zmq import ZmqTransport, check_free
 
-app.takes("config", "workdir", "insecure", "resume", "overwrite")
+_SWITCH_S = 5e-4  # between threads; Python's default is ten times as long
+_PORTS_FREE_S = 5.0  # a server that has been taken over has usually ended by then
+
+EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 
 
 def main() -> int:
-    folder = Path(app.required(app.WORKDIR))
-    config = app.plain(app.CONFIG.value)
-    task = build.build_task(config)
-    insecure = security.INSECURE.value
+    request = app.request()
+    task = build.build_task(request.config)
     machine.prepare_jax()
-    with (
-        prepared(
-            config,
-            task,
-            folder,
-            resume=app.RESUME.value,
-            overwrite=app.OVERWRITE.value,
-            insecure=insecure,
-        ) as claim,
-        LiveView() as view,
-    ):
+    with prepared(request, task) as claim, LiveView() as view:
         app.log_with_dates()
 
         def on_ready(address: str, server: Server) -> None:
             claim.begin()
-            app.stop_on_signals(server.stop)
-            host, _ = parse_address(config["runtime"]["address"])
-            more = (
-                "" if host == reachable(host) else " and this machine's other addresses"
-            )
-            view.message(f"listening at {address}{more}, run folder {folder}")
+            process.stop_on_signals(server.stop)
+            host, _ = addresses.parse_address(request.config["runtime"]["address"])
+            more = " and this machine's other addresses"
+            more = "" if host == addresses.reachable(host) else more
+            view.message(f"listening at {address}{more}, run folder {request.folder}")
 
-        summary = serve(config, folder, view.update, on_ready, insecure)
-    return print_summary(summary, folder)
+        summary = serve(request, view.update, on_ready)
+    return print_summary(summary, request.folder)
+
+
+@contextlib.contextmanager
+def prepared(request: app.Request, task: Task) -> Iterator[Claim]:
+    """Claims the folder of a run and writes its config; `Claim.begin` is to be called
+    when the server listens.
+
+    Raises:
+      RunDirError, ConfigError, AddressError, KeysError: nothing has been changed then.
+    """
+    config, folder = request.config, request.folder
+    # Before anything is overwritten: a port that is taken must not cost an old run.
+    process.check_descriptors(config["workers"])
+    address, own_keys = config["runtime"]["address"], server_keys(config)
+    app.check_address(address, own_keys is not None, request.insecure)
+    addresses.check_host(addresses.parse_address(address)[0])
+    check_free(address, own_keys, request.insecure)
+    resume, overwrite = request.resume, request.overwrite
+    with claim.claimed(
+        folder, resume=resume, overwrite=overwrite, takes_over=True
+    ) as claimed:
+        if resume:
+            stored = rundir.read_json(folder / rundir.CONFIG)
+            build.check_same_experiment(stored, config)
+            claim.check_same_data(folder, task)
+        claimed.clear(overwrite=overwrite)
+        write_config(folder, config)
+        claimed.share()
+        yield claimed
+
+
+def write_config(folder: Path, config: build.Config) -> None:
+    """Writes a run's config, and its id if it has none yet."""
+    rundir.write_json(folder / rundir.CONFIG, dict(config))
+    if not (folder / rundir.RUN).exists():
+        rundir.write_json(folder / rundir.RUN, {"run": secrets.token_hex(6)})
+
+
+def server_keys(config: build.Config) -> keys.ServerKeys | None:
+    """The server's keys; None if the config names none.
+
+    Raises:
+      KeysError: they cannot be used.
+    """
+    folder = config["runtime"]["keys_dir"]
+    return keys.read_server_keys(Path(folder)) if folder else None
+
+
+def serve(
+    request: app.Request,
+    on_status: Callable[[RunStatus], None],
+    on_ready: Callable[[str, Server], None],
+) -> dict[str, Any]:
+    """Runs a server in a prepared folder.
+
+    Args:
+      request: of which config, folder and `insecure` are used.
+      on_status: called a few times per second.
+      on_ready: called once, with the address at which it listens and the server.
+
+    Returns:
+      The summary, which has been written into the folder as well.
+    """
+    # Threads of I/O must not wait long for the one that computes.
+    sys.setswitchinterval(_SWITCH_S)
+    config, folder = request.config, request.folder
+    experiment, settings = build.build_experiment(config), build.build_runtime(config)
+    cycles_s = _cycles_s(experiment, settings)
+    if short := deadline_warning(experiment.strategy.timing, cycles_s):
+        print(f"warning: {short}", flush=True)
+    own_keys = server_keys(config)
+    store = OrbaxStore(
+        folder / rundir.MODELS,
+        settings.keep_last,
+        settings.keep_younger_than_s,
+        write_ahead=settings.write_ahead,
+    )
+    # Before the sockets: a server that still serves this run ends and frees its ports.
+    incarnation = store.begin_incarnation()
+    try:
+        before = _listening_before(folder)
+        transport, address = _bind(
+            before, settings, experiment, own_keys, request.insecure
+        )
+    except BaseException:
+        store.close()
+        raise
+    run_id = rundir.read_json(folder / rundir.RUN)["run"]
+    claim.write_split(folder, experiment.task)
+    needs_token = own_keys is None and not request.insecure
+    # A resumed run keeps its token: its peers present the one that they have read.
+    token = (before.token if before else "") or secrets.token_hex(16)
+    token = token if needs_token else ""
+    journal = machine.open_journal(folder, "server", run_id, incarnation)
+    metrics = MetricsWriter(folder)
+    server = create_server(
+        experiment,
+        build.terms(config),
+        run_id,
+        settings,
+        transport,
+        store,
+        journal,
+        Observer(row=metrics.write, status=on_status),
+        incarnation,
+        token,
+    )
+    listening = Listening(address, transport.ports(), run_id, token)
+    rundir.write_listening(folder, listening)
+    on_ready(address, server)
+    summary = server.run()
+    summary["warnings"] = warnings_of(summary)
+    failpoints.reach("ending")
+    rundir.write_json(folder / rundir.SUMMARY, summary)
+    metrics.close()
+    journal.close()
+    store.close()
+    return summary
+
+
+def _cycles_s(experiment: Experiment, settings: RuntimeSettings) -> list[float]:
+    """Lower bounds of the seconds of each worker's cycle, from the limits of their
+    speeds; 0 where there is none."""
+    speeds = settings.worker_speeds
+    limits = [speeds[k % len(speeds)] for k in range(experiment.workers)]
+    epochs = experiment.strategy.timing.epochs_per_push
+    batch_size = experiment.training.batch_size
+    return [
+        epochs * steps_per_epoch(len(rows), batch_size) / limit if limit else 0.0
+        for rows, limit in zip(experiment.task.shards, limits, strict=True)
+    ]
+
+
+def _listening_before(folder: Path) -> Listening | None:
+    """Where the run's previous server listened, if that is known."""
+    if not (folder / rundir.SERVER).exists():
+        return None
+    try:
+        return rundir.read_listening(folder)
+    except errors.RunDirError as error:
+        logging.warning("%s", error)
+        return None
+
+
+def _bind(
+    before: Listening | None,
+    settings: RuntimeSettings,
+    experiment: Experiment,
+    own_keys: keys.ServerKeys | None,
+    insecure: bool,
+) -> tuple[ZmqTransport, str]:
+    """The bound sockets, and the address for peers.
+
+    A resumed run listens at its previous ports if they become free while its peers
+    still try them: a server that is taken over frees them at once, or, if it hangs,
+    when it continues.
+    """
+    size, workers = experiment.template.num_bytes, experiment.workers
+    host, port = addresses.parse_address(settings.address)
+
+    def bind(ports: tuple[int, int, int] | None) -> ZmqTransport:
+        return ZmqTransport.bind(
+            settings.address,
+            size,
+            workers,
+            ports,
+            own_keys,
+            insecure,
+            settings.shared_memory,
+        )
+
+    transport = None
+    start_s, has_warned = time.monotonic(), False
+    tries = port == 0 and before is not None
+    while (
+        tries
+        and transport is None
+        and time.monotonic() < start_s + settings.server_timeout_s
+    ):
+        assert before is not None
+        try:
+            transport = bind(before.ports)
+        except errors.AddressError:
+            if not has_warned and time.monotonic() > start_s + _PORTS_FREE_S:
+                logging.warning(
+                    "ports %s of this run are in use: if its previous server hangs, "
+                    "kill it; waiting for them for at most %g s",
+                    before.ports,
+                    settings.server_timeout_s,
+                )
+                has_warned = True
+            time.sleep(0.1)  # there is no event for another process's port
+    if transport is None:
+        transport = bind(None)
+    host = addresses.reachable(host)
+    host = f"[{host}]" if ":" in host else host
+    return transport, f"tcp://{host}:{transport.ports()[0]}"
+
+
+# ---------------------------------------------------------------- the end of a run
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> int:
+    """Writes the report and prints where the results are; returns the exit code."""
+    best, version = summary.get("best_accuracy"), summary.get("best_version")
+    print(f"{summary['status']}: {summary['reason']}")
+    if best is not None:
+        print(f"best accuracy {best:.4f} at version {version}")
+    for warning in warnings_of(summary):
+        print(f"warning: {warning}")
+    print(f"results in {folder}: summary.json, metrics.jsonl, models/, tensorboard/")
+    try:
+        print(f"report: {write_report(folder)}", flush=True)
+    except (OSError, ValueError) as error:  # the run has ended as it has, all the same
+        print(f"warning: the report cannot be written: {error}", file=sys.stderr)
+    return EXIT_CODES[summary["status"]]

@@ -1,245 +1,133 @@
 """A whole run under a virtual clock: any number of workers, in one process.
 
-    python -m launch.simulate --config=configs/digits.py --workdir=runs/simulated \\
+    asyn2f simulate --config=configs/digits.py --workdir=runs/simulated \\
         --config.workers=100 --config.sim.step_s=0.01, --config.sim.step_spread=4
 
-Leaves in its folder what a run of processes leaves; all times are virtual seconds.
+Its folder has the same files as that of a run of processes; all times are virtual
+seconds.
 """
 
+import hashlib
 import json
-import secrets
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 
-from asyn2f import errors, rundir, trace
-from asyn2f.api import (
-    Moved,
-    bytes_by,
-    cycles_of,
-    epochs_of,
-    order_of_config,
-    watched_of,
-)
-from asyn2f.cli import app, inputs, machine
-from asyn2f.cli.claim import claimed
-from asyn2f.cli.serving import print_summary
-from asyn2f.cli.watcher import Keeper, Watcher
+from asyn2f import errors, rundir
+from asyn2f.api.results import Simulation, write_run
+from asyn2f.api.simulation import cycles_of, order_of_config, watched_of
+from asyn2f.cli import app, claim, machine, process
+from asyn2f.cli.server import print_summary, write_config
 from asyn2f.config import build, schema
-from asyn2f.report.metrics import MetricsWriter
-from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
+from asyn2f.sim.checkpoint import Progress, read_progress, write_progress
 from asyn2f.sim.execute import Execution, execution_of
-from asyn2f.sim.order import (
-    Order,
-    Result,
-    ended_by_divergence,
-)
-from asyn2f.sim.to_trace import events_of
+from asyn2f.sim.order import Order, ended_by_divergence
+from asyn2f.store.orbax import OrbaxStore
 from asyn2f.timing import deadline_warning
-from asyn2f.training.batches import (
-    Score,
-)
-from asyn2f.training.experiment import Experiment
+from asyn2f.training.batches import Score, make_evaluate
+from asyn2f.training.experiment import Experiment, published
 from asyn2f.types import ServerState
 
-app.takes("config", "workdir", "keep_every_s", "resume", "overwrite")
+_KEEP_EVERY = flags.DEFINE_float(
+    "keep_every_s",
+    60.0,
+    "Seconds between checkpoints of the progress of an execution in lanes.",
+    lower_bound=0.0,
+)
+
+# Settings that decide the order of a simulation, and those of them that do not.
+_SCHEDULES = ("sim.", "worker_speeds", "min_workers")
+_EXECUTES = ("sim.executor", "sim.lanes", "sim.evaluate_every")
 
 
-def simulate(
+def main() -> int:
+    request = app.request()
+    config, folder = request.config, request.folder
+    if config["sim"]["executor"] in ("auto", "sharded"):
+        machine.use_cores_as_devices()
+    machine.prepare_jax()
+    # Before anything is overwritten: a wrong setting must not cost an old run.
+    finished = _finished(folder, config) if request.resume else None
+    if finished and finished["stop"] == json.loads(json.dumps(config["stop"])):
+        print(f"nothing to do: the simulation in {folder} is finished")
+        return 0
+    with claim.claimed(
+        folder, resume=request.resume, overwrite=request.overwrite
+    ) as claimed:
+        experiment, order = _scheduled(config)
+        if request.resume:
+            claim.check_same_data(folder, experiment.task)
+        if finished and not _goes_further(order, config, finished):
+            print(
+                f"nothing to do: the simulation in {folder} is finished with "
+                f"{finished['versions']} versions, and these limits allow no more"
+            )
+            return 0
+        claimed.clear(overwrite=request.overwrite)
+        _prepare(request, experiment)
+        claimed.begin()
+        return print_summary(_execute(config, experiment, order, folder), folder)
+
+
+def _execute(
     config: build.Config, experiment: Experiment, order: Order, folder: Path
 ) -> dict[str, Any]:
-    """Executes a run that has been scheduled, in a folder that has been claimed.
-
-    Returns:
-      The summary, which has been written into the folder as well.
-    """
+    """Executes a scheduled run in a claimed folder; returns the summary, which has been
+    written into the folder as well."""
     settings = config["sim"]
-    watched = watched_of(order, settings["evaluate_every"])
     execution = execution_of(
         experiment,
         order,
         settings["executor"],
         settings["lanes"],
-        watched,
+        watched_of(order, settings["evaluate_every"]),
         machine.TRIALS,
     )
     print(f"executor: {execution.why}", flush=True)
     watcher = Watcher(experiment, folder, order.start_s)
-    app.stop_on_signals(watcher.stop)
-    executing_s = time.monotonic()
+    process.stop_on_signals(watcher.stop)
+    start_s = time.monotonic()
     keeper = Keeper(folder, config, execution, watcher)
     result = execution.run(watcher, keeper.found(), keeper)
     jax.block_until_ready(result.state)
-    wall_s = time.monotonic() - executing_s
+    wall_s = time.monotonic() - start_s
     diverged = ended_by_divergence(order, result.numbers)
     if diverged is not None:
         order, watcher.status = diverged, "failed"
     elif watcher.reason is not None:
         order = o.cut(order, result.num_events, watcher.reason)
-    last = None if diverged else result.state
-    watcher.finish(last)
-    made_s = order.time_s[order.kind == o.AGGREGATE]
-    times_s = np.concatenate([[order.start_s], made_s, [order.end_s]])
-    moved = bytes_by(config, experiment, order, times_s)
-    summary = _summary(config, execution, order, last, watcher, folder)
-    summary |= {name: int(values[-1]) for name, values in _named(moved).items()}
-    summary["execution_s"] = wall_s
+    watcher.finish(None if diverged else result.state)
+    run = Simulation(config, experiment, order, result, watcher.scores, execution.means)
+    summary = run.summary() | {
+        "status": watcher.status,
+        "run": rundir.read_json(folder / rundir.RUN)["run"],
+        "executor": execution.why,
+        "execution_s": wall_s,
+    }
     rate = order.num_steps / wall_s if wall_s else 0.0
     print(f"executed {order.num_steps:,} local steps in {wall_s:.1f} s: {rate:,.0f}/s")
-    _write(execution, order, result, watcher.scores, moved, folder)
+    write_run(run, folder, machine.environment())
     rundir.write_json(folder / rundir.SUMMARY, summary)
     if watcher.status == "finished":
         (folder / rundir.PROGRESS).unlink(missing_ok=True)
     return summary
 
 
-def _summary(
-    config: build.Config,
-    execution: Execution,
-    order: Order,
-    last: ServerState | None,
-    watcher: Watcher,
-    folder: Path,
-) -> dict[str, Any]:
-    """`last`: the state of the last version; None where training has diverged."""
-    accuracy, version = watcher.best if watcher.scores else (None, None)
-    versions = len(order.version) - 1
-    final = watcher.scores.get(versions) if last is not None else None
-    kinds = {
-        name: int(np.isin(order.kind, kinds).sum()) for name, kinds in _FATES.items()
-    }
-    return {
-        "status": watcher.status,
-        "reason": order.reason,
-        "run": rundir.read_json(folder / rundir.RUN)["run"],
-        "strategy": config["strategy"]["name"],
-        "seed": config["seed"],
-        "versions": versions,
-        "best_version": version,
-        "best_accuracy": accuracy,
-        "final_accuracy": final.accuracy if final else None,
-        "final_f1": final.f1 if final else None,
-        "wall_s": order.end_s - order.start_s,  # virtual
-        "updates": {"committed": len(order.members), **kinds},
-        "incomplete_versions": int((order.lacking > 0).sum()),
-        "params_sha256": params_sha256(last.model.params) if last else None,
-        "executor": execution.why,
-        "local_steps": order.num_steps,
-    }
-
-
-def _named(moved: Moved) -> dict[str, np.ndarray]:
-    """As in summary and metrics."""
-    return {
-        "bytes_up": moved.up,
-        "bytes_down": moved.down,
-        "broadcast_bytes_down": moved.broadcast_down,
-    }
-
-
-_FATES = {"superseded": [o.SUPERSEDE], "rejected": [o.REJECT, o.REFUSE]}
-
-
-def _write(
-    execution: Execution,
-    order: Order,
-    result: Result,
-    scores: dict[int, Score],
-    moved: Moved,
-    folder: Path,
-) -> None:
-    """The trace and the metrics; `moved`: by the time of each version, and the end."""
-    experiment, environment = execution.experiment, machine.environment()
-    environment |= execution.means._asdict()
-    task, num_bytes = experiment.task, experiment.publication.template.num_bytes
-    events = events_of(
-        order,
-        result.numbers,
-        scores,
-        run=rundir.read_json(folder / rundir.RUN)["run"],
-        environment=environment,
-        num_examples=[len(rows) for rows in task.shards],
-        qualities=task.qualities,
-        steps_per_epoch=epochs_of(experiment),
-        num_bytes=num_bytes,
-        guards=experiment.guards,
-    )
-    metrics = MetricsWriter(folder)
-    traces = folder / rundir.TRACE
-    traces.mkdir(exist_ok=True)
-    row: dict[str, Any] = {}
-    (traces / "simulation.jsonl").unlink(missing_ok=True)  # it may be a link
-    with open(traces / "simulation.jsonl", "x", encoding="utf-8") as file:
-        for event in events:
-            file.write(trace.to_line(event) + "\n")
-            match event:
-                case trace.Aggregated():
-                    behind = event.staleness
-                    row = {
-                        "updates": len(event.updates),
-                        "lacking": event.lacking,
-                        "staleness_mean": sum(behind) / len(behind),
-                        "staleness_max": max(behind),
-                        "loss": float(result.numbers.model_loss[event.version]),
-                        "learning_rate": event.learning_rate,
-                    }
-                case trace.Published():
-                    now = {
-                        "version": event.version,
-                        "time_s": event.time_s - order.start_s,
-                        **{n: int(x[event.version]) for n, x in _named(moved).items()},
-                    }
-                    if event.version:
-                        workers = {"workers": event.receivers}
-                        metrics.write({"kind": "version", **now, **workers, **row})
-                case trace.Evaluated():
-                    score = scores[event.version]._asdict()
-                    metrics.write({"kind": "score", **now, **score})
-    metrics.close()
-
-
-def main() -> int:
-    folder = Path(app.required(app.WORKDIR))
-    config = app.plain(app.CONFIG.value)
-    if config["sim"]["executor"] in ("auto", "sharded"):
-        machine.use_cores_as_devices()
-    machine.prepare_jax()
-    # Before anything is overwritten: a run is not lost for a setting that is wrong.
-    finished = _finished(folder, config) if app.RESUME.value else None
-    if finished and finished["stop"] == json.loads(json.dumps(config["stop"])):
-        print(f"nothing to do: the simulation in {folder} is finished")
-        return 0
-    with claimed(
-        folder, resume=app.RESUME.value, overwrite=app.OVERWRITE.value
-    ) as claim:
-        experiment, order = _scheduled(config)
-        if app.RESUME.value:
-            inputs.check_same_data(folder, experiment.task)
-        if finished and not _goes_further(order, config, finished):
-            print(
-                f"nothing to do: the simulation in {folder} is finished with "
-                f"{finished['versions']} versions, and these limits ask for no more"
-            )
-            return 0
-        claim.clear(overwrite=app.OVERWRITE.value)
-        _begin(config, experiment, folder)
-        claim.begin()
-        return print_summary(simulate(config, experiment, order, folder), folder)
-
-
 def _scheduled(config: build.Config) -> tuple[Experiment, Order]:
-    begun_s = time.monotonic()
+    start_s = time.monotonic()
     experiment = build.build_experiment(config)
     cycles_s = cycles_of(experiment, build.build_profiles(config)).tolist()
     if short := deadline_warning(experiment.strategy.timing, cycles_s):
         print(f"warning: {short}", flush=True)
     order = order_of_config(config, experiment)
-    scheduled_s = time.monotonic() - begun_s
+    scheduled_s = time.monotonic() - start_s
     print(
         f"scheduled {order.num_updates:,} updates, {len(order.version) - 1:,} versions "
         f"and {order.end_s - order.start_s:,.1f} virtual s in {scheduled_s:.1f} s",
@@ -248,32 +136,31 @@ def _scheduled(config: build.Config) -> tuple[Experiment, Order]:
     return experiment, order
 
 
-def _begin(config: build.Config, experiment: Experiment, folder: Path) -> None:
-    """Writes what is known of a run before it is executed."""
-    if app.RESUME.value:  # an interrupted one has written them; they are written anew
+def _prepare(request: app.Request, experiment: Experiment) -> None:
+    """Writes the files that exist from the start of a run."""
+    folder = request.folder
+    if request.resume:  # what was interrupted has written them; they are written again
         (folder / rundir.METRICS).unlink(missing_ok=True)
         for name in (rundir.TRACE, rundir.TENSORBOARD):
             shutil.rmtree(folder / name, ignore_errors=True)
-    rundir.write_json(folder / rundir.CONFIG, dict(config))
-    if not (folder / rundir.RUN).exists():
-        rundir.write_json(folder / rundir.RUN, {"run": secrets.token_hex(6)})
-    inputs.write_split(folder, experiment.task)
+    write_config(folder, request.config)
+    claim.write_split(folder, experiment.task)
 
 
 def _finished(folder: Path, config: build.Config) -> dict[str, Any] | None:
-    """The summary of a finished simulation in a folder, with what it was to `stop` at;
-    None if there is none, or it has not come to its end.
+    """The summary of a finished simulation in a folder, with its limits as "stop"; None
+    if there is none, or it is not finished.
 
     Raises:
-      ConfigError: the run was begun with another config.
+      ConfigError: the run has another config.
       RunDirError: it is a run of processes.
     """
     if not (folder / rundir.CONFIG).exists():
         return None  # which claiming the folder refuses
     if (folder / rundir.SERVER).exists():
         raise errors.RunDirError(
-            f"--resume: {folder} holds a run of processes; go on with launch.server or "
-            "launch.local, or give another --workdir"
+            f"--resume: {folder} holds a run of processes; continue it with asyn2f run "
+            "or asyn2f server, or give another --workdir"
         )
     stored = rundir.read_json(folder / rundir.CONFIG)
     build.check_same_experiment(stored, config)
@@ -287,19 +174,116 @@ def _finished(folder: Path, config: build.Config) -> dict[str, Any] | None:
         if key.startswith(_SCHEDULES) and key not in _EXECUTES and now[key] != before:
             raise errors.ConfigError(
                 f"config.{key}: found {now[key]!r}, but the simulation in {folder} "
-                f"has finished with {before!r}; to go on, change stop alone"
+                f"has finished with {before!r}; to continue, change only stop"
             )
     return summary | {"stop": stored["stop"]}
 
 
-# What orders a simulation, and what in it says only how that is executed.
-_SCHEDULES = ("sim.", "worker_speeds", "min_workers")
-_EXECUTES = ("sim.executor", "sim.lanes", "sim.evaluate_every")
-
-
 def _goes_further(order: Order, config: build.Config, finished: dict[str, Any]) -> bool:
-    """Whether a schedule has more versions than a run that has finished, and is not
-    ended by an accuracy that the run has reached."""
+    """Whether a schedule has more versions than a finished run, and does not end at an
+    accuracy that the run has reached."""
     target, best = config["stop"]["target_accuracy"], finished["best_accuracy"] or 0.0
     is_reached = 0.0 < target <= best
     return len(order.version) - 1 > finished["versions"] and not is_reached
+
+
+# ---------------------------------------------------------------- callbacks
+
+
+class Watcher:
+    """Evaluates versions as they are made, keeps the best, and knows when to stop."""
+
+    def __init__(self, experiment: Experiment, folder: Path, start_s: float) -> None:
+        self.scores: dict[int, Score] = {}
+        self.status = "finished"
+        self.reason: str | None = None  # why it has stopped the run, if so
+        self._experiment = experiment
+        self._evaluate = make_evaluate(experiment.task)
+        self._target = experiment.stop.target_accuracy
+        self._store = OrbaxStore(folder / rundir.MODELS)
+        self._run = rundir.read_json(folder / rundir.RUN)["run"]
+        self._start_s = start_s
+        self._shown_s = time.monotonic()
+
+    def __call__(self, node: int, time_s: float, state: ServerState) -> bool:
+        score = self.scores[node] = self._evaluate(
+            published(self._experiment, state.model).params
+        )
+        best, _ = self._store.best()
+        if best is None or score.accuracy > best:
+            self._keep(node, state)
+            self._store.set_best(node, score.accuracy)
+        if time.monotonic() - self._shown_s > 2.0:
+            self._shown_s = time.monotonic()
+            elapsed_s = time_s - self._start_s
+            print(
+                f"{elapsed_s:9.1f} virtual s  version {node:6d}  "
+                f"accuracy {score.accuracy:.4f}  best {self.best[0]:.4f}",
+                flush=True,
+            )
+        if self._target and score.accuracy >= self._target:
+            self.reason = f"target accuracy {self._target:g} reached"
+        return self.reason is not None
+
+    def stop(self, signal: str) -> None:
+        """Ends the run at the next version that is evaluated."""
+        self.status, self.reason = "interrupted", f"{signal} received"
+
+    @property
+    def best(self) -> tuple[float, int]:
+        accuracy, version = self._store.best()
+        assert accuracy is not None
+        assert version is not None
+        return accuracy, version
+
+    def finish(self, state: ServerState | None) -> None:
+        """Saves the last version, unless it is not finite."""
+        if state is not None:
+            self._keep(int(state.model.version), state)
+        self._store.close()
+
+    def _keep(self, node: int, state: ServerState) -> None:
+        if node not in self._store.versions():
+            record = {"run": self._run, "incarnation": 1, "version": node}
+            self._store.save(node, state, record)
+
+
+class Keeper:
+    """Writes checkpoints of an execution's progress, and reads the last one."""
+
+    def __init__(
+        self, folder: Path, config: build.Config, execution: Execution, watcher: Watcher
+    ) -> None:
+        self._path = folder / rundir.PROGRESS
+        self._execution, self._key = execution, _key(config, execution)
+        self._watcher = watcher
+        self._kept_s = time.monotonic()
+
+    def found(self) -> Progress | None:
+        """Where to continue an execution of the same order by the same means."""
+        if self._execution.machine is None:
+            return None
+        read = read_progress(self._path, self._key, self._execution.machine.carry)
+        if read is None:
+            return None
+        progress, scores = read
+        self._watcher.scores |= {node: Score(*score) for node, score in scores.items()}
+        waves = len(self._execution.machine.plan.steps)
+        print(f"continuing after {progress.wave:,} of {waves:,} waves", flush=True)
+        return progress
+
+    def __call__(self, progress: Callable[[], Progress]) -> None:
+        if time.monotonic() - self._kept_s < _KEEP_EVERY.value:
+            return
+        write_progress(self._path, self._key, progress(), self._watcher.scores)
+        self._kept_s = time.monotonic()
+
+
+def _key(config: build.Config, execution: Execution) -> str:
+    """A digest of everything that the numbers and the calls depend on."""
+    digest = hashlib.sha256(machine.source_digest(("report", "runtime")).encode())
+    digest.update(build.experiment_digest(config).encode())
+    digest.update(repr((execution.means, sorted(execution.watched))).encode())
+    for column in execution.order:
+        digest.update(np.asarray(column).tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The trials of a comparison: one simulated run each, executed and looked at."""
+"""The trials of a comparison: one simulated run each, and its evaluations."""
 
 import hashlib
 import inspect
@@ -17,7 +17,12 @@ import xxhash
 
 import asyn2f
 from asyn2f import errors
-from asyn2f.api import bytes_by, order_of_config
+from asyn2f.api.results import (
+    bytes_by,
+)
+from asyn2f.api.simulation import (
+    order_of_config,
+)
 from asyn2f.cli import machine
 from asyn2f.config import build
 from asyn2f.config import config_file as config_file
@@ -36,22 +41,79 @@ from asyn2f.training.batches import (
 )
 from asyn2f.training.experiment import initial_server_state, published
 
-TIMES = 60  # looks at each run
-_ROWS = 4096  # of the data, looked at at a time: they may be larger than memory
+TIMES = 60  # evaluations of each run
+_ROWS = 4096  # of the data, hashed at a time: they may be larger than memory
+
+# The settings that `asyn2f compare --trials` tries for each method, besides the config
+# as it is: dotted keys and their values, from whose combinations the same number is
+# drawn for every method. Every method may choose the workers' learning rate, and those
+# that aggregate several updates their number.
+_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+_SIZES = (3, 5, 10)
+
+GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "asafl": {
+        "training.learning_rate": _RATES,
+        "strategy.asafl.rate": (0.05, 0.1, 0.3),
+    },
+    "asyn2f": {
+        "training.learning_rate": _RATES,
+        "timing.min_updates": _SIZES,
+        "strategy.asyn2f.beta": (0.2, 0.4, 0.6, 0.8),
+        "strategy.asyn2f.max_share": (0.25, 0.5, 1.0),
+    },
+    "ca2fl": {
+        "training.learning_rate": _RATES,
+        "timing.min_updates": _SIZES,
+        "strategy.ca2fl.server_rate": (0.3, 1.0),
+    },
+    "fadas": {
+        "training.learning_rate": _RATES,
+        "timing.min_updates": _SIZES,
+        "strategy.fadas.server_rate": (0.001, 0.003, 0.01, 0.03),
+    },
+    "fedasmu": {
+        "training.learning_rate": _RATES,
+        "strategy.fedasmu.mu": (0.5, 1.0, 2.0, 5.0),
+        "strategy.fedasmu.sigma": (0.25, 0.5, 1.0),
+    },
+    "fedasync": {
+        "training.learning_rate": _RATES,
+        "strategy.fedasync.mixing": (0.2, 0.4, 0.6, 0.9),
+        "strategy.fedasync.power": (0.0, 0.5, 1.0),
+    },
+    "fedavg": {"training.learning_rate": _RATES},
+    "fedbuff": {
+        "training.learning_rate": _RATES,
+        "timing.min_updates": _SIZES,
+        "strategy.fedbuff.server_rate": (0.3, 1.0, 2.0),
+    },
+    "fedprox": {
+        "training.learning_rate": _RATES,
+        "strategy.fedprox.mu": (0.001, 0.01, 0.1, 1.0),
+    },
+    "kafl": {
+        "training.learning_rate": _RATES,
+        "timing.min_updates": _SIZES,
+        "strategy.kafl.mixing": (0.4, 0.6, 0.8),
+        "strategy.kafl.weighting": ("full", "plain"),
+    },
+}
 
 
 class Job(NamedTuple):
-    """A trial to be made."""
+    """A trial to run."""
 
-    config: dict[str, Any]  # whole
-    settings: dict[str, Any]  # what in it is this trial's own
+    config: dict[str, Any]
+    settings: dict[str, Any]  # by dotted key, those that were chosen for this trial
     phase: str
     half: int | None  # rows of the test set: even (0), odd (1), or all
     inputs: str  # see `inputs_digest`
 
     @property
     def key(self) -> str:
-        """Names all that its numbers depend on, the sources that compute them too."""
+        """A digest of everything that its numbers depend on, sources included."""
         parts = ("min_workers", "sim", "stop", "worker_speeds")
         said = [self.config[part] for part in parts]
         said += [self.config["runtime"]["heartbeat_timeout_s"], self.half, TIMES]
@@ -63,8 +125,8 @@ class Job(NamedTuple):
 
 
 def inputs_digest(config: build.Config, task: Task) -> str:
-    """Names what is in the files that a config names: the data, a partition, profiles.
-    A file may be edited, and keep its name."""
+    """A digest of the files that a config names (data, a partition, profiles), as a
+    file may be edited under the same name."""
     found = xxhash.xxh3_128()
     for part in (task.train, task.test):
         for name, array in sorted(part.items()):
@@ -79,8 +141,7 @@ def inputs_digest(config: build.Config, task: Task) -> str:
 
 
 def _foreign_source(strategy: str) -> str:
-    """The source of a strategy that is not of this package: somebody is at work on it,
-    and its version stands nowhere."""
+    """The source of a strategy outside this package, which has no version number."""
     path = inspect.getsourcefile(BUILDERS[strategy])
     if path is None or Path(asyn2f.__file__).parent in Path(path).parents:
         return ""
@@ -88,9 +149,9 @@ def _foreign_source(strategy: str) -> str:
 
 
 def prepare_process(source: Path | None) -> None:
-    """A process of its own per core: one thread, one device; it ends with its parent,
-    however that ends. `source` is the config's file, which may register what the config
-    names."""
+    """Prepares a process of the pool: one thread, one device; it ends when its parent
+    has ended. `source` is the config's file, which may register what the config names.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["PJRT_NPROC"] = "1"
     machine.prepare_jax()
@@ -105,9 +166,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def carry_out(job: Job) -> Trial:
-    """Makes a trial."""
-    begun_s = time.monotonic()
+def run_trial(job: Job) -> Trial:
+    """Runs a trial."""
+    start_s = time.monotonic()
     config = job.config
     experiment = build.build_experiment(config)
     order = order_of_config(config, experiment)
@@ -131,7 +192,7 @@ def carry_out(job: Job) -> Trial:
 
     result = execution.run(watch)
     jax.block_until_ready(result.state)
-    # A run that has diverged has no model, and so from then on no accuracy.
+    # A run that has diverged has no model from then on, and no accuracy.
     ended = ended_by_divergence(order, result.numbers)
     has_diverged, order = ended is not None, ended or order
     times_s, last = order.start_s + ends_s, result.state.model
@@ -152,7 +213,7 @@ def carry_out(job: Job) -> Trial:
         versions=len(order.version) - 1,
         incomplete_versions=int((order.lacking > 0).sum()),
         local_steps=order.num_steps,
-        wall_s=time.monotonic() - begun_s,
+        wall_s=time.monotonic() - start_s,
         params_sha256="" if has_diverged else params_sha256(last.params),
     )
 
@@ -169,12 +230,11 @@ def _part_of(task: Task, half: int | None) -> Task:
     return task._replace(test={name: rows[half::2] for name, rows in task.test.items()})
 
 
-class Book:
-    """The trials that have been made, a line each in a file that survives whatever
-    happens to those who write into it."""
+class Results:
+    """The trials that were run, one line each in a file, durable after each."""
 
     def __init__(self, path: Path) -> None:
-        """Reads what is there; a last line that was cut off is left out."""
+        """Reads the file; drops a last line that was cut off."""
         self._path = path
         self.trials: dict[str, Trial] = {}
         for line in _lines(path):
@@ -186,7 +246,7 @@ class Book:
         beside.replace(path)
 
     def add(self, trial: Trial) -> None:
-        """Writes a trial down."""
+        """Appends a trial."""
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(_as_line(trial))
             file.flush()

@@ -17,12 +17,14 @@ from asyn2f.config import schema
 
 _MODULE = "config_file"  # what the file is called as a module
 _LONGEST = 200  # of what an error says
-_LIKE = "a config is a Python file like configs/digits.py"
+PACKAGED = ("default", "digits", "of_run")  # modules of this package
+_LIKE = "a config is a Python file like configs/digits.py, or default, or digits"
 
 
 def load(said: str) -> ConfigDict:
     """The config that `FILE` or `FILE:ARGUMENT` stands for; the argument is what
-    `get_config` is called with. It may return a ConfigDict or plain dicts.
+    `get_config` is called with. FILE may be one of `PACKAGED`. It may return a
+    ConfigDict or plain dicts.
 
     Raises:
       ConfigError: there is no such file, or it cannot be executed, or returns no
@@ -93,11 +95,13 @@ def _split(said: str) -> tuple[Path, str | None]:
         if path.is_file():
             if path.suffix == ".json":
                 raise errors.ConfigError(
-                    f"--config: found {path}; {_LIKE}; that of a run is "
-                    "configs/of_run.py:FOLDER"
+                    f"--config: found {path}; {_LIKE}; that of a run is of_run:FOLDER"
                 )
             rest = parts[count:]
             return path.absolute(), ":".join(rest) if rest else None
+    if parts[0] in PACKAGED:
+        rest = parts[1:]
+        return Path(__file__).with_name(f"{parts[0]}.py"), ":".join(rest) or None
     path = Path(os.path.expanduser(parts[0]))
     problem = "is a folder" if path.is_dir() else "does not exist"
     raise errors.ConfigError(f"--config: {path} {problem}; {_LIKE}")

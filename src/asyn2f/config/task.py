@@ -12,7 +12,7 @@ from asyn2f.errors import ConfigError, DataError
 from asyn2f.settings import setting
 from asyn2f.tasks import models, partition
 from asyn2f.tasks.base import Task
-from asyn2f.tasks.classification import Augment, ClassWeights, classification
+from asyn2f.tasks.classification import Augment, ClassWeights, make_classification_task
 from asyn2f.tasks.data import DATASETS, read_dataset
 from asyn2f.tasks.models import ConvImpl
 from asyn2f.tasks.tfds import is_folder
@@ -167,7 +167,7 @@ def make_task(task: TaskSettings, workers: int, seed: int) -> Task:
         shards = _PARTITIONS[task.partition](task, dataset.train["label"], workers, rng)
     except ValueError as error:
         raise ConfigError(f"config.task: {error}") from None
-    return classification(
+    return make_classification_task(
         f"{task.dataset}-{task.model}",
         _model(task, dataset.num_classes),
         dataset,

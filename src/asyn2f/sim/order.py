@@ -129,6 +129,15 @@ class Log:
         )
 
 
+def line_of(order: Order) -> list[int]:
+    """The nodes of the newest version and of its ancestors, without node 0."""
+    node, line = order.newest, []
+    while node > 0:
+        line.append(node)
+        node = int(order.parent[node])
+    return line
+
+
 def until(order: Order, end_s: float) -> int:
     """How many events there are until then, that moment included."""
     return int(np.searchsorted(order.time_s, end_s, side="right"))

@@ -18,12 +18,12 @@ Augment = Literal["none", "crop_flip"]
 ClassWeights = Literal["none", "balanced"]
 
 
-def classification(
+def make_classification_task(
     name: str,
     model: nn.Module,
     dataset: Dataset,
     shards: Sequence[np.ndarray],
-    qualities: Sequence[float],
+    qualities: Sequence[float] | None = None,
     *,
     normalise: bool = False,
     augment: Augment = "none",
@@ -39,7 +39,7 @@ def classification(
       model: maps inputs [B, ...] and `train` to logits [B, num_classes].
       dataset: inputs and labels.
       shards: one array of training rows per worker, none empty.
-      qualities: Q_k per worker, in (0, 1].
+      qualities: Q_k per worker, in (0, 1]; None = 1 for all.
       normalise: each channel to mean 0 and deviation 1 over the whole training set.
       augment: `crop_flip`: images in training are shifted and mirrored, see
         `augmentation.crop_and_flip`, drawn afresh at each step.
@@ -69,7 +69,7 @@ def classification(
         test=dataset.test,
         num_classes=dataset.num_classes,
         shards=tuple(shards),
-        qualities=tuple(qualities),
+        qualities=tuple(qualities or [1.0] * len(shards)),
     )
 
 

@@ -1,0 +1,6 @@
+"""Whole runs as values: simulated, replayed, verified."""
+
+from asyn2f.api.replaying import replay as replay
+from asyn2f.api.results import Simulation as Simulation
+from asyn2f.api.simulation import simulate as simulate
+from asyn2f.api.verification import verify as verify

@@ -1,0 +1,137 @@
+"""Runs under a virtual clock, as values."""
+
+import numpy as np
+
+from asyn2f import errors
+from asyn2f.api.results import Simulation, epochs_of
+from asyn2f.config import build, schema
+from asyn2f.config.default import default_config
+from asyn2f.sim import order as o
+from asyn2f.sim.execute import execution_of
+from asyn2f.sim.order import Order, ended_by_divergence
+from asyn2f.sim.profiles import Profiles
+from asyn2f.sim.schedule import schedule
+from asyn2f.sim.serial import Follower
+from asyn2f.training.batches import Score, make_evaluate
+from asyn2f.training.experiment import Experiment, initial_server_state, published
+from asyn2f.types import ServerState
+
+_EVALUATIONS = 200  # of a run, unless the config states their interval
+
+
+def simulate(
+    config: build.Config | None = None, experiment: Experiment | None = None
+) -> Simulation:
+    """Schedules the run that a config describes, and executes it.
+
+    `asyn2f simulate` does the same in a folder.
+
+    Args:
+      config: from `default_config`, `load_config` or a config file; or nested dicts.
+        `config.sim` has the profiles of the workers, the executor, and the interval of
+        evaluations.
+        None = `config_of(experiment)`, or the defaults.
+      experiment: with a task or strategy of your own, from `make_experiment`. Settings
+        that a config holds as well (seed, workers, training, timing, stop, ...) have to
+        be the same there; `config_of` copies them. None = what the config describes.
+
+    Runs that differ only in seed, learning rates or limits share compiled programs;
+    `jax.config.update("jax_compilation_cache_dir", folder)` keeps them for other
+    processes.
+
+    Returns:
+      The executed run: see `Simulation.history`.
+
+    Raises:
+      ConfigError: an invalid config, or one without an end; or `experiment` has other
+        settings.
+      PlanError, TooLargeError: the executor cannot execute the run.
+
+    >>> from asyn2f import default_config
+    >>> run = simulate(default_config(stop__max_versions=3))
+    >>> [row["version"] for row in run.history()]
+    [0, 1, 2, 3]
+    """
+    if config is None:
+        config = default_config() if experiment is None else build.config_of(experiment)
+    config = schema.plain(config)
+    build.check(config)
+    if experiment is None:
+        experiment = build.build_experiment(config)
+    else:
+        build.check_agrees(config, experiment)
+    order, target = order_of_config(config, experiment), experiment.stop.target_accuracy
+    run = executed(config, experiment, order, target)
+    count = run.result.num_events
+    if run.order is order and count < len(order.time_s):
+        order = o.cut(order, count, f"target accuracy {target:g} reached")
+        return run._replace(order=order)
+    return run
+
+
+def executed(
+    config: build.Config, experiment: Experiment, order: Order, target: float = 0.0
+) -> Simulation:
+    """Executes an order by the means in `config.sim`, until an evaluated version has
+    the `target` accuracy; 0 = to its end."""
+    settings, evaluate = config["sim"], make_evaluate(experiment.task)
+
+    def score_of(state: ServerState) -> Score:
+        return evaluate(published(experiment, state.model).params)
+
+    scores = {0: score_of(initial_server_state(experiment))}
+
+    def watch(node: int, time_s: float, state: ServerState) -> bool:
+        scores[node] = score_of(state)
+        return 0.0 < target <= scores[node].accuracy
+
+    watched = watched_of(order, settings["evaluate_every"])
+    execution = execution_of(
+        experiment, order, settings["executor"], settings["lanes"], watched
+    )
+    result = execution.run(watch)
+    order = ended_by_divergence(order, result.numbers) or order
+    return Simulation(config, experiment, order, result, scores, execution.means)
+
+
+def order_of_config(config: build.Config, experiment: Experiment) -> Order:
+    """The order of the run that a config describes.
+
+    Raises:
+      ConfigError: nothing but a target accuracy ends it, or its profiles are wrong.
+    """
+    timing, profiles = experiment.strategy.timing, build.build_profiles(config)
+    follower = Follower(experiment) if timing.depends_on_values else None
+    try:
+        return schedule(
+            timing,
+            profiles,
+            experiment.stop,
+            experiment.seed,
+            steps_per_epoch=epochs_of(experiment),
+            num_bytes=experiment.publication.template.num_bytes,
+            update_bytes=experiment.update_template.num_bytes,
+            aggregate_s=config["sim"]["aggregate_s"],
+            heartbeat_timeout_s=config["runtime"]["heartbeat_timeout_s"],
+            signal_of=follower.signal if follower else None,
+            accepts=follower.accepts if follower else None,
+        )
+    except ValueError as error:
+        raise errors.ConfigError(f"config.{error}") from None
+
+
+def cycles_of(experiment: Experiment, profiles: Profiles) -> np.ndarray:
+    """Seconds from push to push of each worker, without jitter and outages, f64 [W]."""
+    epochs = experiment.strategy.timing.epochs_per_push
+    up, down = experiment.update_template, experiment.publication.template
+    links_s = profiles.upload_s + profiles.download_s
+    links_s += 8e-6 * up.num_bytes / profiles.upload_mbps
+    links_s += 8e-6 * down.num_bytes / profiles.download_mbps
+    return epochs * np.array(epochs_of(experiment)) * profiles.step_s + links_s
+
+
+def watched_of(order: Order, every: int) -> list[int]:
+    """The nodes to be evaluated: every n-th and the last; 0 = about 200 in all."""
+    last = len(order.version) - 1
+    every = every or max(1, last // _EVALUATIONS)
+    return sorted({*range(every, last + 1, every), last} - {0})
