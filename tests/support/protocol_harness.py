@@ -1,4 +1,4 @@
-"""A server's and a peer's protocol, told by hand what happens."""
+"""Harnesses of both protocols: each method is an event, and returns its effects."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def those(effects, kind):
 
 
 def messages(effects, kind, to=None):
-    """What is sent of this kind on CONTROL, to anybody or to this session."""
+    """Messages of this kind sent on CONTROL, to any session or to this one."""
     return [
         effect.message
         for effect in those(effects, p.Send)
@@ -51,7 +51,7 @@ def messages(effects, kind, to=None):
 
 
 def tick_until(machine, until_s, now):
-    """Everything that a protocol wants done as time goes by."""
+    """All effects of the ticks until then."""
     effects = []
     for _ in range(10_000):
         if machine.due_s > until_s:
@@ -60,8 +60,8 @@ def tick_until(machine, until_s, now):
         effects += machine.on(p.Tick(), now)
         if those(effects, p.Finish):
             return effects
-        assert machine.due_s > now, "it wants another tick at once"
-    raise AssertionError("it wants too many ticks")
+        assert machine.due_s > now, "another tick is due at once"
+    raise AssertionError("too many ticks")
 
 
 class ProtocolHarness:
@@ -102,14 +102,14 @@ class ProtocolHarness:
         return self.hear(session, beat_of(session, *unsettled))
 
     def receive(self, session, seq, base=0, identity="", **changes):
-        """An update has come in."""
+        """An update arrives."""
         header = header_of(int(session[0]), session, seq, base=base)
         header = replaced(header, **changes)
         event = p.FromWire(Channel.UPDATE, UPDATES, header, b"", identity)
         return self.on(event)
 
     def push(self, session, seq, base=0):
-        """An update has come in and is found good."""
+        """An update arrives and is valid."""
         effects = self.receive(session, seq, base)
         return effects + self.on(p.UpdateValidated(key_of(session, seq), ""))
 
@@ -120,7 +120,7 @@ class ProtocolHarness:
         return self.on(p.VersionSaved(version))
 
     def end(self, seconds=12.0):
-        """All that happens until the server finishes."""
+        """All effects until the server finishes."""
         effects = self.wait(seconds)
         assert those(effects, p.Finish), f"does not finish within {seconds} s"
         return effects
@@ -136,7 +136,7 @@ def beat_of(session, *unsettled):
 
 
 def outcomes(effects):
-    """Session, number and outcome of what is told."""
+    """Session, number and outcome of the outcomes sent."""
     return [
         (v.session, v.seq, v.outcome) for v in messages(effects, wire.UpdateOutcome)
     ]
@@ -167,7 +167,7 @@ class PeerHarness:
         return self.on(p.FromWire(Channel.CONTROL, b"", message, b""))
 
     def enter(self, welcome=WELCOME):
-        """Is welcomed, and heard."""
+        """Is welcomed and connected."""
         heard = wire.HeartbeatAck(welcome.incarnation, -1, True)
         return self.hear(welcome) + self.on(Subscribed(UPDATES)) + self.hear(heard)
 
@@ -178,16 +178,30 @@ class PeerHarness:
         header, payload = made(version, incarnation=incarnation)
         return self.on(p.FromWire(Channel.MODEL, ALL, header, payload))
 
-    def judge(self, seq, outcome, incarnation=1):
+    def settle(self, seq, outcome, incarnation=1):
         version = 1 if outcome == "committed" else -1
         return self.hear(
             wire.UpdateOutcome(incarnation, "0", seq, outcome, version, "so")
         )
 
     def unsettled(self):
-        """The updates that the next beat asks about."""
+        """The updates that the next heartbeat asks about."""
         beats = messages(self.wait(2 * RUNTIME["heartbeat_interval_s"]), wire.Heartbeat)
         return beats[-1].unsettled
+
+
+def joined(*sessions, timing=ASYN2F, publish="after_save", **changes):
+    """A server that these sessions have joined."""
+    server = ProtocolHarness(timing, publish, **changes)
+    server.join(*sessions)
+    return server
+
+
+def welcomed(welcome=WELCOME, worker=0):
+    """A peer that has been welcomed."""
+    peer = PeerHarness(worker)
+    peer.enter(welcome)
+    return peer
 
 
 def pushed(effects):

@@ -1,4 +1,4 @@
-"""Who is believed, how much is taken in at once, and what is remembered of the gone."""
+"""Admission of peers and updates, and what is remembered of replaced processes."""
 
 import json
 import math
@@ -19,10 +19,12 @@ from tests.support.protocol_harness import (
     PeerHarness,
     ProtocolHarness,
     beat_of,
+    joined,
     messages,
     outcomes,
     pushed,
     those,
+    welcomed,
     with_,
 )
 
@@ -33,9 +35,8 @@ LIMITED = RuntimeSettings(**RUNTIME, max_updates_per_s=2.0)
 # ---------------------------------------------------------------- how much
 
 
-def test_a_worker_with_too_much_under_way_is_told_to_wait():
-    server = ProtocolHarness(with_(BUFFER, min_updates=9), most_open=2)
-    server.join("0", "1")
+def test_a_worker_with_too_many_unsettled_updates_is_told_to_back_off():
+    server = joined("0", "1", timing=with_(BUFFER, min_updates=9), most_open=2)
     server.push("0", 0)
     server.receive("0", 1)
     effects = server.receive("0", 2)
@@ -49,9 +50,8 @@ def test_a_worker_with_too_much_under_way_is_told_to_wait():
     )
 
 
-def test_an_update_that_was_told_to_wait_is_as_good_as_new_when_it_comes_again():
-    server = ProtocolHarness(with_(BUFFER, min_updates=2), most_open=2)
-    server.join("0")
+def test_an_update_is_admitted_after_its_backoff():
+    server = joined("0", timing=with_(BUFFER, min_updates=2), most_open=2)
     server.push("0", 0)
     server.push("0", 1)  # makes a version; both are open until it is saved
     assert messages(server.receive("0", 2), wire.Backoff)
@@ -60,9 +60,8 @@ def test_an_update_that_was_told_to_wait_is_as_good_as_new_when_it_comes_again()
     assert those(server.receive("0", 2), p.ValidateUpdate)
 
 
-def test_a_worker_may_push_so_often_in_the_long_run_and_no_oftener():
-    server = ProtocolHarness(runtime=LIMITED)
-    server.join("0")
+def test_pushes_are_limited_to_max_updates_per_s():
+    server = joined("0", runtime=LIMITED)
     taken = 0
     for seq in range(400):
         server.now = seq * 0.05
@@ -71,9 +70,8 @@ def test_a_worker_may_push_so_often_in_the_long_run_and_no_oftener():
     assert 2 * 400 * 0.05 <= taken <= 2 * 400 * 0.05 + 2 * 2
 
 
-def test_a_peer_that_is_told_to_wait_keeps_its_update_and_sends_it_then():
-    peer = PeerHarness()
-    peer.enter()
+def test_a_peer_sends_its_update_after_the_backoff():
+    peer = welcomed()
     assert pushed(peer.push()) == [0]
     peer.hear(wire.Backoff("0", 0, 0.3))
     assert pushed(peer.wait(0.25)) == []
@@ -81,9 +79,8 @@ def test_a_peer_that_is_told_to_wait_keeps_its_update_and_sends_it_then():
     assert pushed(peer.wait(0.1)) == [0, 1]
 
 
-def test_a_new_server_need_not_be_waited_for():
-    peer = PeerHarness()
-    peer.enter()
+def test_a_backoff_ends_with_the_server_that_asked_for_it():
+    peer = welcomed()
     peer.push()
     peer.hear(wire.Backoff("0", 0, 5.0))
     effects = peer.hear(wire.UnknownSession(2)) + peer.enter(
@@ -105,7 +102,7 @@ def test_a_new_server_need_not_be_waited_for():
 
 
 @pytest.mark.parametrize("identity", ["worker-1", "evaluator", "server"])
-def test_a_peer_whose_key_is_anothers_is_refused(identity):
+def test_a_peer_with_the_key_of_another_is_refused(identity):
     server = ProtocolHarness()
     effects = server.hear("0", hello_of(0, "0"), identity)
     (refused,) = messages(effects, wire.Refused)
@@ -114,15 +111,14 @@ def test_a_peer_whose_key_is_anothers_is_refused(identity):
     assert those(effects, p.Warn)
 
 
-def test_a_peer_with_its_own_key_comes_in():
+def test_a_peer_with_its_own_key_registers():
     server = ProtocolHarness(with_(ASYN2F, min_workers=1))
     assert messages(server.hear("0", hello_of(0, "0"), "worker-0"), wire.Welcome)
     assert messages(server.hear("e", hello_of(-1, "e"), "evaluator"), wire.Welcome)
 
 
-def test_whoever_speaks_in_anothers_name_is_not_listened_to():
-    server = ProtocolHarness()
-    server.join("0", "1", "e")
+def test_messages_in_the_name_of_another_peer_are_ignored():
+    server = joined("0", "1", "e")
     before = server.machine.status()
     spoken = [
         server.hear("1", beat_of("0", 0), "worker-1"),
@@ -141,10 +137,9 @@ def test_whoever_speaks_in_anothers_name_is_not_listened_to():
 # ---------------------------------------------------------------- rounds of nothing
 
 
-def test_a_round_whose_updates_are_all_of_no_use_ends_the_run():
-    """Its workers wait for a version that nothing can be made of."""
-    server = ProtocolHarness(with_(FEDAVG, min_workers=2))
-    server.join("0", "1")
+def test_a_round_whose_updates_are_all_rejected_ends_the_run():
+    """Its workers block on a version that cannot be created."""
+    server = joined("0", "1", timing=with_(FEDAVG, min_workers=2))
     assert not those(server.receive("0", 0, loss=math.nan), p.Finish)
     server.receive("1", 0, loss=math.nan)
     (finish,) = those(server.end(), p.Finish)
@@ -152,9 +147,8 @@ def test_a_round_whose_updates_are_all_of_no_use_ends_the_run():
     assert "loss nan" in finish.reason
 
 
-def test_workers_that_do_not_wait_may_fail_as_often_as_they_like():
-    server = ProtocolHarness(with_(ASYN2F, min_workers=2))
-    server.join("0", "1")
+def test_rejected_updates_of_workers_that_do_not_block_end_no_run():
+    server = joined("0", "1", timing=with_(ASYN2F, min_workers=2))
     for seq in range(3):
         for worker in ("0", "1"):
             server.receive(worker, seq, loss=math.nan)
@@ -165,7 +159,7 @@ def test_workers_that_do_not_wait_may_fail_as_often_as_they_like():
 # ---------------------------------------------------------------- the gone
 
 
-def test_what_a_process_left_is_forgotten_when_another_has_taken_its_place():
+def test_the_state_of_a_replaced_process_is_dropped():
     server = ProtocolHarness(with_(ASYN2F, min_updates=2))
     for life in range(50):
         session = f"0{life}"
@@ -185,9 +179,8 @@ def test_what_a_process_left_is_forgotten_when_another_has_taken_its_place():
     }
 
 
-def test_a_process_whose_place_was_taken_is_refused_for_good():
-    server = ProtocolHarness()
-    server.join("0")
+def test_a_replaced_process_is_refused_without_retry():
+    server = joined("0")
     server.hear("0", wire.Goodbye("0", "it seemed so"))
     server.join("0b")
     server.wait(0.6)
@@ -196,9 +189,8 @@ def test_a_process_whose_place_was_taken_is_refused_for_good():
     assert outcomes(server.receive("0", 0)) == []
 
 
-def test_an_evaluator_that_was_silent_for_a_while_is_let_in_again():
-    server = ProtocolHarness()
-    server.join("0", "e")
+def test_an_evaluator_that_was_silent_registers_again():
+    server = joined("0", "e")
     for _ in range(8):
         server.wait(0.5)
         server.beat("0")
@@ -206,10 +198,9 @@ def test_an_evaluator_that_was_silent_for_a_while_is_let_in_again():
     assert messages(server.hear("e", hello_of(-1, "e")), wire.Welcome)
 
 
-def test_no_update_counts_twice_however_often_its_worker_comes_again():
-    """Quick lives of one key, and then the first of them again: numbers only grow."""
-    server = ProtocolHarness(with_(ASYN2F, min_updates=1))
-    server.join("0")
+def test_no_update_counts_twice_however_often_its_worker_registers():
+    """Several processes of one worker in short succession, then the first again."""
+    server = joined("0", timing=with_(ASYN2F, min_updates=1))
     server.push("0", 0)
     (save,) = those(server.make(1), p.SaveVersion)
     server.save(1)
@@ -234,7 +225,7 @@ def test_no_update_counts_twice_however_often_its_worker_comes_again():
     assert len(json.dumps(save.accounting)) < size + 20
 
 
-def test_a_process_that_was_replaced_is_refused_by_the_next_server_too():
+def test_a_replaced_process_is_refused_by_the_next_server_too():
     ledger = Ledger()
     assert [ledger.begin(0, session, -1) for session in "abb"] == [0, 1, 1]
     again = Ledger.restore(json.loads(json.dumps(ledger.snapshot(1, []))))
@@ -244,7 +235,7 @@ def test_a_process_that_was_replaced_is_refused_by_the_next_server_too():
     assert again.owner("a") is None
 
 
-def test_who_was_let_in_by_a_server_that_saved_nothing_is_let_in_again():
+def test_a_process_welcomed_by_a_server_that_saved_nothing_registers_again():
     ledger = Ledger()
     ledger.begin(0, "a", -1)
     ledger.add(UpdateKey(0, "a", 4), 0)
@@ -259,9 +250,8 @@ def test_who_was_let_in_by_a_server_that_saved_nothing_is_let_in_again():
 
 @pytest.mark.parametrize("identity", ["", "worker-1"])
 @pytest.mark.parametrize("session", ["0", "e"])
-def test_nobody_comes_in_by_the_session_of_another(session, identity):
-    server = ProtocolHarness()
-    server.join("0", "1", "e")
+def test_no_peer_registers_with_the_session_of_another(session, identity):
+    server = joined("0", "1", "e")
     server.push("0", 0)
     effects = server.hear("x", hello_of(1, session), identity)
     (refused,) = messages(effects, wire.Refused, to="x")
@@ -270,13 +260,12 @@ def test_nobody_comes_in_by_the_session_of_another(session, identity):
     assert messages(server.beat("0"), wire.HeartbeatAck, to="0"), (
         "and it changes nothing"
     )
-    told = messages(server.make(1) + server.save(1), wire.UpdateOutcome, to="0")
-    assert [outcome.outcome for outcome in told] == ["committed"]
+    sent = messages(server.make(1) + server.save(1), wire.UpdateOutcome, to="0")
+    assert [outcome.outcome for outcome in sent] == ["committed"]
 
 
-def test_a_session_is_its_workers_also_at_the_next_server():
-    server = ProtocolHarness()
-    server.join("0")
+def test_a_session_belongs_to_its_worker_at_the_next_server_too():
+    server = joined("0")
     server.push("0", 0)
     (save,) = those(server.make(1), p.SaveVersion)
     later = ProtocolHarness(version=1, accounting=save.accounting)
@@ -286,8 +275,7 @@ def test_a_session_is_its_workers_also_at_the_next_server():
 
 
 def test_without_keys_a_live_connection_keeps_its_session():
-    server = ProtocolHarness()
-    server.join("0")
+    server = joined("0")
     assert server.hear("x", beat_of("0")) == []
     assert server.hear("x", wire.Goodbye("0", "farewell")) == []
     (refused,) = messages(server.hear("x", hello_of(0, "0")), wire.Refused, to="x")
@@ -299,10 +287,9 @@ def test_without_keys_a_live_connection_keeps_its_session():
     assert messages(server.hear("x", beat_of("0")), wire.HeartbeatAck, to="x")
 
 
-def test_without_keys_who_connects_anew_is_told_of_the_end_at_once():
-    """The server ends before two beats are over."""
-    server = ProtocolHarness()
-    server.join("0")
+def test_without_keys_a_peer_that_connects_anew_is_stopped_at_once():
+    """The server ends within two heartbeats."""
+    server = joined("0")
     server.on(p.StopRequested("enough"))
     for message in (beat_of("0"), hello_of(0, "0")):
         (stop,) = messages(server.hear("x", message), wire.StopRun, to="x")
@@ -310,7 +297,7 @@ def test_without_keys_who_connects_anew_is_told_of_the_end_at_once():
     assert not messages(server.hear("x", hello_of(1, "1")), wire.StopRun)
 
 
-def test_with_keys_who_connects_anew_need_not_wait():
+def test_with_keys_a_peer_that_connects_anew_is_heard_at_once():
     server = ProtocolHarness()
     server.hear("0", hello_of(0, "0"), "worker-0")
     assert messages(
@@ -318,7 +305,7 @@ def test_with_keys_who_connects_anew_need_not_wait():
     )
 
 
-def test_a_sessions_name_is_in_no_topic():
+def test_no_topic_contains_the_name_of_a_session():
     peer, server = PeerHarness(), ProtocolHarness()
     (connect,) = those(peer.enter(), p.Connect)
     effects = server.join("0") + server.hear("0", wire.FetchModel("0", -1))
@@ -329,9 +316,8 @@ def test_a_sessions_name_is_in_no_topic():
     assert b"s3cret" not in topic_of("s3cret")
 
 
-def test_there_is_one_evaluator_at_a_time():
-    server = ProtocolHarness()
-    server.join("0", "e")
+def test_there_is_one_live_evaluator():
+    server = joined("0", "e")
     (refused,) = messages(server.hear("f", hello_of(-1, "f")), wire.Refused)
     assert "an evaluator is here already" in refused.reason
     assert refused.retry
@@ -354,9 +340,8 @@ def test_without_keys_a_peer_presents_the_runs_token(worker, token):
     assert messages(server.hear("x", good), wire.Welcome | wire.Registered)
 
 
-def test_updates_that_their_headers_forbid_are_limited():
-    server = ProtocolHarness()
-    server.join("0", "1")
+def test_updates_with_invalid_headers_are_rate_limited():
+    server = joined("0", "1")
     settled = 0
     for seq in range(500):
         server.now = seq * 0.01
@@ -367,10 +352,9 @@ def test_updates_that_their_headers_forbid_are_limited():
     assert those(server.receive("1", 0), p.ValidateUpdate), "another's are taken in"
 
 
-def test_nobody_pushes_in_the_name_of_another_worker():
-    """Nor moves the numbers of another on."""
-    server = ProtocolHarness()
-    server.join("0", "1")
+def test_no_worker_pushes_in_the_name_of_another():
+    """Nor advances the numbers of another."""
+    server = joined("0", "1")
     effects = server.receive("1", 2**40, worker=0)
     assert not those(effects, p.ValidateUpdate)
     server.receive("1", 5, worker=0)
@@ -383,7 +367,7 @@ def test_nobody_pushes_in_the_name_of_another_worker():
 # ---------------------------------------------------------------- what differs
 
 
-def test_a_refusal_names_what_differs_and_the_log_says_it_too():
+def test_a_refusal_names_what_differs_and_is_logged():
     server = ProtocolHarness(terms=("seed=0", "training.batch_size=32", "x=1"))
     terms = ("seed=1", "training.batch_size=64", "x=1")
     effects = server.hear("x", hello_of(0, "x", terms=terms))
@@ -410,7 +394,7 @@ def test_a_worker_with_other_data_of_the_same_size_is_refused():
 # ---------------------------------------------------------------- after a restart
 
 
-def test_nothing_of_it_is_counted_again_after_a_restart():
+def test_a_committed_update_is_not_counted_again_after_a_restart():
     ledger = Ledger()
     ledger.begin(0, "a", -1)
     ledger.add(UpdateKey(0, "a", 0), 0)
@@ -424,10 +408,9 @@ def test_nothing_of_it_is_counted_again_after_a_restart():
 # ---------------------------------------------------------------- at the end
 
 
-def test_who_was_let_in_and_asks_again_at_the_end_is_told_that_it_is_over():
-    """It has greeted a server that came back twice; the second time it was too late."""
-    server = ProtocolHarness()
-    server.join("0", "1")
+def test_a_registered_peer_that_sends_a_hello_after_the_end_is_stopped():
+    """It registers with a server that was restarted twice; the second time too late."""
+    server = joined("0", "1")
     server.on(p.StopRequested("enough"))
     assert messages(server.hear("1", hello_of(1, "1")), wire.StopRun)
     (refused,) = messages(server.hear("2", hello_of(1, "1b")), wire.Refused)
@@ -435,8 +418,7 @@ def test_who_was_let_in_and_asks_again_at_the_end_is_told_that_it_is_over():
 
 
 def test_an_evaluator_may_come_back_for_the_last_version():
-    server = ProtocolHarness(stop=Stop(max_versions=3), best=(0.5, 1))
-    server.join("0")
+    server = joined("0", stop=Stop(max_versions=3), best=(0.5, 1))
     for version in (1, 2, 3):
         server.push("0", version)
         server.make(version)

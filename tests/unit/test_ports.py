@@ -1,4 +1,4 @@
-"""A peer for whom only the first of its server's ports is open: both ends say so."""
+"""Both ends report a peer that can reach only the first of its server's ports."""
 
 import pytest
 
@@ -18,8 +18,10 @@ from tests.support.protocol_harness import (
     PeerHarness,
     ProtocolHarness,
     beat_of,
+    joined,
     messages,
     those,
+    welcomed,
     with_,
 )
 from tests.support.socket_run import SocketRun
@@ -28,8 +30,8 @@ from tests.support.stub_worker import RUNTIME as PATIENT
 SOON_S = CONNECT_S + 2 * RUNTIME["heartbeat_interval_s"]
 
 
-def lives_on(peer, seconds, hears):
-    """The server answers its beats; what comes of it."""
+def heartbeats_for(peer, seconds, hears):
+    """The effects while the server acknowledges its heartbeats."""
     effects = []
     for _ in range(round(seconds / 0.25)):
         effects += peer.wait(0.25)
@@ -51,15 +53,17 @@ def warnings(effects):
         (True, False, "at port 2 (updates):"),
     ],
 )
-def test_a_worker_says_which_port_is_closed_and_ends(hears, is_heard, words):
+def test_a_worker_reports_a_closed_port_and_ends(hears, is_heard, words):
     peer = PeerHarness()
     peer.hear(WELCOME)
     if is_heard:
         peer.on(Subscribed(UPDATES))
-    early = lives_on(peer, CONNECT_S - 1.0, hears)
+    early = heartbeats_for(peer, CONNECT_S - 1.0, hears)
     assert not warnings(early)
-    assert [words in said for said in warnings(lives_on(peer, 2.0, hears))] == [True]
-    later = lives_on(peer, RUNTIME["join_timeout_s"], hears)
+    assert [words in said for said in warnings(heartbeats_for(peer, 2.0, hears))] == [
+        True
+    ]
+    later = heartbeats_for(peer, RUNTIME["join_timeout_s"], hears)
     (finish,) = those(later, p.Finish)
     assert finish.status == "refused"
     assert words in finish.reason
@@ -70,7 +74,7 @@ def registered(hears, incarnation=1):
     return wire.Registered(incarnation, 1, 1, 2, hears)
 
 
-def test_while_it_waits_for_others_a_worker_tries_the_ports_and_ends():
+def test_a_worker_that_waits_for_others_tries_the_ports_and_ends():
     """The run may begin an hour later."""
     peer, said = PeerHarness(), []
     assert those(peer.hear(registered(False)), p.Connect)
@@ -85,7 +89,7 @@ def test_while_it_waits_for_others_a_worker_tries_the_ports_and_ends():
     assert (finish.status, finish.reason) == ("refused", text)
 
 
-def test_who_has_tried_the_ports_stays_connected_and_asks_for_the_model():
+def test_a_worker_that_has_tried_the_ports_stays_connected():
     peer = PeerHarness()
     peer.hear(registered(False))
     peer.on(Subscribed(UPDATES))
@@ -98,7 +102,7 @@ def test_who_has_tried_the_ports_stays_connected_and_asks_for_the_model():
     assert [x.message.seq for x in those(peer.push(), p.Broadcast)] == [0]
 
 
-def test_at_another_server_it_tries_and_connects_anew():
+def test_another_server_is_connected_to_anew():
     peer = PeerHarness()
     peer.hear(registered(True))
     assert those(peer.hear(registered(False, incarnation=2)), p.Connect)
@@ -106,7 +110,7 @@ def test_at_another_server_it_tries_and_connects_anew():
     assert those(peer.hear(later), p.Connect)
 
 
-def test_a_server_that_waits_says_who_does_not_get_through():
+def test_a_waiting_server_reports_peers_that_cannot_connect():
     server = ProtocolHarness(with_(ASYN2F, min_workers=2))
     said = server.join("0")
     server.join("e")
@@ -128,19 +132,17 @@ def test_a_server_that_waits_says_who_does_not_get_through():
 def test_an_evaluator_needs_no_port_for_updates():
     peer = PeerHarness(worker=-1)
     peer.hear(WELCOME)
-    assert not those(lives_on(peer, 20.0, True), p.Finish | p.Warn)
+    assert not those(heartbeats_for(peer, 20.0, True), p.Finish | p.Warn)
 
 
-def test_who_got_through_once_is_not_sent_away_later():
-    """A server that has forgotten its subscription says that it does not hear."""
-    peer = PeerHarness()
-    peer.enter()
-    assert not those(lives_on(peer, 20.0, False), p.Finish | p.Warn)
+def test_a_peer_that_was_connected_once_is_not_given_up():
+    """A server that has lost its subscription acknowledges it as not heard."""
+    peer = welcomed()
+    assert not those(heartbeats_for(peer, 20.0, False), p.Finish | p.Warn)
 
 
-def test_a_server_says_so_too_and_once():
-    server = ProtocolHarness()
-    server.join("0", "1")
+def test_a_server_reports_a_closed_port_once():
+    server = joined("0", "1")
     said = []
     for _ in range(round(SOON_S / 0.5) + 4):
         closed = beat_of("1")._replace(hears=False, is_heard=False)
@@ -150,9 +152,8 @@ def test_a_server_says_so_too_and_once():
     assert "port 1 (models) and port 2 (updates)" in text
 
 
-def test_a_pulse_says_whether_a_subscription_has_come():
-    server = ProtocolHarness()
-    server.join("1")
+def test_a_heartbeat_ack_tells_whether_the_subscription_has_arrived():
+    server = joined("1")
     server.hear("0", hello_of(0, "0"))
     assert [m.hears for m in messages(server.beat("0"), wire.HeartbeatAck)] == [False]
     server.on(Subscribed(topic_of("0")))
@@ -160,7 +161,7 @@ def test_a_pulse_says_whether_a_subscription_has_come():
 
 
 @pytest.mark.parametrize("link", ["model", "update"])
-def test_over_sockets_a_worker_ends_that_gets_no_further(tmp_path, caplog, link):
+def test_over_sockets_a_worker_with_a_closed_port_ends(tmp_path, caplog, link):
     hurried = PATIENT.__class__(join_timeout_s=6.0)
     with SocketRun(tmp_path, workers=2, size=1000) as run:
         run.start_worker(0, every_s=0.05)
@@ -180,18 +181,16 @@ def test_over_sockets_a_worker_ends_that_gets_no_further(tmp_path, caplog, link)
 # ---------------------------------------------------------------- a dishonest server
 
 
-def test_no_version_is_so_new_that_the_others_are_deaf_to_it():
-    peer = PeerHarness()
-    peer.enter()
+def test_a_version_out_of_range_does_not_hide_later_ones():
+    peer = welcomed()
     for wild in (2**31, 2**40, 2**62):
         assert those(peer.receive(wild), p.Deliver) == []
         assert peer.hear(wire.HeartbeatAck(1, wild, True)) == []
     assert those(peer.receive(1), p.Deliver)
 
 
-def test_no_pause_is_longer_than_a_lease():
-    peer = PeerHarness()
-    peer.enter()
+def test_a_backoff_is_shorter_than_server_timeout_s():
+    peer = welcomed()
     for wild in (1e18, 1e300):
         peer.push()
         peer.hear(wire.Backoff("0", 0, wild))
@@ -214,7 +213,7 @@ def test_no_pause_is_longer_than_a_lease():
     ],
     ids=str,
 )
-def test_a_welcome_that_cannot_be_followed_is_not(wild):
+def test_an_invalid_welcome_is_not_followed(wild):
     peer = PeerHarness()
     assert not those(peer.hear(WELCOME._replace(**wild)), p.Connect)
     (finish,) = those(peer.wait(RUNTIME["join_timeout_s"] + 2), p.Finish)

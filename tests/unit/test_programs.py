@@ -35,14 +35,14 @@ settings = hypothesis.settings(deadline=None, print_blob=True, max_examples=150)
 
 
 def asynchronous(**changes):
-    """Asyn2F: merges, goes on from its own model, aggregates some."""
+    """Asyn2F: merges, continues with its own model, aggregates some."""
     return Timing(
         while_training="merge", after_push="continue", quorum="some", **changes
     )
 
 
 def synchronous(**changes):
-    """FedAvg: rounds, in which all are waited for and nothing stale is taken."""
+    """FedAvg: rounds that wait for all workers and reject stale updates."""
     return Timing(
         while_training="ignore",
         after_push="wait",
@@ -171,7 +171,7 @@ def test_of_several_versions_the_newest_alone_is_merged():
     assert program.send(Seen(newest=4)) == Train(steps=3, known=4)
 
 
-def test_after_a_push_asyn2f_goes_on_from_its_own_model():
+def test_after_a_push_asyn2f_continues_with_its_own_model():
     program = programs.worker_program(asynchronous(), steps_per_epoch=2)
     next(program)
     program.send(Seen(newest=0))
@@ -218,12 +218,12 @@ def test_the_epochs_that_release_a_push_are_counted_one_by_one():
     assert push_steps(log)[:2] == [8, 12]
 
 
-def test_without_a_release_a_metric_that_is_never_reached_holds_back_for_ever():
+def test_without_a_release_a_metric_that_is_never_reached_holds_back_forever():
     log = work(asynchronous(push_min_accuracy=0.8), 2, [], metrics=[0.3] * 1000)
     assert push_steps(log) == []
 
 
-def test_a_worker_that_holds_back_goes_on_merging():
+def test_a_worker_that_holds_back_still_merges():
     log = work(asynchronous(push_min_accuracy=0.8), 2, arrivals=[0, 0, 1, 0] * 50)
     assert len(commands_of(log, Merge)) > 3
     assert push_steps(log) == []
@@ -336,7 +336,7 @@ def test_a_worker_takes_in_the_newest_version_and_none_twice(timing, length, arr
 
 @settings
 @hypothesis.given(epoch_lengths, arrivals)
-def test_asyn2f_trains_until_something_known_its_base_turns_up(length, arrivals):
+def test_asyn2f_trains_until_another_version_is_available(length, arrivals):
     for did in work(asynchronous(), length, arrivals):
         if isinstance(did.command, Train):
             assert did.command.known == did.base
@@ -356,7 +356,9 @@ def test_a_version_at_hand_at_a_batch_boundary_is_merged_before_the_next_stretch
 
 @settings
 @hypothesis.given(st.integers(1, 3), epoch_lengths, arrivals)
-def test_asyn2f_pushes_nothing_that_lacks_a_version_at_hand(epochs, length, arrivals):
+def test_asyn2f_pushes_nothing_that_lacks_an_available_version(
+    epochs, length, arrivals
+):
     for did in work(asynchronous(epochs_per_push=epochs), length, arrivals):
         if isinstance(did.command, Push):
             assert did.newest == did.base
@@ -664,7 +666,7 @@ def test_an_update_beyond_the_staleness_allowed_is_rejected():
 
 
 def test_what_waited_for_the_start_can_be_too_stale_for_the_second_version():
-    """After a restart of the server, workers push all that they have kept."""
+    """After a restart of the server, workers push their outboxes."""
     one = asynchronous(min_updates=1, min_workers=2, max_staleness=0)
     program, _ = start(dataclasses.replace(one, pending="all"))
     tell_all(program, [join(0), push(0), push(0, seq=1)])
@@ -707,7 +709,7 @@ def test_a_version_says_how_many_updates_it_lacks():
     assert made.lacking == 0
 
 
-def test_without_a_deadline_the_server_listens_for_ever():
+def test_without_a_deadline_the_server_listens_without_timeout():
     program = running(asynchronous(min_updates=2), 2)
     assert tell(program, push(0)) == [Listen(until_s=None)]
 
@@ -819,14 +821,14 @@ def test_the_first_update_after_a_deadline_without_updates_still_makes_a_version
     assert without_listening(commands) == [Aggregate((key(0),), 1), Publish(1)]
 
 
-def test_a_server_goes_on_after_all_workers_have_left_and_one_comes_back():
+def test_a_server_continues_after_all_workers_have_left_and_one_comes_back():
     program = running(asynchronous(min_updates=1), 1)
     tell_all(program, [push(0), leave(0), join(0)])
     commands = without_listening(tell(program, push(0, base=1, session="b")))
     assert commands == [Aggregate((key(0, session="b"),)), Publish(2)]
 
 
-def test_a_round_of_fedavg_goes_on_after_all_workers_have_left_and_one_comes_back():
+def test_a_round_of_fedavg_continues_after_all_workers_have_left_and_one_comes_back():
     program = running(synchronous(), 1)
     tell_all(program, [push(0), leave(0), join(0)])
     commands = without_listening(tell(program, push(0, base=1, session="b")))
@@ -836,10 +838,10 @@ def test_a_round_of_fedavg_goes_on_after_all_workers_have_left_and_one_comes_bac
 # The server under any sequence of events.
 
 
-class Story(NamedTuple):
+class History(NamedTuple):
     """What happened: the events as told, and all commands that they called forth."""
 
-    told: list
+    events: list
     commands: list  # one list per event told
     live: set
     version: int
@@ -876,7 +878,7 @@ def last_version(commands, version):
 
 
 def play(program, listen, timing, moves, version):
-    """Tells the program a random story, with `Due` wherever it asked for that."""
+    """Tells the program a random history, with `Due` wherever it asked for that."""
     told, answers = [], []
     live: set[int] = set()
     seqs: dict[int, int] = {}
@@ -910,10 +912,10 @@ def play(program, listen, timing, moves, version):
             seqs[worker] += 1
             base = max(0, version - lag)
             say(push(worker, seqs[worker], base, now_s, str(sessions[worker])))
-    return Story(told, answers, live, version, now_s)
+    return History(told, answers, live, version, now_s)
 
 
-def fates_of(commands):
+def outcomes_of(commands):
     """Every key that an outcome was passed on, as often as it was."""
     fates = []
     for command in commands:
@@ -935,21 +937,21 @@ def test_every_update_is_used_once_or_superseded_or_rejected_or_pending(
     timing, moves, version
 ):
     program, listen = start(timing, version)
-    story = play(program, listen, timing, moves, version)
-    arrived = [event.key for event in story.told if isinstance(event, Arrived)]
-    fates = fates_of(flatten(story.commands))
+    history = play(program, listen, timing, moves, version)
+    arrived = [event.key for event in history.events if isinstance(event, Arrived)]
+    fates = outcomes_of(flatten(history.commands))
     assert len(set(fates)) == len(fates)
     assert set(fates) <= set(arrived)
     # What has had no outcome yet must be pending: it gets one from the next versions.
     # New workers enough for any quorum join; then every live worker pushes, twice, for
     # a round that was open may have begun without them.
     newcomers = [100, 101, 102, 103]
-    commands = tell_all(program, [join(worker, story.time_s) for worker in newcomers])
+    commands = tell_all(program, [join(worker, history.time_s) for worker in newcomers])
     for seq in (1000, 1001):
-        for worker in sorted(story.live | set(newcomers)):
-            base = last_version(commands, story.version)
-            commands += tell(program, push(worker, seq, base, story.time_s))
-    fates += fates_of(commands)
+        for worker in sorted(history.live | set(newcomers)):
+            base = last_version(commands, history.version)
+            commands += tell(program, push(worker, seq, base, history.time_s))
+    fates += outcomes_of(commands)
     assert set(arrived) <= set(fates)
     assert len(set(fates)) == len(fates)
 
@@ -985,9 +987,9 @@ def test_nothing_is_aggregated_before_the_start(timing, moves):
 @hypothesis.given(server_timings, moves)
 def test_an_aggregation_takes_one_update_per_worker_in_order_of_arrival(timing, moves):
     program, listen = start(timing)
-    story = play(program, listen, timing, moves, 0)
-    arrived = [event.key for event in story.told if isinstance(event, Arrived)]
-    for command in flatten(story.commands):
+    history = play(program, listen, timing, moves, 0)
+    arrived = [event.key for event in history.events if isinstance(event, Arrived)]
+    for command in flatten(history.commands):
         if isinstance(command, Aggregate):
             places = [arrived.index(one) for one in command.keys]
             assert places == sorted(places)
@@ -998,14 +1000,14 @@ def test_an_aggregation_takes_one_update_per_worker_in_order_of_arrival(timing, 
 @hypothesis.given(server_timings, moves)
 def test_no_update_staler_than_allowed_is_aggregated(timing, moves):
     program, listen = start(timing)
-    story = play(program, listen, timing, moves, 0)
+    history = play(program, listen, timing, moves, 0)
     bases = {
         event.key: event.base_version
-        for event in story.told
+        for event in history.events
         if isinstance(event, Arrived)
     }
     version = 0
-    for command in flatten(story.commands):
+    for command in flatten(history.commands):
         if isinstance(command, Aggregate):
             if timing.max_staleness is not None:
                 oldest = min(bases[one] for one in command.keys)
@@ -1018,12 +1020,12 @@ def test_no_update_staler_than_allowed_is_aggregated(timing, moves):
 def test_a_running_server_never_sits_on_enough_updates(timing, moves):
     hypothesis.assume(timing.quorum == "some")
     program, listen = start(timing)
-    story = play(program, listen, timing, moves, 0)
+    history = play(program, listen, timing, moves, 0)
     pending: set[UpdateKey] = set()
     started = False
-    for event, commands in zip(story.told, story.commands, strict=True):
+    for event, commands in zip(history.events, history.commands, strict=True):
         if isinstance(event, Arrived):
             pending.add(event.key)
-        pending -= set(fates_of(commands))
+        pending -= set(outcomes_of(commands))
         started |= any(isinstance(command, Publish) for command in commands)
         assert not started or len(pending) < timing.min_updates
