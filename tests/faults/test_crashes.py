@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from asyn2f import failpoints, trace
-from tests.support.crashed_run import ROOT, VERSIONS, crash, judge
+from tests.support.crashed_run import ROOT, VERSIONS, check_run, crash
 from tests.support.patience import PATIENCE_S, Crowd
 
 pytestmark = pytest.mark.processes
@@ -38,7 +38,7 @@ QUICK = ["saved:6"]
 def test_a_server_that_dies_loses_nothing(tmp_path, place):
     with Crowd() as crowd:
         run = crash(tmp_path / "run", place)
-    judge(run)
+    check_run(run)
     print(f"{place}: back after {run.back_s} s, {crowd}")
     assert run.back_s is not None
     assert run.back_s < BACK_S * crowd.factor
@@ -49,7 +49,7 @@ def test_a_server_that_dies_loses_nothing(tmp_path, place):
 def test_a_server_that_dies_anywhere_loses_nothing(tmp_path, place):
     with Crowd() as crowd:
         run = crash(tmp_path / "run", place)
-    judge(run)
+    check_run(run)
     print(f"{place}: back after {run.back_s} s, {crowd}")
     if run.back_s is None:  # the run was over
         assert place == "ending:1"
@@ -60,7 +60,7 @@ def test_a_server_that_dies_anywhere_loses_nothing(tmp_path, place):
 @pytest.mark.slow
 def test_two_servers_in_a_row_die_and_lose_nothing(tmp_path):
     run = crash(tmp_path / "run", "announced:3", "saved:4")
-    judge(run, deaths=2)
+    check_run(run, deaths=2)
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_what_only_the_dead_server_had_is_sent_again_and_gives_the_same_bits(tmp
     with its server is made again of the very same updates."""
     folder = tmp_path / "run"
     run = crash(folder, "made:3", flags=("--config.strategy.name=fedavg",))
-    judge(run)
+    check_run(run)
     made = [e for e in run.found.events if isinstance(e, trace.Aggregated)]
     lost, again = [e for e in made if e.version == 3]
     assert (lost.incarnation, again.incarnation) == (1, 2)

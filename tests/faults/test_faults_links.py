@@ -34,9 +34,9 @@ def lossy_run(folder, seed: int, updates: int) -> None:
         )
         sends = sum(worker.machine.sends for worker in run.workers)
         cuts = sum(link.cuts for proxy in run.proxies for link in proxy.each())
-        fates = run.finish()
+        outcomes = run.finish()
         print(f"{took_s:.1f} s, {cuts} cuts, {sends / updates:.2f} sends per update")
-    assert fates == {"committed": updates}
+    assert outcomes == {"committed": updates}
     assert cuts > 8
     assert sends <= 3 * updates
 

@@ -21,7 +21,7 @@ from tests.support.socket_run import (
     spawn_server,
     spawn_worker,
 )
-from tests.support.trace_checks import judge
+from tests.support.trace_checks import check_trace
 
 pytestmark = pytest.mark.processes
 MIB = 2**20
@@ -94,7 +94,7 @@ def test_a_subscriber_that_does_not_read_costs_two_payloads(tmp_path):
         context.destroy(linger=0)
         scene.finish()
     said(before, after, before_s, after_s, crowd)
-    assert judge(tmp_path / "trace").keys() <= {"committed", "rejected"}
+    assert check_trace(tmp_path / "trace").keys() <= {"committed", "rejected"}
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_a_subscriber_that_is_stopped_costs_two_payloads(tmp_path):
         process.kill()
         scene.finish()
     said(before, after, before_s, after_s, crowd)
-    assert judge(tmp_path / "trace").keys() <= {"committed", "rejected"}
+    assert check_trace(tmp_path / "trace").keys() <= {"committed", "rejected"}
 
 
 def said(
@@ -164,4 +164,4 @@ def test_workers_killed_in_mid_upload_leave_nothing_in_memory(tmp_path):
         scene.finish()
     print([x // MIB for x in after])
     assert after[2] - after[1] < 20 * MIB
-    assert judge(tmp_path / "trace")["died"] == 3 * kills
+    assert check_trace(tmp_path / "trace")["died"] == 3 * kills

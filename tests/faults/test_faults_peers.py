@@ -62,10 +62,10 @@ def shuffled_run(folder, seed: int, updates: int, delay_s: float) -> None:
         for number in range(4):
             run.start_worker(number, total=updates / 4, every_s=0.02, wrap=wrap)
         run.until("all is settled", lambda: all(w.machine.is_done for w in run.workers))
-        fates = run.finish()
+        outcomes = run.finish()
     assert len(shufflers) == 5
     assert min(shuffler.repeated for shuffler in shufflers) > updates / 4
-    assert fates == {"committed": updates}
+    assert outcomes == {"committed": updates}
 
 
 def test_what_comes_three_times_and_late_counts_once(tmp_path):

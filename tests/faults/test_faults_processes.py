@@ -49,12 +49,12 @@ def kill_in_mid_upload(folder, seed: int, kills: int) -> None:
         for proxy in proxies:
             proxy.calm()
         run.until("work goes on", lambda: run.server.committed > goal)
-        fates = run.finish()
-    print(f"noticed {noticed_s:.1f} s, {crowd}, {dict(fates)}")
+        outcomes = run.finish()
+    print(f"noticed {noticed_s:.1f} s, {crowd}, {dict(outcomes)}")
     assert noticed_s < NOTICED_S * crowd.factor
-    assert fates["committed"] > 20
-    assert fates["died"] >= kills
-    assert fates.keys() <= ENDS
+    assert outcomes["committed"] > 20
+    assert outcomes["died"] >= kills
+    assert outcomes.keys() <= ENDS
 
 
 @pytest.mark.timed
@@ -102,10 +102,10 @@ def kill_and_restart(folder, lives: int) -> None:
                 "work goes on", lambda goal=goal: len(run.server.arrived_s) > goal
             )
         run.server.stop()
-        fates = run.finish()
-    print(dict(fates))
-    assert fates["committed"] > 0
-    assert fates.keys() <= ENDS
+        outcomes = run.finish()
+    print(dict(outcomes))
+    assert outcomes["committed"] > 0
+    assert outcomes.keys() <= ENDS
     joined_by = [e.session for e in run.events(trace.WorkerJoined) if e.worker == 1]
     assert len(set(joined_by)) == lives
 
@@ -149,7 +149,7 @@ def stop_and_continue(folder, stopped_s: float) -> None:
         with Crowd() as crowd:
             run.until("it is back in work", is_back)
         back_s = time.monotonic() - continued_s
-        fates = run.finish()
+        outcomes = run.finish()
         late = [
             event.version
             for event in run.events(trace.Received)
@@ -157,13 +157,13 @@ def stop_and_continue(folder, stopped_s: float) -> None:
             and event.time_s > continued_s + offset_s
             and event.version < newest
         ]
-        print(f"back {back_s:.2f} s, {crowd}, {dict(fates)}")
+        print(f"back {back_s:.2f} s, {crowd}, {dict(outcomes)}")
         print(f"stale versions {late} of {newest}")
     assert back_s < 3.0 * crowd.factor
     # A line that has not been given up brings what both systems' buffers hold, of up to
     # tens of MiB: whatever was made within a second.
     assert len(late) <= 1 or stopped_s < 4.0
-    assert fates.keys() <= ENDS - {"died"}
+    assert outcomes.keys() <= ENDS - {"died"}
 
 
 @pytest.mark.timed

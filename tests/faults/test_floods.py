@@ -160,24 +160,24 @@ def flooded(tmp_path, seed, count, with_keys):
         run.until("its updates are settled", lambda: honest.machine.is_done)
         grown = psutil.Process().memory_info().rss - before
         dropped = dict(run.server.io.dropped)
-        fates = run.finish()
+        outcomes = run.finish()
     assert run.server.finish.status in ("finished", "interrupted")
     assert grown < 64 * MIB, f"{grown / MIB:.0f} MiB more"
-    return dropped, fates
+    return dropped, outcomes
 
 
 @pytest.mark.processes
 def test_a_server_without_keys_bears_any_frames(tmp_path):
-    dropped, fates = flooded(tmp_path, seed=1, count=2000, with_keys=False)
+    dropped, outcomes = flooded(tmp_path, seed=1, count=2000, with_keys=False)
     assert sum(dropped.values()) > 100, "the garbage has arrived"
-    assert fates["committed"] >= 150
+    assert outcomes["committed"] >= 150
 
 
 @pytest.mark.processes
 def test_nothing_of_a_stranger_reaches_a_server_with_keys(tmp_path):
-    dropped, fates = flooded(tmp_path, seed=2, count=2000, with_keys=True)
+    dropped, outcomes = flooded(tmp_path, seed=2, count=2000, with_keys=True)
     assert dropped == {}
-    assert fates["committed"] >= 150
+    assert outcomes["committed"] >= 150
 
 
 @pytest.mark.slow
@@ -209,5 +209,5 @@ def test_what_is_too_large_or_does_not_end_harms_nobody_else(tmp_path):
                 "the many frames have been dropped",
                 lambda: sum(run.server.io.dropped.values()) >= 1,
             )
-        fates = run.finish()
-    assert fates["committed"] >= 80
+        outcomes = run.finish()
+    assert outcomes["committed"] >= 80

@@ -23,7 +23,7 @@ from asyn2f.protocol.channels import (
 )
 from asyn2f.protocol.server import ServerProtocol
 from asyn2f.protocol.settings import RuntimeSettings
-from tests.simulation.planted import PLANTED
+from tests.simulation.bugs import BUGS
 from tests.support.messages import (
     RUNTIME,
     header_of,
@@ -275,14 +275,14 @@ TestServerMachine.settings = hypothesis.settings(
 )
 
 
-FOUND = ("announce before the save", "ledger not saved", "base unchecked")
+FOUND = ("publish before the save", "ledger not saved", "base unchecked")
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_a_planted_bug_is_found(name, monkeypatch):
+def test_an_injected_bug_is_found(name, monkeypatch):
     """Those that show in what the server itself says and saves."""
-    (planted,) = [planted for planted in PLANTED if planted.name == name]
-    planted.plant(monkeypatch)
+    (bug,) = [bug for bug in BUGS if bug.name == name]
+    bug.inject(monkeypatch)
     unshrunk = hypothesis.settings(
         TestServerMachine.settings,
         max_examples=1000,

@@ -1,7 +1,7 @@
-"""What must not be: the invariants, over all that is known of a run.
+"""The invariants of a simulated run.
 
-Those of a moment are looked at while the run goes on (`bounds_of`), the others when it
-has ended (`problems_of`). Each problem begins with the number of its invariant.
+Bounds are checked during the run (`bounds_of`), the others after its end
+(`problems_of`). Each problem begins with the number of its invariant.
 """
 
 from collections import Counter, defaultdict
@@ -15,19 +15,19 @@ from tests.simulation.network import Net, outbox_of
 from tests.simulation.node import Node
 
 Key = tuple[str, int]  # session and number
-WINDOW = 4  # of a worker: updates that nobody has seen
+WINDOW = 4  # of a worker: updates without a receipt
 
 
 def problems_of(net: Net) -> list[str]:
-    """All that is wrong with a run that has ended."""
+    """The violations of a run that has ended."""
     if net.problems:
         return list(net.problems)
-    judges = (_store, _fates, _outcomes, _versions, _bases, _observers)
-    return [problem for judge in judges for problem in judge(net)]
+    checks = (_store, _settled_once, _outcomes, _versions, _bases, _observers)
+    return [problem for check in checks for problem in check(net)]
 
 
-def judgement(net: Net) -> invariants.VerificationReport:
-    """What those say who know only the trace and the store, as of a real run."""
+def report_of(net: Net) -> invariants.VerificationReport:
+    """The verification report by trace and store alone, as of a real run."""
     commits = {}
     for version, _, keys, _, _, incarnation in net.disk.kept.values():
         bases = tuple(net.bases[key] for key in keys)
@@ -62,7 +62,7 @@ def _store(net: Net) -> Iterator[str]:
     )
 
 
-def _fates(net: Net) -> Iterator[str]:
+def _settled_once(net: Net) -> Iterator[str]:
     pushed: set[Key] = set()
     settled: set[Key] = set()
     for _, event in net.trace:

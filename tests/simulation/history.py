@@ -9,7 +9,7 @@ from asyn2f.protocol import messages
 from tests.simulation.network import Net
 
 
-def story(net: Net) -> Iterator[str]:
+def lines_of(net: Net) -> Iterator[str]:
     """All that happened, in order; ticks that nothing came of are left out."""
     for time_s, node, event, effects in net.log:
         done = "; ".join(filter(None, map(_words, effects)))
@@ -20,7 +20,7 @@ def story(net: Net) -> Iterator[str]:
 def digest(net: Net) -> str:
     """Of all that happened: two runs with the same digest are the same run."""
     found = hashlib.sha256()
-    for line in story(net):
+    for line in lines_of(net):
         found.update(line.encode() + b"\n")
     return found.hexdigest()[:16]
 

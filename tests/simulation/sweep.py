@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from asyn2f.protocol import events as p
 from tests.simulation.checks import bounds_of, problems_of
-from tests.simulation.history import digest, story
+from tests.simulation.history import digest, lines_of
 from tests.simulation.network import Net, outbox_of
 from tests.simulation.world import World, draw_world
 
@@ -140,7 +140,7 @@ def _leaves(net: Net) -> list[str]:
 
 def _replay(seed: int) -> None:
     net, problems = simulate(seed)
-    print(*story(net), net.world, dict(net.count), sep="\n")
+    print(*lines_of(net), net.world, dict(net.count), sep="\n")
     print(f"seed {seed}: {problems or 'nothing is wrong'}")
 
 

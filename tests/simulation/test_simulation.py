@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asyn2f.protocol import events
-from tests.simulation.checks import judgement
+from tests.simulation.checks import report_of
 from tests.simulation.network import Net
 from tests.simulation.sweep import Outcome, Swept, simulate, sweep
 from tests.simulation.world import TIMINGS, World, draw_world
@@ -112,7 +112,7 @@ def test_who_knows_only_the_trace_and_the_store_finds_nothing_either():
     for seed in range(200):
         net, _ = simulate(seed)
         if not net.count["twin"] + net.count["successor"] + net.count["rotted"]:
-            violations = judgement(net).violations
+            violations = report_of(net).violations
             assert not violations, f"seed {seed}: {violations[:3]}"
             judged += 1
     assert judged > 100

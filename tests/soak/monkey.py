@@ -213,9 +213,9 @@ def monkey(folder: Path, seed: int, minutes: float) -> list[Figure]:
         chaos.close()
     expected = {name: 130 if name == "server" else 0 for name in codes}
     found = artifacts_of(run)
-    fates = dict(check(found).outcomes)
+    outcomes = dict(check(found).outcomes)
     versions = max(found.commits)
-    print(f"faults: {dict(chaos.faults)}; {versions} versions of {fates}")
+    print(f"faults: {dict(chaos.faults)}; {versions} versions of {outcomes}")
     print(
         f"back after {back_s:.1f} s, ended after {ended_s:.1f} s: {codes}", flush=True
     )

@@ -89,7 +89,7 @@ def crash(folder: Path, *deaths: str, flags: tuple[str, ...] = ()) -> Crashed:
     return Crashed(found, _back_s(found.events), exits, codes, said)
 
 
-def judge(run: Crashed, deaths: int = 1) -> None:
+def check_run(run: Crashed, deaths: int = 1) -> None:
     """All that is promised of a run whose server has died so often.
 
     Raises:

@@ -26,7 +26,7 @@ from tests.support.stub_server import EVERY_UPDATE as EVERY_UPDATE
 from tests.support.stub_server import StubServer
 from tests.support.stub_worker import RUNTIME as RUNTIME
 from tests.support.stub_worker import Changes, StubWorker
-from tests.support.trace_checks import judge
+from tests.support.trace_checks import check_trace
 
 
 class SocketRun:
@@ -88,13 +88,13 @@ class SocketRun:
         return f"tcp://127.0.0.1:{self.server.ports[0]}"
 
     def events(self, *kinds: type) -> list[Any]:
-        """What stands in the trace by now."""
+        """The events in the trace by now."""
         found = trace.read(self.folder / "trace")
         return [event for event in found if isinstance(event, kinds)]
 
     def finish(self) -> Counter[str]:
-        """Heals all links, ends the run and judges it; how many updates had which
-        fate."""
+        """Heals all links, ends the run and checks its trace; returns the number of
+        updates by outcome."""
         for proxy in self.proxies:
             proxy.calm()
         self.server.stop()
@@ -104,7 +104,7 @@ class SocketRun:
         for process in self._processes:
             process.join(PATIENCE_S)
             assert not process.is_alive(), f"worker process {process.pid} hangs"
-        return judge(self.folder / "trace", self.server.versions)
+        return check_trace(self.folder / "trace", self.server.versions)
 
     def __enter__(self) -> "SocketRun":
         return self

@@ -13,11 +13,11 @@ from asyn2f.trace.artifacts import RunArtifacts
 from asyn2f.trace.invariants import check
 
 
-def judge(
+def check_trace(
     folder: Path, store: Mapping[int, Iterable[UpdateKey]] | None = None
 ) -> Counter[str]:
-    """How many of the updates that were pushed had which fate. "died": its process was
-    killed before the server had it.
+    """The number of pushed updates by outcome; "died": its process was killed before
+    the server had received it.
 
     Args:
       folder: of the trace.
@@ -45,7 +45,7 @@ def judge(
         told |= _outcomes(life)
     wrong = {k: v for k, v in told.items() if (v == "committed") != (k in counted)}
     assert not wrong, f"in a version or not, and the last word was another: {wrong}"
-    fates = {key: "committed" for key in counted}
+    outcomes = {key: "committed" for key in counted}
     pushed = set()
     for life in lives:
         ended = any(isinstance(event, trace.Stopped) for event in life)
@@ -54,14 +54,14 @@ def judge(
                 key = UpdateKey(event.worker, event.session, event.seq)
                 assert key not in pushed, f"pushed twice: {key}"
                 pushed.add(key)
-                fates.setdefault(key, told.get(key, "lost" if ended else "died"))
+                outcomes.setdefault(key, told.get(key, "lost" if ended else "died"))
         for key in _settled(life, "withdrawn"):
-            if fates[key] in ("lost", "died"):
-                fates[key] = "withdrawn"
-    assert fates.keys() <= pushed, f"nobody pushed {fates.keys() - pushed}"
-    lost = sorted(key for key, fate in fates.items() if fate == "lost")
+            if outcomes[key] in ("lost", "died"):
+                outcomes[key] = "withdrawn"
+    assert outcomes.keys() <= pushed, f"nobody pushed {outcomes.keys() - pushed}"
+    lost = sorted(key for key, outcome in outcomes.items() if outcome == "lost")
     assert not lost, f"{len(lost)} of {len(pushed)} lost: {lost[:20]}"
-    return Counter(fates.values())
+    return Counter(outcomes.values())
 
 
 def _lives(folder: Path) -> Iterator[list[Any]]:

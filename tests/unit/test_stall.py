@@ -6,7 +6,7 @@ import pytest
 
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
-from tests.simulation.planted import PLANTED
+from tests.simulation.bugs import BUGS
 from tests.simulation.sweep import simulate
 from tests.support.messages import RUNTIME
 from tests.support.protocol_harness import (
@@ -191,7 +191,7 @@ def test_workers_rejected_before_a_resumed_start_count_among_all():
 
 
 def test_stalled_runs_end_and_others_continue():
-    (world,) = [x.world for x in PLANTED if "round of nothing" in x.name]
+    (world,) = [x.world for x in BUGS if x.name == "a stall is not detected"]
     ended = 0
     for seed in range(200):
         net, problems = simulate(seed, world(seed))

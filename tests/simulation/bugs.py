@@ -1,7 +1,7 @@
-"""Classic errors, planted one at a time, that the simulation has to find.
+"""Mutation tests of the simulation: classic errors that it has to find.
 
-Each is a patch of one place and a world in which it matters; how many seeds it takes
-says how good the simulation is.
+Each is a patch of one function, and a world in which it matters; the number of seeds
+until it is found measures the simulation.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from tests.simulation.world import ENDLESS, TIMINGS, Fault, World, draw_world
 Patch = pytest.MonkeyPatch
 
 
-def _announce_before_the_save(patch: Patch) -> None:
+def _publish_before_the_save(patch: Patch) -> None:
     def init(self: Any, program: Any, first: Any, _: Any, replaces: bool) -> None:
         original(self, program, first, "before_save", replaces)
 
@@ -38,9 +38,9 @@ def _ledger_not_in_the_checkpoint(patch: Patch) -> None:
     patch.setattr(Ledger, "snapshot", lambda *_: {})
 
 
-def _books_of_a_damaged_version(patch: Patch) -> None:
-    """A server goes on from the version before, with the accounting of the one it
-    cannot read."""
+def _accounting_of_a_damaged_version(patch: Patch) -> None:
+    """A server resumes from the version before a damaged one, with the accounting of
+    the damaged one."""
 
     def set_aside(self: Disk) -> None:
         damaged = self.newest
@@ -52,10 +52,10 @@ def _books_of_a_damaged_version(patch: Patch) -> None:
     patch.setattr(Disk, "set_aside_newest", set_aside)
 
 
-def _hears(
+def _replace_on_control(
     patch: Patch, hear: Callable[[PeerProtocol, messages.Message], bool]
 ) -> None:
-    """Peers hear in another way what is said to them; as before, where it is False."""
+    """Peers call `hear` first; where it returns False, they proceed as before."""
 
     def on_control(self: PeerProtocol, message: messages.Message) -> None:
         if not hear(self, message):
@@ -71,7 +71,7 @@ def _receipt_is_final(patch: Patch) -> None:
             self._outbox.entries.pop(message.seq, None)
         return False
 
-    _hears(patch, hear)
+    _replace_on_control(patch, hear)
 
 
 def _second_update_overwrites_the_first(patch: Patch) -> None:
@@ -94,7 +94,7 @@ def _resend_under_a_new_number(patch: Patch) -> None:
             outbox.add(outbox.entries.pop(message.seq).update)
         return isinstance(message, messages.Resend)
 
-    _hears(patch, hear)
+    _replace_on_control(patch, hear)
 
 
 def _base_version_unchecked(patch: Patch) -> None:
@@ -117,8 +117,10 @@ def _older_version_accepted(patch: Patch) -> None:
     patch.setattr(PeerProtocol, "_on_model", on_model)
 
 
-def _who_ignored(patch: Patch) -> None:
-    _hears(patch, lambda _, message: isinstance(message, messages.UnknownSession))
+def _unknown_session_ignored(patch: Patch) -> None:
+    _replace_on_control(
+        patch, lambda _, message: isinstance(message, messages.UnknownSession)
+    )
 
 
 def _no_deadline(patch: Patch) -> None:
@@ -134,7 +136,7 @@ _OF_A_SERVER = (
 
 
 def _incarnation_ignored(patch: Patch) -> None:
-    """Whatever server speaks is taken for the one that this peer knows."""
+    """Messages of all servers are taken for those of the one that is followed."""
 
     def on(self: PeerProtocol, event: p.Event, now: float) -> list[p.Effect]:
         if isinstance(event, p.FromWire) and self._link.welcome is not None:
@@ -154,10 +156,10 @@ def _rejection_trusted_across_incarnations(patch: Patch) -> None:
             self._outbox.entries.pop(message.seq, None)
         return False
 
-    _hears(patch, hear)
+    _replace_on_control(patch, hear)
 
 
-# The ones below were no plants: the simulation found them.
+# The simulation found those below in earlier versions of the protocols.
 
 
 def _older_server_followed(patch: Patch) -> None:
@@ -175,13 +177,13 @@ def _receipt_not_withdrawn(patch: Patch) -> None:
     patch.setattr(PeerProtocol, "_withdraw", withdraw)
 
 
-def _nobody_begins_again(patch: Patch) -> None:
+def _no_worker_adopts_again(patch: Patch) -> None:
     patch.setattr(PeerProtocol, "_is_blocked", lambda _: False)
 
 
-def _pushes_while_it_greets(patch: Patch) -> None:
-    """And takes the receipts for it; outcomes of a server that has not yet welcomed it
-    are not believed."""
+def _pushes_while_it_registers(patch: Patch) -> None:
+    """And believes the receipts for it, but not the outcomes of a server that has not
+    welcomed it yet."""
 
     def publish(self: PeerProtocol) -> None:
         is_welcome, self._link.is_welcome = self._link.is_welcome, True
@@ -195,7 +197,7 @@ def _pushes_while_it_greets(patch: Patch) -> None:
 
     original = PeerProtocol._publish_outbox
     patch.setattr(PeerProtocol, "_publish_outbox", publish)
-    _hears(patch, hear)
+    _replace_on_control(patch, hear)
 
 
 def _older_stop_followed(patch: Patch) -> None:
@@ -204,14 +206,14 @@ def _older_stop_followed(patch: Patch) -> None:
             self._do(p.StopWork(message.reason))
         return isinstance(message, messages.StopRun)
 
-    _hears(patch, hear)
+    _replace_on_control(patch, hear)
 
 
-def _round_of_nothing_unnoticed(patch: Patch) -> None:
+def _stall_undetected(patch: Patch) -> None:
     patch.setattr(StallDetector, "reason", lambda *_: "")
 
 
-# ------------------------------------------------------------- where it matters
+# ------------------------------------------------------------- worlds
 
 
 def _endless(seed: int, **changes: Any) -> World:
@@ -227,7 +229,7 @@ def _crashing(seed: int) -> World:
 
 
 def _losing(seed: int) -> World:
-    """Versions are lost that workers have seen."""
+    """Published versions are lost."""
     return replace(_crashing(seed), publish="before_save", save_s=(0.0, 0.8))
 
 
@@ -236,14 +238,14 @@ def _overtaking(seed: int) -> World:
 
 
 def _hanging(seed: int) -> World:
-    """A worker hangs, and the others cannot make a version without it."""
+    """A worker hangs, and the others cannot complete a round without it."""
     world = _endless(seed, workers=2, faults=(Fault(1.0 + seed % 3, "hang", 0),))
     timing = replace(TIMINGS["fedavg"], deadline_s=0.5)
     return replace(world, timing=timing, bad_updates=0.0)
 
 
 def _damaged(seed: int) -> World:
-    """A version turns out damaged whose outcomes have hardly been told."""
+    """A version is damaged soon after its outcomes were sent."""
     faults = [Fault(0.8 + n + seed % 7 / 11, "rot", -2, 0.05) for n in range(5)]
     often = {"step_s": (0.02, 0.05), "make_s": (0.0, 0.01), "save_s": (0.0, 0.02)}
     fast = {"subscribe_s": (0.0, 0.0), "reconnect_s": (0.01, 0.05)}
@@ -251,11 +253,11 @@ def _damaged(seed: int) -> World:
     return World(timing=timing, calm_s=6.0, faults=tuple(faults), **often, **fast)
 
 
-def _late_words(seed: int) -> World:
-    """A server refuses an update and dies, the next one takes it; who is told what?
+def _late_messages(seed: int) -> World:
+    """A server settles an update and crashes; the next one commits it.
 
-    An update that is replaced while a version is made may be the first at the next
-    server, which makes a version of it at once.
+    An update that is superseded during an aggregation may be the first at the next
+    server, which aggregates it at once.
     """
     timing = replace(TIMINGS["asyn2f"], min_updates=1, min_workers=1)
     times = (1.0 + seed % 5 / 7, 2.0 + seed % 7 / 9, 3.0 + seed % 3 / 5)
@@ -267,7 +269,7 @@ def _late_words(seed: int) -> World:
 
 
 def _rounds(seed: int) -> World:
-    """Rounds whose newest version turns out damaged."""
+    """Rounds whose newest version is damaged."""
     world = _endless(seed, workers=1, server_timeout_s=8.0, faults=())
     faults = (Fault(1.0 + seed % 7 / 2, "rot", -2, 0.2),)
     stall = (Fault(0.9 + seed % 7 / 2, "stall", 0, 1.0, "model"),)
@@ -275,8 +277,8 @@ def _rounds(seed: int) -> World:
     return replace(world, timing=timing, faults=stall + faults, bad_updates=0.0)
 
 
-def _nothing(seed: int) -> World:
-    """Many updates are refused, and a worker goes, stops or trains no more."""
+def _stalling(seed: int) -> World:
+    """Many updates are rejected, and a worker leaves, stops or hangs."""
     name = ("fedavg", "fedasync", "fedasmu", "asafl")[seed % 4]
     kind = ("hang", "retire", "pause", "kill")[seed // 4 % 4]
     fault = Fault(0.5 + seed % 5 / 2, kind, seed % 2, 2.0)
@@ -288,7 +290,7 @@ def _nothing(seed: int) -> World:
 
 
 def _late_ends(seed: int) -> World:
-    """A server says that the run is over and dies; the next one goes on with it."""
+    """A server stops the run and crashes; the next one resumes it."""
     times = (1.5 + seed % 7 / 3, 3.0 + seed % 5 / 3, 4.5)
     faults = tuple(Fault(time_s, "crash", -2, 0.02) for time_s in times)
     fast = {"subscribe_s": (0.0, 0.0), "reconnect_s": (0.01, 0.05), "workers": 1}
@@ -298,7 +300,7 @@ def _late_ends(seed: int) -> World:
 
 
 def _waiting_for_others(seed: int) -> World:
-    """A server that is started again waits for a worker that is long in coming."""
+    """A restarted server waits for a worker that registers late."""
     timing = replace(TIMINGS["adopting"], min_updates=1, min_workers=2)
     away = Fault(0.8 + seed % 5 / 7, "kill", 1, 5.0)
     crash = Fault(1.0 + seed % 7 / 5, "crash", -2, 0.1)
@@ -306,82 +308,76 @@ def _waiting_for_others(seed: int) -> World:
     return World(timing=timing, calm_s=7.0, faults=(away, crash), **slow)
 
 
-class Planted(NamedTuple):
-    """An error; `most_seeds` it may take to find it."""
+class Bug(NamedTuple):
+    """An error, to be found within `most_seeds`."""
 
     name: str
-    plant: Callable[[Patch], None]
+    inject: Callable[[Patch], None]
     world: Callable[[int], World]
     most_seeds: int
     found_by: tuple[str, ...]  # invariants; one of them is broken within these seeds
 
 
-PLANTED = (
-    Planted(
-        "announce before the save", _announce_before_the_save, _durable, 10, ("I6",)
-    ),
-    Planted(
-        "ledger not saved", _ledger_not_in_the_checkpoint, _crashing, 50, ("I2", "I4")
-    ),
-    Planted(
+BUGS = (
+    Bug("publish before the save", _publish_before_the_save, _durable, 10, ("I6",)),
+    Bug("ledger not saved", _ledger_not_in_the_checkpoint, _crashing, 50, ("I2", "I4")),
+    Bug(
         "accounting of a damaged version",
-        _books_of_a_damaged_version,
+        _accounting_of_a_damaged_version,
         _damaged,
         50,
         ("I3",),
     ),
-    Planted("receipt is final", _receipt_is_final, _crashing, 50, ("I7",)),
-    Planted(
+    Bug("receipt is final", _receipt_is_final, _crashing, 50, ("I7",)),
+    Bug(
         "a second update overwrites the first",
         _second_update_overwrites_the_first,
         _endless,
         20,
         ("I7", "I8"),
     ),
-    Planted(
+    Bug(
         "no session in the key",
         _session_missing_from_the_key,
         _endless,
         50,
         ("I3", "I8"),
     ),
-    Planted("a new number", _resend_under_a_new_number, _overtaking, 50, ("I2", "I10")),
-    Planted("base unchecked", _base_version_unchecked, _losing, 100, ("I13",)),
-    Planted("older version", _older_version_accepted, _overtaking, 10, ("I11",)),
-    Planted("who are you", _who_ignored, _crashing, 50, ("I8",)),
-    Planted("no deadline", _no_deadline, _hanging, 20, ("I8",)),
-    Planted(
+    Bug("a new number", _resend_under_a_new_number, _overtaking, 50, ("I2", "I10")),
+    Bug("base unchecked", _base_version_unchecked, _losing, 100, ("I13",)),
+    Bug("older version", _older_version_accepted, _overtaking, 10, ("I11",)),
+    Bug("unknown session ignored", _unknown_session_ignored, _crashing, 50, ("I8",)),
+    Bug("no deadline", _no_deadline, _hanging, 20, ("I8",)),
+    Bug(
         "incarnation ignored",
         _incarnation_ignored,
-        _late_words,
+        _late_messages,
         300,
         ("I4", "I8", "I11"),
     ),
-    Planted(
+    Bug(
         "rejection trusted",
         _rejection_trusted_across_incarnations,
-        _late_words,
+        _late_messages,
         300,
         ("I4",),
     ),
-    Planted(
-        "older server followed", _older_server_followed, _late_words, 100, ("I11",)
-    ),
-    Planted("receipt not withdrawn", _receipt_not_withdrawn, _crashing, 200, ("I7",)),
-    Planted(
-        "a round of nothing is not noticed",
-        _round_of_nothing_unnoticed,
-        _nothing,
+    Bug("older server followed", _older_server_followed, _late_messages, 100, ("I11",)),
+    Bug("receipt not withdrawn", _receipt_not_withdrawn, _crashing, 200, ("I7",)),
+    Bug(
+        "a stall is not detected",
+        _stall_undetected,
+        _stalling,
         20,
         ("I8",),
     ),
-    Planted(
-        "pushes while it greets",
-        _pushes_while_it_greets,
+    Bug(
+        "pushes while it registers",
+        _pushes_while_it_registers,
         _waiting_for_others,
         20,
         ("I14",),
     ),
-    Planted("older stop followed", _older_stop_followed, _late_ends, 200, ("I11",)),
-    Planted("nobody begins again", _nobody_begins_again, _rounds, 50, ("I8",)),
+    Bug("older stop followed", _older_stop_followed, _late_ends, 200, ("I11",)),
+    Bug("no worker adopts again", _no_worker_adopts_again, _rounds, 50, ("I8",)),
 )
