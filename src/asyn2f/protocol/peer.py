@@ -2,10 +2,9 @@
 
 A peer sends a hello until it is welcomed, sends heartbeats, takes each version that is
 newer than its newest, fetches one that it has only heard of, and keeps every update (or
-score) until the server has settled (or acknowledged) it. It registers again with a
-server that does not know it, or is of another incarnation; nothing kept is lost by
-that. Updates are sent only while the peer is welcome: before, it could not ask about
-them, and would not believe the outcome from a server that it does not follow yet.
+score) until the server has settled (or acknowledged) it, also when it registers with
+another server. Updates are sent only while the peer is welcome: before, it could not
+ask about them, and would not believe a server that it does not follow yet.
 """
 
 import math
@@ -20,9 +19,7 @@ from asyn2f.protocol.server_link import MOST_VERSIONS, ServerLink
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.types import Buffer
 
-_IDLE = p.WorkerProgress(
-    *("registered", 0, 0.0, 0.0, 0.0), base_version=-1, merges=0, merged_s=-1.0
-)
+_IDLE = p.WorkerProgress("registered", 0, 0.0, 0.0, 0.0, -1, merges=0, merged_s=-1.0)
 
 
 class PeerProtocol:
