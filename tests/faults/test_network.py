@@ -14,7 +14,7 @@ from asyn2f.protocol.channels import (
     UPDATES,
 )
 from asyn2f.transport import zmq_options
-from tests.support.fake_network import PretendedNetwork
+from tests.support.fake_network import FakeNetwork
 from tests.support.networks import End, Network
 from tests.support.real_network import RealNetwork
 
@@ -31,7 +31,7 @@ NETWORKS = ["sockets", *(f"pretended-{seed}" for seed in range(5))]
 
 def made(name: str) -> Network:
     kind, _, seed = name.partition("-")
-    return RealNetwork() if kind == "sockets" else PretendedNetwork(int(seed))
+    return RealNetwork() if kind == "sockets" else FakeNetwork(int(seed))
 
 
 @pytest.fixture(params=NETWORKS)

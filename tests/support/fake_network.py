@@ -20,7 +20,7 @@ PATIENCE_S = 30.0
 _STALL_S, _PART_S, _FOR_EVER_S = 1.0, 8.0, 1e6
 
 
-class PretendedNetwork:
+class FakeNetwork:
     """The connections of `tests.simulation`; implements `Network`."""
 
     def __init__(self, seed: int) -> None:
@@ -29,17 +29,17 @@ class PretendedNetwork:
         self._wires = self._net._wires
         self._nodes: dict[End, Node] = {}
         self._healed_s: dict[End, float] = {}
-        self.server = self._give_ears(self._net.server)
+        self.server = self._attach(self._net.server)
 
-    def _give_ears(self, node: Node) -> End:
+    def _attach(self, node: Node) -> End:
         end = End()
-        node.machine = _Ears(end)
+        node.machine = _Recorder(end)
         self._nodes[end] = node
         return end
 
     def peer(self) -> End:
         self._net.start_peer(0)
-        return self._give_ears(self._net.peers[-1])
+        return self._attach(self._net.peers[-1])
 
     def subscribe(self, peer: End, *topics: bytes) -> None:
         self._wires.subscribe(self._nodes[peer], list(topics))
@@ -115,7 +115,7 @@ class PretendedNetwork:
 
     def start_server(self) -> None:
         self._net.start_server()
-        self.server = self._give_ears(self._net.server)
+        self.server = self._attach(self._net.server)
 
     def rest_at_server(self) -> None:
         self._net.run(self._net.now + 1.0)
@@ -137,7 +137,7 @@ class PretendedNetwork:
             self._wires.cut(line, seconds)
 
 
-class _Ears:
+class _Recorder:
     """A protocol that never says a word."""
 
     due_s = math.inf
