@@ -89,7 +89,7 @@ def _settled_once(net: Net) -> Iterator[str]:
 
 
 def _outcomes(net: Net) -> Iterator[str]:
-    """What workers were told, and what they believed."""
+    """The outcomes that workers were sent, and those that they believed."""
     committed, rotted = net.disk.committed(), net.disk.was_committed()
     told: dict[tuple[int, str, int], messages.UpdateOutcome] = {}
     settled: Counter[tuple[str, str, int]] = Counter()
@@ -128,8 +128,8 @@ def _outcomes(net: Net) -> Iterator[str]:
 
 
 def _versions(net: Net) -> Iterator[str]:
-    """Nobody is told of a version that could be lost; each server gives out one after
-    the other."""
+    """No version is published that could be lost; each server publishes consecutive
+    versions."""
     durable = net.world.publish == "after_save"
     saved = sorted(
         (s, int(content.split(".")[-1])) for content, s in net.saved_s.items()
@@ -172,8 +172,8 @@ def _bases(net: Net) -> Iterator[str]:
 
 
 def _observers(net: Net) -> Iterator[str]:
-    """A version in use never gives way to an older one, unless a crash has taken it;
-    but another server may give it out once more."""
+    """A worker never replaces its version by an older one, unless a crash has lost it;
+    but another server may publish it again."""
     may_lose = net.world.publish == "before_save" or net.disk.rotted
     newest: dict[str, int] = defaultdict(lambda: -1)
     server: dict[str, int] = {}
@@ -201,7 +201,7 @@ def _observers(net: Net) -> Iterator[str]:
 
 
 def bounds_of(net: Net) -> list[str]:
-    """Which memory is larger than it may be at this moment (I14)."""
+    """The bounds on memory that are exceeded at this moment (I14)."""
     found = []
     for server in net.servers:
         if server.is_up:

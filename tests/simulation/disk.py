@@ -1,4 +1,4 @@
-"""A store with the vices of disks: slow, full, damaged, and used by two servers."""
+"""A store with the faults of disks: slow, full, damaged, and shared by two servers."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ from asyn2f.programs import UpdateKey
 
 
 class Kept(NamedTuple):
-    """A version as it was saved; `content` tells models of one number apart."""
+    """A saved version; `content` distinguishes models of one number."""
 
     version: int
     content: str
@@ -17,11 +17,11 @@ class Kept(NamedTuple):
 
 
 class StoreFault(Exception):
-    """A version cannot be saved, and why."""
+    """Why a version cannot be saved."""
 
 
 class Disk:
-    """Versions that are final, and those that were and have been set aside.
+    """Durable versions, and those that have been set aside.
 
     What is written and not final when its writer dies is not there at all. A server
     that has begun owns the store: what an older one saves later is refused.
@@ -39,12 +39,12 @@ class Disk:
         return self.kept[max(self.kept)]
 
     def begin_incarnation(self) -> int:
-        """A number higher than that of any server before."""
+        """The incarnation of another server."""
         self.incarnation += 1
         return self.incarnation
 
     def save(self, kept: Kept) -> None:
-        """Makes it final.
+        """Makes a version durable.
 
         Raises:
           StoreFault: no space, or another server owns the store.
@@ -58,14 +58,14 @@ class Disk:
         self.kept[kept.version] = kept
 
     def set_aside_newest(self) -> None:
-        """The newest is found damaged; version 0 never is, it could be drawn again."""
+        """Sets the newest version aside as damaged, unless it is version 0."""
         if len(self.kept) > 1:
             damaged = self.kept.pop(max(self.kept))
             self.rotted.append(damaged)
             self.last_known_to[damaged.content] = self.incarnation
 
     def committed(self) -> dict[tuple[str, int], int]:
-        """Session and number of all updates that are in a version, and in which."""
+        """The version of each committed update, by session and number."""
         return {key[1:]: v for v, kept in self.kept.items() for key in kept.keys}
 
     def was_committed(self) -> dict[tuple[str, int], int]:

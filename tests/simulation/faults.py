@@ -1,4 +1,4 @@
-"""What a world does to a run: processes die, stand still, hang; disks and nets fail."""
+"""Fault injection: processes crash, pause and hang; disks and networks fail."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ _SERVER = -2
 
 
 class Faults:
-    """Carries out the faults of a world on the processes and connections of `net`."""
+    """Injects the faults of a world into the processes and connections of `net`."""
 
     def __init__(self, net: "Net", wires: Wires) -> None:
         self._net = net
@@ -22,7 +22,7 @@ class Faults:
         self._retired: set[int] = set()
 
     def suffer(self, fault: Fault) -> None:
-        """It happens, where there is anybody to suffer it."""
+        """Injects a fault, if its target exists."""
         net, seconds, span = self._net, fault.seconds, (fault.seconds, fault.seconds)
         found = self.live(fault.worker)
         if not found:
@@ -64,7 +64,7 @@ class Faults:
         net.count[fault.kind] += 1
 
     def end(self) -> None:
-        """From now on everything works, and whoever is missing is started again."""
+        """Ends all faults, and restarts missing processes."""
         net = self._net
         for node in [*net.servers, *net.peers]:
             if node.paused:
@@ -81,13 +81,13 @@ class Faults:
     # ------------------------------------------------------------- to die, to come back
 
     def live(self, worker: int) -> list[Node]:
-        """The processes of that number that are under way."""
+        """The live processes of that worker."""
         net = self._net
         nodes = [net.server] if worker == _SERVER else net.peers
         return [node for node in nodes if node.worker == worker and node.is_up]
 
     def kill(self, node: Node) -> None:
-        """It dies, with all that is in it; the network notices at once, or later."""
+        """Crashes a process; the network notices at once, or later."""
         if node.alive:
             node.alive = False
             for line in self._lines_of(node):
@@ -95,13 +95,13 @@ class Faults:
                 self._net.after(span, None, self._dies_away, line, node, line.number)
 
     def crash(self, server: Node, span: Span, rots: bool = False) -> None:
-        """It dies, and is started again."""
+        """Crashes a server, and restarts it."""
         self.kill(server)
         self._net.after(span, None, self._restart, rots)
 
     def replace_missing(self) -> None:
-        """Starts a process for every number whose last one has died or failed, or was
-        sent home by a server that is no more."""
+        """Starts a process for each worker whose last one has crashed or failed, or was
+        stopped by a server that has crashed."""
         net = self._net
         if net.server.finish is not None:
             return
@@ -161,7 +161,7 @@ class Faults:
             self._wires.cut(line, 0.0)
 
     def resume(self, node: Node) -> None:
-        """It goes on; first with all that has come meanwhile."""
+        """Resumes a process, first with its backlog."""
         node.paused = False
         backlog, node.backlog = node.backlog, []
         self._net.count["backlog"] += len(backlog)

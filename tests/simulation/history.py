@@ -1,4 +1,4 @@
-"""A run as a person reads it: one line for each event, and what was done about it."""
+"""A run in text: a line for each event, with its effects."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from tests.simulation.network import Net
 
 
 def lines_of(net: Net) -> Iterator[str]:
-    """All that happened, in order; ticks that nothing came of are left out."""
+    """All events in order, without ticks that have no effect."""
     for time_s, node, event, effects in net.log:
         done = "; ".join(filter(None, map(_words, effects)))
         if done or not isinstance(event, p.Tick):
@@ -18,7 +18,7 @@ def lines_of(net: Net) -> Iterator[str]:
 
 
 def digest(net: Net) -> str:
-    """Of all that happened: two runs with the same digest are the same run."""
+    """The digest of a run: equal for equal runs."""
     found = hashlib.sha256()
     for line in lines_of(net):
         found.update(line.encode() + b"\n")

@@ -1,4 +1,4 @@
-"""One run: its processes, its time, its chances and its faults."""
+"""A simulated run: its processes, its time, its random draws and its faults."""
 
 import heapq
 import itertools
@@ -28,10 +28,10 @@ Logged = tuple[float, Node, p.Event, list[p.Effect]]
 
 
 class Net:
-    """One run, and all that is known of it."""
+    """A run, with full knowledge of it."""
 
     def __init__(self, seed: int, world: World, clocks_s: float | None = None) -> None:
-        """`clocks_s`: what all clocks show at time 0; None = each something else."""
+        """`clocks_s`: the reading of all clocks at time 0; None = random ones."""
         self.now = 0.0
         self.seed = seed
         self._clocks_s = clocks_s
@@ -72,13 +72,13 @@ class Net:
 
     @property
     def server(self) -> Node:
-        """The one that peers are told to turn to."""
+        """The server that peers connect to."""
         return self.servers[-1]
 
     # ------------------------------------------------------------- time and chance
 
     def run(self, until_s: float) -> "Net":
-        """Lets happen what happens until then."""
+        """Runs the simulation until then."""
         heap = self._heap
         while heap and heap[0][0] <= until_s and not self.problems:
             self.now, _, node, action, args = heapq.heappop(heap)
@@ -94,22 +94,22 @@ class Net:
     def at(
         self, time_s: float, node: Node | None, action: Callable[..., None], *args: Any
     ) -> None:
-        """Then, or now, if the node is alive; when it goes on, if it stands still."""
+        """Calls `action` then, if the node is alive; if paused, when it resumes."""
         entry = (max(time_s, self.now), next(self._order), node, action, args)
         heapq.heappush(self._heap, entry)
 
     def after(
         self, span: Span, node: Node | None, action: Callable[..., None], *args: Any
     ) -> None:
-        """Later."""
+        """The same after a delay."""
         self.at(self.now + self.uniform(span), node, action, *args)
 
     def uniform(self, span: Span) -> float:
-        """A number between the two."""
+        """A uniform draw."""
         return span[0] + (span[1] - span[0]) * self._random.random()
 
     def happens(self, fault: str) -> bool:
-        """Whether it does, this time."""
+        """A random draw of a fault."""
         chance: float = getattr(self.world, fault)
         if not chance or self.now >= self.world.calm_s:
             return False
@@ -120,7 +120,7 @@ class Net:
     def _in_line(
         self, node: Node, thread: str, span: Span, action: Any, *args: Any
     ) -> None:
-        """On that thread of the process, after all that it has to do already."""
+        """The same on one thread of the process, after its earlier jobs."""
         time_s = max(self.now, node.free_s[thread]) + self.uniform(span)
         node.free_s[thread] = time_s
         self.at(time_s, node, action, node, *args)
@@ -128,7 +128,7 @@ class Net:
     # ------------------------------------------------------------- processes
 
     def settings(self) -> ServerSettings:
-        """Those of a server that begins now."""
+        """The settings of a server that starts now."""
         world, newest = self.world, self.disk.newest
         return ServerSettings(
             run=RUN,
@@ -153,7 +153,7 @@ class Net:
         )
 
     def start_server(self) -> None:
-        """A server's process; it begins with the newest version in the store."""
+        """Starts a server, with the newest version in the store."""
         incarnation, newest = self.disk.begin_incarnation(), self.disk.newest
         program = programs.server_program(self.world.timing, newest.version)
         first = made(newest.version, newest.content, incarnation)
@@ -169,7 +169,7 @@ class Net:
         self._arm(node)
 
     def start_peer(self, worker: int) -> None:
-        """A worker's process, or for -1 the evaluator's."""
+        """Starts a worker, or for -1 the evaluator."""
         life = len(self.peers)
         role, examples = ("worker", 10) if worker >= 0 else ("evaluator", 0)
         session = session_of(worker, life)
@@ -192,14 +192,14 @@ class Net:
         return drawn_s if self._clocks_s is None else self._clocks_s
 
     def retire(self, worker: Node) -> None:
-        """It is asked to stop."""
+        """Requests a process to stop."""
         worker.stopping = True
         self._work.wake(worker)
 
     # ------------------------------------------------------------- what happens
 
     def tell(self, node: Node, event: p.Event) -> None:
-        """Something happens to a process, and it does what its protocol says."""
+        """An event at a process; carries out its effects."""
         if not node.is_up:
             return
         seq = _judged_seq(node, event)
@@ -225,7 +225,7 @@ class Net:
         self._arm(node)
 
     def note(self, event: trace.Event) -> None:
-        """Into the trace, with the time of all."""
+        """Writes an event into the trace, on the clock of the simulation."""
         self.trace.append((self.now, event))
 
     def traced(self) -> list[trace.Event]:
@@ -291,13 +291,13 @@ class Net:
 
 
 def outbox_of(peer: Node) -> dict[int, Any]:
-    """By number: what a peer keeps until it hears an outcome."""
+    """The updates in a peer's outbox, by number."""
     outbox: dict[int, Any] = peer.machine._outbox.entries
     return outbox
 
 
 def _judged_seq(node: Node, event: p.Event) -> int | None:
-    """Which of a worker's updates is being judged, if it waits for that."""
+    """The unsettled update that a blocked worker waits for, if any."""
     if isinstance(event, p.FromWire) and isinstance(
         event.message, messages.UpdateOutcome
     ):
@@ -312,5 +312,5 @@ def _forget(node: Node, key: UpdateKey) -> None:
 
 
 def session_of(worker: int, life: int) -> str:
-    """What a process calls itself; no two are the same."""
+    """The session of a process, unique."""
     return f"{worker}-{life}"

@@ -1,4 +1,4 @@
-"""A process: its protocol, its connections, its work."""
+"""A simulated process: its protocol, its connections and its jobs."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -29,13 +29,13 @@ class Line:
 
     @property
     def route(self) -> bytes:
-        """The address of a peer at its server, on CONTROL; each time another."""
+        """The address of a peer on CONTROL, different for each connection."""
         return f"{self.peer.name}/{self.number}".encode()
 
 
 @dataclass(eq=False)
 class Node:
-    """A process. `backlog` is what happens to it while it stands still."""
+    """A process. `backlog`: what happens to it while it is paused."""
 
     machine: Any
     name: str  # its session, or "server-<incarnation>"
@@ -71,5 +71,5 @@ class Node:
 
     @property
     def is_up(self) -> bool:
-        """Whether anything can happen to it."""
+        """Whether it handles events."""
         return self.alive and self.finish is None

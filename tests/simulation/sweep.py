@@ -32,14 +32,14 @@ _CHUNK = 100  # seeds
 
 
 class Outcome(NamedTuple):
-    """What came of a seed."""
+    """The result of a seed."""
 
     net: Net
     problems: list[str]
 
 
 class Swept(NamedTuple):
-    """What came of many seeds: how often what happened, and which of them failed."""
+    """The results of many seeds: counts of events, and the seeds that failed."""
 
     seeds: int
     events: int
@@ -88,7 +88,7 @@ def sweep(seeds: Iterable[int]) -> Swept:
 
 
 def _settles(net: Net) -> list[str]:
-    """After the last fault: the run goes on, and what is old gets its outcome (I8)."""
+    """Liveness after the last fault: versions, and outcomes of old updates (I8)."""
     net.faults.end()
     before = max(net.disk.kept)
     old = {
@@ -118,7 +118,7 @@ def _settles(net: Net) -> list[str]:
 
 
 def _leaves(net: Net) -> list[str]:
-    """After the stop: everybody ends (I17). Who hangs has to be killed."""
+    """After the stop all processes end (I17); hung ones are killed."""
     net.tell(net.server, p.StopRequested("enough"))
     end_s = net.now + LEAVE_S
     while not net.problems:
@@ -150,7 +150,7 @@ def _chunks(first: int, seeds: int) -> Iterator[range]:
 
 
 def _sweep_all(first: int, seeds: int, jobs: int) -> bool:
-    """Prints each seed that fails as soon as it is known; whether none does."""
+    """Prints each seed that fails; returns whether none does."""
     start_s, done, events, failures = time.monotonic(), 0, 0, 0
     count: Counter[str] = Counter()
     with ProcessPoolExecutor(jobs) as pool:

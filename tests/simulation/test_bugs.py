@@ -1,4 +1,4 @@
-"""The simulation finds classic errors, each within so many seeds."""
+"""The simulation finds each injected bug within a bounded number of seeds."""
 
 import pytest
 

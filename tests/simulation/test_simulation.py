@@ -1,4 +1,4 @@
-"""Whole runs on a pretended network, by the thousand: nothing that must not be, is."""
+"""Thousands of simulated runs break no invariant."""
 
 import ast
 import functools
@@ -71,19 +71,19 @@ FAILED_ONCE = (
 
 @functools.cache
 def swept_from(first: int) -> Swept:
-    """What came of `CHUNK` seeds."""
+    """The results of `CHUNK` seeds."""
     return sweep(range(first, first + CHUNK))
 
 
 def check_seeds(first: int) -> None:
-    """All is well in all of them."""
+    """No seed fails."""
     swept = swept_from(first)
     told = "replay with python -m tests.simulation.sweep --seed="
     assert not swept.failed, f"{swept.failed}; {told}{min(swept.failed)}"
 
 
 def check_floors(seeds: range) -> None:
-    """Enough has happened in all of them together."""
+    """Together they cover enough events."""
     parts = [swept_from(first) for first in seeds[::CHUNK]]
     count = sum((part.count for part in parts), Counter[str]())
     print(f"seeds {seeds}: {sum(part.events for part in parts)} events, {dict(count)}")
@@ -107,7 +107,7 @@ def test_a_seed_that_failed_once_does_not_fail_again(seed):
 
 
 def test_who_knows_only_the_trace_and_the_store_finds_nothing_either():
-    """But for runs in which two processes write as one, or a version is damaged."""
+    """Except for runs in which two processes share a name, or a version is damaged."""
     judged = 0
     for seed in range(200):
         net, _ = simulate(seed)
@@ -130,7 +130,7 @@ def test_without_faults_every_strategy_makes_versions(name, announce):
 
 
 def test_a_cold_start_loses_no_first_version():
-    """Subscriptions come late; nobody sleeps, and everybody gets version 0."""
+    """Subscriptions arrive late; all workers get version 0."""
     timing = replace(TIMINGS["asyn2f"], min_workers=4)
     world = World(timing=timing, workers=4, subscribe_s=(0.0, 1.0))
     net = Net(3, world).run(3.0)

@@ -1,4 +1,4 @@
-"""The network between a server and its peers, with ZeroMQ's vices.
+"""The network between a server and its peers, with the semantics of ZeroMQ.
 
 A subscription arrives only when the other side attends to its socket; what is published
 before is gone. A full connection drops a model without a word, and says so of an
@@ -32,7 +32,7 @@ CHANNELS = {c.value: c for c in Channel}
 
 
 class Wires:
-    """All connections of a run; `net` keeps the time and draws the chances."""
+    """All connections of a run; `net` keeps the time and draws at random."""
 
     def __init__(self, net: "Net") -> None:
         self._net = net
@@ -42,12 +42,12 @@ class Wires:
     # ------------------------------------------------------------- connections
 
     def plug_in(self, peer: Node) -> None:
-        """A peer's process has started: it connects its CONTROL."""
+        """Connects the CONTROL of a peer that has started."""
         peer.lines = {name: Line(peer, name) for name in CHANNELS}
         self._connect(peer.lines["control"], 0)
 
     def subscribe(self, peer: Node, topics: list[bytes]) -> None:
-        """It connects the other two, again if it had done so."""
+        """Connects its other channels, anew if they were connected."""
         for name, wanted in (("model", tuple(topics)), ("update", (UPDATES,))):
             line = peer.lines[name]
             self.unplug(line)
@@ -55,7 +55,7 @@ class Wires:
             self.cut(line, 0.0, "")
 
     def cut(self, line: Line, seconds: float, what: str = "cut") -> None:
-        """The connection breaks; it comes back after so long, and a little."""
+        """Breaks a connection, which is re-established after `seconds` and a delay."""
         if line.server is not None:
             self._count[what] += bool(what)
             self._count["lost on the way"] += line.in_flight
@@ -65,7 +65,7 @@ class Wires:
         self._net.after(span, None, self._connect, line, line.number)
 
     def unplug(self, line: Line) -> None:
-        """The connection is no more."""
+        """Ends a connection."""
         if line.server is not None and line.channel == "control":
             del line.server.routes[line.route]
         if line.channel == "model":
@@ -75,7 +75,7 @@ class Wires:
         line.stalled_s, line.swallows = 0.0, False
 
     def stall(self, line: Line, seconds: float) -> None:
-        """It carries nothing so long; for too long, and it is given up."""
+        """Stalls a connection; it is given up if that takes too long."""
         line.stalled_s = self._net.now + seconds
         if seconds > HEARTBEAT_S:
             span = (HEARTBEAT_S, HEARTBEAT_S)
@@ -87,7 +87,7 @@ class Wires:
             self.cut(line, max(left_s, 0.0))
 
     def half_open(self, line: Line) -> None:
-        """Its server's side ends, which the peer notices by its heartbeats."""
+        """Closes the server's side, which the peer notices by its heartbeats."""
         if line.server is not None:
             self._count["half open"] += 1
             self.unplug(line)
@@ -116,7 +116,7 @@ class Wires:
         self._net.after(self._world.subscribe_s, server, self._subscribed, *args)
 
     def _subscribed(self, line: Line, number: int) -> None:
-        """At the server."""
+        """Delivers to the server."""
         if line.number != number:
             return
         if line.channel == "model":
@@ -129,7 +129,7 @@ class Wires:
             self._net.after(span, line.peer, self._heard, line, number)
 
     def _heard(self, line: Line, number: int) -> None:
-        """The server's subscription has come to a peer that publishes."""
+        """The server's subscription has arrived at a peer."""
         if line.number == number:
             line.topics.add(UPDATES)
             self._net.tell(line.peer, Subscribed(UPDATES))
@@ -137,12 +137,12 @@ class Wires:
     # ------------------------------------------------------------- messages
 
     def up(self, peer: Node, message: messages.Message) -> bool:
-        """From a peer, on CONTROL; whether there is room."""
+        """Sends from a peer on CONTROL; returns whether there is room."""
         event = p.FromWire(Channel.CONTROL, b"", self._coded(message), b"")
         return self._rise(peer.lines["control"], event, CONTROL_DEPTH)
 
     def down(self, server: Node, route: bytes, message: messages.Message) -> bool:
-        """From a server, on CONTROL; whether that peer is there."""
+        """Sends from a server on CONTROL; returns whether the peer exists."""
         line = server.routes.get(route)
         if line is None:
             self._count["no route"] += 1
@@ -152,7 +152,7 @@ class Wires:
         return True
 
     def _rise(self, line: Line, event: p.FromWire, room: int) -> bool:
-        """From a peer; kept where there is no connection."""
+        """Queues what a peer sends while there is no connection."""
         if len(line.unsent) + line.in_flight >= room:
             return False
         if line.swallows:
@@ -165,7 +165,7 @@ class Wires:
         return True
 
     def publish(self, node: Node, sent: p.Broadcast) -> None:
-        """From a server to all that hear the topic, or from a peer to its server."""
+        """Publishes from a server to all subscribers, or from a peer to its server."""
         message = self._coded(sent.message)
         if isinstance(message, messages.UpdateHeader):
             line = node.lines["update"]

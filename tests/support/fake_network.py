@@ -1,4 +1,4 @@
-"""The network of the simulation, with ends that do nothing but hear."""
+"""The network of the simulation, with ends that only receive."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _STALL_S, _PART_S, _FOR_EVER_S = 1.0, 8.0, 1e6
 
 
 class FakeNetwork:
-    """The connections of `tests.simulation`; implements `Network`."""
+    """The simulated connections; implements `Network`."""
 
     def __init__(self, seed: int) -> None:
         world = World(timing=TIMINGS["asyn2f"], workers=0, evaluator=False, depth=4)
@@ -138,7 +138,7 @@ class FakeNetwork:
 
 
 class _Recorder:
-    """A protocol that never says a word."""
+    """A protocol that sends nothing."""
 
     due_s = math.inf
 

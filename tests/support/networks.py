@@ -1,4 +1,4 @@
-"""What a script can do to a network, be it the real one or the simulation's.
+"""The interface of a network under test: the real one, or that of the simulation.
 
 A script says of each end what it does, and finds in `End` what it has heard; messages
 are numbers. So it is written once, and shows whether the pretended network of
@@ -16,7 +16,7 @@ from asyn2f.protocol.channels import (
 
 @dataclass(eq=False)
 class End:
-    """A server or a peer: what it has heard so far, in this order."""
+    """A server or a peer, and the messages that it has received, in order."""
 
     said: list[int] = field(default_factory=list)  # on CONTROL
     models: list[int] = field(default_factory=list)
@@ -26,7 +26,7 @@ class End:
     is_busy: bool = False  # attends to none of its sockets
 
     def hear(self, channel: Channel, number: int, route: bytes) -> None:
-        """Notes a message."""
+        """Records a message."""
         heard = {"control": self.said, "model": self.models, "update": self.updates}
         heard[channel.value].append(number)
         if channel is Channel.CONTROL:
@@ -34,71 +34,71 @@ class End:
 
 
 class Network(Protocol):
-    """A server, its peers and what is between them. Who sends is told whether it went:
-    False means refused, True no more than that nobody said no."""
+    """A server, its peers and their connections. Methods that send return False if the
+    transport refuses a message."""
 
     server: End
 
     def peer(self) -> End:
-        """Another peer; only its CONTROL is connected."""
+        """Adds a peer, connected on CONTROL only."""
 
     def subscribe(self, peer: End, *topics: bytes) -> None:
-        """Connects the other two of its channels."""
+        """Connects its channels MODEL and UPDATE."""
 
     def say(self, peer: End, number: int) -> bool:
-        """From a peer, on CONTROL."""
+        """Sends from a peer on CONTROL."""
 
     def answer(self, route: bytes, number: int) -> bool:
-        """From the server, on CONTROL."""
+        """Sends from the server on CONTROL."""
 
     def publish(self, topic: bytes, number: int) -> bool:
-        """A model."""
+        """Publishes a model."""
 
     def push(self, peer: End, number: int) -> bool:
-        """An update."""
+        """Publishes an update."""
 
     def until(self, what: str, condition: Callable[[], bool]) -> None:
-        """Lets happen what happens until then; fails if it takes too long."""
+        """Waits until the condition holds; fails at the timeout."""
 
     def reach_out(self, peer: End) -> None:
-        """Until its connections have come as far as they can come by themselves, while
-        the server attends to nothing."""
+        """Waits until its connections are as complete as they can be while the server
+        does not poll."""
 
     def stand_still(self, end: End) -> None:
-        """It is busy, and attends to none of its sockets."""
+        """Stops polling the sockets of an end."""
 
     def go_on(self, end: End) -> None:
-        """And now it does again."""
+        """Resumes polling."""
 
     def stall(self, peer: End) -> None:
-        """Its connections carry nothing, for less than heartbeats are patient."""
+        """Stalls its connections for less than the transport's heartbeat timeout."""
 
     def part(self, peer: End) -> None:
-        """Its connections carry nothing, until both sides have given them up."""
+        """Stalls its connections until both sides have given them up."""
 
     def half_open(self, peer: End) -> None:
-        """The server's side of its connections ends, and the peer is not told."""
+        """Closes the server's side of its connections only."""
 
     def refuse(self, peer: End) -> None:
-        """Its connections end, as both sides notice, and none can be made."""
+        """Closes its connections, and refuses new ones."""
 
     def heal(self, peer: End) -> None:
-        """Whatever was done to its connections is over."""
+        """Ends all faults of its connections."""
 
     def cut(self, peer: End) -> None:
-        """Its connections end; new ones can be made at once."""
+        """Closes its connections; new ones are possible at once."""
 
     def push_and_cut(self, peer: End, number: int) -> bool:
-        """Pushes; its connection ends when half of that has passed."""
+        """Pushes, and closes the connection in the middle of the message."""
 
     def kill_server(self) -> None:
-        """It ends at once; its peers notice."""
+        """Kills the server; its peers notice."""
 
     def start_server(self) -> None:
-        """Another one takes its place, and is `server` from now on."""
+        """Starts another server, which becomes `server`."""
 
     def rest_at_server(self) -> None:
-        """Until something waits at the server, which is busy, to be read."""
+        """Waits until a message is queued at the server, which does not poll."""
 
     def close(self) -> None:
-        """Ends everything."""
+        """Closes everything."""

@@ -159,7 +159,7 @@ class RealNetwork:
     # ------------------------------------------------------------- what sockets notice
 
     def _watch(self, end: End) -> None:
-        """From now on the connections of its sockets are counted."""
+        """Counts the connection events of its sockets."""
         transport = self._transports[end]
         for opened, channel in transport._channels.items():
             if (end, channel) not in self._monitors:
@@ -175,7 +175,7 @@ class RealNetwork:
                 self._monitors[end, channel] = monitor
 
     def _times(self, end: End, channel: Channel, event: int) -> int:
-        """How often that has happened to its connections."""
+        """The number of such events."""
         monitor = self._monitors[end, channel]
         while monitor.poll(0):
             number = int.from_bytes(monitor.recv_multipart()[0][:2], "little")
@@ -185,7 +185,7 @@ class RealNetwork:
     def _noticing(
         self, *ends: End, channels: tuple[Channel, ...] = tuple(Channel)
     ) -> Callable[[], bool]:
-        """Whether, since this call, all of them have seen a connection end on each."""
+        """Whether, since this call, each of them has lost its connections."""
         places = [(end, channel, _ENDED) for end in ends for channel in channels]
         before = {place: self._times(*place) for place in places}
         return lambda: all(self._times(*place) > before[place] for place in places)

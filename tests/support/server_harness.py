@@ -1,4 +1,4 @@
-"""A real server without its threads: one message at a time, all that comes of it done.
+"""A real server without its threads, which handles one message at a time.
 
 What a test puts in goes the way of whatever arrives: decoded by the I/O thread's code,
 to the protocol, to the server's JAX and its store, and back into the protocol.
@@ -45,7 +45,7 @@ SETTINGS = RuntimeSettings(heartbeat_interval_s=0.2, heartbeat_timeout_s=1e6)
 
 
 class _AtOnce:
-    """In place of the queue of the store's thread."""
+    """Replaces the queue of the checkpoint thread."""
 
     def put(self, job: Callable[[], None] | None) -> None:
         if job is not None:
@@ -53,7 +53,7 @@ class _AtOnce:
 
 
 class ServerHarness:
-    """A server whose workers 0, 1, ... are played by the test."""
+    """A server; the test acts as its workers 0, 1, ..."""
 
     def __init__(self, folder: Path, experiment: Experiment | None = None) -> None:
         experiment = experiment or small(min_workers=1, timing__min_updates=1)
@@ -81,14 +81,14 @@ class ServerHarness:
         self.peers: dict[str, Any] = {}
 
     def _report(self, worker: int) -> WorkerUpdate:
-        """What a worker would push that has just adopted the first version."""
+        """The update of a worker that has just adopted the first version."""
         examples, quality = shards_of(self.experiment)[worker]
         model = self.server.aggregator.state.model
         held = self.experiment.trainer.start(model, worker, examples, quality)
         return self.experiment.trainer.report(held)
 
     def put(self, frames: Frames | Subscribed) -> None:
-        """Something arrives."""
+        """Frames arrive; all of their effects are carried out."""
         self.io._take(frames)
         while True:
             try:
@@ -102,13 +102,13 @@ class ServerHarness:
                 return
 
     def control(self, session: str, header: bytes) -> list[messages.Message]:
-        """Something arrives on CONTROL; what is answered."""
+        """A message arrives on CONTROL; returns the answers."""
         end = self.peers.setdefault(session, self._network.peer())
         self.put(Frames(Channel.CONTROL, end._name, header, b""))
         return self.heard(session)
 
     def heard(self, session: str) -> list[messages.Message]:
-        """What that session has been sent on CONTROL since the last time."""
+        """The messages sent to that session on CONTROL since the last call."""
         arrived = self.peers[session].poll(0.0)
         return [
             wire_format.decode(item.header)
@@ -141,7 +141,7 @@ class ServerHarness:
     def update(
         self, worker: int, session: str, seq: int = 0, /, params=None, **changes: Any
     ) -> tuple[messages.UpdateHeader, bytes]:
-        """An honest update, but for those changes."""
+        """A valid update with these changes."""
         report = self._reports[worker]
         payload = bytes(
             serialization.encode_params(report.params if params is None else params)
@@ -163,7 +163,7 @@ class ServerHarness:
     def push(
         self, header: messages.UpdateHeader, payload: bytes
     ) -> list[messages.UpdateOutcome]:
-        """An update arrives; the outcomes that its session hears."""
+        """An update arrives; returns the outcomes sent to its session."""
         self.put(Frames(Channel.UPDATE, UPDATES, wire_format.encode(header), payload))
         heard = self.heard(header.session) if header.session in self.peers else []
         return [
@@ -180,7 +180,7 @@ class ServerHarness:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is kept of any update."""
+        """Whether no update is pending."""
         return not self.server.aggregator.pending
 
     def events(self, kind):

@@ -30,7 +30,8 @@ from tests.support.trace_checks import check_trace
 
 
 class SocketRun:
-    """A server here; workers as threads or processes, behind proxies of their own."""
+    """A stub server in this process; stub workers as threads or processes, each behind
+    a proxy."""
 
     def __init__(self, folder: Path, *, seed: int = 0, **server: Any) -> None:
         """`server`: see `StubServer`."""
@@ -45,7 +46,7 @@ class SocketRun:
         self._names = itertools.count()
 
     def proxy(self) -> ChaosProxy:
-        """One more, at an address of its own."""
+        """Another proxy, with its own address."""
         number = len(self.proxies)
         host = f"127.0.1.{number + 1}"
         proxy = ChaosProxy(host, self.server.ports, seed=1000 * self.seed + number)
@@ -59,7 +60,7 @@ class SocketRun:
         keys: PeerKeys | None = None,
         **how: Any,
     ) -> StubWorker:
-        """A worker as a thread; without a proxy's address, straight to the server."""
+        """Starts a worker thread, connected to a proxy or else to the server."""
         size = self.server.size
         address = address or self.address
         transport = ZmqTransport.connect_to(address, size, depth=1, keys=keys)
@@ -70,7 +71,7 @@ class SocketRun:
         return worker
 
     def spawn(self, number: int, address: str = "", **how: Any) -> BaseProcess:
-        """A worker as a process, which can be stopped and killed."""
+        """Starts a worker process, which can be stopped and killed."""
         process = spawn_worker(
             self.folder, number, address or self.address, self.server.size, **how
         )
@@ -118,14 +119,14 @@ class SocketRun:
 
 
 def _processes() -> Any:
-    """A fork of a process that has imported all this is there at once."""
+    """Forked from a process with all imports done, a process starts at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.socket_run"])
     return context
 
 
 def spawn_server(folder: Path, **how: Any) -> tuple[BaseProcess, tuple[int, int, int]]:
-    """A server as a process of its own, and its ports; SIGTERM ends the run."""
+    """Starts a server process; returns it and its ports. SIGTERM ends the run."""
     here, there = multiprocessing.Pipe()
     process = _processes().Process(target=_serve, args=(folder, there, how))
     process.start()
@@ -144,8 +145,8 @@ def _serve(folder: Path, pipe: Connection, how: dict[str, Any]) -> None:
 def spawn_worker(
     folder: Path, number: int, address: str, size: int, limit: int = 0, **how: Any
 ) -> BaseProcess:
-    """A worker as a process of its own, with updates of that size; models are of
-    `limit` bytes if that is another."""
+    """Starts a worker process with updates of `size` bytes; `limit`: of models, if
+    different."""
     process = _processes().Process(
         target=_work, args=(folder, number, address, size, limit or size, how)
     )
@@ -162,8 +163,8 @@ def _work(
 
 
 def _set_wall_clock(wrong_s: float, jumps_s: float) -> None:
-    """From now on this process's clock on the wall is wrong, and is set right and wrong
-    again every `jumps_s` seconds, if that is not 0."""
+    """Shifts this process's wall clock; every `jumps_s` > 0 seconds it is set back or
+    shifted again."""
     right, start_s = time.time, time.monotonic()
 
     def wall() -> float:

@@ -57,8 +57,7 @@ class StubServer:
         incarnation: int = 1,
         **settings: Any,
     ) -> None:
-        """`wrap` puts something between the sockets and the protocol; `settings`: of
-        the protocol, where they are others than usual."""
+        """`wrap` wraps the transport; `settings` are changes of the protocol's."""
         self.changes = changes or Changes()
         self.size, self._incarnation = size, incarnation
         transport = ZmqTransport.bind(address, size, workers, keys=keys)
@@ -95,14 +94,14 @@ class StubServer:
         self.io.start()
 
     def meanwhile(self, action: Callable[[], object]) -> None:
-        """Has the main thread do this, and nothing else as long as it takes."""
+        """Blocks the main thread with this action."""
         self._todo.put(action)
 
     def stop(self) -> None:
         self.io.post(p.StopRequested("enough"))
 
     def join(self) -> None:
-        """Waits for the end."""
+        """Waits for the end of the run."""
         self._thread.join(PATIENCE_S)
         self.io.join(PATIENCE_S)
         assert self.finish is not None, "the server has not ended"
@@ -161,14 +160,14 @@ class StubServer:
                 self.io.post(p.VersionSaved(version))
 
     def live(self) -> list[int]:
-        """Workers that it takes to be there."""
+        """The live workers."""
         return [s.hello.worker for s in self.machine._sessions.live_workers()]
 
     def newest(self) -> tuple[UpdateKey, ...]:
-        """What the newest version is made of."""
+        """The updates in the newest version."""
         return self.versions[max(self.versions)] if self.versions else ()
 
     @property
     def committed(self) -> int:
-        """Updates in versions."""
+        """The number of committed updates."""
         return sum(len(keys) for keys in list(self.versions.values()))

@@ -24,7 +24,7 @@ RUNTIME = RuntimeSettings(server_timeout_s=PATIENCE_S, join_timeout_s=PATIENCE_S
 
 
 class Changes:
-    """Wakes whoever waits for something to become true."""
+    """A condition variable: waits for predicates."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -36,7 +36,7 @@ class Changes:
     def until(
         self, what: str, holds: Callable[[], Any], timeout_s: float = PATIENCE_S
     ) -> float:
-        """Waits until it holds; the seconds that took. Raises AssertionError: never."""
+        """Waits until it holds; returns the seconds. Raises AssertionError if never."""
         start_s = time.monotonic()
         with self._changed:
             held = self._changed.wait_for(holds, timeout_s)
@@ -45,7 +45,7 @@ class Changes:
 
 
 def open_journal(folder: Path, name: str, actor: str, incarnation: int = 0) -> Journal:
-    """A life's own file of the trace; peers are of no incarnation."""
+    """The trace file of one process."""
     journal = Journal(trace.TraceWriter(folder / "trace", name))
     journal.write(
         trace.ProcessStarted(time.monotonic(), actor, "run-1", incarnation, {})
@@ -54,7 +54,7 @@ def open_journal(folder: Path, name: str, actor: str, incarnation: int = 0) -> J
 
 
 def body_of(session: str, seq: int, size: int) -> bytes:
-    """The payload of an update; it says whose it is."""
+    """The payload of an update, which names session and number."""
     return f"{session}:{seq}:".encode().ljust(size, b".")
 
 
@@ -92,7 +92,7 @@ class Producer:
 
     @property
     def unsettled(self) -> int:
-        """Updates that wait for their outcomes."""
+        """The number of unsettled updates."""
         return len(self._inner._outbox.entries)
 
     @property
@@ -168,8 +168,8 @@ class StubWorker:
         other_run: str = "",
         **hello: Any,
     ) -> None:
-        """`wrap` puts something between the sockets and the protocol; `other_run` is
-        the run it takes itself to be in; `hello`: what of it is not as it should be."""
+        """`wrap` wraps the transport; `other_run` replaces the name of the run; `hello`
+        are changes of its hello."""
         self.session = f"w{number}-{secrets.token_hex(4)}"
         self.number = number
         self.finish: p.Finish | None = None
@@ -194,11 +194,11 @@ class StubWorker:
             self.changes.note()
 
     def stop(self) -> None:
-        """Says goodbye."""
+        """Ends it with a goodbye."""
         self._io.post(p.StopRequested("enough"))
 
     def join(self, timeout_s: float | None = PATIENCE_S) -> None:
-        """Waits for the end."""
+        """Waits for its end."""
         self._io.join(timeout_s)
         assert self.finish is not None, f"worker {self.number} has not ended"
         self._journal.close()
