@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-fast test-slow lint bench clean
 
 demo: $(READY)
-	$(BIN)/python -m launch.local --config=configs/digits.py --workdir=runs/demo --overwrite
+	$(BIN)/asyn2f run --config=configs/digits.py --workdir=runs/demo --overwrite
 
 # What measures times comes last, and by itself.
 test: $(READY)

@@ -28,6 +28,7 @@ from asyn2f.errors import PlanError as PlanError
 from asyn2f.errors import RunDirError as RunDirError
 from asyn2f.errors import StoreError as StoreError
 from asyn2f.errors import TooLargeError as TooLargeError
+from asyn2f.errors import TraceFormatError as TraceFormatError
 from asyn2f.errors import WireError as WireError
 from asyn2f.errors import WriteAheadError as WriteAheadError
 
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from asyn2f.tasks.data import Dataset as Dataset
     from asyn2f.timing import Stop as Stop
     from asyn2f.timing import Timing as Timing
+    from asyn2f.trace.causality import CausalityError as CausalityError
     from asyn2f.training.experiment import Experiment as Experiment
     from asyn2f.training.experiment import make_experiment as make_experiment
     from asyn2f.training.trainer import Training as Training
@@ -110,6 +112,7 @@ _HOMES = {
     "Dataset": "asyn2f.tasks.data",
     "Stop": "asyn2f.timing",
     "Timing": "asyn2f.timing",
+    "CausalityError": "asyn2f.trace.causality",
     "Experiment": "asyn2f.training.experiment",
     "make_experiment": "asyn2f.training.experiment",
     "Training": "asyn2f.training.trainer",

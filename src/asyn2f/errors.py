@@ -1,4 +1,4 @@
-"""The errors that a user can mend, and their base class.
+"""Errors that a user can fix, and their base class.
 
 Each message states what was found, what is allowed, and what to do.
 """
@@ -9,7 +9,7 @@ class Asyn2fError(Exception):
 
 
 class ConfigError(Asyn2fError, ValueError):
-    """A config that is not allowed: names the key, its value and the allowed values."""
+    """An invalid config: names the key, its value and the allowed values."""
 
 
 class DataError(Asyn2fError, ValueError):
@@ -21,11 +21,11 @@ class RunDirError(Asyn2fError):
 
 
 class StoreError(Asyn2fError):
-    """A model store that cannot read or write what was asked."""
+    """A model store that cannot read or write a version."""
 
 
 class FencedError(StoreError):
-    """A newer server has taken the store over; this one may not write to it again."""
+    """A newer server has taken over the store: this one may not write to it again."""
 
 
 class WriteAheadError(Asyn2fError):
@@ -41,7 +41,7 @@ class AddressError(Asyn2fError):
 
 
 class KeysError(Asyn2fError):
-    """Keys that cannot be used or made."""
+    """Keys that cannot be used or created."""
 
 
 class PlanError(Asyn2fError, ValueError):

@@ -13,12 +13,12 @@ from typing import Any, BinaryIO, NamedTuple
 from asyn2f.errors import RunDirError
 
 CONFIG = "config.json"
-RUN = "run.json"  # the run's name
-SPLIT = "split.json"  # examples of each class with each worker
+RUN = "run.json"  # the run's id
+SPLIT = "split.json"  # class counts of each worker, digests of the data
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
-PROGRESS = "progress.npz"  # of a simulation, to go on from
+PROGRESS = "progress.npz"  # checkpoint of a simulation
 SERVER = "server.json"  # where the server of this run listens
 MODELS = "models"
 TRACE = "trace"
@@ -29,11 +29,11 @@ ENTRIES = (
     *(CONFIG, RUN, SPLIT, SUMMARY, METRICS, REPORT, SERVER, PROGRESS),
     *(MODELS, TRACE, LOGS, TENSORBOARD),
 )
-"""All that a run leaves in its folder."""
+"""The files and folders of a run."""
 
 
 def delete(workdir: Path) -> None:
-    """Deletes what a run leaves in its folder, and nothing else in it."""
+    """Deletes the run in a folder, and no other file in it."""
     for name in ENTRIES:
         path = workdir / name
         if path.is_dir() and not path.is_symlink():
@@ -45,8 +45,8 @@ def delete(workdir: Path) -> None:
 def write_json(
     path: Path, content: dict[str, Any], *, is_private: bool = False
 ) -> None:
-    """Writes the file whole or not at all; NaN becomes null. One that `is_private` is
-    for its owner alone."""
+    """Writes the file atomically; NaN becomes null. Only its owner can read a file that
+    `is_private`."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(_finite(content), indent=2) + "\n"
     try:
@@ -59,10 +59,10 @@ def write_json(
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those it lies in, if they are not there.
+    """Creates a folder and its parents, if missing.
 
     Raises:
-      RunDirError: that is not possible.
+      RunDirError: it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -71,11 +71,10 @@ def make_folder(path: Path) -> None:
 
 
 def new_file(path: Path, mode: int = 0o666) -> BinaryIO:
-    """A new file in place of what has that name, which may be a link: nothing is
-    written through it.
+    """Opens a new file, replacing an old one; never writes through a link.
 
     Raises:
-      OSError: that is not possible.
+      OSError: it cannot be created.
     """
     path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -83,10 +82,10 @@ def new_file(path: Path, mode: int = 0o666) -> BinaryIO:
 
 
 def append_to(path: Path) -> io.FileIO:
-    """The file, unbuffered, to be read and appended to; made if it is not there.
+    """Opens a file, unbuffered, for reading and appending; created if missing.
 
     Raises:
-      RunDirError: it is a link, which is not written through, or cannot be opened.
+      RunDirError: it is a link, or cannot be opened.
     """
     try:
         return io.FileIO(path, "a+b", opener=_without_links)
@@ -99,15 +98,15 @@ def _without_links(path: str, flags: int) -> int:
 
 
 def why(error: OSError, path: Path) -> str:
-    """What went wrong with a file or folder, so that a person can mend it."""
+    """Why an operation on a file or folder failed, and how to fix it."""
     for each in (path, *path.parents):
         if each.is_symlink() and (error.errno == errno.ELOOP or not each.exists()):
-            return f"{each} is a symbolic link to {os.readlink(each)}; take it away"
+            return f"{each} is a symbolic link to {os.readlink(each)}; remove it"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return f"no more than {most} files may be open at a time; raise ulimit -n"
+        return f"at most {most} files may be open at a time; raise ulimit -n"
     if error.errno in (errno.ENOSPC, errno.EDQUOT) and not _has_inodes(path):
-        return "the disk holds as many files as it can (inodes); delete some"
+        return "the file system has no inodes left; delete some files"
     return error.strerror or str(error)
 
 
@@ -126,10 +125,10 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of such a file.
+    """Reads a file that `write_json` has written.
 
     Raises:
-      RunDirError: not there, or not JSON.
+      RunDirError: it is missing, or not valid JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -78,7 +78,7 @@ def test_workers_whose_traces_lie_elsewhere_are_named():
     assert absent([*first, *second]) == ["server"]
     half = [e for e in second if e.time_s < 4.3]  # not of its second life
     assert absent([*server, *first, *half]) == ["worker-1"]
-    with pytest.raises(IncompleteTraceError, match=r"worker-0.*launch.collect"):
+    with pytest.raises(IncompleteTraceError, match=r"worker-0.*asyn2f collect"):
         check_complete([*server, *second])
 
 
@@ -102,4 +102,4 @@ def test_the_programs_name_them_and_what_to_do(tmp_path):
     code, _, err = run("replay", f"--run={tmp_path / 'run'}")
     assert code == 2
     assert "the trace of worker-1 is missing" in err
-    assert "launch.collect" in err
+    assert "asyn2f collect" in err

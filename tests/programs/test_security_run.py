@@ -86,7 +86,7 @@ def test_nobody_listens_or_calls_beyond_this_machine_without_keys(tmp_path):
         code, out, err = finish(process)
         assert code == 2, out + err
         assert err.count("\n") == 1
-        assert "launch.keys" in err
+        assert "asyn2f keys" in err
         assert "--insecure" in err
     assert not folder.exists()
 

@@ -368,7 +368,7 @@ def test_a_store_writes_through_no_link(tmp_path):
 def test_links_that_lead_nowhere_are_named(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
-    words = r"link is a symbolic link to .*nowhere; take it away"
+    words = r"link is a symbolic link to .*nowhere; remove it"
     with pytest.raises(RunDirError, match=words):
         trace.TraceWriter(link, "server")
     with pytest.raises(StoreError, match=words):
@@ -381,8 +381,8 @@ def test_links_that_lead_nowhere_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EMFILE, "no more than .* files may be open .* raise ulimit -n"),
-        (errno.ENOSPC, "as many files as it can \\(inodes\\); delete some"),
+        (errno.EMFILE, "at most .* files may be open .* raise ulimit -n"),
+        (errno.ENOSPC, "no inodes left; delete some files"),
         (errno.EACCES, "Permission denied"),
     ],
 )

@@ -13,19 +13,19 @@ from asyn2f.errors import ConfigError, RunDirError
 from asyn2f.tasks.base import Task, class_counts
 from asyn2f.training.agreement import data_digests
 
-# Where an old run lies until the new one has begun; and while it is moved, either way.
+# Where an old run lies until the new one has started, and while it is being moved.
 _ASIDE, _MOVING = ".replaced", ".replaced.moving"
 
 
 @contextlib.contextmanager
 def in_use(folder: Path, *, alone: bool = False) -> Iterator[None]:
-    """While inside, no process of this machine replaces the run in `folder`.
+    """Locks the folder: inside, no process of this machine replaces the run in it.
 
-    Several processes may be inside at a time, unless one is to be `alone`: a launcher,
-    its server, and a server that takes the run over.
+    Several processes may hold the lock (a launcher, its server, a server that takes the
+    run over), unless one asks to be `alone`.
 
     Raises:
-      RunDirError: the folder is claimed for another run, or others use it.
+      RunDirError: the folder is claimed by another run, or in use.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -36,20 +36,20 @@ def in_use(folder: Path, *, alone: bool = False) -> Iterator[None]:
 
 
 class Claim:
-    """A folder claimed for a run; made by `claimed`."""
+    """A folder claimed for a run, from `claimed`."""
 
     def __init__(self, folder: Path, handle: int) -> None:
         self._folder, self._handle = folder, handle
-        self.holds_old = False  # a run that this one is to replace
+        self.holds_old = False  # a run that this one replaces
 
     def clear(self, *, overwrite: bool) -> None:
-        """Makes way for the run: an old one is moved aside until `begin`; of one that
-        is resumed only the summary and the report go.
+        """Moves an old run aside until `begin`; deletes summary and report of one that
+        is resumed.
 
         Raises:
           RunDirError: the folder cannot be written.
         """
-        with _speaking(self._folder):
+        with _as_run_dir_error(self._folder):
             if overwrite and any(map(self._holds, rundir.ENTRIES)):
                 self.holds_old = True
                 (self._folder / _MOVING).mkdir()
@@ -62,21 +62,21 @@ class Claim:
         return (self._folder / name).exists()
 
     def share(self) -> None:
-        """From now on other processes of the same run may use the folder.
+        """Lets other processes of the same run use the folder.
 
         Raises:
-          RunDirError: another run has claimed it at this very moment.
+          RunDirError: another run has just claimed it.
         """
         _lock(self._handle, self._folder, fcntl.LOCK_SH)
 
     def begin(self) -> None:
-        """Deletes the old run: the new one has begun."""
+        """Deletes the old run, as the new one has started."""
         if self.holds_old:
             self.holds_old = False
             shutil.rmtree(self._folder / _ASIDE, ignore_errors=True)
 
     def end(self) -> None:
-        """Puts the old run back, unless the new one has begun."""
+        """Restores the old run, unless the new one has started."""
         if self.holds_old:
             _put_back(self._folder)
 
@@ -85,28 +85,28 @@ class Claim:
 def claimed(
     folder: Path, *, resume: bool, overwrite: bool, takes_over: bool = False
 ) -> Iterator[Claim]:
-    """Claims the folder for a run: a new one, one to be resumed, or a new one in place
-    of an old one.
+    """Claims the folder for a new run, for one to resume, or for a new one in place of
+    an old one.
 
-    Nothing in it has been changed before `Claim.clear`. Who leaves between that and
-    `Claim.begin`, even by being killed, loses nothing: the old run is put back, at the
-    latest by who claims the folder next.
+    Nothing in it is changed before `Claim.clear`. A process that ends between that and
+    `Claim.begin`, even by being killed, loses nothing: the old run is restored, at the
+    latest by the next claim.
 
     Args:
-      folder: made if it is not there, and removed again if nothing is written into it.
-      resume: go on with the run in it.
-      overwrite: replace the run in it; what else is in the folder stays.
-      takes_over: a run may be resumed that another process still serves.
+      folder: created if missing, and removed again if nothing is written into it.
+      resume: continue the run in it.
+      overwrite: replace the run in it; other files in the folder stay.
+      takes_over: allow resuming a run that another process still serves.
 
     Raises:
       RunDirError: a live run uses it; it holds a run and neither flag is given; there
-        is nothing to resume; or it cannot be made or written.
+        is nothing to resume; or it cannot be created or written.
       TraceFormatError: the run to resume was recorded in another format.
     """
     if resume and overwrite:
         raise RunDirError("--resume and --overwrite exclude each other; give one")
     made = [each for each in (folder, *folder.parents) if not each.exists()]
-    with _speaking(folder):
+    with _as_run_dir_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     claim = Claim(folder, handle)
@@ -114,7 +114,7 @@ def claimed(
         alone = not (resume and takes_over)
         _lock(handle, folder, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         if alone:
-            with _speaking(folder):
+            with _as_run_dir_error(folder):
                 _settle(folder)
         _check(folder, resume=resume, overwrite=overwrite)
         yield claim
@@ -136,13 +136,13 @@ def _check(folder: Path, *, resume: bool, overwrite: bool) -> None:
         trace.check_format(folder / rundir.TRACE)
     if holds_run and not resume and not overwrite:
         raise RunDirError(
-            f"{folder} holds a run already; give --resume to go on with it, "
+            f"{folder} holds a run already; give --resume to continue it, "
             "--overwrite to delete it, or another --workdir"
         )
     if not holds_run and not overwrite and (left := _left_of_a_run(folder)):
         raise RunDirError(
             f"{folder} holds {', '.join(left)} of a run, and no {rundir.CONFIG}: put "
-            "that back to go on with the run, give --overwrite to delete it, or give "
+            "that back to continue the run, give --overwrite to delete it, or give "
             "another --workdir"
         )
     if not os.access(folder, os.W_OK):
@@ -150,7 +150,7 @@ def _check(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def _left_of_a_run(folder: Path) -> list[str]:
-    """What a server or a simulation has written, and would go on with or append to."""
+    """Files of a run that another run would continue or append to."""
     models = folder / rundir.MODELS
     left = [f"{rundir.MODELS}/"] * (models.is_dir() and any(models.iterdir()))
     names = [rundir.METRICS, rundir.PROGRESS]
@@ -166,20 +166,20 @@ def _lock(handle: int, folder: Path, kind: int) -> None:
             f"{folder} is in use by a live run; end that one first, or give another "
             "--workdir"
         ) from None
-    except OSError:  # a file system that knows no locks
+    except OSError:  # a file system without locks
         return
 
 
 def _settle(folder: Path) -> None:
-    """Ends what was cut short: a run that had begun replaces the old one, one that had
-    not makes room for it again."""
+    """Completes a replacement that was interrupted: a run that had started replaces the
+    old one; otherwise the old one is restored."""
     if (folder / _ASIDE).exists() and (folder / rundir.SPLIT).exists():
         shutil.rmtree(folder / _ASIDE)
     _put_back(folder)
 
 
 def _put_back(folder: Path) -> None:
-    """Puts an old run that lies aside back where it was; logs are kept of both."""
+    """Restores an old run that was moved aside; keeps the logs of both."""
     aside, moving = folder / _ASIDE, folder / _MOVING
     if aside.exists():
         for log in (folder / rundir.LOGS).glob("*"):
@@ -200,7 +200,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _speaking(folder: Path) -> Iterator[None]:
+def _as_run_dir_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -84,7 +84,7 @@ def warnings_of(summary: Mapping[str, Any]) -> list[str]:
     if summary.get("versions") and summary.get("best_accuracy") is None:
         found.append(
             "no version was evaluated, so there is no accuracy and no best version: "
-            "start an evaluator as well (python -m launch.evaluator)"
+            "start an evaluator as well (asyn2f evaluator)"
         )
     return [warning for warning in found if warning]
 

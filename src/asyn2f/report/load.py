@@ -161,7 +161,7 @@ def _absent(events: list[trace.Event]) -> Iterator[str]:
         names = ", ".join(map(str, silent[:12])) + (", …" if len(silent) > 12 else "")
         yield (
             f"The trace of worker{'s'[: len(silent) > 1]} {names} is not here: it lies "
-            "on the worker's own machine until `python -m launch.collect` brings it. "
+            "on the worker's own machine until `asyn2f collect` brings it. "
             "What it alone tells is shown as a dash."
         )
     lives = {

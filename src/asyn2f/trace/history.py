@@ -104,7 +104,7 @@ def absence_of(actors: Sequence[str]) -> str:
     return (
         f"the {traces} of {', '.join(actors)} {'are' if actors[1:] else 'is'} missing: "
         "a process on another machine writes its own into its --workdir there; copy "
-        "that folder here and bring it in with python -m launch.collect"
+        "that folder here and bring it in with asyn2f collect"
     )
 
 

@@ -88,6 +88,6 @@ def check_safe(address: str, keyed: bool, insecure: bool) -> None:
     if is_exposed(address) and not keyed and not insecure:
         raise AddressError(
             f"address: other machines can reach {address}, and there are no keys; make "
-            "some with launch.keys and give --config.runtime.keys_dir=FOLDER, or use "
+            "some with asyn2f keys and give --config.runtime.keys_dir=FOLDER, or use "
             "127.0.0.1, or give --insecure to let anybody read and join"
         )

@@ -252,7 +252,7 @@ def _read(path: Path) -> bytes:
             line = file.read(64)
     except OSError as error:
         raise KeysError(
-            f"cannot read {path}: {error.strerror}; launch.keys makes keys"
+            f"cannot read {path}: {error.strerror}; asyn2f keys makes keys"
         ) from None
     if not _KEY.match(line):
         raise KeysError(f"{path} holds no key: expected one line of 40 characters")
