@@ -67,6 +67,40 @@ def test_help_says_what_a_program_takes(name, words):
         assert word in done.stdout
 
 
+@pytest.mark.processes
+def test_the_flag_of_another_command_is_refused(tmp_path):
+    command = [sys.executable, "-m", "launch.report", f"--run={tmp_path}", "--deep"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: unknown flag --deep; see asyn2f report --help\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "seed"),
+    [
+        ("run", [], 0),  # the packaged experiment
+        ("simulate", ["--config=default"], 0),
+        ("worker", [], None),
+        ("run", ["--resume", "--workdir=RUN"], 7),
+        ("server", ["--workdir", "RUN", "--resume"], 7),
+        ("replay", ["--run=RUN"], 7),
+        ("replay", ["--run", "RUN", "--config=default"], 0),
+        ("simulate", ["--config=of_run:RUN"], 7),
+        ("simulate", ["--noresume", "--workdir=RUN"], 0),
+        ("simulate", ["--resume=false", "--workdir=RUN"], 0),
+        ("replay", ["--run=nothing"], None),
+    ],
+)
+def test_where_a_config_comes_from(tmp_path, monkeypatch, name, flags, seed):
+    defined = []
+    define = lambda *args, **_: defined.append(args)
+    monkeypatch.setattr(app.config_flags, "DEFINE_config_dict", define)
+    (tmp_path / "config.json").write_text('{"seed": 7}')
+    flags = [flag.replace("RUN", str(tmp_path)) for flag in flags]
+    app._read_config(name, ["program", *flags])
+    assert [config.seed for _, config in defined] == ([] if seed is None else [seed])
+
+
 def test_the_folder_of_a_run_that_was_made_has_one_name(capsys, monkeypatch):
     monkeypatch.setattr(app, "RUN", SimpleNamespace(value=None, name="run"))
     monkeypatch.setattr(app, "WORKDIR", SimpleNamespace(value="runs/a"))

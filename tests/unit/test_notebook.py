@@ -158,6 +158,96 @@ def test_bytes_are_those_of_all_that_was_sent_by_then(simulated):
     assert 0 < moved.down[0] <= moved.down[1] < moved.down[2] <= given[2]
 
 
+def test_history_has_a_row_for_each_version(simulated):
+    rows, numbers = simulated.history(), simulated.result.numbers
+    assert [row["version"] for row in rows] == list(range(11))
+    order = simulated.order
+    made_s = order.time_s[order.kind == o.AGGREGATE] - order.start_s
+    assert [row["time_s"] for row in rows] == [0.0, *made_s.tolist()]
+    times_s = np.array([row["time_s"] + order.start_s for row in rows])
+    moved = bytes_by(golden_run.config(), simulated.experiment, order, times_s)
+    assert [row["bytes_up"] for row in rows] == moved.up.tolist()
+    assert [row["bytes_down"] for row in rows] == moved.down.tolist()
+    for version, row in enumerate(rows):
+        score = simulated.scores[version]
+        assert (row["accuracy"], row["test_loss"]) == (score.accuracy, score.loss)
+        members = order.members_of(version)
+        assert row["updates"] == len(members)
+        if version == 0:
+            assert (row["loss"], row["staleness_mean"]) == (None, None)
+            continue
+        span = slice(order.member_starts[version], order.member_starts[version + 1])
+        assert row["staleness_mean"] == pytest.approx(numbers.staleness[span].mean())
+        assert row["staleness_max"] == numbers.staleness[span].max()
+        assert row["loss"] == numbers.model_loss[version]
+    assert asyn2f.replay(golden_run.FOLDER).history() == rows
+
+
+def test_history_leaves_out_scores_of_versions_that_were_not_evaluated(simulated):
+    seldom = asyn2f.simulate(config_with(sim={"evaluate_every": 4}))
+    for row, other in zip(seldom.history(), simulated.history(), strict=True):
+        if row["version"] in (0, 4, 8, 10):
+            assert row == other
+        else:
+            assert (row["accuracy"], row["f1"]) == (None, None)
+            assert row["loss"] == other["loss"]
+
+
+def test_a_run_of_processes_publishes_to_all_workers(simulated):
+    """Whatever a simulated method has its workers fetch."""
+    for row in simulated._replace(is_replay=True).history():
+        assert row["bytes_down"] == row["broadcast_bytes_down"]
+
+
+def test_params_and_summary_are_of_the_newest_version(simulated):
+    assert simulated.params is simulated.result.state.model.params
+    summary = simulated.summary()
+    assert (summary["status"], summary["versions"]) == ("finished", 10)
+    assert summary["params_sha256"] == sha256(simulated)
+    best = max(simulated.scores.values(), key=lambda score: score.accuracy)
+    assert summary["best_accuracy"] == best.accuracy
+    assert summary["final_accuracy"] == simulated.scores[10].accuracy
+    assert summary["bytes_up"] >= simulated.history()[-1]["bytes_up"]
+
+
+def test_a_report_is_one_page(simulated, tmp_path):
+    path = simulated.report(tmp_path / "page.html")
+    assert path == tmp_path / "page.html"
+    page = path.read_text(encoding="utf-8")
+    assert page.startswith("<!")
+    assert "asyn2f" in page
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_is_verified_by_its_folder():
+    found = asyn2f.verify(golden_run.FOLDER)
+    assert {x.invariant for x in found.violations} == {"I1"}  # it keeps no versions
+    assert found.outcomes["committed"] > 0
+    with pytest.raises(asyn2f.RunDirError):
+        asyn2f.verify(golden_run.FOLDER / "trace")
+
+
+def test_an_experiment_is_a_source_of_settings_by_itself(simulated):
+    own = simulated.experiment
+    config = asyn2f.config_of(own, sim__executor="serial")
+    build.check_agrees(config, own)
+    assert config["workers"] == own.workers
+    assert config["stop"]["max_versions"] == own.stop.max_versions
+    assert config["strategy"]["name"] == own.strategy.name
+    run = asyn2f.simulate(experiment=own)
+    assert run.experiment is own
+    assert run.summary()["versions"] == own.stop.max_versions
+    assert {row["workers"] for row in run.history()} == {own.workers}
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_another_number_of_workers_than_the_experiments_is_refused(workers):
+    """Not silently left out, and no IndexError."""
+    own = build.build_experiment(golden_run.config() | {"workers": 3})
+    with pytest.raises(ConfigError, match=rf"config\.workers: found {workers}"):
+        asyn2f.simulate(golden_run.config() | {"workers": workers}, own)
+
+
 def test_a_config_that_is_wrong_is_said():
     with pytest.raises(ConfigError, match=r"config\.workers"):
         asyn2f.simulate(golden_run.config() | {"workers": 0})
