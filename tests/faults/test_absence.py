@@ -1,4 +1,4 @@
-"""Runs of which something is missing: said, and taken for nothing else."""
+"""Runs with missing traces: reported as such."""
 
 import shutil
 

@@ -28,7 +28,7 @@ def test_an_address_is_waited_for(link):
 
 
 @pytest.mark.parametrize("last_word", [b"", b'{"stop": "no need any more"}'])
-def test_who_waits_for_an_address_that_will_not_come_ends(link, last_word):
+def test_a_child_without_an_address_ends(link, last_word):
     here, parent, stops = link
     if last_word:
         here.send_bytes(last_word)
@@ -40,14 +40,14 @@ def test_who_waits_for_an_address_that_will_not_come_ends(link, last_word):
     assert len(stops) <= 1
 
 
-def test_who_has_joined_gives_way_and_not_before(link):
+def test_a_peer_lowers_its_priority_once_it_has_joined(link):
     here, parent, _ = link
-    gave_way: list[str] = []
-    parent.lower_priority = lambda: gave_way.append("once")
+    lowered: list[str] = []
+    parent.lower_priority = lambda: lowered.append("once")
     here.send_bytes(b'{"address": "tcp://127.0.0.1:5570"}')
     parent.wait_for_address()
-    assert not gave_way
+    assert not lowered
     here.send_bytes(b'{"joined": true}')
     here.send_bytes(b'{"address": "the next message"}')
     parent.wait_for_address()
-    assert gave_way == ["once"]
+    assert lowered == ["once"]

@@ -79,16 +79,16 @@ def test_figures_are_printed_and_kept_only_where_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("flags", "code", "said"),
+    ("flags", "code", "words"),
     [(["--help"], 0, "usage: python -m tests.bench"), (["nonsense"], 2, "there are: ")],
 )
-def test_help_and_unknown_names(monkeypatch, capsys, flags, code, said):
+def test_help_and_unknown_names(monkeypatch, capsys, flags, code, words):
     monkeypatch.setattr(sys, "argv", ["bench", *flags])
     with pytest.raises(SystemExit) as ended:
         bench.main()
     assert ended.value.code == code
     out, error = capsys.readouterr()
-    assert said in out + error
+    assert words in out + error
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def chosen(started, folder):
 # ------------------------------------------------------------- what it leaves
 
 
-def test_it_leaves_results_a_table_and_a_page(started, whole):
+def test_it_writes_results_a_table_and_a_page(started, whole):
     assert {path.name for path in whole.iterdir()} == {
         "results.jsonl",
         "table.md",
@@ -180,7 +180,7 @@ def test_every_method_has_a_line_for_every_seed(whole):
     assert len({x.key for x in found}) == len(found)
 
 
-def test_the_fields_of_a_line_are_sound(whole):
+def test_the_fields_of_a_line_are_valid(whole):
     for trial in trials_of(whole):
         curves = (trial.time_s, trial.accuracy, trial.updates, trial.num_bytes)
         assert len({len(curve) for curve in curves}) == 1
@@ -197,8 +197,8 @@ def test_the_fields_of_a_line_are_sound(whole):
         assert len(trial.params_sha256) == 64
 
 
-def test_nobody_stops_before_the_time_is_over(whole):
-    """Whatever `stop` says of versions and of a target."""
+def test_every_trial_runs_for_the_whole_time(whole):
+    """Also with other limits in `stop`."""
     for trial in trials_of(whole):
         assert trial.versions > 2
         assert trial.updates[-1] > trial.updates[len(trial.updates) // 2]
@@ -228,14 +228,14 @@ def test_the_page_names_every_method(whole):
 # ------------------------------------------------------------- going on
 
 
-def test_the_same_command_again_makes_nothing_anew(started, folder, whole):
+def test_the_same_command_again_runs_no_trial(started, folder, whole):
     """A trial that were made again would bring another wall time."""
     assert_ends_with(started["again"].result(), 0)
     for name in ("results.jsonl", "table.md", "report.html"):
         assert (folder / "again" / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_corrupt_line_is_named_and_nothing_is_touched(started, folder, whole):
+def test_a_corrupt_line_is_named_and_nothing_is_changed(started, folder, whole):
     path = folder / "corrupt" / "results.jsonl"
     assert_refused(started["corrupt"].result(), f"{path}, line 2:")
     assert path.read_text() == corrupted(results_of(whole), TORN)
@@ -270,7 +270,7 @@ def test_every_method_chooses_from_as_many_trials(chosen):
     }
 
 
-def test_settings_are_tried_beside_the_config_and_come_from_the_grid(chosen):
+def test_settings_come_from_the_config_and_the_grid(chosen):
     for name in ("fedavg", "fedbuff"):
         tried: dict[str, set[int]] = {}
         for trial in chosen:
@@ -306,7 +306,7 @@ def test_settings_are_chosen_on_other_seeds(chosen):
     assert not by_phase["choice"] & by_phase["result"]
 
 
-def test_choices_are_judged_by_the_even_rows_and_results_by_the_odd_ones(chosen):
+def test_choices_are_evaluated_on_even_rows_and_results_on_odd_ones(chosen):
     first = {(trial.phase, trial.seed): trial.accuracy[0] for trial in chosen}
     halves = {"choice": 0, "result": 1}
     assert first == {
@@ -334,7 +334,7 @@ def test_a_target_is_nearly_the_best_if_none_is_given(started, folder, chosen):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_config_takes_whatever_is_in_a_grid(name):
+def test_all_settings_of_a_grid_are_valid(name):
     assert name in BUILDERS
     for key, values in GRIDS[name].items():
         assert key in flatten(config_with())
@@ -402,7 +402,7 @@ def test_other_data_of_the_same_name_make_another_trial(part):
     assert inputs_digest(config, other) != inputs_digest(config, task)
 
 
-def test_another_way_of_jax_to_make_numbers_makes_another_trial(monkeypatch):
+def test_other_flags_of_jax_make_another_trial(monkeypatch):
     before = key_of()
     monkeypatch.setattr(trials, "flags", lambda: {"jax_enable_x64": True})
     assert key_of() != before
@@ -454,13 +454,13 @@ def test_a_file_where_the_folder_should_be_is_left_alone(started, folder):
 
 
 def test_a_live_comparison_is_not_joined_by_another(tmp_path):
-    """Which would write its results anew, without those that are made meanwhile."""
+    """It would rewrite the results, without those of trials still running."""
     with in_use(tmp_path, alone=True):
         assert_refused(compare(tmp_path, *COMPARED), "is in use by a live run")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", SAID_EARLY)
-def test_bad_input_is_said_before_the_folder_is_touched(started, name):
-    """There a file is in the way, which would be said otherwise."""
+def test_bad_input_is_reported_before_the_folder_is_changed(started, name):
+    """A file of that name would be reported otherwise."""
     assert_refused(started[f"bad {name}"].result(), *SAID_EARLY[name][1])

@@ -91,7 +91,7 @@ def disturb(folder: Path) -> Disturbed:
 
 
 def interrupt(folder: Path, library: str) -> tuple[Outcome, float, float]:
-    """What comes of an interruption when a trial's process has loaded a library, and
+    """The outcome of an interruption when a trial's process has loaded a library, and
     how long that takes, and how long it may."""
     with running(folder, *LONG) as process:
         wait_until(process, lambda: has_loaded(process, library))
@@ -132,15 +132,15 @@ def disturbed(folder):
     return disturb(folder / "disturbed")
 
 
-def test_interrupted_it_says_how_many_trials_are_kept(disturbed):
+def test_interrupted_it_prints_how_many_trials_are_completed(disturbed):
     kept = disturbed.kept.count("\n")
     assert 1 < kept < 6
     assert_ends_with(disturbed.interrupted, 130)
     last = disturbed.interrupted[1].strip().splitlines()[-1]
-    said = re.fullmatch(r"(\d+)/6 trials completed; the same command continues", last)
+    found = re.fullmatch(r"(\d+)/6 trials completed; the same command continues", last)
     # One that has just been written may not have been counted.
-    assert said
-    assert int(said[1]) in (kept - 1, kept)
+    assert found
+    assert int(found[1]) in (kept - 1, kept)
 
 
 def test_started_again_it_keeps_what_was_there(disturbed, folder):
@@ -162,7 +162,7 @@ def test_disturbed_it_ends_as_undisturbed(disturbed, folder, whole):
     assert ends[0] == ends[1]
 
 
-def test_a_last_line_that_was_cut_off_is_made_again(disturbed, folder):
+def test_a_last_line_that_was_cut_off_is_run_again(disturbed, folder):
     assert_ends_with(disturbed.last, 0)
     lost = json.loads(disturbed.more.splitlines()[-1])
     text = (folder / "disturbed" / "results.jsonl").read_text()

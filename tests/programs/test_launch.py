@@ -113,7 +113,7 @@ def finished(tmp_path_factory):
     return folder, out
 
 
-def test_a_run_ends_by_itself_and_says_where_the_results_are(finished):
+def test_a_run_ends_by_itself_and_names_its_results(finished):
     folder, out = finished
     assert "finished" in out
     assert "report.html" in out
@@ -137,7 +137,7 @@ def test_the_summary_is_complete(finished):
     assert len(summary["params_sha256"]) == 64
 
 
-def test_everything_a_person_looks_at_is_there(finished):
+def test_report_curves_and_models_are_written(finished):
     folder = finished[0]
     assert (folder / "report.html").stat().st_size > 100_000
     assert list((folder / "tensorboard").glob("events*"))
@@ -232,7 +232,7 @@ def test_without_a_workdir_nothing_starts():
     assert "--workdir must be given" in err
 
 
-def test_a_port_in_use_is_said_so_and_nothing_is_overwritten(tmp_path):
+def test_a_port_in_use_is_reported_and_nothing_is_overwritten(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -362,7 +362,7 @@ def test_a_killed_server_ends_a_local_run_with_a_summary(tmp_path):
     assert summary["versions"] >= 1
 
 
-def test_a_killed_worker_disturbs_nobody_and_another_takes_its_place(tmp_path):
+def test_a_killed_worker_delays_no_other_and_is_replaced(tmp_path):
     folder = tmp_path / "run"
     flags = [*ENDLESS, f"--workdir={folder}"]
     local = start("local", *flags)
@@ -426,7 +426,7 @@ def test_server_worker_and_evaluator_are_started_by_hand(tmp_path):
     assert read(folder / "summary.json")["versions"] == 12
 
 
-def test_a_run_that_nobody_evaluates_says_so(tmp_path):
+def test_a_run_without_an_evaluator_warns(tmp_path):
     folder = tmp_path / "run"
     flags = [*FAST, "--config.workers=1", "--config.timing.min_updates=1"]
     flags += ["--config.stop.max_versions=2", f"--workdir={folder}"]
@@ -453,7 +453,7 @@ def test_a_worker_without_a_server_gives_up_with_a_reason(tmp_path):
     assert "could not register within 1 s" in err
 
 
-def test_a_worker_too_many_is_refused(tmp_path):
+def test_a_worker_without_a_shard_is_refused(tmp_path):
     code, _, err = run("worker", *FAST, f"--workdir={tmp_path}", "--worker=3")
     assert code == 2
     assert "found 3, allowed: 0 to 2" in err
@@ -510,9 +510,8 @@ def test_a_killed_server_comes_back_and_its_workers_with_it(tmp_path):
 
 
 @pytest.mark.parametrize("is_background", [True, False])
-def test_workers_give_way(is_background):
-    """To the server; to everybody, if they may; with all their threads, of which those
-    of XLA have begun before."""
+def test_workers_lower_their_priority(is_background):
+    """In all threads, also those of XLA, which started before."""
     code = (
         "import os, threading\n"
         "from asyn2f.cli.children import _lower_priority\n"
@@ -528,5 +527,5 @@ def test_workers_give_way(is_background):
         "print(os.sched_getscheduler(0) == os.SCHED_IDLE, os.nice(0))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    said = "True 0" if is_background else "False 10"
-    assert done.stdout.split() == 2 * said.split(), done.stderr
+    expected = "True 0" if is_background else "False 10"
+    assert done.stdout.split() == 2 * expected.split(), done.stderr

@@ -66,7 +66,7 @@ def installed(tmp_path_factory):
 
 
 @pytest.mark.processes
-def test_the_command_says_what_it_does(installed):
+def test_help_lists_the_commands(installed):
     usage = installed("asyn2f", "--help")
     assert all(f"\n  {name} " in usage for name in COMMANDS)
     text = installed("asyn2f", "run", "--help")

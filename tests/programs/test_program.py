@@ -29,7 +29,7 @@ def handlers():
 
 
 @pytest.mark.parametrize("number", ALL)
-def test_each_wish_to_stop_is_passed_on_by_name(handlers, number):
+def test_stopping_signals_are_passed_on_by_name(handlers, number):
     """A closed terminal too: a simulation keeps what there is."""
     stops: list[str] = []
     process.stop_on_signals(stops.append)
@@ -37,7 +37,7 @@ def test_each_wish_to_stop_is_passed_on_by_name(handlers, number):
     assert stops == [number.name]
 
 
-def test_under_nohup_a_closed_terminal_is_no_wish_to_stop(handlers):
+def test_under_nohup_a_closed_terminal_does_not_stop(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stops: list[str] = []
     process.stop_on_signals(stops.append)
@@ -58,7 +58,7 @@ def test_under_nohup_a_closed_terminal_is_no_wish_to_stop(handlers):
         ("tests.bench", ["Benchmarks: ", "latency"]),
     ],
 )
-def test_help_says_what_a_program_takes(name, words):
+def test_help_lists_the_flags_of_a_program(name, words):
     done = subprocess.run(
         [sys.executable, "-m", name, "--help"], cwd=ROOT, capture_output=True, text=True
     )
@@ -101,7 +101,7 @@ def test_where_a_config_comes_from(tmp_path, monkeypatch, name, flags, seed):
     assert [config.seed for _, config in defined] == ([] if seed is None else [seed])
 
 
-def test_the_folder_of_a_run_that_was_made_has_one_name(capsys, monkeypatch):
+def test_workdir_is_accepted_in_place_of_run(capsys, monkeypatch):
     monkeypatch.setattr(app, "RUN", SimpleNamespace(value=None, name="run"))
     monkeypatch.setattr(app, "WORKDIR", SimpleNamespace(value="runs/a"))
     assert app.run_folder() == Path("runs/a")
@@ -112,7 +112,7 @@ def test_the_folder_of_a_run_that_was_made_has_one_name(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to ...")])
-def test_a_device_that_is_not_here_is_one_line(monkeypatch, error):
+def test_a_missing_device_is_reported_in_one_line(monkeypatch, error):
     def devices():
         raise error
 
@@ -124,7 +124,7 @@ def test_a_device_that_is_not_here_is_one_line(monkeypatch, error):
 
 
 @pytest.mark.processes
-def test_a_folder_that_cannot_be_made_is_said_before_anything_is_scheduled(tmp_path):
+def test_an_unusable_folder_is_reported_before_scheduling(tmp_path):
     (tmp_path / "file").write_text("")
     flags = ["--config=configs/digits.py", f"--workdir={tmp_path / 'file' / 'run'}"]
     done = subprocess.run(
@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_is_scheduled(tmp_p
 
 
 @pytest.mark.processes
-def test_a_library_that_ends_a_process_is_heard(tmp_path):
+def test_the_last_line_of_a_process_that_a_library_ended_is_shown(tmp_path):
     """XLA does, when it does not know a flag: its last words are in a log."""
     folder = tmp_path / "run"
     flags = ["--config=configs/digits.py", f"--workdir={folder}", "--overwrite"]

@@ -66,7 +66,7 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
 # ------------------------------------------------------------- simulated runs
 
 
-def test_a_simulated_run_leaves_what_a_run_leaves(simulated):
+def test_a_simulated_run_writes_the_files_of_a_run(simulated):
     names = ("config.json", "run.json", "metrics.jsonl", "report.html", "models/12")
     assert all((simulated / name).exists() for name in names)
     assert list((simulated / "tensorboard").glob("events*"))
@@ -82,7 +82,7 @@ def test_a_simulated_run_leaves_what_a_run_leaves(simulated):
     assert len(summary["params_sha256"]) == 64
 
 
-def test_its_trace_can_have_happened_and_says_what_the_summary_says(simulated):
+def test_its_trace_is_consistent_and_agrees_with_the_summary(simulated):
     events, summary = trace.read(simulated / "trace"), summary_of(simulated)
     causality.check(events)
     made = [e for e in events if isinstance(e, trace.Aggregated)]
@@ -104,7 +104,7 @@ def test_the_same_config_gives_the_same_run(started, folder, simulated):
     assert traces[0] == traces[1]
 
 
-def test_a_finished_simulation_goes_on_to_a_larger_limit(started, folder, simulated):
+def test_a_finished_simulation_continues_to_a_larger_limit(started, folder, simulated):
     """To the bits of one that was made in one go; and to a smaller limit it does not
     go back, nor on with other workers."""
     short, longer, shorter, other, again = started["longer"].result()
@@ -220,7 +220,7 @@ def test_a_history_that_forks_is_compared_along_its_surviving_branch(started):
 @pytest.mark.parametrize(
     "name", ["another checkpoint", "another digest", "other updates"]
 )
-def test_other_parameters_are_told(started, name):
+def test_other_parameters_are_reported(started, name):
     assert_ends_with(started[name].result(), 1, "the parameters DIFFER")
 
 
@@ -268,9 +268,9 @@ def test_what_if_the_same_had_arrived_under_other_settings(started, simulated):
         outcome, 0, "config.strategy.asyn2f.max_share: 0.5 in the run, 1.0 now"
     )
     rows = [line.split() for line in outcome[1].splitlines()]
-    told = {row[0]: row[1:] for row in rows if len(row) == 3 and row[0].isdigit()}
-    assert told["12"][0] == f"{summary_of(simulated)['final_accuracy']:.4f}"
-    assert any(before != now for before, now in told.values())
+    printed = {row[0]: row[1:] for row in rows if len(row) == 3 and row[0].isdigit()}
+    assert printed["12"][0] == f"{summary_of(simulated)['final_accuracy']:.4f}"
+    assert any(before != now for before, now in printed.values())
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_what_if_the_same_had_arrived_under_other_settings(started, simulated):
         ("workers", ["fewer than the run had", "--config.workers=5"]),
     ],
 )
-def test_what_the_order_does_not_allow_is_to_be_scheduled_anew(
+def test_what_the_order_does_not_allow_needs_another_schedule(
     started, simulated, name, words
 ):
     command = f"asyn2f simulate --config=of_run:{simulated} "

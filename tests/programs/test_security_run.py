@@ -15,7 +15,7 @@ from tests.programs.test_launch import (
 )
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
-ELSEWHERE = "tcp://192.0.2.1:5570"  # an address for documentation: nobody has it
+ELSEWHERE = "tcp://192.0.2.1:5570"  # reserved for documentation
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def with_keys(folder):
     return f"--config.runtime.keys_dir={folder}"
 
 
-def test_a_run_with_keys_is_a_run(keys_dir, tmp_path):
+def test_a_run_with_keys_finishes(keys_dir, tmp_path):
     """Server, evaluator and two workers here; a third joins from a machine that has
     its own key and no other, after two that the server does not let in."""
     folder, far = tmp_path / "run", tmp_path / "far"
@@ -72,7 +72,7 @@ def test_a_run_with_keys_is_a_run(keys_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_nobody_listens_or_calls_beyond_this_machine_without_keys(tmp_path):
+def test_addresses_beyond_this_machine_require_keys(tmp_path):
     folder = tmp_path / "run"
     flags = [*FAST, f"--workdir={folder}"]
     there = f"--server={ELSEWHERE}"
@@ -92,7 +92,7 @@ def test_nobody_listens_or_calls_beyond_this_machine_without_keys(tmp_path):
 
 
 @pytest.mark.slow
-def test_insecure_is_passed_on_to_all_and_said(tmp_path):
+def test_insecure_is_passed_to_all_processes_with_a_warning(tmp_path):
     flags = [*FAST, f"--workdir={tmp_path / 'run'}", "--config.stop.max_versions=2"]
     everywhere = "--config.runtime.address=tcp://0.0.0.0:0"
     code, _, err = run("local", *flags, everywhere, "--insecure")

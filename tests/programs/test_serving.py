@@ -1,4 +1,4 @@
-"""Where a server listens that goes on with a run."""
+"""The addresses at which a resumed server listens."""
 
 import dataclasses
 import socket
@@ -28,7 +28,7 @@ def rival():
 
 
 def bind(folder, ports, server_timeout_s: float) -> tuple[int, int, int]:
-    """The ports of a server that goes on with a run that had those."""
+    """The ports of a resumed server; those before were `ports`."""
     address = f"tcp://127.0.0.1:{ports[0]}"
     rundir.write_listening(folder, rundir.Listening(address, ports, "run", ""))
     before = rundir.read_listening(folder)
@@ -40,8 +40,10 @@ def bind(folder, ports, server_timeout_s: float) -> tuple[int, int, int]:
     return found
 
 
-def test_ports_are_waited_for_as_long_as_peers_call_there(tmp_path, rival, monkeypatch):
-    """A server that stands still frees them when it goes on, and peers come back."""
+def test_a_server_waits_for_its_ports_as_long_as_peers_try_them(
+    tmp_path, rival, monkeypatch
+):
+    """A hung server frees them when it continues, and peers reconnect."""
     ports, now = rival.ports(), [0.0]
 
     def sleep(_: float) -> None:
@@ -55,7 +57,7 @@ def test_ports_are_waited_for_as_long_as_peers_call_there(tmp_path, rival, monke
     assert now == [30.0]
 
 
-def test_ports_that_are_not_freed_in_time_are_left_to_the_other(tmp_path, rival):
+def test_ports_that_do_not_become_free_in_time_are_given_up(tmp_path, rival):
     found = bind(tmp_path, rival.ports(), server_timeout_s=0.2)
     assert not set(found) & set(rival.ports())
 
@@ -78,7 +80,7 @@ def test_a_port_that_is_taken_after_the_check_costs_no_run(
     assert {name: (tmp_path / name).read_text() for name in old} == old
 
 
-def test_a_server_on_all_addresses_says_where_this_machine_finds_it(tmp_path):
+def test_a_server_on_all_addresses_names_one_of_this_machine(tmp_path):
     settings = build.build_runtime(config_with(runtime__address="tcp://*:0"))
     transport, address = server._bind(
         None, settings, experiment_with(), None, insecure=True
@@ -90,8 +92,8 @@ def test_a_server_on_all_addresses_says_where_this_machine_finds_it(tmp_path):
     transport.close()
 
 
-def test_a_network_interface_is_no_address(tmp_path):
-    """A server could listen there, and its peers could not be told where."""
+def test_a_network_interface_is_not_an_address(tmp_path):
+    """A server could listen there, but has no address for its peers."""
     _, name = socket.if_nameindex()[0]
     config = config_with(runtime__address=f"tcp://{name}:5570")
     request = app.Request(config, tmp_path / "run", insecure=True)

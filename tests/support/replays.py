@@ -173,7 +173,7 @@ def jobs(folder: Path, simulated: Path) -> dict[str, Callable[[], Outcome]]:
 
 
 def made_longer(folder: Path) -> list[Outcome]:
-    """A simulation of 4 versions that goes on to 12; then what changes nothing."""
+    """A simulation of 4 versions continued to 12; then resumes that change nothing."""
     limit = "--config.stop.max_versions="
     resumed = [[], [f"{limit}6"], ["--config.sim.step_spread=2"], [f"{limit}4"]]
     return [

@@ -16,7 +16,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a run in it, and a file that belongs to somebody else."""
+    """A folder with a run in it, and a file that is not of the run."""
     folder = tmp_path / "run"
     for name in (rundir.MODELS, rundir.TRACE, rundir.LOGS):
         (folder / name).mkdir(parents=True)
@@ -46,7 +46,7 @@ def write_new(folder) -> None:
     (folder / rundir.LOGS / "server.log").write_text("cannot listen")
 
 
-def test_a_run_is_replaced_by_one_that_has_begun(folder):
+def test_a_started_run_replaces_the_old_one(folder):
     with overwrite(folder) as claim:
         claim.clear(overwrite=True)
         write_new(folder)
@@ -57,7 +57,7 @@ def test_a_run_is_replaced_by_one_that_has_begun(folder):
     assert found == {"config.json": "new", "server.json": "new"}
 
 
-def test_a_run_that_has_not_begun_leaves_the_old_one_and_its_own_log(folder):
+def test_a_run_that_did_not_start_leaves_the_old_one_and_its_own_log(folder):
     before = contents(folder)
     with contextlib.suppress(ZeroDivisionError), overwrite(folder) as claim:
         claim.clear(overwrite=True)
@@ -67,7 +67,7 @@ def test_a_run_that_has_not_begun_leaves_the_old_one_and_its_own_log(folder):
 
 
 @pytest.mark.parametrize("moves", range(17))
-def test_who_is_killed_while_it_replaces_a_run_loses_nothing(
+def test_a_kill_while_a_run_is_replaced_loses_nothing(
     folder, tmp_path, monkeypatch, moves
 ):
     """Killed before this move of a file or a folder, forth or back."""
@@ -88,7 +88,9 @@ def test_who_is_killed_while_it_replaces_a_run_loses_nothing(
         write_new(folder)
         raise Killed
     monkeypatch.undo()
-    after = saved if saved.exists() else folder  # nobody was killed in the last case
+    after = (
+        saved if saved.exists() else folder
+    )  # no process was killed in the last case
     with claimed(after, resume=True, overwrite=False):
         pass
     found = contents(after)
@@ -97,7 +99,7 @@ def test_who_is_killed_while_it_replaces_a_run_loses_nothing(
     assert not list(after.glob(".*"))
 
 
-def test_a_new_run_that_is_killed_after_its_begin_is_kept(folder):
+def test_a_new_run_that_is_killed_after_its_start_is_kept(folder):
     with overwrite(folder) as claim:
         claim.clear(overwrite=True)
         write_new(folder)
@@ -123,7 +125,7 @@ def test_a_folder_that_a_live_run_uses_is_only_taken_over(folder, resume, takes_
     assert contents(folder) == before
 
 
-def test_of_two_that_claim_a_folder_one_gets_it(folder):
+def test_one_of_two_concurrent_claims_succeeds(folder):
     with overwrite(folder) as first:
         with pytest.raises(RunDirError, match="in use"), overwrite(folder):
             pass
@@ -146,7 +148,7 @@ def test_a_folder_in_which_nothing_was_written_is_removed_again(tmp_path):
     assert not (tmp_path / "some").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_said_so(tmp_path):
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     claim = claimed(tmp_path / "file" / "run", resume=False, overwrite=False)
     with pytest.raises(RunDirError, match=r"cannot use .*: Not a directory"), claim:
@@ -154,7 +156,7 @@ def test_a_folder_that_cannot_be_made_is_said_so(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["models/3", "metrics.jsonl", "trace/server.jsonl"])
-def test_what_is_left_of_a_run_without_its_config_is_not_gone_on_with(tmp_path, name):
+def test_remains_of_a_run_without_its_config_are_not_continued(tmp_path, name):
     folder = tmp_path / "run"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("old")
@@ -168,7 +170,7 @@ def test_what_is_left_of_a_run_without_its_config_is_not_gone_on_with(tmp_path, 
     assert contents(folder) == {}
 
 
-def test_traces_of_peers_and_logs_are_no_run(tmp_path):
+def test_traces_of_peers_and_logs_are_not_a_run(tmp_path):
     for name in ("trace/worker-3.jsonl", "logs/server.log", "models/.keep"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")

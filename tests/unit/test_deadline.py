@@ -1,4 +1,4 @@
-"""No round is closed unless somebody asked for it; where it is, the run says so."""
+"""Rounds close early only at a configured deadline, and the run warns about it."""
 
 import json
 
@@ -57,9 +57,9 @@ def test_a_deadline_that_was_asked_for_is_counted():
     cut = o.cut(order, int(np.flatnonzero(order.kind == o.AGGREGATE)[4]) + 1, "enough")
     assert cut.lacking.tolist() == [0] + [4] * 5
     cycles_s = cycles_of(experiment, build.build_profiles(config)).tolist()
-    said = deadline_warning(experiment.strategy.timing, cycles_s)
-    assert "shorter than the cycles of 4 of 5 workers" in said
-    assert "rounds will close without them" in said
+    warning = deadline_warning(experiment.strategy.timing, cycles_s)
+    assert "shorter than the cycles of 4 of 5 workers" in warning
+    assert "rounds will close without them" in warning
 
 
 def test_as_many_updates_as_there_are_workers_are_the_most_that_are_usual():
@@ -86,8 +86,8 @@ def test_a_deadline_is_compared_with_the_cycles_of_as_many_as_a_version_takes(
     steps = 5 * 9
     cycles_s = cycles_of(experiment, build.build_profiles(config))
     assert cycles_s == pytest.approx(np.array(SLOW["sim__step_s"]) * steps + 0.5)
-    said = deadline_warning(experiment.strategy.timing, cycles_s.tolist())
-    assert ("fewer than 3 updates" in said) == is_short
+    warning = deadline_warning(experiment.strategy.timing, cycles_s.tolist())
+    assert ("fewer than 3 updates" in warning) == is_short
 
 
 def test_travelling_is_a_part_of_a_cycle():

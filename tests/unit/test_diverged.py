@@ -142,7 +142,7 @@ def test_where_timing_follows_values_an_update_that_is_not_finite_is_refused():
     assert result.numbers.finite.all()
     assert all(all_finite(leaf) for leaf in jax.tree.leaves(result.state))
     events = events_for(experiment, order, result)
-    said = [
+    reasons = [
         event.reason for event in events if getattr(event, "outcome", "") == "rejected"
     ]
-    assert any("not finite" in reason for reason in said)
+    assert any("not finite" in reason for reason in reasons)

@@ -62,13 +62,13 @@ def test_another_test_set_is_noticed(begun, tmp_path):
         )
 
 
-def test_a_run_of_an_older_version_says_nothing_of_its_data(begun, tmp_path):
+def test_a_run_of_an_older_version_has_no_digests_of_its_data(begun, tmp_path):
     split = rundir.read_json(tmp_path / rundir.SPLIT)
     rundir.write_json(tmp_path / rundir.SPLIT, {"counts": split["counts"]})
     claim.check_same_data(tmp_path, build.build_task(config_with(workers=2)))
 
 
-def test_paths_are_kept_as_absolute_ones(tmp_path, monkeypatch):
+def test_paths_are_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     config = config_with(

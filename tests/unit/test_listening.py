@@ -16,7 +16,7 @@ from asyn2f.rundir import (
 GOOD = Listening("tcp://127.0.0.1:5570", (5570, 5571, 5572), "run", "t0ken")
 
 
-def test_only_its_owner_can_read_it_also_when_it_is_written_again(tmp_path):
+def test_only_its_owner_can_read_it_also_when_rewritten(tmp_path):
     (tmp_path / SERVER).write_text("{}")
     (tmp_path / SERVER).chmod(0o644)
     for _ in range(2):
@@ -26,7 +26,7 @@ def test_only_its_owner_can_read_it_also_when_it_is_written_again(tmp_path):
     assert rundir.token_of(tmp_path) == "t0ken"
 
 
-def test_where_no_server_has_been_there_is_no_token(tmp_path):
+def test_without_a_server_there_is_no_token(tmp_path):
     assert rundir.token_of(tmp_path) == ""
 
 
@@ -47,7 +47,9 @@ def test_where_no_server_has_been_there_is_no_token(tmp_path):
         json.dumps(GOOD._asdict() | {"token": 5}),
     ],
 )
-def test_nonsense_there_is_said_and_costs_a_server_no_time(tmp_path, nonsense, caplog):
+def test_invalid_content_is_reported_and_costs_a_server_no_time(
+    tmp_path, nonsense, caplog
+):
     (tmp_path / SERVER).write_text(nonsense)
     with pytest.raises(RunDirError, match=r"server\.json"):
         rundir.read_listening(tmp_path)

@@ -89,7 +89,7 @@ def test_a_target_ends_it(simulated):
     assert all(score.accuracy < target for score in before)
     assert len(run.order.version) == len(run.scores) < 11
     assert "target accuracy" in run.order.reason
-    # What has happened is what was recorded, whatever would have ended it.
+    # A replay executes all that was recorded, also beyond other limits.
     replayed = asyn2f.replay(
         golden_run.FOLDER, config_with(stop={"target_accuracy": target})
     )

@@ -36,7 +36,7 @@ class Failing(io.StringIO):
 
 
 @pytest.mark.parametrize("number", LOST)
-def test_what_is_dispensable_is_dropped_until_it_can_be_written(number):
+def test_dispensable_output_is_dropped_until_it_can_be_written(number):
     stream = Failing(number)
     output = Output(stream, dispensable=True)
     print("lost", file=output, flush=True)
@@ -47,7 +47,7 @@ def test_what_is_dispensable_is_dropped_until_it_can_be_written(number):
 
 
 @pytest.mark.parametrize("number", LOST)
-def test_what_a_program_is_for_is_not_lost_without_a_word(number):
+def test_indispensable_output_is_not_lost_silently(number):
     output = Output(Failing(number), dispensable=False)
     error = BrokenPipeError if number == errno.EPIPE else OutputError
     with pytest.raises(error):
@@ -83,14 +83,14 @@ def test_a_program_that_outlives_its_output_ends_with_its_own_code(how):
     assert "Traceback" not in done.stderr
 
 
-def test_another_says_that_its_output_is_lost():
+def test_another_program_fails_when_its_output_is_lost():
     done = program(">/dev/full", outlives=False, code=0)
     assert done.returncode == 2
     assert done.stderr.startswith("error: standard output cannot be written")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_characters_that_a_terminal_does_not_know_are_replaced():
+def test_characters_outside_the_encoding_are_replaced():
     done = program("", outlives=False)
     assert done.returncode == 3, done.stderr
     assert done.stdout == "a line, and ?\n"
