@@ -34,10 +34,10 @@ from asyn2f.errors import WriteAheadError as WriteAheadError
 
 if TYPE_CHECKING:
     from asyn2f.api import Simulation as Simulation
+    from asyn2f.api import config_of as config_of
     from asyn2f.api import replay as replay
     from asyn2f.api import simulate as simulate
     from asyn2f.api import verify as verify
-    from asyn2f.config.build import config_of as config_of
     from asyn2f.config.default import default_config as default_config
     from asyn2f.config.default import load_config as load_config
     from asyn2f.kernels.aggregation import coefficients as coefficients
@@ -83,7 +83,7 @@ _HOMES = {
     "Simulation": "asyn2f.api",
     "replay": "asyn2f.api",
     "simulate": "asyn2f.api",
-    "config_of": "asyn2f.config.build",
+    "config_of": "asyn2f.api",
     "default_config": "asyn2f.config.default",
     "load_config": "asyn2f.config.default",
     "verify": "asyn2f.api",

@@ -34,7 +34,8 @@ ARROWS = {
     "sim": "kernels programs serialization timing trace training",
     "report": "kernels protocol rundir trace",
     "config": "kernels protocol rundir sim strategies tasks timing training transport",
-    "api": "config report rundir serialization sim store tasks timing trace training",
+    "api": "config report rundir serialization sim store strategies tasks timing trace "
+    "training",
     "cli": "api config failpoints protocol report rundir runtime serialization sim "
     "store strategies tasks timing trace training transport",
 }

@@ -9,6 +9,7 @@ import asyn2f
 from asyn2f.api.results import (
     bytes_by,
 )
+from asyn2f.api.simulation import check_agrees
 from asyn2f.config import build
 from asyn2f.errors import ConfigError
 from asyn2f.serialization import params_sha256
@@ -230,7 +231,7 @@ def test_a_run_is_verified_by_its_folder():
 def test_an_experiment_is_a_source_of_settings_by_itself(simulated):
     own = simulated.experiment
     config = asyn2f.config_of(own, sim__executor="serial")
-    build.check_agrees(config, own)
+    check_agrees(config, own)
     assert config["workers"] == own.workers
     assert config["stop"]["max_versions"] == own.stop.max_versions
     assert config["strategy"]["name"] == own.strategy.name

@@ -79,7 +79,7 @@ def test_a_key_of_before_is_answered_with_its_new_name(key, tmp_path):
         lambda: build.check(changed),
         lambda: load_config(tmp_path),
         lambda: default_config({key: 1}),
-        lambda: app._read_config(["program", f"--config.{key}=1"]),
+        lambda: app._read_config("run", ["program", f"--config.{key}=1"]),
     ):
         with pytest.raises(ConfigError, match=words):
             refused()

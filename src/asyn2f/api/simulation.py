@@ -1,5 +1,7 @@
 """Runs under a virtual clock, as values."""
 
+from typing import Any
+
 import numpy as np
 
 from asyn2f import errors
@@ -12,6 +14,7 @@ from asyn2f.sim.order import Order, ended_by_divergence
 from asyn2f.sim.profiles import Profiles
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.serial import Follower
+from asyn2f.strategies import BUILDERS
 from asyn2f.training.batches import Score, make_evaluate
 from asyn2f.training.experiment import Experiment, initial_server_state, published
 from asyn2f.types import ServerState
@@ -53,13 +56,13 @@ def simulate(
     [0, 1, 2, 3]
     """
     if config is None:
-        config = default_config() if experiment is None else build.config_of(experiment)
+        config = default_config() if experiment is None else config_of(experiment)
     config = schema.plain(config)
     build.check(config)
     if experiment is None:
         experiment = build.build_experiment(config)
     else:
-        build.check_agrees(config, experiment)
+        check_agrees(config, experiment)
     order, target = order_of_config(config, experiment), experiment.stop.target_accuracy
     run = executed(config, experiment, order, target)
     count = run.result.num_events
@@ -135,3 +138,71 @@ def watched_of(order: Order, every: int) -> list[int]:
     last = len(order.version) - 1
     every = every or max(1, last // _EVALUATIONS)
     return sorted({*range(every, last + 1, every), last} - {0})
+
+
+# ---------------------------------------------------------------- own experiments
+
+
+def check_agrees(config: build.Config, experiment: Experiment) -> None:
+    """Compares the settings that a config and an experiment both hold.
+
+    Raises:
+      ConfigError: names the first key in which they differ.
+    """
+    wanted, flat = _settings_in(experiment), schema.flatten(config)
+    if flat["min_workers"]:  # 0 = all of them, here and below the usual number
+        wanted["min_workers"] = experiment.strategy.timing.min_workers
+    if not flat["timing.min_updates"]:
+        del wanted["timing.min_updates"]
+    for key, value in wanted.items():
+        if flat[key] != value:
+            raise errors.ConfigError(
+                f"config.{key}: found {flat[key]!r}, but the experiment was made with "
+                f"{value!r}; change one of them"
+            )
+
+
+def config_of(experiment: Experiment, /, **dotted: Any) -> build.Config:
+    """The default config with the settings of your own experiment, for `simulate`.
+
+    Args:
+      experiment: from `make_experiment`.
+      **dotted: other settings, with `__` for the dot: `sim__step_s=(0.1, 0.4)`.
+
+    Raises:
+      ConfigError: an unknown key, or a value that is not allowed.
+
+    >>> experiment = build.build_experiment(schema.plain(default_config(workers=2)))
+    >>> config = config_of(experiment, sim__jitter=0.5)
+    >>> config["workers"], config["sim"]["jitter"]
+    (2, 0.5)
+    """
+    changes = _settings_in(experiment)
+    if experiment.strategy.name in BUILDERS:
+        changes["strategy.name"] = experiment.strategy.name
+    return schema.plain(default_config(changes, **dotted))
+
+
+def _settings_in(experiment: Experiment) -> dict[str, Any]:
+    """The settings that an experiment holds, by dotted key."""
+    guards = experiment.guards
+    held: dict[str, Any] = {
+        "seed": experiment.seed,
+        "workers": experiment.workers,
+        "guards.mode": guards.mode,
+    }
+    parts = {
+        "training": experiment.training,
+        "stop": experiment.stop,
+        "wire": experiment.coding,
+        "timing": experiment.strategy.timing,
+    }
+    if guards.mode != "off":
+        parts["guards"] = guards
+    keys = default_config()
+    for section_name, part in parts.items():
+        for key in keys[section_name]:
+            held[f"{section_name}.{key}"] = getattr(part, key)
+    if guards.mode != "off" and guards.max_share == 1.0:  # there is nothing to cap
+        del held["guards.max_share"]
+    return held

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from asyn2f import errors, failpoints, rundir
 from asyn2f.cli import app, claim, machine, process
@@ -128,7 +128,53 @@ def serve(
     cycles_s = _cycles_s(experiment, settings)
     if short := deadline_warning(experiment.strategy.timing, cycles_s):
         print(f"warning: {short}", flush=True)
-    own_keys = server_keys(config)
+    opened = _open(request, experiment, settings)
+    run_id, incarnation = opened.listening.run, opened.incarnation
+    claim.write_split(folder, experiment.task)
+    journal = machine.open_journal(folder, "server", run_id, incarnation)
+    metrics = MetricsWriter(folder)
+    server = create_server(
+        experiment,
+        build.terms(config),
+        run_id,
+        settings,
+        opened.transport,
+        opened.store,
+        journal,
+        Observer(row=metrics.write, status=on_status),
+        incarnation,
+        opened.listening.token,
+    )
+    rundir.write_listening(folder, opened.listening)
+    on_ready(opened.listening.address, server)
+    summary = server.run()
+    summary["warnings"] = warnings_of(summary)
+    failpoints.reach("ending")
+    rundir.write_json(folder / rundir.SUMMARY, summary)
+    metrics.close()
+    journal.close()
+    opened.store.close()
+    return summary
+
+
+class _Opened(NamedTuple):
+    """What a server holds exclusively."""
+
+    store: OrbaxStore
+    incarnation: int
+    transport: ZmqTransport
+    listening: Listening
+
+
+def _open(
+    request: app.Request, experiment: Experiment, settings: RuntimeSettings
+) -> _Opened:
+    """Takes the store over and binds the sockets.
+
+    Raises:
+      AddressError: it cannot listen there.
+    """
+    folder, keys_here = request.folder, server_keys(request.config)
     store = OrbaxStore(
         folder / rundir.MODELS,
         settings.keep_last,
@@ -140,42 +186,18 @@ def serve(
     try:
         before = _listening_before(folder)
         transport, address = _bind(
-            before, settings, experiment, own_keys, request.insecure
+            before, settings, experiment, keys_here, request.insecure
         )
     except BaseException:
         store.close()
         raise
-    run_id = rundir.read_json(folder / rundir.RUN)["run"]
-    claim.write_split(folder, experiment.task)
-    needs_token = own_keys is None and not request.insecure
     # A resumed run keeps its token: its peers present the one that they have read.
     token = (before.token if before else "") or secrets.token_hex(16)
-    token = token if needs_token else ""
-    journal = machine.open_journal(folder, "server", run_id, incarnation)
-    metrics = MetricsWriter(folder)
-    server = create_server(
-        experiment,
-        build.terms(config),
-        run_id,
-        settings,
-        transport,
-        store,
-        journal,
-        Observer(row=metrics.write, status=on_status),
-        incarnation,
-        token,
-    )
+    if keys_here is not None or request.insecure:
+        token = ""
+    run_id = rundir.read_json(folder / rundir.RUN)["run"]
     listening = Listening(address, transport.ports(), run_id, token)
-    rundir.write_listening(folder, listening)
-    on_ready(address, server)
-    summary = server.run()
-    summary["warnings"] = warnings_of(summary)
-    failpoints.reach("ending")
-    rundir.write_json(folder / rundir.SUMMARY, summary)
-    metrics.close()
-    journal.close()
-    store.close()
-    return summary
+    return _Opened(store, incarnation, transport, listening)
 
 
 def _cycles_s(experiment: Experiment, settings: RuntimeSettings) -> list[float]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from asyn2f.config import schema
-from asyn2f.config.default import default_config
 from asyn2f.config.schema import Config, RunSettings, flatten, section
 from asyn2f.config.task import TaskSettings, check_task, make_task
 from asyn2f.errors import AddressError, ConfigError
@@ -162,71 +161,6 @@ def build_experiment(config: Config) -> Experiment:
         build_guards(config),
         section(config, Coding),
     )
-
-
-def check_agrees(config: Config, experiment: Experiment) -> None:
-    """Compares the settings that a config and an experiment both hold.
-
-    Raises:
-      ConfigError: names the first key in which they differ.
-    """
-    wanted, flat = _settings_in(experiment), flatten(config)
-    if flat["min_workers"]:  # 0 = all of them, here and below the usual number
-        wanted["min_workers"] = experiment.strategy.timing.min_workers
-    if not flat["timing.min_updates"]:
-        del wanted["timing.min_updates"]
-    for key, value in wanted.items():
-        if flat[key] != value:
-            raise ConfigError(
-                f"config.{key}: found {flat[key]!r}, but the experiment was made with "
-                f"{value!r}; change one of them"
-            )
-
-
-def config_of(experiment: Experiment, /, **dotted: Any) -> Config:
-    """The default config with the settings of your own experiment, for `simulate`.
-
-    Args:
-      experiment: from `make_experiment`.
-      **dotted: other settings, with `__` for the dot: `sim__step_s=(0.1, 0.4)`.
-
-    Raises:
-      ConfigError: an unknown key, or a value that is not allowed.
-
-    >>> experiment = build_experiment(schema.plain(default_config(workers=2)))
-    >>> config = config_of(experiment, sim__jitter=0.5)
-    >>> config["workers"], config["sim"]["jitter"]
-    (2, 0.5)
-    """
-    changes = _settings_in(experiment)
-    if experiment.strategy.name in BUILDERS:
-        changes["strategy.name"] = experiment.strategy.name
-    return schema.plain(default_config(changes, **dotted))
-
-
-def _settings_in(experiment: Experiment) -> dict[str, Any]:
-    """The settings that an experiment holds, by dotted key."""
-    guards = experiment.guards
-    held: dict[str, Any] = {
-        "seed": experiment.seed,
-        "workers": experiment.workers,
-        "guards.mode": guards.mode,
-    }
-    parts = {
-        "training": experiment.training,
-        "stop": experiment.stop,
-        "wire": experiment.coding,
-        "timing": experiment.strategy.timing,
-    }
-    if guards.mode != "off":
-        parts["guards"] = guards
-    keys = default_config()
-    for section_name, part in parts.items():
-        for key in keys[section_name]:
-            held[f"{section_name}.{key}"] = getattr(part, key)
-    if guards.mode != "off" and guards.max_share == 1.0:  # there is nothing to cap
-        del held["guards.max_share"]
-    return held
 
 
 def build_runtime(config: Config) -> RuntimeSettings:
