@@ -99,7 +99,7 @@ class Timing:
 
     @property
     def depends_on_values(self) -> bool:
-        """Whether it depends on a worker's signal when it pushes."""
+        """Whether the times of pushes depend on the signals of workers."""
         return self.push_below_mean or self.push_min_accuracy > 0
 
     @property
@@ -109,14 +109,14 @@ class Timing:
         return self.quorum != "each" and not is_buffer
 
     def most_updates(self, workers: int) -> int:
-        """How many updates one aggregation may have, at most."""
+        """The largest number of updates in one aggregation."""
         if self.quorum == "each":
             return 1
         return workers if self.replaces else self.min_updates
 
     def may_push(self, signal: float, mean: float, epochs: int) -> bool:
-        """Whether a worker pushes after `epochs` whose signal is this, and on average
-        has been `mean`."""
+        """Whether a worker pushes after a number of epochs, given the signal of its
+        cycle and the mean of its signals so far."""
         if self.push_below_mean:
             return signal <= mean
         return signal >= self.push_min_accuracy or 0 < self.push_after_epochs <= epochs
@@ -138,15 +138,15 @@ class Stop:
 
 
 def deadline_warning(timing: Timing, cycles_s: Sequence[float]) -> str:
-    """A sentence, if a deadline will close rounds or make versions before the updates
-    that they wait for can be there; else "".
+    """A sentence if a deadline will end rounds, or make versions, before the updates
+    that they wait for can arrive; else "".
 
-    A synchronous round waits for the slowest worker; the `min_updates`-th fastest has
-    pushed again after one cycle of its own.
+    A synchronous round waits for the slowest worker; a version waits at most for one
+    cycle of the `min_updates`-th fastest worker.
 
     Args:
       timing: with its deadline.
-      cycles_s: seconds from push to push of each worker, travelling included.
+      cycles_s: seconds from push to push of each worker, transfers included.
 
     >>> timing = Timing(while_training="ignore", after_push="wait", quorum="all",
     ...                 deadline_s=15.0)

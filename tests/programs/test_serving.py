@@ -9,7 +9,9 @@ import pytest
 from asyn2f import rundir
 from asyn2f.cli import app, server
 from asyn2f.config import build
+from asyn2f.config.schema import section
 from asyn2f.errors import AddressError
+from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.transport.addresses import (
     parse_address,
 )
@@ -32,7 +34,7 @@ def bind(folder, ports, server_timeout_s: float) -> tuple[int, int, int]:
     address = f"tcp://127.0.0.1:{ports[0]}"
     rundir.write_listening(folder, rundir.Listening(address, ports, "run", ""))
     before = rundir.read_listening(folder)
-    settings = build.build_runtime(config_with())
+    settings = section(config_with(), RuntimeSettings)
     settings = dataclasses.replace(settings, server_timeout_s=server_timeout_s)
     transport, _ = server._bind(before, settings, experiment_with(), None, False)
     found = transport.ports()
@@ -81,7 +83,7 @@ def test_a_port_that_is_taken_after_the_check_costs_no_run(
 
 
 def test_a_server_on_all_addresses_names_one_of_this_machine(tmp_path):
-    settings = build.build_runtime(config_with(runtime__address="tcp://*:0"))
+    settings = section(config_with(runtime__address="tcp://*:0"), RuntimeSettings)
     transport, address = server._bind(
         None, settings, experiment_with(), None, insecure=True
     )

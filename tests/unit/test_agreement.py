@@ -8,7 +8,7 @@ import pytest
 import asyn2f
 from asyn2f import trace
 from asyn2f.cli import machine
-from asyn2f.config import build
+from asyn2f.config import build, identity
 from asyn2f.training import agreement
 from asyn2f.training.agreement import data_digest, data_digests
 from tests.support.experiments import config_with
@@ -20,19 +20,19 @@ def test_a_whole_number_for_a_fraction_is_that_fraction():
         config_with(task__quality=(1,), training__momentum=0, task__alpha=1),
         config_with(task__quality=(1.0,), training__momentum=0.0, task__alpha=1.0),
     ]
-    assert build.experiment_digest(ways[0]) == build.experiment_digest(ways[1])
-    assert build.terms(ways[0]) == build.terms(ways[1])
+    assert identity.experiment_digest(ways[0]) == identity.experiment_digest(ways[1])
+    assert identity.terms(ways[0]) == identity.terms(ways[1])
     other = config_with(task__quality=(1,), training__momentum=0.5, task__alpha=1)
-    assert build.terms(other) != build.terms(ways[0])
+    assert identity.terms(other) != identity.terms(ways[0])
 
 
 def test_terms_name_every_setting_and_fit_into_a_header():
     sizes = tuple(range(1, 1001))
     config = config_with(workers=1000, task__partition="sizes", task__sizes=sizes)
-    terms = build.terms(config)
+    terms = identity.terms(config)
     assert sum(len(term.encode()) + 3 for term in terms) < 3000
     other = config_with(workers=1000, task__partition="sizes", task__sizes=sizes[::-1])
-    (differs,) = set(build.terms(other)) - set(terms)
+    (differs,) = set(identity.terms(other)) - set(terms)
     assert differs.startswith("task.sizes=[1000,999,")
     keys = {term.partition("=")[0] for term in terms}
     assert {"seed", "training.batch_size", "jax_default_prng_impl"} <= keys
@@ -56,9 +56,9 @@ def flags_again():
 
 @pytest.mark.parametrize(("flag", "value"), OTHERWISE)
 def test_terms_say_how_jax_makes_numbers(flags_again, flag, value):
-    plain = build.terms(config_with())
+    plain = identity.terms(config_with())
     jax.config.update(flag, value)
-    (differs,) = set(build.terms(config_with())) - set(plain)
+    (differs,) = set(identity.terms(config_with())) - set(plain)
     assert differs == f"{flag}={json.dumps(value)}"
 
 

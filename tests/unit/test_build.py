@@ -1,4 +1,4 @@
-"""Configs: each one builds, and each wrong one is refused with what to do."""
+"""Every config builds; every wrong value is refused with a remedy."""
 
 import importlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from asyn2f import errors
-from asyn2f.config import build
+from asyn2f.config import build, identity
 from asyn2f.strategies import BUILDERS
 from tests.support.experiments import config_with, experiment_with
 
@@ -23,7 +23,6 @@ PREPARED = Path(__file__).parents[3] / "shared" / "data" / "tensorflow_datasets"
 def test_every_config_builds(name):
     config = importlib.import_module(name.replace("/", ".")).get_config().to_dict()
     build.check(config)
-    build.build_runtime(config)
     build.build_profiles(config)
     if config["task"]["dataset"] != "digits":
         if not (PREPARED / config["task"]["dataset"]).exists():
@@ -88,13 +87,13 @@ def test_every_strategy_builds_from_the_defaults(name):
         ({"task__quality": (0.0,)}, "task.quality"),
     ],
 )
-def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(changes, words):
+def test_a_wrong_value_is_refused_with_key_value_and_allowed_values(changes, words):
     with pytest.raises(errors.ConfigError, match=words):
         build.build_experiment(config_with(**changes))
 
 
 @pytest.mark.parametrize("schedule", ["fixed", "synchronous"])
-def test_epochs_of_a_schedule_that_counts_none_are_refused(schedule):
+def test_schedule_epochs_are_refused_unless_the_schedule_is_cosine(schedule):
     epochs = {"training__schedule_epochs": 600}
     with pytest.raises(errors.ConfigError, match=r"schedule_epochs: found 600.*cosine"):
         build.check(config_with(**epochs, training__schedule=schedule))
@@ -102,7 +101,7 @@ def test_epochs_of_a_schedule_that_counts_none_are_refused(schedule):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "synchronous"])
-def test_a_floor_above_the_start_of_a_schedule_is_refused(schedule):
+def test_a_minimal_rate_above_the_initial_one_is_refused(schedule):
     rates = {"training__learning_rate": 0.001, "training__schedule": schedule}
     words = r"learning_rate_min: found 0.005, allowed: at most .* 0.001.*" + schedule
     with pytest.raises(errors.ConfigError, match=words):
@@ -119,12 +118,12 @@ def test_a_floor_above_the_start_of_a_schedule_is_refused(schedule):
         ("sim__outage_every_s", float("nan"), r"outage_every_s: found nan"),
     ],
 )
-def test_profiles_that_no_schedule_could_follow_are_refused(key, value, words):
+def test_extreme_profiles_are_refused(key, value, words):
     with pytest.raises(errors.ConfigError, match=words):
         build.check(config_with(**{key: value}))
 
 
-def test_a_misspelt_key_gets_the_nearest_right_one():
+def test_the_nearest_key_is_suggested_for_a_misspelt_one():
     config = config_with()
     config["training"]["learning_rat"] = 0.1
     with pytest.raises(
@@ -150,14 +149,14 @@ def test_a_wrong_type_is_refused():
         build.check(config)
 
 
-def test_the_digest_names_what_the_numbers_depend_on_and_nothing_else():
-    digest = build.experiment_digest(config_with())
+def test_the_digest_depends_on_what_the_numbers_depend_on():
+    digest = identity.experiment_digest(config_with())
     same = config_with(
         runtime__publish="before_save", stop__max_versions=3, min_workers=2
     )
-    assert build.experiment_digest(same) == digest
+    assert identity.experiment_digest(same) == digest
     others = config_with(strategy__fedprox__mu=0.5)  # but the strategy is asyn2f
-    assert build.experiment_digest(others) == digest
+    assert identity.experiment_digest(others) == digest
     for other in (
         config_with(seed=1),
         config_with(training__momentum=0.8),
@@ -165,14 +164,14 @@ def test_the_digest_names_what_the_numbers_depend_on_and_nothing_else():
         config_with(timing__min_updates=1),
         config_with(task__alpha=0.1),
     ):
-        assert build.experiment_digest(other) != digest
+        assert identity.experiment_digest(other) != digest
 
 
-def test_a_run_goes_on_only_under_the_same_experiment():
-    begun = config_with()
-    build.check_same_experiment(begun, config_with(stop__max_versions=500))
+def test_a_run_is_resumed_only_under_the_same_experiment():
+    stored = config_with()
+    identity.check_same_experiment(stored, config_with(stop__max_versions=500))
     with pytest.raises(errors.ConfigError, match=r"training.batch_size: found 8"):
-        build.check_same_experiment(begun, config_with(training__batch_size=8))
+        identity.check_same_experiment(stored, config_with(training__batch_size=8))
 
 
 def test_the_same_seed_builds_the_same_split_and_another_one_another():

@@ -18,10 +18,7 @@ from asyn2f.report import comparison, comparison_page
 from asyn2f.report.comparison import Trial
 from tests.unit.test_report import Page, unpacked
 
-CONFIG = {
-    "workers": 3,
-    "task": {"dataset": "digits", "partition": "dirichlet", "alpha": 0.5},
-}
+OF = ("digits", "3 workers, dirichlet(0.5) split")
 # Quantiles 0.975 of Student's t, from its table: by degrees of freedom.
 T = {1: 12.7062, 2: 4.30265, 3: 3.18245}
 
@@ -390,7 +387,7 @@ def test_versions_that_lack_updates_are_told_below_the_table():
     cut = trial_of("fedavg", 0, [0.1, 0.8], versions=8, incomplete_versions=6)
     rows = comparison.rows_of([whole, cut], 0.5)
     text = comparison.to_markdown(rows, [], 0.5)
-    page = comparison_page.to_html([whole, cut], rows, [], 0.5, CONFIG)
+    page = comparison_page.to_html([whole, cut], rows, [], 0.5, *OF)
     for written in (text, page):
         assert "a live worker): fedavg 75 %." in written
     assert rows[0].strategy == "fedbuff"
@@ -542,10 +539,9 @@ def page_of(tmp_path, monkeypatch):
     """A function from trials to their page, as a browser reads it."""
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js */")
 
-    def make(trials: list[Trial], target: float = 0.7, **task: object) -> Page:
+    def make(trials: list[Trial], target: float = 0.7, dataset: str = "digits") -> Page:
         rows, found = comparison.rows_of(trials, target), comparison.differences(trials)
-        config = CONFIG | {"task": CONFIG["task"] | task}
-        text = comparison_page.to_html(trials, rows, found, target, config)
+        text = comparison_page.to_html(trials, rows, found, target, dataset, OF[1])
         path = tmp_path / "report.html"
         path.write_text(text, encoding="utf-8")
         page = Page(path)
@@ -662,7 +658,7 @@ def test_names_cannot_become_elements(page_of):
 
 def test_the_page_needs_nothing_from_elsewhere():
     rows, found = comparison.rows_of(TWO, 0.7), comparison.differences(TWO)
-    text = comparison_page.to_html(TWO, rows, found, 0.7, CONFIG)
+    text = comparison_page.to_html(TWO, rows, found, 0.7, *OF)
     packed = re.search(r'id="library">([^<]*)<', text)[1]
     assert unpacked(packed) == plotly.offline.get_plotlyjs()
     own = text.replace(packed, "")

@@ -1,4 +1,4 @@
-"""Config files as people write them, and the values in them."""
+"""Config files in the forms that users write, and the values in them."""
 
 import json
 from pathlib import Path
@@ -55,15 +55,13 @@ def test_a_config_file_is_read_wherever_it_lies(tmp_path, text, name):
     assert config_file.imported() == path
 
 
-def test_what_stands_after_the_colon_is_the_argument(tmp_path):
+def test_the_text_after_the_colon_is_the_argument(tmp_path):
     text = GOOD.replace("get_config():", "get_config(seed):").replace("7", "int(seed)")
     path = put(tmp_path, text, "10:30.py")
     assert config_file.load(f"{path}:12").seed == 12
 
 
-def test_home_is_known_and_a_relative_path_is_kept_as_an_absolute_one(
-    tmp_path, monkeypatch
-):
+def test_home_is_expanded_and_relative_paths_become_absolute(tmp_path, monkeypatch):
     path = put(tmp_path, GOOD)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert config_file.load("~/mine.py").seed == 7
@@ -92,19 +90,19 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_with_a_file_is_one_line_that_names_it(tmp_path, name):
+def test_an_error_in_a_file_is_one_line_that_names_it(tmp_path, name):
     text, words = BAD[name]
     path = put(tmp_path, text)
     with pytest.raises(ConfigError) as refused:
         config_file.load(str(path))
-    said = str(refused.value)
-    assert "\n" not in said
+    message = str(refused.value)
+    assert "\n" not in message
     for word in (str(path), *words):
-        assert word in said
+        assert word in message
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("spec", "words"),
     [
         ("nothing.py", "nothing.py does not exist"),
         (".", "is a folder"),
@@ -112,12 +110,12 @@ def test_what_is_wrong_with_a_file_is_one_line_that_names_it(tmp_path, name):
         ("run.json", "of_run:FOLDER"),
     ],
 )
-def test_what_is_no_config_file_is_said_so(tmp_path, monkeypatch, said, words):
+def test_a_path_without_a_config_file_is_refused(tmp_path, monkeypatch, spec, words):
     monkeypatch.chdir(tmp_path)
     put(tmp_path, GOOD)
     put(tmp_path, "{}", "run.json")
     with pytest.raises(ConfigError, match=words):
-        config_file.load(said)
+        config_file.load(spec)
 
 
 # ---------------------------------------------------------------- values
@@ -148,8 +146,8 @@ def changed(**changes) -> ml_collections.ConfigDict:
     ],
     ids=str,
 )
-def test_values_are_taken_as_what_they_mean(key, written, meant):
-    """In a ConfigDict, a frozen one or dicts; flags, JSON and digests can follow."""
+def test_values_are_converted_to_plain_python(key, written, meant):
+    """In a ConfigDict, a frozen one or dicts; JSON, flags and digests accept them."""
     config = changed(**{key: written})
     forms = (config, ml_collections.FrozenConfigDict(config), config.to_dict())
     found = [schema.plain(form) for form in forms]
@@ -179,18 +177,18 @@ def test_values_are_taken_as_what_they_mean(key, written, meant):
     ],
     ids=str,
 )
-def test_other_values_are_named_with_what_is_allowed(key, written, words):
+def test_a_wrong_value_is_named_with_the_allowed_ones(key, written, words):
     with pytest.raises(ConfigError, match=words):
         build.check(schema.plain(changed(**{key: written})))
 
 
 @pytest.mark.parametrize("config", [[], 3, {}])
-def test_what_is_no_config_is_said_so(config):
+def test_an_object_that_is_not_a_config_is_refused(config):
     with pytest.raises(ConfigError, match="config"):
         asyn2f.simulate(config)
 
 
-def test_a_config_dict_is_simulated_as_it_is():
+def test_a_config_dict_can_be_simulated():
     config = changed(workers=2, stop__max_versions=1, timing__min_updates=1)
     config.task.hidden = np.array([2])
     config.sim.executor = "serial"

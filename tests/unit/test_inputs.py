@@ -5,8 +5,8 @@ import json
 import pytest
 
 from asyn2f import rundir
-from asyn2f.cli import app, claim
-from asyn2f.config import build
+from asyn2f.cli import claim
+from asyn2f.config import build, identity, schema
 from asyn2f.errors import ConfigError
 from tests.support.experiments import config_with
 
@@ -28,8 +28,8 @@ def test_the_same_data_are_the_same_wherever_their_file_is(begun, tmp_path):
     moved = path.rename(tmp_path / "moved.json")
     other = config_with(workers=2, task__partition="file", task__indices=str(moved))
     claim.check_same_data(tmp_path, build.build_task(other))
-    build.check_same_experiment(config, other)
-    assert build.experiment_digest(config) == build.experiment_digest(other)
+    identity.check_same_experiment(config, other)
+    assert identity.experiment_digest(config) == identity.experiment_digest(other)
 
 
 def edited(rows_of_1: list[int]) -> str:
@@ -77,11 +77,11 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
         task__dataset="./mnist/3.0.1",
         sim__profiles="../devices.csv",
     )
-    found = app.with_absolute_paths(config)
+    found = schema.with_absolute_paths(config)
     assert found["task"]["indices"] == str(tmp_path / "part.json")
     assert found["task"]["data_dir"] == "/home/me/data"
     assert found["task"]["dataset"] == str(tmp_path / "mnist" / "3.0.1")
     assert found["sim"]["profiles"] == str(tmp_path.parent / "devices.csv")
     assert found["runtime"]["keys_dir"] == ""
-    plain = app.with_absolute_paths(config_with())
+    plain = schema.with_absolute_paths(config_with())
     assert plain == config_with()

@@ -16,7 +16,7 @@ def left_by(run, summary) -> RunArtifacts:
     records = {v: run.store.record(v) for v in run.store.versions()}
     accuracy, version = run.store.best()
     rows = [json.loads(json.dumps(row)) for row in run.rows]
-    accounts = Records({}, summary, rows, frozenset(records))
+    accounts = Records(summary=summary, metrics=rows, versions=frozenset(records))
     return RunArtifacts(
         events=trace.read(run.folder / "trace"),
         commits={version: commit_of(record) for version, record in records.items()},
@@ -139,7 +139,7 @@ def test_a_deleted_newest_version_is_found(found):
 
 
 def test_a_deleted_version_among_those_that_are_kept_is_found(found):
-    accounts = found.records._replace(config={"runtime": {"keep_last": 5}})
+    accounts = found.records._replace(keep_last=5)
     versions = frozenset(found.commits) - {max(found.commits) - 2}
     what = check(found._replace(records=accounts._replace(versions=versions)))
     assert "I1" in {v.invariant for v in what.violations}

@@ -1,5 +1,6 @@
 """Settings, and what is derived from them: defaults, checks, names of before, docs."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -154,15 +155,50 @@ def test_what_workers_do_in_a_simulation_follows_from_every_key_of_it():
         assert (getattr(changed, column) != getattr(plain, column)).any(), key
 
 
-def test_paths_become_absolute_and_nothing_else_changes(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    config = default_config(
-        task__dataset="./mine", task__indices="split.json", sim__profiles="~/a.csv"
+# ------------------------------------------------------------- who reads a config
+
+_SECTIONS = {*schema.SECTIONS} - {""}
+_ROOT = {key for key in SETTINGS if "." not in key}
+# Keys of other dictionaries, too: of summaries and of messages between processes.
+_COMMON = {"stop", "strategy"} | _ROOT
+
+
+def _reads(path: Path) -> list[str]:
+    """Subscripts and `get`s by the name of a section, or by a key at the root of what
+    is called a config."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Subscript):
+            of, key = node.value, node.slice
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr != "get" or not node.args:
+                continue
+            of, key = node.func.value, node.args[0]
+        else:
+            continue
+        name = key.value if isinstance(key, ast.Constant) else None
+        is_config = "config" in ast.unparse(of) and name in _COMMON
+        if is_config or name in _SECTIONS - _COMMON:
+            found.append(f"{path.name}: {ast.unparse(of)}[{name!r}]")
+    return found
+
+
+def test_only_config_reads_a_config():
+    """Others take the dataclass of a section. `report` shows the config of a run's
+    folder as a document, which any version may have written, whole or in part."""
+    source = Path(str(asyn2f.__file__)).parent
+    exempt = (source / "config", source / "report")
+    paths = [path for path in source.rglob("*.py") if path.parent not in exempt]
+    assert len(paths) > 80
+    assert [read for path in paths for read in _reads(path)] == []
+
+
+def test_a_read_of_a_config_is_found(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "a = config['runtime']['keys_dir']\n"
+        "b = job.config['seed']\n"
+        "c = (stored or {}).get('sim', {})\n"
+        "d = summary['seed'], message['stop']\n"
     )
-    found = schema.flatten(schema.with_absolute_paths(config.to_dict()))
-    paths = {
-        "task.dataset": str(tmp_path / "mine"),
-        "task.indices": str(tmp_path / "split.json"),
-        "sim.profiles": str(Path.home() / "a.csv"),
-    }
-    assert found == schema.flatten(config.to_dict()) | paths
+    assert len(_reads(path)) == 3

@@ -55,8 +55,7 @@ def replay(
     events = trace.of_run(folder)
     if config is None:
         config = load_config(folder)
-    config = schema.plain(config)
-    config = {**config, "sim": {**config.get("sim", {}), "executor": executor}}
+    config = schema.changed(schema.plain(config), {"sim.executor": executor})
     build.check(config)
     makers = agreement.made_by(events)
     agreement.check_flags(maker.environment for maker in makers)
@@ -202,7 +201,7 @@ def obstacle(
       experiment: with the other settings.
       order: recorded.
       stored: the run's own config.
-      changed: by dotted key, as from `build.changed_keys`.
+      changed: by dotted key, as from `identity.changed_keys`.
     """
     fixed = [key for key in changed if key.split(".")[0] in ("timing", "stop")]
     if fixed:

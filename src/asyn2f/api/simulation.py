@@ -8,12 +8,14 @@ from asyn2f import errors
 from asyn2f.api.results import Simulation, epochs_of
 from asyn2f.config import build, schema
 from asyn2f.config.default import default_config
+from asyn2f.config.schema import RuntimeSettings, section
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import execution_of
 from asyn2f.sim.order import Order, ended_by_divergence
 from asyn2f.sim.profiles import Profiles
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.serial import Follower
+from asyn2f.sim.settings import SimSettings
 from asyn2f.strategies import BUILDERS
 from asyn2f.training.batches import Score, make_evaluate
 from asyn2f.training.experiment import Experiment, initial_server_state, published
@@ -77,7 +79,8 @@ def executed(
 ) -> Simulation:
     """Executes an order by the means in `config.sim`, until an evaluated version has
     the `target` accuracy; 0 = to its end."""
-    settings, evaluate = config["sim"], make_evaluate(experiment.task)
+    settings = section(config, SimSettings)
+    evaluate = make_evaluate(experiment.task)
 
     def score_of(state: ServerState) -> Score:
         return evaluate(published(experiment, state.model).params)
@@ -88,9 +91,9 @@ def executed(
         scores[node] = score_of(state)
         return 0.0 < target <= scores[node].accuracy
 
-    watched = watched_of(order, settings["evaluate_every"])
+    watched = watched_of(order, settings.evaluate_every)
     execution = execution_of(
-        experiment, order, settings["executor"], settings["lanes"], watched
+        experiment, order, settings.executor, settings.lanes, watched
     )
     result = execution.run(watch)
     order = ended_by_divergence(order, result.numbers) or order
@@ -114,8 +117,8 @@ def order_of_config(config: build.Config, experiment: Experiment) -> Order:
             steps_per_epoch=epochs_of(experiment),
             num_bytes=experiment.publication.template.num_bytes,
             update_bytes=experiment.update_template.num_bytes,
-            aggregate_s=config["sim"]["aggregate_s"],
-            heartbeat_timeout_s=config["runtime"]["heartbeat_timeout_s"],
+            aggregate_s=section(config, SimSettings).aggregate_s,
+            heartbeat_timeout_s=section(config, RuntimeSettings).heartbeat_timeout_s,
             signal_of=follower.signal if follower else None,
             accepts=follower.accepts if follower else None,
         )
@@ -191,18 +194,11 @@ def _settings_in(experiment: Experiment) -> dict[str, Any]:
         "workers": experiment.workers,
         "guards.mode": guards.mode,
     }
-    parts = {
-        "training": experiment.training,
-        "stop": experiment.stop,
-        "wire": experiment.coding,
-        "timing": experiment.strategy.timing,
-    }
+    held |= schema.keyed(experiment.training) | schema.keyed(experiment.stop)
+    held |= schema.keyed(experiment.coding) | schema.keyed(experiment.strategy.timing)
+    del held["min_workers"]
     if guards.mode != "off":
-        parts["guards"] = guards
-    keys = default_config()
-    for section_name, part in parts.items():
-        for key in keys[section_name]:
-            held[f"{section_name}.{key}"] = getattr(part, key)
+        held |= schema.keyed(guards)
     if guards.mode != "off" and guards.max_share == 1.0:  # there is nothing to cap
         del held["guards.max_share"]
     return held

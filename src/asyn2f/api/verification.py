@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from asyn2f import rundir, trace
+from asyn2f.config.default import load_config
+from asyn2f.config.schema import RunSettings, RuntimeSettings, section, strategy_of
 from asyn2f.report.metrics import read_metrics
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.trace import invariants
@@ -35,9 +37,14 @@ def artifacts_of(folder: Path) -> RunArtifacts:
       ValueError, KeyError, TypeError: an invalid trace or record.
     """
     events = trace.of_run(folder)
-    config, summary = {}, {}
+    summary, configured, runtime = {}, {}, RuntimeSettings(keep_last=1)
     if (folder / rundir.CONFIG).exists():
-        config = rundir.read_json(folder / rundir.CONFIG)
+        config = load_config(folder)
+        configured = {
+            "strategy": strategy_of(config)[0],
+            "seed": section(config, RunSettings).seed,
+        }
+        runtime = section(config, RuntimeSettings)
     if (folder / rundir.SUMMARY).exists():
         summary = rundir.read_json(folder / rundir.SUMMARY)
     commits, best = {}, None
@@ -60,7 +67,13 @@ def artifacts_of(folder: Path) -> RunArtifacts:
         damaged=damaged,
         unreadable=unreadable,
         best=best,
-        before_save=config.get("runtime", {}).get("publish") == "before_save",
+        before_save=runtime.publish == "before_save",
         finished=summary.get("status") in ("finished", "interrupted"),
-        records=Records(config, summary, read_metrics(folder), versions),
+        records=Records(
+            configured=configured,
+            keep_last=runtime.keep_last,
+            summary=summary,
+            metrics=read_metrics(folder),
+            versions=versions,
+        ),
     )

@@ -16,10 +16,9 @@ from ml_collections import config_flags
 from asyn2f import rundir
 from asyn2f.cli.main import COMMANDS, Exit
 from asyn2f.cli.process import open_output
-from asyn2f.config import build, config_file, schema
+from asyn2f.config import build, config_file, reference, schema
 from asyn2f.config.default import load_config
 from asyn2f.errors import Asyn2fError
-from asyn2f.tasks.tfds import is_folder
 from asyn2f.transport.addresses import check_safe, is_exposed
 
 USAGE_ERROR = 2
@@ -84,7 +83,8 @@ def run(name: str, program: Callable[[], int], last: Exit) -> None:
     open_output(dispensable=command.outlives_output)
     if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & {*sys.argv[1:]}:
         try:
-            print(_help(program, command.flags.split()), flush=True)
+            is_full = "--helpfull" in sys.argv
+            print(_help(program, command.flags.split(), is_full), flush=True)
         except BrokenPipeError:  # `| head` has ended
             last.code = 128 + signal.SIGPIPE
         last.code = last.code or 0
@@ -122,8 +122,9 @@ def run(name: str, program: Callable[[], int], last: Exit) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def _help(program: Callable[[], int], names: list[str]) -> str:
-    """What the program does, and the flags that it takes."""
+def _help(program: Callable[[], int], names: list[str], is_full: bool) -> str:
+    """What the program does, and the flags that it takes; in full, also the keys of its
+    config."""
     text = inspect.getdoc(program) or inspect.getdoc(inspect.getmodule(program)) or ""
     lines = [text, "", "Flags:"]
     for name in sorted(names):
@@ -133,6 +134,9 @@ def _help(program: Callable[[], int], names: list[str]) -> str:
         lines += textwrap.wrap(
             flag.help, 80, initial_indent=indent, subsequent_indent=indent
         )
+    if "config" in names:
+        more = "--helpfull lists the keys of --config with default, unit and range."
+        lines += ["", reference.flags_help() if is_full else more]
     return "\n".join(lines)
 
 
@@ -220,22 +224,7 @@ def checked(config: Any) -> build.Config:
         fail(_NO_CONFIG)
     found = schema.plain(config)
     build.check(found)
-    return with_absolute_paths(found)
-
-
-def with_absolute_paths(config: build.Config) -> build.Config:
-    """The config with absolute paths: a run may be replayed and resumed from another
-    working directory than the one it was started in."""
-    found = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
-    paths = [("task", "indices"), ("task", "data_dir"), ("runtime", "keys_dir")]
-    if is_folder(config["task"]["dataset"]):
-        paths.append(("task", "dataset"))
-    if config["sim"]["profiles"] != "drawn":
-        paths.append(("sim", "profiles"))
-    for section, key in paths:
-        if path := found[section][key]:
-            found[section][key] = os.path.abspath(os.path.expanduser(path))
-    return found
+    return schema.with_absolute_paths(found)
 
 
 def required(flag: flags.FlagHolder[str | None]) -> str:

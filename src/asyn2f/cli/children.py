@@ -26,6 +26,8 @@ from asyn2f.cli import app, machine, peers
 from asyn2f.cli.claim import in_use
 from asyn2f.cli.server import serve
 from asyn2f.config import build, config_file
+from asyn2f.config.schema import RunSettings, section
+from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.protocol.status import RunStatus
 from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.server import Server
@@ -151,8 +153,9 @@ def _server(start: _Start) -> None:
 
 def _worker(start: _Start, worker: int) -> None:
     config, cores = start.request.config, machine.usable_cores()
-    can_pin = hasattr(os, "sched_setaffinity")
-    if can_pin and config["runtime"]["pin_cpus"] and config["workers"] >= len(cores):
+    pins = section(config, RuntimeSettings).pin_cpus
+    pins = pins and section(config, RunSettings).workers >= len(cores)
+    if pins and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {cores[worker % len(cores)]})
     _join(start, peers.make_worker(worker))
 
@@ -177,7 +180,7 @@ def _lower_priority(config: build.Config) -> None:
     """Gives the server, and the kernel's threads that write to disks for it, priority
     over this process: on machines of their own, workers would not delay them either."""
     threads = Path("/proc/self/task")
-    is_idle = config["runtime"]["idle_priority"]
+    is_idle = section(config, RuntimeSettings).idle_priority
     for thread in [int(p.name) for p in threads.iterdir()] if threads.exists() else [0]:
         with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
             _lower(thread, is_idle)

@@ -35,10 +35,13 @@ from asyn2f.cli.trials import (
     prepare_process,
     run_trial,
 )
-from asyn2f.config import build, config_file
+from asyn2f.config import build, config_file, schema
+from asyn2f.config.schema import RunSettings, section
+from asyn2f.config.task import TaskSettings
 from asyn2f.report import comparison, comparison_page
 from asyn2f.report.comparison import Trial
 from asyn2f.strategies import BUILDERS
+from asyn2f.timing import Stop
 
 RESULTS, TABLE = "results.jsonl", "table.md"
 _CHOICE_SEEDS = 1_000_000  # from the seeds of results to those of choices
@@ -83,13 +86,14 @@ class _Plan(NamedTuple):
 
     def job(self, name: str, settings: dict[str, Any], seed: int, phase: str) -> Job:
         """A trial of a method; `seed` is counted from that of the config."""
-        first, half = self.config["seed"], self.half
+        first, half = section(self.config, RunSettings).seed, self.half
         if phase == "choice":
             first, half = first + _CHOICE_SEEDS, 0
         # Methods are compared at equal time, so nothing may stop one of them earlier.
         changes: dict[str, Any] = {"stop.max_versions": 0, "stop.target_accuracy": 0.0}
         changes |= {**settings, "strategy.name": name, "seed": first + seed}
-        return Job(_with(self.config, changes), settings, phase, half, self.inputs)
+        config = schema.changed(self.config, changes)
+        return Job(config, settings, phase, half, self.inputs)
 
     def choosing(self) -> list[Job]:
         """The trials by which settings are chosen."""
@@ -126,7 +130,7 @@ def main() -> int:
 
 def _plan() -> _Plan:
     config, strategies = app.checked(app.CONFIG.value), _strategies()
-    if not config["stop"]["max_time_s"]:
+    if not section(config, Stop).max_time_s:
         raise errors.ConfigError(
             "config.stop.max_time_s: found 0, but methods are compared at equal time; "
             "set it, for example --config.stop.max_time_s=30"
@@ -175,7 +179,7 @@ def _settings(name: str, config: build.Config) -> list[dict[str, Any]]:
         dict(zip(grid, values, strict=True))
         for values in itertools.product(*grid.values())
     ]
-    flat = build.flatten(config)
+    flat = schema.flatten(config)
     others = [c for c in combinations if any(flat[key] != c[key] for key in c)]
     if len(others) < count - 1:
         raise errors.ConfigError(
@@ -184,21 +188,6 @@ def _settings(name: str, config: build.Config) -> list[dict[str, Any]]:
         )
     drawn = np.random.default_rng(0).permutation(len(others))[: count - 1]
     return [{}, *(others[index] for index in drawn.tolist())]
-
-
-def _with(config: build.Config, changes: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the config with dotted keys changed."""
-    copy: dict[str, Any] = {
-        key: _with(value, {}) if isinstance(value, dict) else value
-        for key, value in config.items()
-    }
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        section = copy
-        for name in sections:
-            section = section[name]
-        section[last] = value
-    return copy
 
 
 def _pool() -> Executor:
@@ -261,7 +250,7 @@ def _best(
         found = [
             results.trials[job.key].accuracy[-1]
             for job in jobs
-            if job.config["strategy"]["name"] == name and job.settings == settings
+            if schema.strategy_of(job.config)[0] == name and job.settings == settings
         ]
         return float(np.mean(found))
 
@@ -278,7 +267,13 @@ def _write_table(folder: Path, config: build.Config, trials: list[Trial]) -> Non
     found = comparison.differences(trials)
     table = comparison.to_markdown(rows, found, target)
     (folder / TABLE).write_text(table, encoding="utf-8")
-    page = comparison_page.to_html(trials, rows, found, target, dict(config))
+    task, workers = section(config, TaskSettings), section(config, RunSettings).workers
+    split = task.partition
+    if split == "dirichlet":
+        split += f"({task.alpha:g})"
+    page = comparison_page.to_html(
+        trials, rows, found, target, task.dataset, f"{workers} workers, {split} split"
+    )
     (folder / rundir.REPORT).write_text(page, encoding="utf-8")
     print(table)
     print(f"results in {folder}: {RESULTS}, {TABLE}, {rundir.REPORT}", flush=True)

@@ -20,6 +20,7 @@ from asyn2f.cli import app, children, process
 from asyn2f.cli.children import Child
 from asyn2f.cli.server import prepared, print_summary
 from asyn2f.config import build
+from asyn2f.config.schema import RunSettings, section, strategy_of
 from asyn2f.protocol.ledger import COUNTED
 from asyn2f.protocol.status import RunStatus, WorkerStatus
 from asyn2f.report.live import LiveView
@@ -35,10 +36,11 @@ _PATIENCE_S = (3.5, 0.7)  # until a stopping child gets SIGTERM, and then SIGKIL
 def main() -> int:
     request = app.request()
     config, folder = request.config, request.folder
-    workers = config["workers"] if _START.value is None else _START.value
-    if not 0 <= workers <= config["workers"]:
+    most = section(config, RunSettings).workers
+    workers = most if _START.value is None else _START.value
+    if not 0 <= workers <= most:
         raise errors.ConfigError(
-            f"--start_workers: found {workers}, allowed: 0 to {config['workers']}"
+            f"--start_workers: found {workers}, allowed: 0 to {most}"
         )
     task = build.build_task(config)
     with prepared(request, task) as claim:
@@ -231,8 +233,8 @@ def empty_summary(
         "status": status,
         "reason": reason,
         "run": rundir.read_json(folder / rundir.RUN)["run"],
-        "strategy": config["strategy"]["name"],
-        "seed": config["seed"],
+        "strategy": strategy_of(config)[0],
+        "seed": section(config, RunSettings).seed,
         "versions": version,
         "best_version": best_version,
         "best_accuracy": best_accuracy,

@@ -7,7 +7,8 @@ from absl import flags
 
 from asyn2f import errors, rundir
 from asyn2f.cli import app, machine, process
-from asyn2f.config import build
+from asyn2f.config import build, identity
+from asyn2f.config.schema import RunSettings, section
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.io_thread import Journal
@@ -36,7 +37,7 @@ def worker() -> int:
     trace goes to --workdir; see `asyn2f collect`.
     """
     request, number = app.request(), _WORKER.value
-    count = request.config["workers"]
+    count = section(request.config, RunSettings).workers
     if number is None or not 0 <= number < count:
         raise errors.ConfigError(
             f"--worker: found {number}, allowed: 0 to {count - 1}; config.workers is "
@@ -90,7 +91,8 @@ def join(
     """
     config, folder = request.config, request.folder
     own_keys = _peer_keys(config, actor)
-    experiment, settings = build.build_experiment(config), build.build_runtime(config)
+    experiment = build.build_experiment(config)
+    settings = section(config, RuntimeSettings)
     journal = machine.open_journal(folder, actor, "", 0)
     peer = make(experiment, settings, journal)
     on_ready(peer.stop)
@@ -102,7 +104,7 @@ def join(
         request.insecure,
         settings.shared_memory,
     )
-    ended = peer.run(transport, build.terms(config), lambda: rundir.token_of(folder))
+    ended = peer.run(transport, identity.terms(config), lambda: rundir.token_of(folder))
     journal.close()
     return ended
 
@@ -143,5 +145,5 @@ def _peer_keys(config: build.Config, name: str) -> keys.PeerKeys | None:
     Raises:
       KeysError: they cannot be used.
     """
-    folder = config["runtime"]["keys_dir"]
+    folder = section(config, RuntimeSettings).keys_dir
     return keys.read_peer_keys(Path(folder), name) if folder else None

@@ -24,7 +24,7 @@ from asyn2f import trace
 from asyn2f.api import replaying
 from asyn2f.api.replaying import Comparison
 from asyn2f.cli import app, claim, machine
-from asyn2f.config import build
+from asyn2f.config import build, identity
 from asyn2f.config.default import load_config
 from asyn2f.serialization import params_sha256
 from asyn2f.sim.execute import Execution, execution_of
@@ -102,7 +102,7 @@ def _replay(
     is_own = executor == recorded.get("executor", "serial")
     lanes = recorded.get("lanes", 0) if executor == recorded.get("executor") else 0
     stored = app.checked(load_config(folder))
-    changed = build.changed_keys(stored, config)
+    changed = identity.changed_keys(stored, config)
     if changed:
         obstacle = replaying.obstacle(experiment, order, stored, changed)
         _print_changes(folder, changed, obstacle)

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from asyn2f import errors, failpoints, rundir
 from asyn2f.cli import app, claim, machine, process
 from asyn2f.cli.claim import Claim
-from asyn2f.config import build
+from asyn2f.config import build, identity
+from asyn2f.config.schema import RunSettings, section
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.protocol.status import RunStatus, warnings_of
 from asyn2f.report.live import LiveView
@@ -51,7 +52,9 @@ def main() -> int:
         def on_ready(address: str, server: Server) -> None:
             claim.begin()
             process.stop_on_signals(server.stop)
-            host, _ = addresses.parse_address(request.config["runtime"]["address"])
+            host, _ = addresses.parse_address(
+                section(request.config, RuntimeSettings).address
+            )
             more = " and this machine's other addresses"
             more = "" if host == addresses.reachable(host) else more
             view.message(f"listening at {address}{more}, run folder {request.folder}")
@@ -70,8 +73,8 @@ def prepared(request: app.Request, task: Task) -> Iterator[Claim]:
     """
     config, folder = request.config, request.folder
     # Before anything is overwritten: a port that is taken must not cost an old run.
-    process.check_descriptors(config["workers"])
-    address, own_keys = config["runtime"]["address"], server_keys(config)
+    process.check_descriptors(section(config, RunSettings).workers)
+    address, own_keys = section(config, RuntimeSettings).address, server_keys(config)
     app.check_address(address, own_keys is not None, request.insecure)
     addresses.check_host(addresses.parse_address(address)[0])
     check_free(address, own_keys, request.insecure)
@@ -81,7 +84,7 @@ def prepared(request: app.Request, task: Task) -> Iterator[Claim]:
     ) as claimed:
         if resume:
             stored = rundir.read_json(folder / rundir.CONFIG)
-            build.check_same_experiment(stored, config)
+            identity.check_same_experiment(stored, config)
             claim.check_same_data(folder, task)
         claimed.clear(overwrite=overwrite)
         write_config(folder, config)
@@ -102,7 +105,7 @@ def server_keys(config: build.Config) -> keys.ServerKeys | None:
     Raises:
       KeysError: they cannot be used.
     """
-    folder = config["runtime"]["keys_dir"]
+    folder = section(config, RuntimeSettings).keys_dir
     return keys.read_server_keys(Path(folder)) if folder else None
 
 
@@ -124,7 +127,8 @@ def serve(
     # Threads of I/O must not wait long for the one that computes.
     sys.setswitchinterval(_SWITCH_S)
     config, folder = request.config, request.folder
-    experiment, settings = build.build_experiment(config), build.build_runtime(config)
+    experiment = build.build_experiment(config)
+    settings = section(config, RuntimeSettings)
     cycles_s = _cycles_s(experiment, settings)
     if short := deadline_warning(experiment.strategy.timing, cycles_s):
         print(f"warning: {short}", flush=True)
@@ -135,7 +139,7 @@ def serve(
     metrics = MetricsWriter(folder)
     server = create_server(
         experiment,
-        build.terms(config),
+        identity.terms(config),
         run_id,
         settings,
         opened.transport,

@@ -8,7 +8,6 @@ seconds.
 """
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -24,13 +23,16 @@ from asyn2f.api.results import Simulation, write_run
 from asyn2f.api.simulation import cycles_of, order_of_config, watched_of
 from asyn2f.cli import app, claim, machine, process
 from asyn2f.cli.server import print_summary, write_config
-from asyn2f.config import build, schema
+from asyn2f.config import build, identity, schema
+from asyn2f.config.default import load_config
+from asyn2f.config.schema import section
 from asyn2f.sim import order as o
 from asyn2f.sim.checkpoint import Progress, read_progress, write_progress
 from asyn2f.sim.execute import Execution, execution_of
 from asyn2f.sim.order import Order, ended_by_divergence
+from asyn2f.sim.settings import SimSettings
 from asyn2f.store.orbax import OrbaxStore
-from asyn2f.timing import deadline_warning
+from asyn2f.timing import Stop, deadline_warning
 from asyn2f.training.batches import Score, make_evaluate
 from asyn2f.training.experiment import Experiment, published
 from asyn2f.types import ServerState
@@ -50,12 +52,12 @@ _EXECUTES = ("sim.executor", "sim.lanes", "sim.evaluate_every")
 def main() -> int:
     request = app.request()
     config, folder = request.config, request.folder
-    if config["sim"]["executor"] in ("auto", "sharded"):
+    if section(config, SimSettings).executor in ("auto", "sharded"):
         machine.use_cores_as_devices()
     machine.prepare_jax()
     # Before anything is overwritten: a wrong setting must not cost an old run.
     finished = _finished(folder, config) if request.resume else None
-    if finished and finished["stop"] == json.loads(json.dumps(config["stop"])):
+    if finished and finished["limits"] == section(config, Stop):
         print(f"nothing to do: the simulation in {folder} is finished")
         return 0
     with claim.claimed(
@@ -81,13 +83,13 @@ def _execute(
 ) -> dict[str, Any]:
     """Executes a scheduled run in a claimed folder; returns the summary, which has been
     written into the folder as well."""
-    settings = config["sim"]
+    settings = section(config, SimSettings)
     execution = execution_of(
         experiment,
         order,
-        settings["executor"],
-        settings["lanes"],
-        watched_of(order, settings["evaluate_every"]),
+        settings.executor,
+        settings.lanes,
+        watched_of(order, settings.evaluate_every),
         machine.TRIALS,
     )
     print(f"executor: {execution.why}", flush=True)
@@ -148,7 +150,7 @@ def _prepare(request: app.Request, experiment: Experiment) -> None:
 
 
 def _finished(folder: Path, config: build.Config) -> dict[str, Any] | None:
-    """The summary of a finished simulation in a folder, with its limits as "stop"; None
+    """The summary of a finished simulation in a folder, with its "limits"; None
     if there is none, or it is not finished.
 
     Raises:
@@ -162,27 +164,27 @@ def _finished(folder: Path, config: build.Config) -> dict[str, Any] | None:
             f"--resume: {folder} holds a run of processes; continue it with asyn2f run "
             "or asyn2f server, or give another --workdir"
         )
-    stored = rundir.read_json(folder / rundir.CONFIG)
-    build.check_same_experiment(stored, config)
+    stored = schema.plain(load_config(folder))
+    identity.check_same_experiment(stored, config)
     if not (folder / rundir.SUMMARY).exists():
         return None
     summary = rundir.read_json(folder / rundir.SUMMARY)
     if summary["status"] != "finished":
         return None
-    now = json.loads(json.dumps(schema.flatten(config)))
-    for key, before in schema.flatten(stored).items():
+    now = schema.canonical(config)
+    for key, before in schema.canonical(stored).items():
         if key.startswith(_SCHEDULES) and key not in _EXECUTES and now[key] != before:
             raise errors.ConfigError(
                 f"config.{key}: found {now[key]!r}, but the simulation in {folder} "
                 f"has finished with {before!r}; to continue, change only stop"
             )
-    return summary | {"stop": stored["stop"]}
+    return summary | {"limits": section(stored, Stop)}
 
 
 def _goes_further(order: Order, config: build.Config, finished: dict[str, Any]) -> bool:
     """Whether a schedule has more versions than a finished run, and does not end at an
     accuracy that the run has reached."""
-    target, best = config["stop"]["target_accuracy"], finished["best_accuracy"] or 0.0
+    target, best = section(config, Stop).target_accuracy, finished["best_accuracy"] or 0
     is_reached = 0.0 < target <= best
     return len(order.version) - 1 > finished["versions"] and not is_reached
 
@@ -282,7 +284,7 @@ class Keeper:
 def _key(config: build.Config, execution: Execution) -> str:
     """A digest of everything that the numbers and the calls depend on."""
     digest = hashlib.sha256(machine.source_digest(("report", "runtime")).encode())
-    digest.update(build.experiment_digest(config).encode())
+    digest.update(identity.experiment_digest(config).encode())
     digest.update(repr((execution.means, sorted(execution.watched))).encode())
     for column in execution.order:
         digest.update(np.asarray(column).tobytes())

@@ -14,6 +14,7 @@ from asyn2f.api.verification import artifacts_of
 from asyn2f.cli import app
 from asyn2f.config import build
 from asyn2f.config.default import load_config
+from asyn2f.config.schema import RunSettings, section
 from asyn2f.errors import StoreError
 from asyn2f.report.run_page import write_report
 from asyn2f.store.orbax import OrbaxStore
@@ -205,7 +206,7 @@ def quality() -> int:
     """
     config = app.checked(app.CONFIG.value)
     task = build.build_task(config)
-    seed, count = config["seed"], len(task.shards)
+    seed, count = section(config, RunSettings).seed, len(task.shards)
     found = [_quality_of_worker(task, seed, worker) for worker in range(count)]
     table = Table("worker", "examples")
     for name in (*Quality._fields, "quality"):

@@ -24,8 +24,11 @@ from asyn2f.api.simulation import (
     order_of_config,
 )
 from asyn2f.cli import machine
-from asyn2f.config import build
+from asyn2f.config import build, identity, schema
 from asyn2f.config import config_file as config_file
+from asyn2f.config.schema import RunSettings, section
+from asyn2f.config.task import TaskSettings
+from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.report.comparison import Trial
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
@@ -33,8 +36,10 @@ from asyn2f.sim.execute import execution_of
 from asyn2f.sim.order import (
     ended_by_divergence,
 )
+from asyn2f.sim.settings import SimSettings
 from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.base import Task
+from asyn2f.timing import Stop
 from asyn2f.training.agreement import flags
 from asyn2f.training.batches import (
     make_evaluate,
@@ -115,10 +120,14 @@ class Job(NamedTuple):
     def key(self) -> str:
         """A digest of everything that its numbers depend on, sources included."""
         parts = ("min_workers", "sim", "stop", "worker_speeds")
-        said = [self.config[part] for part in parts]
-        said += [self.config["runtime"]["heartbeat_timeout_s"], self.half, TIMES]
-        said += [self.inputs, _foreign_source(self.config["strategy"]["name"])]
-        said += [build.experiment_digest(self.config), jax.__version__, flags()]
+        flat = schema.canonical(self.config)
+        said: list[Any] = [
+            [key, flat[key]] for key in flat if key.split(".")[0] in parts
+        ]
+        runtime = section(self.config, RuntimeSettings)
+        said += [runtime.heartbeat_timeout_s, self.half, TIMES]
+        said += [self.inputs, _foreign_source(schema.strategy_of(self.config)[0])]
+        said += [identity.experiment_digest(self.config), jax.__version__, flags()]
         said.append(machine.source_digest(leave_out=("report", "runtime")))
         text = json.dumps(said, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -133,7 +142,8 @@ def inputs_digest(config: build.Config, task: Task) -> str:
             found.update(f"{name} {array.dtype} {array.shape};".encode())
             for start in range(0, len(array), _ROWS):
                 found.update(np.ascontiguousarray(array[start : start + _ROWS]).data)
-    for path in (config["task"]["indices"], config["sim"]["profiles"]):
+    paths = section(config, TaskSettings).indices, section(config, SimSettings).profiles
+    for path in paths:
         if path and Path(path).is_file():
             found.update(Path(path).read_bytes())
         found.update(b";")
@@ -172,13 +182,14 @@ def run_trial(job: Job) -> Trial:
     config = job.config
     experiment = build.build_experiment(config)
     order = order_of_config(config, experiment)
-    ends_s = np.linspace(0.0, config["stop"]["max_time_s"], TIMES + 1)
+    ends_s = np.linspace(0.0, section(config, Stop).max_time_s, TIMES + 1)
     nodes = _newest_at(order, order.start_s + ends_s)
+    settings = section(config, SimSettings)
     execution = execution_of(
         experiment,
         order,
-        config["sim"]["executor"],
-        config["sim"]["lanes"],
+        settings.executor,
+        settings.lanes,
         set(nodes.tolist()) - {0},
         machine.TRIALS,
     )
@@ -199,9 +210,9 @@ def run_trial(job: Job) -> Trial:
     updates = np.searchsorted(order.time_s[order.kind == o.PUSH], times_s, side="right")
     moved = bytes_by(config, experiment, order, times_s)
     return Trial(
-        strategy=config["strategy"]["name"],
+        strategy=schema.strategy_of(config)[0],
         settings=job.settings,
-        seed=config["seed"],
+        seed=section(config, RunSettings).seed,
         phase=job.phase,
         key=job.key,
         time_s=ends_s.tolist(),

@@ -1,7 +1,5 @@
 """From a config to an experiment, its runtime settings and its profiles."""
 
-import hashlib
-import json
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from asyn2f.config import schema
-from asyn2f.config.schema import Config, RunSettings, flatten, section
+from asyn2f.config.schema import Config, RunSettings, section
 from asyn2f.config.task import TaskSettings, check_task, make_task
 from asyn2f.errors import AddressError, ConfigError
 from asyn2f.kernels.codecs import Coding, check_coding
@@ -21,9 +19,7 @@ from asyn2f.sim.settings import SimSettings, is_profiles_file
 from asyn2f.strategies import BUILDERS, Strategy, parameters
 from asyn2f.strategies._asyn2f import ROBUST
 from asyn2f.tasks.base import Task
-from asyn2f.tasks.tfds import is_folder
 from asyn2f.timing import Stop, Timing
-from asyn2f.training.agreement import flags, terms_of
 from asyn2f.training.experiment import Experiment, make_experiment
 from asyn2f.training.trainer import Training
 from asyn2f.transport.addresses import parse_address
@@ -163,11 +159,6 @@ def build_experiment(config: Config) -> Experiment:
     )
 
 
-def build_runtime(config: Config) -> RuntimeSettings:
-    """How the processes of a run are carried out."""
-    return section(config, RuntimeSettings)
-
-
 def build_profiles(config: Config) -> Profiles:
     """How fast and how far away the simulated workers are.
 
@@ -180,7 +171,8 @@ def build_profiles(config: Config) -> Profiles:
             return read_profiles(Path(settings.profiles), run.workers)
         except ValueError as error:
             raise ConfigError(f"config.sim.profiles: {error}") from None
-    speeds, steps = build_runtime(config).worker_speeds, settings.step_s
+    speeds = section(config, RuntimeSettings).worker_speeds
+    steps = settings.step_s
     # What is not set here is as in the runtime, where a speed of 0 is no limit.
     step_s = tuple(
         steps[k % len(steps)] or 1.0 / (speeds[k % len(speeds)] or 100.0)
@@ -188,71 +180,3 @@ def build_profiles(config: Config) -> Profiles:
     )
     rng = np.random.default_rng([run.seed, 1])  # another than the partition's
     return draw_profiles(run.workers, rng, replace(settings, step_s=step_s))
-
-
-_CARRYING_OUT = ("runtime", "sim", "worker_speeds", "min_workers")
-_MAY_DIFFER = (*_CARRYING_OUT, "stop")
-
-
-def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
-    """The differences of a config from a stored one: by key, the value there and the
-    value here. How a run is carried out is left out."""
-    others = _without_effect(config)
-    before, now = (json.loads(json.dumps(flatten(c))) for c in (stored, config))
-    return {
-        key: (before.get(key), value)
-        for key, value in now.items()
-        if before.get(key) != value
-        and key.split(".")[0] not in _CARRYING_OUT
-        and not key.startswith(others)
-    }
-
-
-def _without_effect(config: Config) -> tuple[str, ...]:
-    """Prefixes of the keys that no number depends on: of files, the content counts and
-    not the path; see `agreement.data_digest`."""
-    chosen, _ = schema.strategy_of(config)
-    others = [f"strategy.{name}." for name in BUILDERS if name != chosen]
-    paths = ["task.data_dir", "task.indices"]
-    if is_folder(section(config, TaskSettings).dataset):
-        paths.append("task.dataset")
-    return (*paths, *others)
-
-
-def check_same_experiment(stored: Config, config: Config) -> None:
-    """Checks that a run of the one config can be resumed under the other.
-
-    Raises:
-      ConfigError: names the first key that differs and may not.
-    """
-    for key, (before, now) in changed_keys(stored, config).items():
-        if key.split(".")[0] not in _MAY_DIFFER:
-            raise ConfigError(
-                f"config.{key}: found {now!r}, but the run was started with "
-                f"{before!r}; only {', '.join(_MAY_DIFFER)} may change"
-            )
-
-
-def experiment_settings(config: Config) -> dict[str, Any]:
-    """The settings that numbers depend on, by dotted key: a whole number for what may
-    be a fraction is that fraction. How a run is carried out, and when it stops, is
-    left out.
-    """
-    others = _without_effect(config)
-    return {
-        key: value
-        for key, value in schema.canonical(config).items()
-        if key.split(".")[0] not in _MAY_DIFFER and not key.startswith(others)
-    }
-
-
-def experiment_digest(config: Config) -> str:
-    """Identifies the settings that numbers depend on."""
-    text = json.dumps(experiment_settings(config), sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def terms(config: Config) -> tuple[str, ...]:
-    """What a process must have in common with the others of its run, as lines: see
-    `agreement.terms_of`; of the data there is `agreement.data_digest`."""
-    return terms_of(experiment_settings(config) | flags())

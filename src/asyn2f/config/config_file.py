@@ -1,4 +1,4 @@
-"""Config files: a Python file with a function `get_config`, wherever it lies."""
+"""Config files: Python files with a function `get_config`, in any folder."""
 
 import importlib.machinery
 import importlib.util
@@ -15,22 +15,24 @@ from ml_collections import ConfigDict
 from asyn2f import errors
 from asyn2f.config import schema
 
-_MODULE = "config_file"  # what the file is called as a module
-_LONGEST = 200  # of what an error says
+_MODULE = "config_file"  # the name of the file as a module
+_LONGEST = 200  # characters of a message that are shown
 PACKAGED = ("default", "digits", "of_run")  # modules of this package
 _LIKE = "a config is a Python file like configs/digits.py, or default, or digits"
 
 
-def load(said: str) -> ConfigDict:
-    """The config that `FILE` or `FILE:ARGUMENT` stands for; the argument is what
-    `get_config` is called with. FILE may be one of `PACKAGED`. It may return a
-    ConfigDict or plain dicts.
+def load(spec: str) -> ConfigDict:
+    """Loads the config that `FILE` or `FILE:ARGUMENT` names.
+
+    Args:
+      spec: FILE is a path, or one of `PACKAGED`; ARGUMENT is passed to `get_config`,
+        which may return a ConfigDict or plain dicts.
 
     Raises:
-      ConfigError: there is no such file, or it cannot be executed, or returns no
-        config; says where in the file.
+      ConfigError: there is no such file, it cannot be executed, or it returns something
+        else; names the line in the file.
     """
-    path, argument = _split(said)
+    path, argument = _split(spec)
     module = import_file(path)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
@@ -41,29 +43,28 @@ def load(said: str) -> ConfigDict:
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError:
-        what = "leave out what stands after the colon"
+        remedy = "remove the colon and what follows it"
         if argument is None:
-            what = f"give its argument after a colon: {path.name}:ARGUMENT"
+            remedy = f"give its argument after a colon: {path.name}:ARGUMENT"
         given = "without an argument" if argument is None else f"with {argument!r}"
         raise errors.ConfigError(
-            f"--config: get_config in {path} cannot be called {given}; {what}"
+            f"--config: get_config in {path} cannot be called {given}; {remedy}"
         ) from None
     try:
         found = get_config(*arguments)
     except (Exception, SystemExit) as error:
-        raise errors.ConfigError(_where(path, error)) from error
+        raise errors.ConfigError(_located(path, error)) from error
     if not isinstance(found, Mapping | ConfigDict):
-        what = "; end it with `return config`" if found is None else ""
+        remedy = "; end it with `return config`" if found is None else ""
         raise errors.ConfigError(
             f"--config: get_config in {path} returned {found!r:.60}, needed: a "
-            f"ConfigDict or a dict{what}"
+            f"ConfigDict or a dict{remedy}"
         )
     return ConfigDict(schema.plain(found))
 
 
 def import_file(path: Path) -> ModuleType:
-    """Imports a config file, which may register what is its own, and import what lies
-    beside it.
+    """Imports a config file, which may add strategies and import its neighbours.
 
     Raises:
       ConfigError: see `load`.
@@ -77,19 +78,19 @@ def import_file(path: Path) -> ModuleType:
     try:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise errors.ConfigError(_where(path, error)) from error
+        raise errors.ConfigError(_located(path, error)) from error
     return module
 
 
 def imported() -> Path | None:
-    """The config file that this process has imported."""
+    """The config file that this process has imported, or None."""
     module = sys.modules.get(_MODULE)
     return None if module is None else Path(str(module.__file__))
 
 
-def _split(said: str) -> tuple[Path, str | None]:
-    """A file's name may have colons in it."""
-    parts = said.split(":")
+def _split(spec: str) -> tuple[Path, str | None]:
+    """File and argument; the file's name may contain colons."""
+    parts = spec.split(":")
     for count in range(1, len(parts) + 1):
         path = Path(os.path.expanduser(":".join(parts[:count])))
         if path.is_file():
@@ -107,21 +108,20 @@ def _split(said: str) -> tuple[Path, str | None]:
     raise errors.ConfigError(f"--config: {path} {problem}; {_LIKE}")
 
 
-def _where(path: Path, error: BaseException) -> str:
-    """What has happened, and where in the file."""
+def _located(path: Path, error: BaseException) -> str:
+    """The error in one line, with the line of the file where it was raised."""
     if isinstance(error, SyntaxError):
-        what, line = error.msg, error.lineno
+        message, line = error.msg, error.lineno
         path = Path(error.filename or path)
     else:
         first: object = error
+        # A KeyError's argument, and the nested errors of ml_collections.
         while isinstance(first, BaseException) and first.args:
-            first = first.args[
-                0
-            ]  # of a KeyError, and of what ml_collections makes of it
-        said = first if isinstance(first, str) else str(error)
-        what = " ".join(said.split())[:_LONGEST]
+            first = first.args[0]
+        text = first if isinstance(first, str) else str(error)
+        message = " ".join(text.split())[:_LONGEST]
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = lines[-1] if lines else None
     place = f"{path}, line {line}" if line else str(path)
-    return f"--config: {place}: {type(error).__name__}: {what}"
+    return f"--config: {place}: {type(error).__name__}: {message}"

@@ -105,13 +105,31 @@ def section(config: Config, kind: type[T]) -> T:
 
 def values_of(config: Config, kind: type) -> dict[str, Any]:
     """As `section`, by name: for a dataclass that has further fields."""
-    of_section = next(name for name, each in SECTIONS.items() if each is kind)
+    of_section = _section_of(kind)
     found = {}
     for name, each in settings.settings_of(kind).items():
         is_at_root = each.at_root or not of_section
         value = (config if is_at_root else config[of_section])[name]
         found[name] = tuple(value) if each.kind is tuple else value
     return found
+
+
+def keyed(part: Any) -> dict[str, Any]:
+    """The inverse of `section`: the values of a dataclass by dotted key.
+
+    >>> keyed(Stop(max_versions=3))["stop.max_versions"]
+    3
+    """
+    kind: Any = type(part)
+    prefix = _section_of(kind)
+    return {
+        name if each.at_root or not prefix else f"{prefix}.{name}": getattr(part, name)
+        for name, each in settings.settings_of(kind).items()
+    }
+
+
+def _section_of(kind: type) -> str:
+    return next(name for name, each in SECTIONS.items() if each is kind)
 
 
 def strategy_of(config: Config) -> tuple[str, dict[str, Any]]:
@@ -149,6 +167,15 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(parent, {})
         inner[name] = value
     return config
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the config with dotted keys changed.
+
+    >>> changed({"seed": 1, "task": {"alpha": 0.5}}, {"task.alpha": 0.1})
+    {'seed': 1, 'task': {'alpha': 0.1}}
+    """
+    return nested(flatten(config) | {**changes})
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Settings of the processes, their protocol and their store."""
+"""Settings of the processes of a run, and of the server's protocol."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -99,24 +99,24 @@ class RuntimeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """What a server's protocol knows of its run."""
+    """The constants of a run in the server's protocol."""
 
-    run: str
+    run: str  # its id
     incarnation: int
     strategy: str
-    terms: tuple[str, ...]  # see `wire.Hello`; what a peer's must be
+    terms: tuple[str, ...]  # of `messages.Hello`, which a peer's must equal
     fingerprint: str
     coding: str  # of updates and versions, in words
-    num_bytes: int
+    num_bytes: int  # of a version's parameters
     workers: int
-    # By worker, the examples and the quality it must register with; () = any.
+    # By worker, the examples and quality it must register with; () = any.
     shards: tuple[tuple[int, float], ...] = ()
-    # Digests of their data, and after them that of the evaluator's; () = any.
+    # Digests of their data, followed by that of the evaluator's; () = any.
     data: tuple[str, ...] = ()
     token: str = ""  # that peers must present
     min_workers: int
     replaces: bool  # whether a worker's newer update replaces its pending one
-    waits: bool  # whether a worker that has pushed waits for the next version
+    waits: bool  # whether a worker waits for the next version after a push
     deadline_s: float = 0.0  # of a round; 0 = none
     most_open: int  # updates without an outcome that one worker may have here
     stop: Stop
@@ -124,6 +124,5 @@ class ServerSettings:
     model_port: int
     update_port: int
     best: tuple[float | None, int | None]  # accuracy and version so far
-    accounting: dict[
-        str, Any
-    ]  # as they stand in the record of the first version; or {}
+    # Of the record of the first version; {} unless the run is resumed.
+    accounting: dict[str, Any]

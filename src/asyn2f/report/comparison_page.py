@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -28,34 +27,34 @@ def to_html(
     rows: Sequence[Row],
     found: Sequence[Difference],
     target: float,
-    config: dict[str, Any],
+    dataset: str,
+    setting: str,
 ) -> str:
-    """The comparison as one page of HTML."""
+    """The comparison as one page of HTML; `setting` describes workers and split."""
     # Methods keep the look of their place in the alphabet, in every figure.
     names = sorted({trial.strategy for trial in trials})
     places = {name: place for place, name in enumerate(names)}
     return to_page(
-        f"{len(rows)} methods on {config['task']['dataset']}",
-        head=_head(rows, config, trials),
+        f"{len(rows)} methods on {dataset}",
+        head=_head(rows, dataset, setting, trials),
         sections=list(_sections(trials, rows, found, target, places)),
         tail=_table(rows, found, target, places),
     )
 
 
-def _head(rows: Sequence[Row], config: dict[str, Any], trials: Sequence[Trial]) -> str:
-    task, best = config["task"], rows[0]
-    split = task["partition"]
-    if split == "dirichlet":
-        split += f"({task['alpha']:g})"
+def _head(
+    rows: Sequence[Row], dataset: str, setting: str, trials: Sequence[Trial]
+) -> str:
+    best = rows[0]
     seeds = f"{best.seeds} seed{'s'[: best.seeds != 1]}"
     lede = (
-        f"{config['workers']} workers, {split} split, {seeds}, "
+        f"{setting}, {seeds}, "
         f"{units.as_duration(trials[0].time_s[-1])} of virtual time each. "
         f"Best at equal time: {best.strategy}, {best.at_time} %."
     )
     return (
         f'<header><div class="kicker">comparison</div><h1>{len(rows)} methods on '
-        f'{escape(task["dataset"])}</h1><p class="lede">{escape(lede)}</p></header>'
+        f'{escape(dataset)}</h1><p class="lede">{escape(lede)}</p></header>'
         '<div style="height:28px"></div>'
     )
 

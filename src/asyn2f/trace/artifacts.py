@@ -25,13 +25,15 @@ class Records(NamedTuple):
     """The files beside trace and models.
 
     Attributes:
-      config: of the run; {} = unknown.
+      configured: entries of the summary that its config determines; {} = unknown.
+      keep_last: how many of the newest versions the store keeps at least.
       summary: {} = the run has not ended.
       metrics: the rows.
       versions: in the store; None = unknown.
     """
 
-    config: Mapping[str, Any] = {}
+    configured: Mapping[str, Any] = {}
+    keep_last: int = 1
     summary: Mapping[str, Any] = {}
     metrics: Sequence[Mapping[str, Any]] = ()
     versions: Container[int] | None = None

@@ -22,8 +22,7 @@ def missing_versions(
     records: Records, saved: Iterable[int], damaged: Container[int]
 ) -> Iterator[str]:
     """The newest saved versions, which retention keeps, that are not in the store."""
-    keep = records.config.get("runtime", {}).get("keep_last", 1)
-    for version in sorted(saved)[-keep:]:
+    for version in sorted(saved)[-records.keep_last :]:
         is_there = records.versions is None or version in records.versions
         if not is_there and version not in damaged:
             yield f"version {version} was saved, but is not in the store"
@@ -111,10 +110,8 @@ def _summary_of(
     right: dict[str, Any] = {"versions": version}
     if len(traced.runs) == 1:
         (right["run"],) = traced.runs
-    config, summary = records.config, records.summary
-    if config:
-        right["strategy"] = config.get("strategy", {}).get("name")
-        right["seed"] = config.get("seed")
+    summary = records.summary
+    right |= records.configured
     if records.versions is not None:
         right["best_version"], right["best_accuracy"] = best or (None, None)
     scores = [event.accuracy for event in traced.scored.get(version, ())]

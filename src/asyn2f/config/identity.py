@@ -1,0 +1,77 @@
+"""The identity of an experiment: the settings that its numbers depend on."""
+
+import hashlib
+import json
+from typing import Any
+
+from asyn2f.config.schema import Config, canonical, flatten, section, strategy_of
+from asyn2f.config.task import TaskSettings
+from asyn2f.errors import ConfigError
+from asyn2f.strategies import BUILDERS
+from asyn2f.tasks.tfds import is_folder
+from asyn2f.training.agreement import flags, terms_of
+
+_CARRYING_OUT = ("runtime", "sim", "worker_speeds", "min_workers")
+_MAY_DIFFER = (*_CARRYING_OUT, "stop")
+
+
+def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
+    """The differences of a config from a stored one: by key, the value there and the
+    value here. How a run is carried out is left out."""
+    others = _without_effect(config)
+    before, now = (json.loads(json.dumps(flatten(c))) for c in (stored, config))
+    return {
+        key: (before.get(key), value)
+        for key, value in now.items()
+        if before.get(key) != value
+        and key.split(".")[0] not in _CARRYING_OUT
+        and not key.startswith(others)
+    }
+
+
+def _without_effect(config: Config) -> tuple[str, ...]:
+    """Prefixes of the keys that no number depends on: of files, the content counts and
+    not the path; see `agreement.data_digest`."""
+    chosen, _ = strategy_of(config)
+    others = [f"strategy.{name}." for name in BUILDERS if name != chosen]
+    paths = ["task.data_dir", "task.indices"]
+    if is_folder(section(config, TaskSettings).dataset):
+        paths.append("task.dataset")
+    return (*paths, *others)
+
+
+def check_same_experiment(stored: Config, config: Config) -> None:
+    """Checks that a run of the one config can be resumed under the other.
+
+    Raises:
+      ConfigError: names the first key that differs and may not.
+    """
+    for key, (before, now) in changed_keys(stored, config).items():
+        if key.split(".")[0] not in _MAY_DIFFER:
+            raise ConfigError(
+                f"config.{key}: found {now!r}, but the run was started with "
+                f"{before!r}; only {', '.join(_MAY_DIFFER)} may change"
+            )
+
+
+def experiment_settings(config: Config) -> dict[str, Any]:
+    """The settings that numbers depend on, by dotted key, as JSON has them; not those
+    of how a run is carried out, and when it stops."""
+    others = _without_effect(config)
+    return {
+        key: value
+        for key, value in canonical(config).items()
+        if key.split(".")[0] not in _MAY_DIFFER and not key.startswith(others)
+    }
+
+
+def experiment_digest(config: Config) -> str:
+    """Identifies the settings that numbers depend on."""
+    text = json.dumps(experiment_settings(config), sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def terms(config: Config) -> tuple[str, ...]:
+    """What a process must have in common with the others of its run, as lines: see
+    `agreement.terms_of`; of the data there is `agreement.data_digest`."""
+    return terms_of(experiment_settings(config) | flags())
