@@ -541,6 +541,7 @@ def test_no_kind_of_message_carries_control_characters(kind):
     hints = wire_format._HINTS[kind.__name__]
     plain = {int: messages.PROTOCOL, float: 1.0, bool: True, str: "x"}
     plain[UpdateInfo[int, float]] = update_info()
+    plain[messages.WorkerProgress] = messages.NO_PROGRESS
     texts = [name for name, hint in hints.items() if hint is str]
     for name in texts:
         values = {n: plain.get(hint, ()) for n, hint in hints.items()}
@@ -550,13 +551,21 @@ def test_no_kind_of_message_carries_control_characters(kind):
             wire_format.decode(msgpack.packb([kind.__name__, *values.values()]))
 
 
+def test_no_progress_carries_control_characters():
+    progress = messages.NO_PROGRESS._replace(state="x\x1b[0m")
+    beat = messages.Heartbeat("0", 1, progress, 0, True, True, 0, ())
+    with pytest.raises(errors.WireError, match=r"progress: state is not printable"):
+        wire_format.decode(msgpack.packb(["Heartbeat", *beat]))
+
+
 def test_long_words_and_wild_numbers_do_not_spoil_the_view():
     server = ProtocolHarness(workers=2)
     server.join("0", "1")
-    beat = messages.Heartbeat(
-        *("0", 1, MARKUP + "x" * 400, 2**62, float("inf"), float("nan"), -1e300),
-        *(2**62, 2**62, 2**62, 1e300, True, True, 0, ()),
+    progress = messages.WorkerProgress(
+        *(MARKUP + "x" * 400, 2**62, float("inf"), float("nan"), -1e300),
+        *(2**62, 2**62, 1e300),
     )
+    beat = messages.Heartbeat("0", 1, progress, 2**62, True, True, 0, ())
     server.hear("0", beat)
     status = server.machine.status()
     assert all(len(worker.state) <= 20 for worker in status.workers)

@@ -127,7 +127,7 @@ class Work:
         net.after((seconds, seconds), peer, self._go_on, peer, steps)
 
     def _report(self, peer: Node, state: str) -> None:
-        progress = p.WorkerProgress(state, 0, 0.0, 0.0, 0.0, peer.base, 0, -1.0)
+        progress = messages.NO_PROGRESS._replace(state=state, base_version=peer.base)
         self._net.tell(peer, progress)
 
     def _push(self, peer: Node) -> None:

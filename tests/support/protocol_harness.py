@@ -131,8 +131,8 @@ def key_of(session, seq):
 
 
 def beat_of(session, *unsettled):
-    numbers = (0, 0.0, 0.0, 0.0, 0, 0, 0, -1.0, True, True, 0)
-    return wire.Heartbeat(session, 1, "training", *numbers, unsettled)
+    progress = wire.NO_PROGRESS._replace(state="training", base_version=0)
+    return wire.Heartbeat(session, 1, progress, 0, True, True, 0, unsettled)
 
 
 def outcomes(effects):

@@ -1123,7 +1123,7 @@ def test_an_older_server_is_not_followed():
 
 
 def waiting(base):
-    return p.WorkerProgress("waiting", 1, 1.0, 0.5, 0.5, base, 0, -1.0)
+    return wire.NO_PROGRESS._replace(state="waiting", step=1, base_version=base)
 
 
 @pytest.mark.parametrize("outcome", ["committed", "rejected"])

@@ -157,7 +157,9 @@ def test_a_slow_worker_is_waited_for_while_it_trains(timing):
     refused(server, "0")
     for step in range(10):
         assert not ends(heartbeats_for(server, LEASE_S, "0", "1"))
-        server.hear("1", beat_of("1")._replace(step=step + 1))
+        beat = beat_of("1")
+        progress = beat.progress._replace(step=step + 1)
+        server.hear("1", beat._replace(progress=progress))
     assert not ends(heartbeats_for(server, LEASE_S, "0", "1"))
     assert not ends(heartbeats_for(server, deadline_s - 0.5, "0", "1"))
     assert "none comes from worker-1" in ends(heartbeats_for(server, 1.0, "0", "1"))

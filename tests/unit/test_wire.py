@@ -32,6 +32,10 @@ _FIELDS = {
 _FIELDS[UpdateInfo[int, float]] = st.builds(
     UpdateInfo, *[_FIELDS[kind] for kind in wire_format.INFO_FIELDS.values()]
 )
+_FIELDS[wire.WorkerProgress] = st.builds(
+    wire.WorkerProgress,
+    *[_FIELDS[h] for h in typing.get_type_hints(wire.WorkerProgress).values()],
+)
 _FIELDS[tuple[str, ...]] = st.lists(_FIELDS[str], max_size=4).map(tuple)
 
 
@@ -60,6 +64,7 @@ def test_every_message_comes_back_as_it_was(message):
 def test_every_kind_fits_its_header(kind):
     longest = {int: 2**62, bool: True, float: 1.0, str: "é" * 300, tuple[int, ...]: ()}
     longest[tuple[str, ...]] = ()
+    longest[wire.WorkerProgress] = wire.WorkerProgress("é" * 300, *[2**62] * 7)
     longest[UpdateInfo[int, float]] = UpdateInfo(
         *[longest[kind] for kind in wire_format.INFO_FIELDS.values()]
     )
@@ -128,10 +133,9 @@ def test_a_wrong_header_is_refused_with_a_reason(frame, words):
 
 
 def test_a_diverged_worker_can_say_so():
-    beat = wire.Heartbeat(
-        "s", 1, "training", 1, 0.5, float("nan"), 0.0, 1, 1, 0, -1.0, True, True, 0, ()
-    )
-    assert np.isnan(wire_format.decode(wire_format.encode(beat)).loss)
+    progress = wire.NO_PROGRESS._replace(loss=float("nan"))
+    beat = wire.Heartbeat("s", 1, progress, 0, True, True, 0, ())
+    assert np.isnan(wire_format.decode(wire_format.encode(beat)).progress.loss)
 
 
 MODEL = {

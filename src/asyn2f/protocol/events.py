@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from asyn2f import trace
 from asyn2f.programs import UpdateKey
 from asyn2f.protocol.channels import Channel, Subscribed
-from asyn2f.protocol.messages import Message, ModelHeader, UpdateHeader
+from asyn2f.protocol.messages import Message, ModelHeader, UpdateHeader, WorkerProgress
 from asyn2f.protocol.status import RunStatus
 from asyn2f.types import Buffer, UpdateInfo
 
@@ -110,19 +110,6 @@ class VersionEvaluated(NamedTuple):
     accuracy: float
     loss: float
     f1: float
-
-
-class WorkerProgress(NamedTuple):
-    """The progress of the worker, for its next heartbeat."""
-
-    state: str
-    step: int
-    epoch: float
-    loss: float
-    metric: float
-    base_version: int
-    merges: int
-    merged_s: float  # monotonic time of the last merge, or -1
 
 
 _AtServer = UpdateValidated | VersionAggregated | AggregationFailed

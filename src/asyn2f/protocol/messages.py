@@ -70,6 +70,22 @@ class Refused(NamedTuple):
     retry: bool
 
 
+class WorkerProgress(NamedTuple):
+    """The progress of a worker, as in its heartbeats and in the live view."""
+
+    state: str  # "registered" | "training" | "waiting"
+    step: int
+    epoch: float
+    loss: float
+    metric: float
+    base_version: int
+    merges: int
+    merged_s_ago: float  # -1 = never
+
+
+NO_PROGRESS = WorkerProgress("registered", 0, 0.0, 0.0, 0.0, -1, 0, -1.0)
+
+
 class Heartbeat(NamedTuple):
     """Peer to server, every `heartbeat_interval_s`. The outcomes of its updates below
     `settled_below` are acknowledged; `unsettled` asks about some that were sent a while
@@ -78,15 +94,8 @@ class Heartbeat(NamedTuple):
 
     session: str
     incarnation: int
-    state: str
-    step: int
-    epoch: float
-    loss: float
-    metric: float
-    base_version: int
+    progress: WorkerProgress
     newest: int  # newest version received
-    merges: int
-    merged_s_ago: float  # -1 = never
     hears: bool
     is_heard: bool
     settled_below: int

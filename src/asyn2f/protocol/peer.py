@@ -19,8 +19,6 @@ from asyn2f.protocol.server_link import MOST_VERSIONS, ServerLink
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.types import Buffer
 
-_IDLE = p.WorkerProgress("registered", 0, 0.0, 0.0, 0.0, -1, merges=0, merged_s=-1.0)
-
 
 class PeerProtocol:
     """Registers, sends heartbeats, receives versions, pushes updates or scores."""
@@ -50,7 +48,7 @@ class PeerProtocol:
         self._scores: dict[int, messages.EvalResult] = {}
         self._hold_until_s = -math.inf  # backoff
         self._beat_at_s = now
-        self._progress = _IDLE
+        self._progress, self._progress_s = messages.NO_PROGRESS, now
         self._finished = False
 
     @property
@@ -83,8 +81,8 @@ class PeerProtocol:
             case p.SendFailed(header):
                 self._outbox.unsend(header.seq)  # tried again at the next event
                 return []
-            case p.WorkerProgress():
-                self._progress = event
+            case messages.WorkerProgress():
+                self._progress, self._progress_s = event, now
             case p.StopRequested(reason):
                 self._leave(reason)
             case p.Tick():
@@ -263,22 +261,17 @@ class PeerProtocol:
     def _beat(self) -> None:
         link, progress, welcome = self._link, self._progress, self._link.welcome
         assert welcome is not None
+        if progress.merged_s_ago >= 0:
+            merged_s_ago = progress.merged_s_ago + self._now - self._progress_s
+            progress = progress._replace(merged_s_ago=merged_s_ago)
         interval_s = welcome.heartbeat_interval_s
         self._beat_at_s = self._now + interval_s
-        merged_s_ago = -1.0 if progress.merged_s < 0 else self._now - progress.merged_s
         self._send(
             messages.Heartbeat(
                 session=self._session,
                 incarnation=welcome.incarnation,
-                state=progress.state,
-                step=progress.step,
-                epoch=progress.epoch,
-                loss=progress.loss,
-                metric=progress.metric,
-                base_version=progress.base_version,
+                progress=progress,
                 newest=self._newest,
-                merges=progress.merges,
-                merged_s_ago=merged_s_ago,
                 hears=link.hears,
                 is_heard=link.is_heard,
                 settled_below=self._outbox.settled_below,

@@ -52,7 +52,8 @@ class Session:
 
     def note(self, beat: messages.Heartbeat, now: float) -> None:
         """Records a heartbeat."""
-        if self.heartbeat is None or beat.step > self.heartbeat.step:
+        before = self.heartbeat
+        if before is None or beat.progress.step > before.progress.step:
             self.moved_s = now
         self.heartbeat = beat
 

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from asyn2f.protocol import messages
 from asyn2f.protocol.ledger import Ledger
 from asyn2f.protocol.sessions import Session, SessionRegistry
 from asyn2f.protocol.settings import ServerSettings
@@ -226,33 +227,18 @@ def _worker_statuses(
 def _worker_status(
     session: Session, version: int, updates: int, now: float
 ) -> WorkerStatus:
-    status = WorkerStatus(
+    beat = session.heartbeat
+    progress = messages.NO_PROGRESS if beat is None else beat.progress
+    since_s = now - session.heard_s if progress.merged_s_ago >= 0 else 0.0
+    state = progress.state[:_MAX_STATE] if session.live else "silent"
+    base = progress.base_version
+    fields: dict[str, Any] = progress._asdict()
+    fields["state"] = "gone" if session.gone else state
+    fields["merged_s_ago"] += since_s
+    return WorkerStatus(
         worker=session.hello.worker,
-        state="registered" if session.live else "silent",
-        step=0,
-        epoch=0.0,
-        loss=0.0,
-        metric=0.0,
-        base_version=-1,
-        staleness=0,
-        merges=0,
-        merged_s_ago=-1.0,
+        staleness=max(version - base, 0) if base >= 0 else 0,
         updates=updates,
         num_examples=session.hello.num_examples,
+        **fields,
     )
-    beat = session.heartbeat
-    if beat is not None:
-        since_s = now - session.heard_s if beat.merged_s_ago >= 0 else 0.0
-        base = beat.base_version
-        status = status._replace(
-            state=beat.state[:_MAX_STATE] if session.live else "silent",
-            step=beat.step,
-            epoch=beat.epoch,
-            loss=beat.loss,
-            metric=beat.metric,
-            base_version=base,
-            staleness=max(version - base, 0) if base >= 0 else 0,
-            merges=beat.merges,
-            merged_s_ago=beat.merged_s_ago + since_s,
-        )
-    return status._replace(state="gone") if session.gone else status

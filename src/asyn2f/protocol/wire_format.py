@@ -20,6 +20,7 @@ from asyn2f.protocol.messages import (
     Message,
     ModelHeader,
     UpdateHeader,
+    WorkerProgress,
 )
 from asyn2f.serialization import Template, digest
 from asyn2f.types import Buffer, Float, Int, UpdateInfo
@@ -38,6 +39,10 @@ _HINTS = {name: get_type_hints(kind) for name, kind in _KINDS.items()}
 _NUMBERS: dict[Any, type] = {Int: int, Float: float}
 INFO_FIELDS = {n: _NUMBERS[hint] for n, hint in get_type_hints(UpdateInfo).items()}
 """The type of each field of an `UpdateInfo` in a message."""
+_NESTED: dict[Any, tuple[Callable[..., Any], dict[str, Any]]] = {
+    UpdateInfo[int, float]: (UpdateInfo, INFO_FIELDS),
+    WorkerProgress: (WorkerProgress, get_type_hints(WorkerProgress)),
+}
 _NAMES = {"run", "session"}  # become parts of topics and file names
 # Training may diverge, and be reported as such.
 _MAY_BE_NAN = {"Heartbeat", "UpdateHeader", "EvalResult"}
@@ -100,8 +105,8 @@ def decode(data: Buffer) -> Message:
         problem = _problem(name, hint, fields[index], parts[0] not in _MAY_BE_NAN)
         if problem:
             raise WireError(f"{parts[0]}.{name}: {problem}")
-        if hint == UpdateInfo[int, float]:
-            fields[index] = UpdateInfo(*fields[index])
+        if hint in _NESTED:
+            fields[index] = _NESTED[hint][0](*fields[index])
     return kind(*fields)
 
 
@@ -149,10 +154,11 @@ def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
             return "is not printable"
     elif not isinstance(value, tuple):
         return "is not a list"
-    elif hint == UpdateInfo[int, float]:
-        if len(value) != len(INFO_FIELDS):
-            return f"has {len(value)} fields, expected {len(INFO_FIELDS)}"
-        for (inner, kind), item in zip(INFO_FIELDS.items(), value, strict=True):
+    elif hint in _NESTED:
+        _, hints = _NESTED[hint]
+        if len(value) != len(hints):
+            return f"has {len(value)} fields, expected {len(hints)}"
+        for (inner, kind), item in zip(hints.items(), value, strict=True):
             if problem := _problem(inner, kind, item, finite):
                 return f"{inner} {problem}"
     else:

@@ -10,7 +10,7 @@ from asyn2f import programs, serialization, trace
 from asyn2f.errors import WireError
 from asyn2f.programs import Seen
 from asyn2f.protocol import events as p
-from asyn2f.protocol import wire_format
+from asyn2f.protocol import messages, wire_format
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import (
@@ -66,7 +66,7 @@ class Worker:
         self._newest = -1  # newest valid version received
         self._newest_from = self._base_from = -1  # its incarnation, and the base's
         self._merges = 0
-        self._merged_s = -1.0
+        self._merged_s = 0.0  # of the last merge, if any
         self._inbox = ModelInbox(self.depth)
         self._warm_up()
 
@@ -264,8 +264,9 @@ class Worker:
             return
         if info is None:
             info = serialization.to_numbers(self._trainer.report(self._state).info)
+        ago_s = time.monotonic() - self._merged_s if self._merges else -1.0
         self._client.post(
-            p.WorkerProgress(
+            messages.WorkerProgress(
                 state=state,
                 step=info.step,
                 epoch=info.step / self._epoch_steps,
@@ -273,7 +274,7 @@ class Worker:
                 metric=info.metric,
                 base_version=info.base_version,
                 merges=self._merges,
-                merged_s=self._merged_s,
+                merged_s_ago=ago_s,
             )
         )
 
