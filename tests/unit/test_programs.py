@@ -487,6 +487,187 @@ def running(timing, num_workers, version=0, time_s=0.0):
     return program
 
 
+# Timing, workers, version; then events, and the commands until the next `Listen`.
+CASES = {
+    "a resumed server starts with its version": (
+        *(asynchronous(), 1, 7),
+        [([push(0, base=7)], [Aggregate((key(0),)), Publish(8)])],
+    ),
+    "min_updates are aggregated, each once": (
+        *(asynchronous(min_updates=2), 3, 0),
+        [
+            ([push(0)], []),
+            ([push(2)], [Aggregate((key(0), key(2))), Publish(1)]),
+            ([push(1)], []),
+            ([push(0, seq=1)], [Aggregate((key(1), key(0, 1))), Publish(2)]),
+        ],
+    ),
+    "a buffer takes the first in order, and a worker twice": (
+        *(asynchronous(min_updates=3, pending="all"), 2, 0),
+        [
+            ([push(0), push(1)], []),
+            ([push(0, seq=1)], [Aggregate((key(0), key(1), key(0, 1))), Publish(1)]),
+        ],
+    ),
+    "a buffer of workers that block is full with the last of them": (
+        replace(asynchronous(min_updates=3, pending="all"), after_push="wait"),
+        *(2, 0),
+        [([push(0), push(1)], [Aggregate((key(0), key(1)), 1), Publish(1)])],
+    ),
+    "each update is a version": (
+        *(replace(asynchronous(min_updates=3), quorum="each"), 3, 0),
+        [
+            ([push(0, seq=1)], [Aggregate((key(0, 1),)), Publish(1)]),
+            ([push(0, seq=2)], [Aggregate((key(0, 2),)), Publish(2)]),
+        ],
+    ),
+    "a second push supersedes the first": (
+        *(asynchronous(min_updates=2), 3, 0),
+        [
+            ([push(0)], []),
+            ([push(0, seq=1)], [Supersede(key(0))]),
+            ([push(1)], [Aggregate((key(0, 1), key(1))), Publish(1)]),
+        ],
+    ),
+    "a push of a new session supersedes one of the old": (
+        *(asynchronous(min_updates=2), 3, 0),
+        [
+            ([push(0, seq=4), leave(0), join(0)], []),
+            ([push(0, session="b")], [Supersede(key(0, 4))]),
+        ],
+    ),
+    "a superseding update is ordered by its own arrival": (
+        *(asynchronous(min_updates=3), 4, 0),
+        [
+            ([push(0), push(1), push(0, seq=1)], [Supersede(key(0))]),
+            ([push(2)], [Aggregate((key(1), key(0, 1), key(2))), Publish(1)]),
+        ],
+    ),
+    "fewer live workers than min_updates do not block": (
+        *(asynchronous(min_updates=5), 2, 0),
+        [
+            ([push(0)], []),
+            ([push(1)], [Aggregate((key(0), key(1)), 3), Publish(1)]),
+        ],
+    ),
+    "a worker that leaves does not block the others": (
+        *(asynchronous(min_updates=3), 3, 0),
+        [
+            ([push(0), push(1)], []),
+            ([leave(2)], [Aggregate((key(0), key(1)), 1), Publish(1)]),
+        ],
+    ),
+    # Neither `min_updates` nor all live workers, which are 1 and 2.
+    "an update of a worker that left stands for no live worker": (
+        *(asynchronous(min_updates=3), 3, 0),
+        [
+            ([push(0), leave(0), push(1)], []),
+            ([push(2)], [Aggregate((key(0), key(1), key(2))), Publish(1)]),
+        ],
+    ),
+    "the update of a worker that left still counts": (
+        *(asynchronous(min_updates=2), 3, 0),
+        [
+            ([push(0), leave(0)], []),
+            ([push(1)], [Aggregate((key(0), key(1))), Publish(1)]),
+        ],
+    ),
+    "without pending updates no version is created when workers leave": (
+        *(asynchronous(min_updates=2), 2, 0),
+        [([leave(0), leave(1)], [])],
+    ),
+    "a worker that joins late takes part": (
+        *(asynchronous(min_updates=2), 1, 0),
+        [
+            ([join(1), push(1)], []),
+            ([push(0)], [Aggregate((key(1), key(0))), Publish(1)]),
+        ],
+    ),
+    "asyn2f accepts any staleness": (
+        *(asynchronous(), 1, 9),
+        [([push(0, base=0)], [Aggregate((key(0),)), Publish(10)])],
+    ),
+    "an update beyond max_staleness is rejected": (
+        *(asynchronous(max_staleness=2), 1, 9),
+        [([push(0, base=6)], [Reject(key(0), "stale")])],
+    ),
+    "an update at max_staleness is aggregated": (
+        *(asynchronous(max_staleness=2), 1, 9),
+        [([push(0, base=7)], [Aggregate((key(0),)), Publish(10)])],
+    ),
+    "a rejected update does not supersede a pending one": (
+        *(asynchronous(min_updates=2, max_staleness=2), 3, 9),
+        [
+            ([push(0, base=9)], []),
+            ([push(0, seq=1, base=0)], [Reject(key(0, 1), "stale")]),
+            ([push(1, base=9)], [Aggregate((key(0), key(1))), Publish(10)]),
+        ],
+    ),
+    "a server continues after all workers have left": (
+        *(asynchronous(min_updates=1), 1, 0),
+        [
+            ([push(0), leave(0), join(0)], [Aggregate((key(0),)), Publish(1)]),
+            (
+                [push(0, base=1, session="b")],
+                [Aggregate((key(0, session="b"),)), Publish(2)],
+            ),
+        ],
+    ),
+    "a round continues after all workers have left": (
+        *(synchronous(), 1, 0),
+        [
+            ([push(0), leave(0), join(0)], [Aggregate((key(0),)), Publish(1)]),
+            (
+                [push(0, base=1, session="b")],
+                [Aggregate((key(0, session="b"),)), Publish(2)],
+            ),
+        ],
+    ),
+    "a round waits for all live workers": (
+        *(synchronous(min_workers=3), 3, 0),
+        [
+            ([push(2), push(0)], []),
+            ([push(1)], [Aggregate((key(2), key(0), key(1))), Publish(1)]),
+        ],
+    ),
+    "a round does not wait for a worker that leaves": (
+        *(synchronous(min_workers=3), 3, 0),
+        [
+            ([push(0), push(1)], []),
+            ([leave(2)], [Aggregate((key(0), key(1))), Publish(1)]),
+        ],
+    ),
+    "a worker that joins during a round is awaited in the next": (
+        *(synchronous(min_workers=2), 2, 0),
+        [
+            ([push(0), join(2)], []),
+            ([push(1)], [Aggregate((key(0), key(1))), Publish(1)]),
+            ([push(0, seq=1, base=1), push(1, seq=1, base=1)], []),
+            (
+                [push(2, base=1)],
+                [Aggregate((key(0, 1), key(1, 1), key(2))), Publish(2)],
+            ),
+        ],
+    ),
+    "a late update of a round is rejected as stale": (
+        *(synchronous(min_workers=2, deadline_s=5.0), 2, 0),
+        [
+            ([push(0, time_s=1.0)], []),
+            ([Due(5.0)], [Aggregate((key(0),), 1), Publish(1)]),
+            ([push(1, base=0, time_s=6.0)], [Reject(key(1), "stale")]),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_server_answers_events_with_these_commands(case):
+    timing, workers, version, steps = case
+    program = running(timing, workers, version)
+    for events, commands in steps:
+        assert without_listening(tell_all(program, events)) == commands
+
+
 @pytest.mark.parametrize("timing", [asynchronous, synchronous])
 def test_a_server_starts_only_with_min_workers(timing):
     program, _ = start(timing(min_workers=3))
@@ -506,27 +687,6 @@ def test_a_worker_that_registers_twice_counts_once():
     assert without_listening(tell_all(program, [join(0), join(0)])) == []
 
 
-def test_a_resumed_server_starts_with_its_version():
-    program = running(asynchronous(), 1, version=7)
-    commands = without_listening(tell(program, push(0, base=7)))
-    assert commands == [Aggregate((key(0),)), Publish(8)]
-
-
-def test_a_server_aggregates_at_min_updates():
-    program = running(asynchronous(min_updates=2), 3)
-    assert without_listening(tell(program, push(0))) == []
-    commands = without_listening(tell(program, push(2)))
-    assert commands == [Aggregate((key(0), key(2))), Publish(1)]
-
-
-def test_an_update_is_used_once():
-    program = running(asynchronous(min_updates=2), 3)
-    tell_all(program, [push(0), push(1)])
-    assert without_listening(tell(program, push(2))) == []
-    commands = without_listening(tell(program, push(0, seq=1)))
-    assert commands == [Aggregate((key(2), key(0, 1))), Publish(2)]
-
-
 def test_every_pending_update_joins_not_only_min_updates_of_them():
     # More than two can be pending when the run starts, e.g. after a resume.
     program, _ = start(asynchronous(min_updates=2, min_workers=4), version=5)
@@ -536,25 +696,6 @@ def test_every_pending_update_joins_not_only_min_updates_of_them():
     first = next((one for one in commands if isinstance(one, Aggregate)), None)
     assert first is not None
     assert first.keys[:3] == (key(0), key(1), key(2))
-
-
-def test_a_buffer_takes_the_first_in_order_and_a_worker_twice():
-    program = running(asynchronous(min_updates=3, pending="all"), 2)
-    events = [push(0), push(1), push(0, seq=1)]
-    commands = without_listening(tell_all(program, events))
-    assert commands == [Aggregate((key(0), key(1), key(0, 1))), Publish(1)]
-
-
-def test_a_buffer_is_not_full_because_all_have_pushed():
-    program = running(asynchronous(min_updates=3, pending="all"), 2)
-    assert without_listening(tell_all(program, [push(0), push(1)])) == []
-
-
-def test_a_buffer_of_workers_that_wait_ends_with_the_last_of_them():
-    timing = replace(asynchronous(min_updates=3, pending="all"), after_push="wait")
-    program = running(timing, 2)
-    commands = without_listening(tell_all(program, [push(0), push(1)]))
-    assert commands == [Aggregate((key(0), key(1)), 1), Publish(1)]
 
 
 def test_what_has_arrived_before_the_start_is_aggregated_buffer_by_buffer():
@@ -571,13 +712,6 @@ def test_what_has_arrived_before_the_start_is_aggregated_buffer_by_buffer():
     ]
 
 
-def test_each_update_makes_a_version_by_itself():
-    program = running(replace(asynchronous(min_updates=3), quorum="each"), 3)
-    for version in (1, 2):
-        commands = without_listening(tell(program, push(0, seq=version)))
-        assert commands == [Aggregate((key(0, version),)), Publish(version)]
-
-
 @pytest.mark.parametrize(
     ("changes", "most"),
     [({}, 9), ({"pending": "all"}, 4), ({"quorum": "each"}, 1), ({"quorum": "all"}, 9)],
@@ -585,84 +719,6 @@ def test_each_update_makes_a_version_by_itself():
 def test_how_many_updates_an_aggregation_may_have(changes, most):
     timing = replace(asynchronous(min_updates=4), **changes)
     assert timing.most_updates(workers=9) == most
-
-
-def test_a_second_push_supersedes_the_first():
-    program = running(asynchronous(min_updates=2), 3)
-    tell(program, push(0))
-    assert without_listening(tell(program, push(0, seq=1))) == [Supersede(key(0))]
-    commands = without_listening(tell(program, push(1)))
-    assert commands == [Aggregate((key(0, 1), key(1))), Publish(1)]
-
-
-def test_a_push_of_a_new_session_supersedes_one_of_the_old():
-    program = running(asynchronous(min_updates=2), 3)
-    tell_all(program, [push(0, seq=4), leave(0), join(0)])
-    commands = without_listening(tell(program, push(0, session="b")))
-    assert commands == [Supersede(key(0, 4))]
-
-
-def test_a_superseding_update_takes_its_place_by_its_own_arrival():
-    program = running(asynchronous(min_updates=3), 4)
-    tell_all(program, [push(0), push(1), push(0, seq=1)])
-    commands = without_listening(tell(program, push(2)))
-    assert commands == [Aggregate((key(1), key(0, 1), key(2))), Publish(1)]
-
-
-def test_fewer_live_workers_than_min_updates_do_not_block():
-    program = running(asynchronous(min_updates=5), 2)
-    assert without_listening(tell(program, push(0))) == []
-    commands = without_listening(tell(program, push(1)))
-    assert commands == [Aggregate((key(0), key(1)), 3), Publish(1)]
-
-
-def test_a_worker_that_leaves_does_not_block_the_others():
-    program = running(asynchronous(min_updates=3), 3)
-    tell_all(program, [push(0), push(1)])
-    commands = without_listening(tell(program, leave(2)))
-    assert commands == [Aggregate((key(0), key(1)), 1), Publish(1)]
-
-
-def test_an_update_of_a_worker_that_left_stands_for_no_live_worker():
-    # Of three updates wanted two are pending, and of the live workers 1 and 2 only one
-    # has pushed: neither `min_updates` nor all live workers.
-    program = running(asynchronous(min_updates=3), 3)
-    assert without_listening(tell_all(program, [push(0), leave(0), push(1)])) == []
-    commands = without_listening(tell(program, push(2)))
-    assert commands == [Aggregate((key(0), key(1), key(2))), Publish(1)]
-
-
-def test_the_update_of_a_worker_that_left_still_counts():
-    program = running(asynchronous(min_updates=2), 3)
-    tell_all(program, [push(0), leave(0)])
-    commands = without_listening(tell(program, push(1)))
-    assert commands == [Aggregate((key(0), key(1))), Publish(1)]
-
-
-def test_without_pending_updates_a_leaver_makes_no_version():
-    program = running(asynchronous(min_updates=2), 2)
-    assert without_listening(tell_all(program, [leave(0), leave(1)])) == []
-
-
-def test_a_worker_that_joins_late_takes_part():
-    program = running(asynchronous(min_updates=2), 1)
-    tell_all(program, [join(1), push(1)])
-    commands = without_listening(tell(program, push(0)))
-    assert commands == [Aggregate((key(1), key(0))), Publish(1)]
-
-
-def test_asyn2f_takes_updates_however_stale():
-    program = running(asynchronous(), 1, version=9)
-    commands = without_listening(tell(program, push(0, base=0)))
-    assert commands == [Aggregate((key(0),)), Publish(10)]
-
-
-def test_an_update_beyond_the_staleness_allowed_is_rejected():
-    program = running(asynchronous(max_staleness=2), 1, version=9)
-    (command,) = without_listening(tell(program, push(0, base=6)))
-    assert isinstance(command, Reject)
-    assert command.key == key(0)
-    assert "stale" in command.reason
 
 
 def test_what_waited_for_the_start_can_be_too_stale_for_the_second_version():
@@ -673,21 +729,6 @@ def test_what_waited_for_the_start_can_be_too_stale_for_the_second_version():
     commands = without_listening(tell(program, join(1)))
     assert commands[:3] == [Publish(0), Aggregate((key(0),)), Publish(1)]
     assert commands[3:] == [Reject(key(0, 1), "stale")]
-
-
-def test_an_update_just_within_the_staleness_allowed_is_taken():
-    program = running(asynchronous(max_staleness=2), 1, version=9)
-    commands = without_listening(tell(program, push(0, base=7)))
-    assert commands == [Aggregate((key(0),)), Publish(10)]
-
-
-def test_a_rejected_update_leaves_the_pending_one_of_its_worker_alone():
-    program = running(asynchronous(min_updates=2, max_staleness=2), 3, version=9)
-    tell(program, push(0, base=9))
-    (command,) = without_listening(tell(program, push(0, seq=1, base=0)))
-    assert isinstance(command, Reject)
-    commands = without_listening(tell(program, push(1, base=9)))
-    assert commands == [Aggregate((key(0), key(1))), Publish(10)]
 
 
 def test_a_version_says_how_many_updates_it_lacks():
@@ -740,51 +781,12 @@ def test_workers_that_push_often_do_not_put_the_deadline_off():
     assert commands == [Aggregate((key(1), key(0, 2)), 1), Publish(1)]
 
 
-def test_a_round_of_fedavg_waits_for_all_live_workers():
-    program = running(synchronous(min_workers=3), 3)
-    assert without_listening(tell_all(program, [push(2), push(0)])) == []
-    commands = without_listening(tell(program, push(1)))
-    assert commands == [Aggregate((key(2), key(0), key(1))), Publish(1)]
-
-
 def test_a_round_of_fedavg_does_not_wait_for_an_update_that_came_before_it():
     """After a restart of the server, from the first worker that is back."""
     program, _ = start(synchronous(min_workers=2))
     tell_all(program, [join(0), push(0), join(1)])
     commands = without_listening(tell(program, push(1)))
     assert commands == [Aggregate((key(0), key(1))), Publish(1)]
-
-
-def test_a_round_of_fedavg_does_not_wait_for_a_worker_that_leaves():
-    program = running(synchronous(min_workers=3), 3)
-    tell_all(program, [push(0), push(1)])
-    commands = without_listening(tell(program, leave(2)))
-    assert commands == [Aggregate((key(0), key(1))), Publish(1)]
-
-
-def test_a_round_of_fedavg_does_not_wait_for_a_worker_that_joined_in_it():
-    program = running(synchronous(min_workers=2), 2)
-    tell_all(program, [push(0), join(2)])
-    commands = without_listening(tell(program, push(1)))
-    assert commands == [Aggregate((key(0), key(1))), Publish(1)]
-
-
-def test_the_next_round_of_fedavg_waits_for_a_worker_that_joined_in_this_one():
-    program = running(synchronous(min_workers=2), 2)
-    tell_all(program, [push(0), join(2), push(1)])
-    events = [push(0, seq=1, base=1), push(1, seq=1, base=1)]
-    assert without_listening(tell_all(program, events)) == []
-    commands = without_listening(tell(program, push(2, base=1)))
-    assert commands == [Aggregate((key(0, 1), key(1, 1), key(2))), Publish(2)]
-
-
-def test_a_late_update_of_fedavg_is_rejected_as_stale():
-    program = running(synchronous(min_workers=2, deadline_s=5.0), 2)
-    tell_all(program, [push(0, time_s=1.0), Due(5.0)])
-    (command,) = without_listening(tell(program, push(1, base=0, time_s=6.0)))
-    assert isinstance(command, Reject)
-    assert command.key == key(1)
-    assert "stale" in command.reason
 
 
 def test_the_deadline_of_a_round_counts_from_its_start():
@@ -819,20 +821,6 @@ def test_the_first_update_after_a_deadline_without_updates_still_makes_a_version
     if commands[-1].until_s is not None:
         commands += tell(program, Due(max(16.0, commands[-1].until_s)))
     assert without_listening(commands) == [Aggregate((key(0),), 1), Publish(1)]
-
-
-def test_a_server_continues_after_all_workers_have_left_and_one_comes_back():
-    program = running(asynchronous(min_updates=1), 1)
-    tell_all(program, [push(0), leave(0), join(0)])
-    commands = without_listening(tell(program, push(0, base=1, session="b")))
-    assert commands == [Aggregate((key(0, session="b"),)), Publish(2)]
-
-
-def test_a_round_of_fedavg_continues_after_all_workers_have_left_and_one_comes_back():
-    program = running(synchronous(), 1)
-    tell_all(program, [push(0), leave(0), join(0)])
-    commands = without_listening(tell(program, push(0, base=1, session="b")))
-    assert commands == [Aggregate((key(0, session="b"),)), Publish(2)]
 
 
 # The server under any sequence of events.
