@@ -359,7 +359,10 @@ def test_one_worker_cannot_speak_as_another(ring, tmp_path, caplog):
             while not isinstance(wire_format.decode(control.recv()), messages.Welcome):
                 assert control.poll(PATIENCE_S * 1000), "all before has been heard"
             control.send(wire_format.encode(messages.Goodbye("its-own", "done")))
-            run.until("it is said", lambda: "worker-1 spoke as worker-0" in caplog.text)
+            run.until(
+                "it is said",
+                lambda: "worker-1 sent a message as worker-0" in caplog.text,
+            )
             before = worker.machine.made
             run.until("it works on", lambda: worker.machine.made > before + 5)
         assert [type(answer) for answer in refused] == [messages.Refused] * 3

@@ -14,8 +14,7 @@ import pytest
 
 from asyn2f import trace
 from asyn2f.errors import FencedError, StoreError
-from asyn2f.protocol import server as server_protocol
-from asyn2f.protocol import shutdown
+from asyn2f.protocol import pipeline, shutdown
 from asyn2f.report.metrics import MetricsWriter, read_metrics
 from asyn2f.runtime import server as servers
 from asyn2f.runtime.server import Server
@@ -72,7 +71,7 @@ def wait_until(condition) -> None:
 def test_while_the_store_is_away_workers_train_and_nothing_is_lost(
     tmp_path, monkeypatch, trouble, announce
 ):
-    monkeypatch.setattr(server_protocol, "_SAVE_AGAIN_S", 0.1)
+    monkeypatch.setattr(pipeline, "_SAVE_AGAIN_S", 0.1)
     settings = dataclasses.replace(SETTINGS, publish=announce)
     store = MoodyStore(trouble, at=3)
     run = LocalRun(tmp_path, small(), settings=settings, store=store)
@@ -223,7 +222,7 @@ def test_lines_of_a_trace_wait_for_room(tmp_path, caplog):
     writer.write(events[1])
     with caplog.at_level(logging.ERROR):
         writer.close()
-    assert "lacks its last 2 lines" in caplog.text
+    assert "is missing its last 2 events" in caplog.text
     assert trace.read(tmp_path) == events
 
 
