@@ -76,7 +76,7 @@ class ServerHarness:
         self.server._saver._jobs = _AtOnce()
         self.io = self.server._io
         # A test may send as many bad ones as it likes.
-        self.io._machine._updates._admission._invalid.burst = math.inf
+        self.io._machine._updates._invalid.burst = math.inf
         self._reports = [self._report(worker) for worker in range(experiment.workers)]
         self.peers: dict[str, Any] = {}
 

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-# Updates whose header is invalid: each costs an entry in the trace.
-_INVALID_PER_S, _INVALID_BURST = 2.0, 20.0
 _REPEAT_S = 60.0
 _MAX_WARNINGS = 32  # different texts within that time
 
@@ -31,44 +29,6 @@ class Bucket:
 
     def forget(self, key: str) -> None:
         self._tokens.pop(key, None)
-
-
-class Admission:
-    """Backpressure: bounds on a session's unsettled updates and on its push rate."""
-
-    def __init__(self, most_open: int, per_s: float, pause_s: float) -> None:
-        """
-        Args:
-          most_open: unsettled updates; what one aggregation takes, and a few more.
-          per_s: updates per second, with a burst of two seconds' worth; 0 = no limit.
-          pause_s: the backoff of a worker with too many unsettled updates.
-        """
-        self._most_open = most_open
-        self._pause_s = pause_s
-        self._pushes = Bucket(per_s, max(1.0, 2.0 * per_s)) if per_s else None
-        self._invalid = Bucket(_INVALID_PER_S, _INVALID_BURST)
-
-    def wait_s(self, session: str, num_open: int, is_valid: bool, now: float) -> float:
-        """Admits an update and returns 0, or returns its backoff in seconds. Updates
-        with an invalid header have a limit of their own.
-
-        >>> admission = Admission(most_open=4, per_s=0.0, pause_s=0.5)
-        >>> admission.wait_s("a", 0, True, now=0.0)
-        0.0
-        >>> admission.wait_s("a", 4, True, now=0.0)
-        0.5
-        """
-        if num_open >= self._most_open and is_valid:
-            return self._pause_s
-        wait_s = 0.0 if is_valid else self._invalid.wait_s(session, now)
-        if self._pushes is not None and not wait_s:
-            wait_s = self._pushes.wait_s(session, now)
-        return wait_s
-
-    def forget(self, session: str) -> None:
-        self._invalid.forget(session)
-        if self._pushes is not None:
-            self._pushes.forget(session)
 
 
 class WarningLimit:

@@ -5,7 +5,7 @@ from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
 from asyn2f.protocol.ledger import Ledger, Outcome
-from asyn2f.protocol.limits import Admission
+from asyn2f.protocol.limits import Bucket
 from asyn2f.protocol.sessions import Session, SessionRegistry
 from asyn2f.protocol.settings import ServerSettings
 from asyn2f.types import Buffer
@@ -14,6 +14,8 @@ from asyn2f.types import Buffer
 # an aggregation of such losses stays finite.
 _MAX_VALUE = 1e20
 _MAX_STEP = 2**31  # they become int32
+# Updates whose header is invalid: each costs an entry in the trace.
+_INVALID_PER_S, _INVALID_BURST = 2.0, 20.0
 
 
 class UpdateIntake:
@@ -31,10 +33,9 @@ class UpdateIntake:
         self._ledger = ledger
         self._sessions = sessions
         self._effects = effects
-        runtime = settings.runtime
-        self._admission = Admission(
-            settings.most_open, runtime.max_updates_per_s, runtime.heartbeat_interval_s
-        )
+        per_s = settings.runtime.max_updates_per_s
+        self._pushes = Bucket(per_s, max(1.0, 2.0 * per_s)) if per_s else None
+        self._invalid = Bucket(_INVALID_PER_S, _INVALID_BURST)
 
     def receive(
         self,
@@ -71,8 +72,7 @@ class UpdateIntake:
         overtaken = replaces and self._ledger.is_overtaken(name, seq)
         problem = closed or self._problem(session, header, version)
         if not closed:
-            num_open, now = self._ledger.num_open(name), self._effects.now
-            wait_s = self._admission.wait_s(name, num_open, not problem, now)
+            wait_s = self._backoff_s(name, not problem)
             if wait_s:
                 backoff = messages.Backoff(name, seq, wait_s)
                 self._effects.do(p.Send(session.peer, backoff))
@@ -116,7 +116,9 @@ class UpdateIntake:
         if self._ledger.num_open(session):
             return False
         self._ledger.end(session)
-        self._admission.forget(session)
+        self._invalid.forget(session)
+        if self._pushes is not None:
+            self._pushes.forget(session)
         return True
 
     def answer(self, session: Session, seq: int) -> None:
@@ -131,6 +133,17 @@ class UpdateIntake:
         else:
             message = messages.Resend(name, seq)
         self._effects.do(p.Send(session.peer, message))
+
+    def _backoff_s(self, session: str, is_valid: bool) -> float:
+        """Admits an update and returns 0, or returns its backoff in seconds. Updates
+        with an invalid header have a limit of their own."""
+        settings, now = self._settings, self._effects.now
+        if is_valid and self._ledger.num_open(session) >= settings.most_open:
+            return settings.runtime.heartbeat_interval_s
+        wait_s = 0.0 if is_valid else self._invalid.wait_s(session, now)
+        if self._pushes is not None and not wait_s:
+            wait_s = self._pushes.wait_s(session, now)
+        return wait_s
 
     def _problem(
         self, session: Session, header: messages.UpdateHeader, version: int
