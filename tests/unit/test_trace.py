@@ -7,7 +7,7 @@ import shutil
 import typing
 
 import pytest
-from asyn2f.cli.verify import artifacts_of
+from asyn2f.api.verification import artifacts_of
 
 from asyn2f import rundir, trace
 from asyn2f.cli.claim import claimed
