@@ -19,6 +19,7 @@ from asyn2f.errors import ConfigError as ConfigError
 from asyn2f.errors import DataError as DataError
 from asyn2f.errors import DescriptorError as DescriptorError
 from asyn2f.errors import DeviceError as DeviceError
+from asyn2f.errors import ExecutionError as ExecutionError
 from asyn2f.errors import FencedError as FencedError
 from asyn2f.errors import IncompleteTraceError as IncompleteTraceError
 from asyn2f.errors import KeysError as KeysError
@@ -70,7 +71,9 @@ if TYPE_CHECKING:
     from asyn2f.trace.causality import CausalityError as CausalityError
     from asyn2f.training.experiment import Experiment as Experiment
     from asyn2f.training.experiment import make_experiment as make_experiment
-    from asyn2f.training.trainer import Training as Training
+    from asyn2f.training.settings import (
+        Training as Training,
+    )
     from asyn2f.types import GlobalModel as GlobalModel
     from asyn2f.types import ServerState as ServerState
     from asyn2f.types import UpdateInfo as UpdateInfo
@@ -115,7 +118,7 @@ _HOMES = {
     "CausalityError": "asyn2f.trace.causality",
     "Experiment": "asyn2f.training.experiment",
     "make_experiment": "asyn2f.training.experiment",
-    "Training": "asyn2f.training.trainer",
+    "Training": "asyn2f.training.settings",
     "GlobalModel": "asyn2f.types",
     "ServerState": "asyn2f.types",
     "UpdateInfo": "asyn2f.types",

@@ -74,3 +74,36 @@ class DescriptorError(Asyn2fError):
 
 class OutputError(Asyn2fError):
     """Standard output that cannot be written."""
+
+
+class ExecutionError(Asyn2fError, RuntimeError):
+    """A function of a task or a strategy has failed while an order was executed; the
+    original error is its cause.
+
+    Attributes:
+      stage: `init`, `adopt`, `train`, `merge`, `push`, `signal`, `aggregate` or
+        `evaluate`.
+      strategy: name of the strategy.
+      version: the version that was made, taken in, evaluated, or trained from.
+      worker: its number; None for the server.
+      event: index into the order; None outside of it.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        strategy: str,
+        version: int,
+        worker: int | None,
+        event: int | None,
+        reason: BaseException,
+    ) -> None:
+        self.stage, self.strategy, self.version = stage, strategy, version
+        self.worker, self.event = worker, event
+        where = [f"strategy {strategy}", f"version {version}"]
+        where += [] if worker is None else [f"worker {worker}"]
+        where += [] if event is None else [f"event {event}"]
+        lines = str(reason).strip().splitlines() or [""]
+        super().__init__(
+            f"{stage} failed ({', '.join(where)}): {type(reason).__name__}: {lines[0]}"
+        )

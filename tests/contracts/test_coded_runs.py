@@ -1,4 +1,4 @@
-"""Real runs whose updates and versions are coded: the same bits when executed again."""
+"""Real runs with coded updates and versions replay bit for bit."""
 
 import itertools
 from dataclasses import replace
@@ -86,7 +86,7 @@ def test_a_run_of_changes_goes_on_after_a_crash(tmp_path):
 
 
 def a_store(experiment, versions):
-    """A store of so many versions, each other than the one before; their digests."""
+    """A store of different versions, and their digests."""
     state, store, digests = initial_server_state(experiment), MemoryStore(), []
     for version in range(versions):
         state = jax.tree.map(lambda x: x + 1 if x.dtype == np.float32 else x, state)
@@ -205,7 +205,7 @@ def test_a_version_in_another_coding_is_told(harness):
 
 
 class Proxied(LocalRun):
-    """Each worker's bytes pass one who counts them."""
+    """Counts the bytes of each worker."""
 
     def __init__(self, *args, **kwargs) -> None:
         self.proxies: list[ChaosProxy] = []
@@ -239,7 +239,7 @@ def test_bytes_are_counted_as_they_go_over_the_wire(tmp_path, name):
     pushed = len(run.events(trace.Pushed))
     given = sum(event.receivers for event in run.events(trace.Published))
     assert pushed >= 3 * 8
-    # Who hears that the run is over need not take its last version.
+    # A worker that learns of the end need not take the last version.
     last = 3 * summary["bytes_down"] / given
     for counted, there, messages, less in (
         (summary["bytes_up"], up, pushed, 0),

@@ -1,4 +1,4 @@
-"""Every strategy against numbers worked by hand, with the working beside each of them.
+"""Every strategy against conformance vectors, with their working beside them.
 
 The cases are the files in `conformance/`, one for a strategy and its reading of a rule.
 Each runs as it stands, with a padding row of NaN behind its updates, and with it in
@@ -99,14 +99,14 @@ def test_aggregations_give_the_numbers_worked_by_hand(case, arrangement):
 @pytest.mark.parametrize("case", cases_with("merges"))
 def test_merges_give_the_numbers_worked_by_hand(case):
     strategy = strategies.BUILDERS[case["strategy"]](**case["parameters"])
-    told = {"loss", "num_examples", "quality"}
+    names = {"loss", "num_examples", "quality"}
     for row in case["merges"]:
         local = update_of(row["local"], arrays(row["local"]["end"]))
         model = GlobalModel(
             params=arrays(row["model"]["params"]),
             version=jnp.int32(row["model"]["version"]),
             learning_rate=jnp.float32(0),
-            **{name: jnp.float32(row["model"][name]) for name in told},
+            **{name: jnp.float32(row["model"][name]) for name in names},
         )
 
         params, metrics = strategy.merge(local, arrays(row["previous"]), model)

@@ -1,7 +1,6 @@
-"""What holds of every strategy there is: one run, by whatever means, the same numbers.
+"""The contract of every strategy: all executors compute the same numbers of a run.
 
-The run of each strategy is small, of workers nobody of whom is like another, and has
-in it whatever the strategy's timing can lead to.
+Each run is small, of unequal workers, and has all that its strategy's timing allows.
 """
 
 import functools
@@ -236,7 +235,7 @@ def test_everything_happens_that_the_timing_leads_to_and_nothing_else(name):
     experiment, order, result, _ = run_of(name)
     timing = experiment.strategy.timing
     assert features_of(experiment, order) == features_for(timing)
-    assert {o.LEAVE, o.RETURN} < set(order.kind.tolist())  # who is away comes back
+    assert {o.LEAVE, o.RETURN} < set(order.kind.tolist())  # workers return
     assert (result.numbers.staleness.max() > 0) == (timing.quorum != "all")
     assert sorted(order.worker[order.kind == o.BEGIN]) == [*range(len(UNEQUAL))]
     assert len(order.version) == VERSIONS + 1
@@ -430,7 +429,7 @@ def test_its_trace_can_have_happened_and_is_executed_to_the_same_bits(name, tmp_
     assert found == events
     causality.check(found)
     again = order_of(found)
-    # Who has waited is in a trace; but in an order only where it is scheduled.
+    # An order from a trace has no WAITED events.
     assert features_of(experiment, again) | {"waits"} == features_of(
         experiment, order
     ) | {"waits"}
@@ -461,7 +460,7 @@ def test_a_real_run_replays_bit_for_bit(name, tmp_path):
     waited = any(isinstance(event, trace.Blocked) for event in events)
     assert waited == (timing.after_push == "wait")
     sizes = set(np.diff(order.member_starts)[1:].tolist())
-    # Nobody is away, and no deadline passes.
+    # No worker is absent, and no deadline passes.
     expected = {"each": 1, "some": timing.min_updates, "all": len(UNEQUAL)}
     assert min(sizes) == expected[timing.quorum]
 

@@ -1,12 +1,19 @@
-"""By what means an order is executed, and whether it fits."""
+"""The choice of an executor, its errors, and the memory it needs."""
 
-import json
+from types import SimpleNamespace
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from asyn2f.errors import PlanError, TooLargeError
+import asyn2f
+from asyn2f.config import build
+from asyn2f.errors import ExecutionError, PlanError, TooLargeError
 from asyn2f.sim import execute, vectorised
-from asyn2f.sim.execute import Means, execution_of
+from asyn2f.sim import order as o
+from asyn2f.sim.execute import Means, choose, execution_of
 from asyn2f.sim.from_trace import order_of
 from asyn2f.sim.lanes import Limits
 from asyn2f.sim.plan import (
@@ -19,12 +26,17 @@ from asyn2f.sim.vectorised import (
     need_of,
     prepare,
 )
+from asyn2f.training.experiment import make_experiment
+from asyn2f.training.settings import (
+    Training,
+)
 from tests.support.executions import (
     assert_close,
     assert_same_bits,
     experiment_of,
     order_for,
 )
+from tests.support.experiments import config_with
 from tests.support.handmade_trace import hand_made
 
 MIB = 2**20
@@ -40,46 +52,27 @@ def order(experiment):
     return order_for(experiment)
 
 
-class Trials:
-    """In place of what is measured: lanes are faster than that by these factors."""
-
-    def __init__(self, monkeypatch, one: float, many: float) -> None:
-        self.count = 0
-        monkeypatch.setattr(execute, "_WORTHWHILE_S", 0.0)
-        monkeypatch.setattr(execute, "_serial_step_s", self.serial_step_s)
-        monkeypatch.setattr(execute, "_rate", self.rate)
-        self._rates = {1: one, 4: many}
-
-    def serial_step_s(self, experiment, order) -> float:
-        self.count += 1
-        return 1.0
-
-    def rate(self, machine, enough) -> float:
-        self.count += 1
-        return self._rates[machine.plan.row.shape[2]]
-
-
 # ------------------------------------------------------------- named
 
 
-def test_serial_is_serial(experiment, order):
+def test_serial(experiment, order):
     execution = execution_of(experiment, order, "serial")
     assert execution.means == Means("serial", 1, 1)
-    assert "as asked for" in execution.why
+    assert execution.why == "serial: as configured"
     assert_same_bits(execute_serially(experiment, order), execution.run())
 
 
-def test_vectorised_has_the_lanes_asked_for(experiment, order):
+def test_vectorised_has_the_configured_lanes(experiment, order):
     execution = execution_of(experiment, order, "vectorised", lanes=3)
     assert execution.means == Means("vectorised", 3, 1)
     assert "3 lanes on one device" in execution.why
     assert_close(execute_serially(experiment, order), execution.run())
 
 
-def test_sharded_takes_every_device_there_is(experiment, order):
+def test_sharded_takes_every_device(experiment, order):
     execution = execution_of(experiment, order, "sharded")
     assert execution.means == Means("vectorised", 4, 1)
-    assert "sharded, as asked for: 4 lanes on one device" in execution.why
+    assert execution.why == "sharded: 4 lanes on one device, as configured"
 
 
 def test_more_devices_than_there_are(experiment, order):
@@ -94,94 +87,165 @@ def test_a_forked_history_can_only_be_executed_serially(executor):
         execution_of(experiment, order, executor)
 
 
-# ------------------------------------------------------------- by trial
+# ------------------------------------------------------------- by the rule
 
 
-def test_what_takes_no_time_is_executed_serially(experiment, order, tmp_path):
-    execution = execution_of(experiment, order, memory=tmp_path / "trials.json")
-    assert execution.means.executor == "serial"
-    assert "less than compiling" in execution.why
+class Shape(NamedTuple):
+    """All that the rule looks at."""
+
+    params: int
+    batch_size: int
+    workers: int
+    steps: int
 
 
 @pytest.mark.parametrize(
-    ("one", "many", "means"),
+    ("shape", "devices", "backend", "chosen"),
     [
-        (0.5, 0.7, Means("serial", 1, 1)),
-        (3.0, 2.0, Means("vectorised", 1, 1)),
-        (3.0, 9.0, Means("vectorised", 4, 1)),
+        # A dispatch per step, and next to no arithmetic: as BUILD_NOTES measured.
+        (Shape(2_410, 16, 100, 19_000), 2, "cpu", ("serial", 1)),
+        (Shape(2_410, 16, 100, 20_000), 2, "cpu", ("sharded", 13)),
+        (Shape(2_410, 16, 20, 20_000), 2, "cpu", ("sharded", 10)),
+        (Shape(2_410, 16, 15, 20_000), 2, "cpu", ("sharded", 1)),
+        (Shape(2_410, 16, 15, 20_000), 1, "cpu", ("sharded", 15)),
+        (Shape(2_410, 16, 1000, 20_000), 1, "gpu", ("sharded", 125)),
+        # A convolutional network: c = 2.6, one lane on a CPU.
+        (Shape(102_106, 16, 100, 7_000), 2, "cpu", ("serial", 1)),
+        (Shape(102_106, 16, 100, 8_000), 2, "cpu", ("sharded", 1)),
+        (Shape(102_106, 16, 100, 8_000), 1, "gpu", ("sharded", 100)),
+        (Shape(1_626_442, 10, 20, 1_200), 2, "cpu", ("sharded", 1)),
     ],
 )
-def test_the_fastest_in_a_trial_is_taken_and_remembered(
-    experiment, order, tmp_path, monkeypatch, one, many, means
+def test_the_choice_is_a_function_of_shapes_and_backend(
+    monkeypatch, shape, devices, backend, chosen
 ):
-    memory, trials = tmp_path / "made" / "trials.json", Trials(monkeypatch, one, many)
-    execution = execution_of(experiment, order, memory=memory)
-    assert execution.means == means
-    assert "in a trial (" in execution.why
-    assert trials.count == 3
-    again = execution_of(experiment, order, memory=memory)
-    assert again.means == means
-    assert "as remembered" in again.why
-    assert trials.count == 3
-    other = experiment_of(training__batch_size=32)
-    execution_of(other, order_for(other), memory=memory)
-    assert trials.count == 6
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    experiment = SimpleNamespace(
+        training=Training(batch_size=shape.batch_size),
+        template=SimpleNamespace(num_bytes=4 * shape.params),
+        workers=shape.workers,
+    )
+    order = SimpleNamespace(num_steps=shape.steps)
+    executor, lanes, why = choose(experiment, order, devices)
+    assert (executor, lanes) == chosen
+    assert f"{shape.steps:,} local steps" in why
 
 
-def test_without_a_memory_it_is_tried_each_time(experiment, order, monkeypatch):
-    trials = Trials(monkeypatch, 3.0, 2.0)
-    for _ in range(2):
-        execution_of(experiment, order)
-    assert trials.count == 6
+@pytest.fixture
+def all_in_lanes(monkeypatch):
+    monkeypatch.setattr(execute, "_WORTH_COMPILING", 0)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "",
-        '{"jax',
-        "\xff\xfe",
-        "[]",
-        "3",
-        {},
-        [1.0],
-        {"serial": "fast"},
-        {"serial": 0},
-        {"one lane on one device": 3.0},
-    ],
-)
-def test_a_damaged_memory_is_as_none(experiment, order, tmp_path, monkeypatch, damage):
-    """Texts are the whole file, the others what it says of the experiment."""
-    memory, trials = tmp_path / "trials.json", Trials(monkeypatch, 3.0, 9.0)
-    execution_of(experiment, order, memory=memory)
-    if not isinstance(damage, str):
-        (key,) = json.loads(memory.read_text())
-        damage = json.dumps({key: damage})
-    memory.write_text(damage, encoding="latin-1")
-    execution = execution_of(experiment, order, memory=memory)
-    assert execution.means == Means("vectorised", 4, 1)
-    assert trials.count == 6
-    execution_of(experiment, order, memory=memory)
-    assert trials.count == 6  # what was tried has taken the place of the damage
+def test_a_short_run_is_executed_serially(experiment, order):
+    execution = execution_of(experiment, order)
+    assert execution.means == Means("serial", 1, 1)
+    assert "too few to compile lanes for" in execution.why
 
 
-@pytest.mark.parametrize("is_remembered", [False, True])
-def test_what_lanes_cannot_do_is_done_serially(tmp_path, monkeypatch, is_remembered):
-    experiment, memory = experiment_of(workers=2), tmp_path / "trials.json"
-    Trials(monkeypatch, 3.0, 9.0)._rates[2] = 9.0
-    if is_remembered:
-        execution_of(experiment, order_for(experiment), memory=memory)
-    execution = execution_of(experiment, order_of(hand_made()), memory=memory)
+@pytest.mark.usefixtures("all_in_lanes")
+def test_the_choice_is_the_same_each_time_and_gives_the_same_bits(experiment, order):
+    one, other = (execution_of(experiment, order) for _ in range(2))
+    assert one.means == other.means == Means("vectorised", 1, 1)
+    assert_same_bits(one.run(), other.run())
+
+
+@pytest.mark.usefixtures("all_in_lanes")
+def test_lanes_that_are_given_are_kept(experiment, order):
+    assert execution_of(experiment, order, lanes=3).means == Means("vectorised", 3, 1)
+
+
+@pytest.mark.usefixtures("all_in_lanes")
+def test_an_order_that_lanes_cannot_execute_is_executed_serially():
+    execution = execution_of(experiment_of(workers=2), order_of(hand_made()))
     assert execution.means.executor == "serial"
     assert "the history forks" in execution.why
 
 
-def test_what_does_not_fit_is_done_serially(experiment, order, monkeypatch):
-    Trials(monkeypatch, 3.0, 9.0)
+@pytest.mark.usefixtures("all_in_lanes")
+def test_what_does_not_fit_is_executed_serially(experiment, order, monkeypatch):
     monkeypatch.setattr(vectorised, "free_bytes", lambda: 1000)
     execution = execution_of(experiment, order)
     assert execution.means.executor == "serial"
     assert "the execution needs" in execution.why
+
+
+# ------------------------------------------------------------- errors, and debug
+
+
+def broken(experiment, stage):
+    """The experiment with a mistake in one function of its strategy or loss."""
+    task, strategy = experiment.task, experiment.strategy
+    right = task.loss
+
+    def loss(params, batch, key):
+        return right(params, batch | {"label": batch["label"][:-1]}, key)
+
+    def aggregate(state, updates, mask):
+        loss = jnp.ones(7) @ updates.info.loss
+        info = updates.info._replace(loss=loss)
+        return strategy.aggregate(state, updates._replace(info=info), mask)
+
+    def merge(local, previous, model):
+        params = jax.tree.map(lambda x: x + jnp.ones(3), local.params)
+        return params, {"share": jnp.float32(0.5)}
+
+    if stage == "train":
+        task = task._replace(loss=loss)
+    else:
+        broken = {"aggregate": aggregate, "merge": merge}[stage]
+        strategy = strategy._replace(name="mine", **{stage: broken})
+    return make_experiment(task, strategy, experiment.training, experiment.stop, 0)
+
+
+@pytest.mark.parametrize("executor", ["serial", "debug"])
+@pytest.mark.parametrize("stage", ["train", "merge", "aggregate"])
+def test_an_error_names_stage_strategy_version_worker_and_event(
+    experiment, order, stage, executor
+):
+    wrong = broken(experiment, stage)
+    kind = {"train": o.TRAIN, "merge": o.MERGE, "aggregate": o.AGGREGATE}[stage]
+    event = int(np.flatnonzero(order.kind == kind)[0])
+    worker, node = int(order.worker[event]), int(order.value[event])
+    with pytest.raises(ExecutionError) as caught:
+        execution_of(wrong, order, executor).run()
+    error = caught.value
+    assert (error.stage, error.event) == (stage, event)
+    assert error.worker == (None if stage == "aggregate" else worker)
+    assert error.version == (0 if stage == "train" else node)
+    assert error.strategy == wrong.strategy.name
+    assert isinstance(error.__cause__, TypeError | ValueError)
+    assert str(error).startswith(f"{stage} failed (strategy {error.strategy}, version ")
+    assert f"event {event}): {type(error.__cause__).__name__}: " in str(error)
+
+
+def test_debug_computes_the_same_without_compiling(experiment, order):
+    first = int(np.flatnonzero(order.kind == o.AGGREGATE)[0])
+    seen, short = [], o.cut(order, first + 1, "enough")
+
+    def watch(node, time_s, state):
+        seen.append(jax.config.jax_disable_jit)
+        return False
+
+    execution = execution_of(experiment, short, "debug", watched=[1])
+    assert execution.means == Means("debug", 1, 1)
+    result = execution.run(watch)
+    assert seen == [True]
+    assert not jax.config.jax_disable_jit
+    assert_close(execute_serially(experiment, short), result)
+
+
+def test_a_library_call_names_the_stage(experiment):
+    config = config_with(
+        workers=4,
+        training__batch_size=64,
+        timing__epochs_per_push=1,
+        stop__max_versions=2,
+        sim__executor="debug",
+    )
+    wrong = broken(build.build_experiment(config), "aggregate")
+    wrong = wrong._replace(strategy=wrong.strategy._replace(name="asyn2f"))
+    with pytest.raises(ExecutionError, match="aggregate failed"):
+        asyn2f.simulate(config, wrong)
 
 
 # ------------------------------------------------------------- memory

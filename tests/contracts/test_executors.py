@@ -67,7 +67,7 @@ def five_workers(strategy, lanes):
     means=st.sampled_from([("asyn2f", 3), ("fedavg", 3)]),
     max_steps=st.integers(1, 16),
 )
-@hypothesis.settings(max_examples=20, phases=[hypothesis.Phase.generate])
+@hypothesis.settings(max_examples=12, phases=[hypothesis.Phase.generate])
 def test_any_run_by_any_means(random, means, max_steps):
     strategy, lanes = means
     experiment, many = five_workers(strategy, lanes)

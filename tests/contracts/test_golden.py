@@ -1,4 +1,4 @@
-"""A run stored with its trace and its parameters is still the same run.
+"""A stored run replays to the same trace and parameters.
 
 Other versions of JAX, and other processors, differ in the last bits of a float, so
 these are compared up to a tolerance, where everything else is equal. If the numbers are

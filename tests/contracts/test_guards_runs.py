@@ -1,4 +1,4 @@
-"""Guards in real runs: who lies far away is rejected, and the others go on."""
+"""Guards in real runs: distant updates are rejected, and training continues."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ FAR = "from the global model, allowed"
 
 
 def start_with(folder, experiment, lie=None, **how):
-    """A run whose worker 0 lies."""
+    """A run whose worker 0 is Byzantine."""
     run = LocalRun(folder, experiment, **how)
     for number in range(experiment.workers):
         worker = run.start_worker(number)
@@ -29,7 +29,7 @@ def start_with(folder, experiment, lie=None, **how):
 
 
 def run_with(folder, experiment, lie=None):
-    """A run whose worker 0 lies, and its summary."""
+    """A run whose worker 0 is Byzantine, and its summary."""
     run = start_with(folder, experiment, lie)
     return run, run.finish()
 
@@ -41,8 +41,8 @@ def committed_by(run, worker):
 
 @pytest.mark.parametrize("factor", [1e3, 1e6, 1e30])
 def test_a_model_far_away_is_rejected_and_the_others_go_on(tmp_path, factor):
-    """The run is ended by hand: not before an update of the liar has been judged, and
-    two versions have been made since, however slow who trains may be."""
+    """The test stops the run once an update of the Byzantine worker has been rejected
+    and two versions have been made since."""
     changes, rejected, since = Changes(), [], []
 
     def hear(event):
@@ -66,7 +66,7 @@ def test_a_model_far_away_is_rejected_and_the_others_go_on(tmp_path, factor):
     assert summary["versions"] >= since[1]
     causality.check(run.events(trace.Event))
     # The model is that of the others' updates to the last bit (S-02): executed again,
-    # nobody lies.
+    # without the Byzantine worker.
     again = execute_serially(experiment, order_of(run.events(trace.Event)))
     assert params_sha256(again.state.model.params) == summary["params_sha256"]
 

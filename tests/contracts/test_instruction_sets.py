@@ -1,4 +1,4 @@
-"""What holds on every processor: an executor repeats its own bits, in this process and
+"""On every processor an executor repeats its own bits, in this process and
 in others, compiled anew or read from the cache; executors agree up to rounding.
 
 XLA is free to contract either product of `a * b + c * d` into the sum, and chooses
@@ -19,6 +19,7 @@ SETS = ["AVX2", *(pytest.param(x, marks=pytest.mark.slow) for x in ("SSE4_2", "A
 SETS.append(pytest.param("AVX512", marks=pytest.mark.slow))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize(
     "strategy", ["asyn2f", pytest.param("fedavg", marks=pytest.mark.slow)]
@@ -35,7 +36,7 @@ def test_executors_repeat_their_bits_and_agree_up_to_rounding(name, strategy, tm
 
 @pytest.mark.processes
 def test_a_run_made_with_fewer_instructions_is_replayed_with_these(tmp_path):
-    """Whatever the shell says in which it is replayed."""
+    """Whatever the environment of the replay."""
     settings = ["--config.stop.max_versions=3", "--config.sim.executor=serial"]
     settings += ["--config.workers=2", "--config.task.hidden=(4,)"]
     run = ["--config=configs/digits.py", f"--workdir={tmp_path}", *settings]

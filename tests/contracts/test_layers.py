@@ -58,6 +58,7 @@ PURE = [
     *("types.py", "timing.py", "programs/*"),
     *("kernels/*", "strategies/*", "protocol/*"),
     *("training/trainer.py", "training/batches.py", "training/computation.py"),
+    *("training/settings.py", "sim/virtual_server.py", "sim/stretches.py"),
     *("training/experiment.py", "trace/events.py", "trace/ordering.py"),
     *("trace/artifacts.py", "trace/causality.py", "trace/checks.py"),
     *("trace/history.py", "trace/invariants.py", "trace/provenance.py"),

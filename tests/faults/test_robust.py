@@ -1,4 +1,4 @@
-"""Aggregations that believe no few: against numpy, by hand, and in every executor."""
+"""Robust aggregation: against numpy, by hand, and in every executor."""
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,9 @@ def test_the_order_of_the_rows_does_not_matter(rows, rule, random):
 
 
 @given(rows_, st.integers(0, 2**32 - 1), st.sampled_from([1e3, 1e30, -3e38]))
-def test_few_liars_move_no_element_out_of_what_the_others_say(rows, seed, lie):
+def test_few_byzantine_rows_move_no_element_out_of_the_range_of_the_others(
+    rows, seed, lie
+):
     """Of m rows the median stands fewer than half, the trimmed mean a `trim`."""
     count = len(rows)
     random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Orders to execute, and what two executions of one order have in common."""
+"""Orders to execute, and comparisons of two executions."""
 
 import copy
 import functools
@@ -34,7 +34,7 @@ from asyn2f.types import ServerState
 from tests.support.experiments import experiment_with
 
 ROUNDING = 1e-5  # relative to the largest value of an array
-# Nobody like another: label-skewed shards, speeds, latencies, an outage.
+# Unequal: label-skewed shards, speeds, latencies, an outage.
 UNEQUAL = (
     {"step_s": 0.5, "jitter": 0.3, "upload_s": 0.4},
     {"step_s": 0.9, "download_s": 1.3},
@@ -46,7 +46,7 @@ ROWS = {"equal": [{}], "unequal": UNEQUAL}
 
 @functools.cache
 def experiment_of(strategy: str = "asyn2f", **changes: Any) -> Experiment:
-    """A small experiment, made once, so that what it compiles is compiled once."""
+    """A small experiment, made and compiled once."""
     small = {
         "workers": 4,
         "task__hidden": (8,),
@@ -90,7 +90,7 @@ def order_for(
 
 
 def rows_by_chance(random: Random, workers: int) -> list[dict[str, Any]]:
-    """Profiles of whatever can happen to workers whose step takes about a second."""
+    """Random profiles of workers whose step takes about a second."""
     rows = []
     for _ in range(workers):
         row: dict[str, Any] = {"step_s": random.choice([1.0, random.uniform(0.3, 2.0)])}
@@ -161,7 +161,7 @@ def order_and_result(
 def machine_of(
     lanes: int, strategy: str = "asyn2f", rows: str = "unequal", **changes: Any
 ) -> Machine:
-    """Compiled once, for whoever has the order executed by it."""
+    """Compiled once for all tests."""
     experiment, order, _ = order_and_result(strategy, rows, **changes)
     return machine_for(experiment, order, lanes)
 
@@ -174,7 +174,7 @@ def in_lanes(
 
 
 class Seen:
-    """Watches, notes what it sees, and ends the execution at a node."""
+    """A watch that records states, and ends the execution at a node."""
 
     def __init__(self, until: int = -1) -> None:
         self.nodes: list[int] = []

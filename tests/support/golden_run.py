@@ -3,7 +3,7 @@
     python -m tests.support.golden_run
 
 writes it anew, by `launch.simulate`: to be done where a change of the numbers is meant,
-and told in BUILD_NOTES.md.
+and noted in BUILD_NOTES.md.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the kernels should say: the paper's formulas in plain loops and float64.
+"""Oracles of the kernels: the paper's formulas in plain loops and float64.
 
 Written from the formulas alone and sharing nothing with `asyn2f` but the names, so that
 the two can be held against each other. Slow, and meant to be read.
@@ -27,8 +27,7 @@ def coefficients(num_examples, loss, quality, staleness, mask, epsilon=1e-7):
 def cap(shares, mask, max_share):
     """No share above `max_share`; what is cut off goes to the others in proportion.
 
-    Fills from above: whoever is over the limit is set to it and is out of the game,
-    until nobody is.
+    Fills from above: each share over the limit is fixed at it, until there is none.
     """
     real = [k for k in range(len(mask)) if mask[k]]
     if not real:

@@ -1,4 +1,4 @@
-"""Simulated runs and replays for `test_replay`: what is started, on what folders."""
+"""Simulated runs and replays for `test_replay`."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Schedules for tests: by hand, by chance, and what can be said of any of them."""
+"""Schedules for tests: by hand, at random, and their properties."""
 
 import math
 from bisect import bisect_right
@@ -64,8 +64,8 @@ def events_in(order: Order, *kinds: int, worker: int | None = None) -> list[Did]
     ]
 
 
-def story(order: Order, *kinds: int, worker: int | None = None) -> list[str]:
-    """The same in words: time, who (-1: the server), what, and of what or how much."""
+def lines_of(order: Order, *kinds: int, worker: int | None = None) -> list[str]:
+    """The events as lines: time, worker (-1: the server), kind and value."""
     valueless = (o.BEGIN, o.LEAVE, o.WAITED, o.RETURN)
     return [
         f"{did.time_s:g} {did.worker} {NAMES[did.kind]}"
@@ -243,7 +243,7 @@ class Link:
         free_s = float(profiles.join_s[worker])
         self.versions: list[int] = []
         self.arrivals_s: list[float] = []
-        # Of two things at one time, nobody can say here which came first.
+        # The order of two events at one time is not known here.
         self.is_certain = True
         version, last = -1, len(published_s) - 1
         while version < last:

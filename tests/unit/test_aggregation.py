@@ -1,4 +1,4 @@
-"""How much each update counts, and the sum: by hand, by the oracle, by their laws."""
+"""Coefficients and sums: by hand, by the oracle, by their properties."""
 
 import hypothesis
 import hypothesis.strategies as st

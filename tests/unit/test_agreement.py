@@ -1,4 +1,4 @@
-"""What processes of one run must agree on, and how that is written."""
+"""Terms of agreement: what the processes of one run compare."""
 
 import json
 
@@ -15,7 +15,7 @@ from tests.support.experiments import config_with
 
 
 def test_a_whole_number_for_a_fraction_is_that_fraction():
-    """On one machine somebody writes 1, on another 1.0: the same experiment."""
+    """1 and 1.0 are the same experiment."""
     ways = [
         config_with(task__quality=(1,), training__momentum=0, task__alpha=1),
         config_with(task__quality=(1.0,), training__momentum=0.0, task__alpha=1.0),

@@ -100,7 +100,7 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, name, text, words):
 def test_a_file_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "profiles.csv"
     path.write_bytes(b"\xff\xfe\xfd")
-    with pytest.raises(ValueError, match=r"is no UTF-8 text .*save it as") as caught:
+    with pytest.raises(ValueError, match=r"not UTF-8 text .*save it as") as caught:
         read_profiles(path, workers=2)
     assert str(path) in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Training that diverges: no executor takes its numbers for a model."""
+"""Diverging training: no executor makes a version that is not finite."""
 
 import functools
 
@@ -45,7 +45,7 @@ def first_bad(result):
 
 
 def assert_found(order, result, seen):
-    """Whoever watches has seen the finite versions, and the order ends with them."""
+    """The watch has seen the finite versions, with which the order ends."""
     bad = first_bad(result)
     assert 1 < bad < 12
     assert seen.nodes == list(range(1, bad))

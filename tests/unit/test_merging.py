@@ -1,4 +1,4 @@
-"""The share that is kept, and the merge: by hand, by the oracle, by their laws."""
+"""Local shares and merges: by hand, by the oracle, by their properties."""
 
 import hypothesis
 import hypothesis.extra.numpy

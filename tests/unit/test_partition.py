@@ -271,7 +271,7 @@ def test_of_each_class_all_there_is_can_be_asked_for_and_no_more():
         labels, [5, 5], [3, 2, 3, 2], np.random.default_rng(0)
     )
     assert rows(shards) == list(range(10))
-    with pytest.raises(ValueError, match=r"ask for 5 examples of class 1, .* has 4"):
+    with pytest.raises(ValueError, match="5 examples of class 1, allowed at most 4"):
         partition.by_class_shares(
             labels, [5, 5], [3, 2, 2, 3], np.random.default_rng(0)
         )
@@ -417,7 +417,7 @@ def test_labels_are_left_as_they_are(split):
     ("split", "words"),
     [
         (lambda y, g: partition.iid(y, 11, g), "allowed 1 to 10"),
-        (lambda y, g: partition.by_sizes(y, [6, 6], g), "ask for 12"),
+        (lambda y, g: partition.by_sizes(y, [6, 6], g), "a sum of 12"),
         (lambda y, g: partition.by_sizes(y, [6, 0], g), "at least 1"),
         (lambda y, g: partition.dirichlet(y, 3, 0.0, g), "above 0"),
         (lambda y, g: partition.dirichlet(y, 6, 1.0, g), "allowed 1 to 5"),
@@ -433,7 +433,7 @@ def test_labels_are_left_as_they_are(split):
         (lambda y, g: partition.by_sizes(y, [], g), r"found \[\], .* at least 1"),
         (
             lambda y, g: partition.overlapping(y, [6, 11, 3], g),
-            "sizes: found 11, .* at most the 10 examples",
+            "sizes: found 11, allowed at most 10, ",
         ),
         (
             lambda y, g: partition.overlapping(y, [6, 0], g),
@@ -475,7 +475,7 @@ def test_labels_are_left_as_they_are(split):
         ),
         (
             lambda y, g: partition.by_class_shares(y, [5], [0, 1, 0], g),
-            "class_shares: they ask for 5 examples of class 1, the data set has 3",
+            "class_shares: found 5 examples of class 1, allowed at most 3",
         ),
         (
             lambda y, g: partition.by_class_shares(y, [2, 0], [1] * 6, g),

@@ -1,4 +1,4 @@
-"""Waves: every step once and in order, and nothing read from a slot but what is meant.
+"""Plans: every step once and in order, and every slot read holds the right model.
 
 The plan is executed here on names instead of models.
 """
@@ -12,7 +12,6 @@ import pytest
 
 from asyn2f.errors import PlanError
 from asyn2f.sim import order as o
-from asyn2f.sim.cuts import ADOPT, KEEP, MERGE, START
 from asyn2f.sim.order import Order
 from asyn2f.sim.plan import (
     Plan,
@@ -21,6 +20,7 @@ from asyn2f.sim.plan import (
 from asyn2f.sim.profiles import draw_profiles
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.settings import SimSettings
+from asyn2f.sim.stretches import ADOPT, KEEP, MERGE, START
 from asyn2f.timing import Stop
 from tests.support.schedules import events_in, made_up, run
 from tests.unit.test_programs import adopting, asynchronous, synchronous
@@ -158,7 +158,7 @@ def test_a_plan_worked_out_by_hand():
     assert (planned.max_members, planned.update_slots) == (1, 1)
 
 
-def test_an_order_in_which_nobody_trains_has_no_waves():
+def test_an_order_without_training_has_no_waves():
     order = run(adopting(min_workers=2), [{}], steps=1, max_time_s=1.0)
     planned = plan(order, devices=1, lanes=2)
     assert len(planned.steps) == len(planned.made_node) == 0
@@ -217,7 +217,7 @@ def test_a_version_made_of_what_comes_of_it_is_refused():
     order = run(adopting(), [{"step_s": 1.0}], steps=1, max_versions=2)
     value = order.value.copy()
     value[np.flatnonzero(order.kind == o.ADOPT)[0]] = 1
-    with pytest.raises(PlanError, match="not causal: version 1 is made of updates"):
+    with pytest.raises(PlanError, match="version 1 is made of later updates"):
         plan(order._replace(value=value), devices=1, lanes=2)
 
 

@@ -1,4 +1,4 @@
-"""Outages: how long work takes in spite of them, and when the drawn ones are."""
+"""Outages: durations of work with them, and when the drawn ones are."""
 
 from itertools import pairwise
 from random import Random

@@ -1,4 +1,4 @@
-"""Profiles: listed and drawn; and when a worker is there."""
+"""Profiles: listed and drawn; and the presence of workers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Executions that are cut off and go on."""
+"""Executions that are interrupted and resumed."""
 
 import json
 import os
@@ -12,7 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from asyn2f.sim.checkpoint import Progress, read_progress, write_progress
+from asyn2f.sim.execute import (
+    read_progress,
+    write_progress,
+)
+from asyn2f.sim.machine import (
+    Progress,
+)
 from asyn2f.sim.vectorised import execute_in_lanes
 from tests.support.executions import (
     Seen,
@@ -43,7 +49,7 @@ def whole(request):
     return machine, order, result, kept
 
 
-def test_it_can_go_on_after_every_call_to_the_same_bits(whole, tmp_path):
+def test_it_can_be_resumed_after_every_call_to_the_same_bits(whole, tmp_path):
     machine, order, result, kept = whole
     assert len(kept) >= 2
     scores = {3: (0.5, 1.5, 0.25), 7: (0.75, float("nan"), 0.5)}
@@ -63,7 +69,7 @@ def test_keeping_changes_no_bit(whole):
     assert_same_bits(execute_in_lanes(machine, order), result)
 
 
-def test_nobody_is_asked_to_look_twice(whole):
+def test_no_version_is_watched_twice(whole):
     machine, order, *_ = whole
     machine = given(machine, order, watched=range(1, len(order.version)))
     every = Seen()

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 NAN = np.nan
 
 fast = mock.patch.object(RandomForestClassifier.__init__, "__defaults__", (5,))
-"""A forest of five trees, where it matters little what it says."""
+"""A forest of five trees, where it matters little."""
 
 
 def on_a_line(points: Sequence[float], classes: str | Sequence[int]) -> Quality:
@@ -59,10 +59,6 @@ def approx(quality: Quality):
 def test_the_score_is_the_plain_mean_of_the_six():
     """(1 + 0.5 + 0.25 + 0.75 + 0 + 0.5) / 6."""
     assert Quality(1.0, 0.5, 0.25, 0.75, 0.0, 0.5).score == 0.5
-
-
-def test_the_best_score_is_1():
-    assert Quality(1.0, 1.0, 1.0, 1.0, 1.0, 1.0).score == 1.0
 
 
 # ------------------------------------------------------------- class parity
@@ -128,6 +124,8 @@ LINKS = {
         5 / 9,
     ),
     "no link": ([0, 1, 10, 11], "AABB", 1.0),
+    # Equal points of two classes are linked. A 3, B 4: one of B goes.
+    "equal points": ([0, 0, 10, 10.5, 20, 21, 21.5], "ABAABBB", 6 / 7),
     # Both classes are as large, one of each link goes.
     "all in links": ([0, 1, 10, 11, 20, 21], "ABBAAB", 1 / 2),
 }
@@ -143,24 +141,6 @@ def test_class_overlap_worked_by_hand(points, classes, overlap):
     assert backwards.class_overlap == pytest.approx(overlap)
 
 
-@fast
-def test_neighbours_are_nearest_when_all_features_have_the_same_spread():
-    """By far the nearest of the first in its second feature alone is of its class; in
-    both, each brought to deviation 1, it is the third, of the other class."""
-    features = np.array([[0, 0], [3, 1], [0, 50], [3, 400], [3, 450], [3, 900.0]])
-    labels = np.array([0, 0, 1, 0, 1, 1])
-    # Deviations 1.41 and 317. Links 0-2 at (0, 0.16) and 3-4 at (0, 0.16): one of
-    # each goes. By plain distance the nearest of 0 is 1, and 3-4 is the only link.
-    assert quality_of(features, labels).class_overlap == pytest.approx(4 / 6)
-
-
-@fast
-def test_equal_examples_of_two_classes_are_linked():
-    """Each is the other's nearest. A 3, B 4: one of B goes."""
-    found = on_a_line([0, 0, 10, 10.5, 20, 21, 21.5], "ABAABBB")
-    assert found.class_overlap == pytest.approx(6 / 7)
-
-
 # ------------------------------------------------------------- label purity
 
 # Two classes far apart, of twenty each.
@@ -170,7 +150,7 @@ OF_APART = [0] * 20 + [1] * 20
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_wrong_label_in_a_link_counts_once(seed):
-    """9.6 among the first class says that it is of the second. With 10 it is a link,
+    """9.6 among the first class is labelled as of the second. With 10 it is a link,
     but all others say that 10 is right."""
     points, labels = np.array([*APART, 9.6]), np.array([*OF_APART, 1])
     order = np.random.default_rng(seed).permutation(41)
@@ -199,13 +179,6 @@ def test_right_labels_in_a_link_do_not_count():
     found = on_a_line(points, OF_APART)
     assert found.label_purity == 1.0
     assert found.class_overlap == pytest.approx(39 / 40)
-
-
-def test_labels_need_no_order_and_no_gap_is_minded():
-    """Classes 9 and 4; the wrong label is in the midst of the examples."""
-    points = [*APART[:7], 9.6, *APART[7:]]
-    labels = [9] * 7 + [4] + [9] * 13 + [4] * 20
-    assert on_a_line(points, labels).label_purity == pytest.approx(40 / 41)
 
 
 def test_a_class_with_one_example_hides_no_other_wrong_label():
@@ -269,13 +242,6 @@ def test_feature_relevance_worked_by_hand(importances, score):
     assert feature_relevance(np.array(importances[::-1])) == pytest.approx(score)
 
 
-def test_relevance_is_of_the_features_that_tell_the_class():
-    """Importances 1 and 0, as the second never changes: 0.9 (1 - 1/4) + 0.1 / 2."""
-    features = np.stack([np.array(APART), np.full(40, 3.0)], axis=1)
-    found = quality_of(features, np.array(OF_APART))
-    assert found.feature_relevance == pytest.approx(0.725)
-
-
 # ------------------------------------------------------------- missing cells
 
 
@@ -302,26 +268,6 @@ def test_a_missing_cell_takes_the_median_of_its_feature():
     found = quality_of(features, np.array([0, 1, 0, 1]))
     assert found.feature_correlation == pytest.approx(0.0, abs=1e-9)
     assert found.completeness == 7 / 8
-
-
-@fast
-def test_a_feature_that_is_missing_altogether_changes_no_neighbour():
-    points, classes, overlap = LINKS["three classes"]
-    features = np.stack([points, np.full(8, NAN)], axis=1)
-    found = quality_of(features, np.array([ord(c) for c in classes]))
-    assert found.class_overlap == pytest.approx(overlap)
-    assert found.feature_correlation == 1.0
-    assert found.completeness == 0.5
-
-
-@fast
-def test_features_and_labels_are_left_as_they_are():
-    features, labels = drawn(0)
-    features[3, 1] = NAN
-    before = features.copy(), labels.copy()
-    quality_of(features, labels)
-    np.testing.assert_array_equal(features, before[0])
-    np.testing.assert_array_equal(labels, before[1])
 
 
 # ------------------------------------------------------------- all of it
@@ -351,7 +297,7 @@ def test_every_score_is_between_0_and_1(count, width, classes, missing, whole, s
     assert found.score == pytest.approx(np.mean(found))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("names", [(2, 0, 1), (1, 0, 2), (50, 7, 9), (-3, 0, -8)])
 @fast
 def test_scores_do_not_depend_on_what_the_classes_are_called(seed, names):
@@ -361,16 +307,7 @@ def test_scores_do_not_depend_on_what_the_classes_are_called(seed, names):
     assert quality_of(features, np.array(names)[labels]) == approx(expected)
 
 
-@fast
-def test_nor_where_two_classes_are_the_smallest():
-    """Links 0-1 (A B), 10-11 (A C), A and B have two examples each: if A is held for
-    the smallest, 1 and 11 go, else 0, 10 and 11."""
-    points = [0, 1, 10, 11, 30, 40, 41]
-    one, other = (on_a_line(points, classes) for classes in ("ABACBCC", "BABCACC"))
-    assert one.class_overlap == other.class_overlap
-
-
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @fast
 def test_scores_do_not_depend_on_the_unit_of_a_feature(seed):
     """Powers of two, by which nothing is rounded otherwise."""
@@ -381,7 +318,7 @@ def test_scores_do_not_depend_on_the_unit_of_a_feature(seed):
     assert quality_of(features * units, labels) == approx(expected)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @fast
 def test_the_order_of_the_examples_matters_to_the_forest_alone(seed):
     features, labels = drawn(seed)
@@ -392,7 +329,7 @@ def test_the_order_of_the_examples_matters_to_the_forest_alone(seed):
 
 
 def test_one_class_alone_has_nothing_to_overlap_with():
-    """Nothing is told of it by any feature: 0.9 (1 - 0) + 0."""
+    """All importances are 0: 0.9 (1 - 0) + 0."""
     features = np.array([[1, 1], [2, 3], [3, 2]])
     found = quality_of(features, np.array([4, 4, 4]))
     assert found == approx(Quality(1.0, 1.0, 1.0, 0.5, 0.9, 1.0))
@@ -411,18 +348,6 @@ def test_the_seed_decides_what_is_drawn():
     assert found[0] == found[1]
     assert len({each.feature_relevance for each in found}) == 3
     assert len({each.class_overlap for each in found}) == 1
-
-
-@fast
-def test_nothing_is_drawn_from_the_generator_of_all():
-    features, labels = drawn(0)
-    found = []
-    for seed in (1, 2):
-        np.random.seed(seed)
-        before = np.random.get_state()[1].tolist()
-        found.append(quality_of(features, labels))
-        assert np.random.get_state()[1].tolist() == before
-    assert found[0] == found[1]
 
 
 def test_the_forest_has_a_hundred_trees():
@@ -541,14 +466,6 @@ def test_its_last_line_is_a_flag_that_builds_with_these_qualities(printed, monke
     assert len({f"{quality:.4f}" for quality in qualities}) == 3
 
 
-def test_its_last_line_can_be_pasted_into_a_shell(printed):
-    ended = subprocess.run(
-        ["sh", "-c", f"printf '<%s>' {printed[-1]}"], text=True, capture_output=True
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert re.fullmatch(r"<--config\.task\.quality=[^<>]+>", ended.stdout)
-
-
 def test_images_are_looked_at_as_the_brightness_of_8_x_8_cells():
     """Here of 2 x 3 pixels of three channels each; smaller images as their pixels."""
     cells = np.random.default_rng(0).random((5, 8, 8))
@@ -562,23 +479,12 @@ def test_images_are_looked_at_as_the_brightness_of_8_x_8_cells():
     np.testing.assert_allclose(tools._features(small), small.reshape(5, 30))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (
-            [*SMALL[:-1], "--config.task.sizes=(900,900,9)"],
-            "config.task: sizes: they ask for 1809 examples, the data set has 1437",
-        ),
-        ([*SMALL, "--max_examples=9"], "--max_examples=9: 9 is not integer >= 10"),
-    ],
-    ids=["partition", "examples"],
-)
-def test_bad_input_is_one_line_and_exit_code_2(arguments, words):
-    code, out, err = run("-m", "launch.quality", *arguments)
+def test_too_few_examples_are_one_line_and_exit_code_2():
+    code, out, err = run("-m", "launch.quality", *SMALL, "--max_examples=9")
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert line.startswith("error: ")
-    assert words in line
+    assert "--max_examples=9: 9 is not integer >= 10" in line
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Small schedules whose times have been worked out by hand."""
+"""Small schedules with times worked out by hand."""
 
 import numpy as np
 import pytest
@@ -6,20 +6,20 @@ import pytest
 from asyn2f.sim import order as o
 from asyn2f.sim.order import cut, until
 from asyn2f.sim.virtual_worker import VirtualWorker
-from tests.support.schedules import MEGABYTE, events_in, run, same, story
+from tests.support.schedules import MEGABYTE, events_in, lines_of, run, same
 from tests.unit.test_programs import adopting, asynchronous, synchronous
 
 VERSIONS = o.ADOPT, o.MERGE
-FATES = o.PUSH, o.SUPERSEDE, o.REJECT, o.LOSE, o.AGGREGATE
+OUTCOMES = o.PUSH, o.SUPERSEDE, o.REJECT, o.LOSE, o.AGGREGATE
 
 
 def test_asyn2f_merges_at_the_first_batch_boundary_at_or_after_arrival():
-    # Worker 0 takes 1 s a step, worker 1 2.5 s. Version 1 comes of worker 0's push at
+    # Worker 0 takes 1 s a step, worker 1 2.5 s. Version 1 is made of worker 0's push at
     # 2 s. Worker 1 is in its first step, which ends at 2.5 s. Worker 0 has gone on just
     # then: its next boundary is at 3 s.
     rows = [{"step_s": 1.0}, {"step_s": 2.5}]
     order = run(asynchronous(), rows, steps=2, max_versions=2)
-    assert story(order) == [
+    assert lines_of(order) == [
         "0 0 begin",
         "0 1 begin",
         "0 0 adopt 0",
@@ -45,7 +45,7 @@ def test_a_version_that_arrives_at_a_boundary_is_merged_there():
     # Version 1 (2 s) takes 1 s to worker 1, whose boundaries are at 1 + 0.5 n.
     rows = [{"step_s": 1.0}, {"step_s": 0.5, "download_s": 1.0}]
     order = run(asynchronous(), rows, steps=[2, 9], max_time_s=3.5)
-    assert story(order, o.ADOPT, o.TRAIN, o.MERGE, worker=1) == [
+    assert lines_of(order, o.ADOPT, o.TRAIN, o.MERGE, worker=1) == [
         "1 1 adopt 0",
         "3 1 train 4",
         "3 1 merge 1",
@@ -57,7 +57,7 @@ def test_a_version_at_hand_at_the_end_of_a_cycle_is_merged_and_then_pushed():
     # ends at 3 s: its update has base 1, and is of staleness 0 in version 2.
     rows = [{"step_s": 1.0, "leave_s": 2.5}, {"step_s": 1.5, "download_s": 0.2}]
     order = run(asynchronous(), rows, steps=2, max_versions=2)
-    assert story(order, o.TRAIN, *VERSIONS, o.PUSH, o.AGGREGATE, worker=1) == [
+    assert lines_of(order, o.TRAIN, *VERSIONS, o.PUSH, o.AGGREGATE, worker=1) == [
         "0.2 1 adopt 0",
         "3.2 1 train 2",
         "3.2 1 merge 1",
@@ -116,14 +116,14 @@ def test_a_push_may_depend_on_what_the_merge_before_it_has_made():
     rows = [{"step_s": 1.0}, {"step_s": 1.5, "download_s": 0.2}]
     timing = asynchronous(push_min_accuracy=0.5)
     order = run(timing, rows, steps=2, max_time_s=3.5, signal_of=signal)
-    assert story(order, o.PUSH) == ["2 0 push 0", "3.2 1 push 1"]
+    assert lines_of(order, o.PUSH) == ["2 0 push 0", "3.2 1 push 1"]
 
 
 def test_a_stretch_has_one_step_at_least():
     # Versions come every 0.35 s, faster than worker 1 does a step.
     rows = [{"step_s": 0.35}, {"step_s": 1.0}]
     order = run(asynchronous(), rows, steps=[1, 3], max_time_s=3.5)
-    assert story(order, o.TRAIN, *VERSIONS, worker=1) == [
+    assert lines_of(order, o.TRAIN, *VERSIONS, worker=1) == [
         "0 1 adopt 0",
         "1 1 train 1",
         "1 1 merge 2",
@@ -141,7 +141,7 @@ def test_fedavg_rounds_take_as_long_as_the_slowest_worker_and_its_link():
         {"step_s": 2.0, "upload_s": 0.25, "download_s": 0.5},
     ]
     order = run(synchronous(min_workers=2), rows, steps=2, max_versions=2)
-    assert story(order) == [
+    assert lines_of(order) == [
         "0 0 begin",
         "0 1 begin",
         "0.25 0 adopt 0",
@@ -175,7 +175,7 @@ def test_a_deadline_ends_a_round_and_what_comes_late_is_stale():
     order = run(
         synchronous(min_workers=2, deadline_s=3.0), rows, steps=2, max_versions=2
     )
-    assert story(order, *FATES, *VERSIONS)[2:] == [
+    assert lines_of(order, *OUTCOMES, *VERSIONS)[2:] == [
         "2.25 0 push 0",
         "3 -1 aggregate 1",
         "3.25 0 adopt 1",
@@ -192,7 +192,7 @@ def test_a_deadline_without_rounds_counts_from_the_oldest_pending_update():
     rows = [{"step_s": 2.0, "upload_s": 0.5}, {"step_s": 8.0}]
     timing = adopting(min_workers=2, min_updates=2, deadline_s=1.0)
     order = run(timing, rows, steps=1, max_versions=1)
-    assert story(order, *FATES) == ["2 0 push 0", "3.5 -1 aggregate 1"]
+    assert lines_of(order, *OUTCOMES) == ["2 0 push 0", "3.5 -1 aggregate 1"]
 
 
 def test_a_deadline_that_passes_while_a_version_is_made_is_forgotten():
@@ -206,14 +206,14 @@ def test_a_deadline_that_passes_while_a_version_is_made_is_forgotten():
     ]
     timing = adopting(min_workers=4, min_updates=2, deadline_s=6.0)
     order = run(timing, rows, steps=1, max_versions=2, aggregate_s=3.0)
-    assert story(order, o.AGGREGATE) == ["9 -1 aggregate 1", "15.5 -1 aggregate 2"]
+    assert lines_of(order, o.AGGREGATE) == ["9 -1 aggregate 1", "15.5 -1 aggregate 2"]
 
 
 def test_a_newer_update_of_the_same_worker_supersedes_the_pending_one():
     # Worker 0 pushes at 1 and 2 s, worker 1 at 2.5; in order of arrival.
     rows = [{"step_s": 1.0}, {"step_s": 2.5}]
     order = run(asynchronous(min_updates=2), rows, steps=1, max_versions=1)
-    assert story(order, *FATES) == [
+    assert lines_of(order, *OUTCOMES) == [
         "1 0 push 0",
         "2 0 push 1",
         "2 0 supersede 0",
@@ -231,7 +231,7 @@ def test_a_version_is_there_when_the_server_has_computed_for_a_while():
     # and makes version 2 until 4 s.
     rows = [{"step_s": 1.0}]
     order = run(adopting(), rows, steps=1, max_versions=2, aggregate_s=1.5)
-    assert story(order, o.AGGREGATE, *VERSIONS) == [
+    assert lines_of(order, o.AGGREGATE, *VERSIONS) == [
         "0 0 adopt 0",
         "1 0 adopt 0",
         "2 0 adopt 0",
@@ -245,7 +245,7 @@ def test_a_version_is_there_when_the_server_has_computed_for_a_while():
 def test_time_counts_from_when_enough_workers_have_joined():
     rows = [{"step_s": 1.0}, {"step_s": 1.0, "join_s": 2.0}]
     order = run(adopting(min_workers=2), rows, steps=1, max_time_s=1.5)
-    assert story(order, o.BEGIN, o.ADOPT, o.TRAIN) == [
+    assert lines_of(order, o.BEGIN, o.ADOPT, o.TRAIN) == [
         "0 0 begin",
         "2 1 begin",
         "2 0 adopt 0",
@@ -285,8 +285,8 @@ def test_a_run_whose_min_workers_never_come_says_so(late, most):
     # Worker 0 leaves after 1 s; two at a time are not enough.
     rows = [{"step_s": 1.0, "leave_s": 1.0}, {"step_s": 1.0, **late}]
     order = run(adopting(min_workers=3), rows, steps=1, max_versions=3)
-    assert order.reason.startswith("it never began: min_workers = 3, and of 2 workers ")
-    assert f"no more than {most} were there at a time" in order.reason
+    never = f"it never began: min_workers = 3, and at most {most} of 2 workers "
+    assert order.reason.startswith(never)
     assert len(order.version) == 1
     assert order.start_s == order.end_s <= 1e9
 
@@ -301,10 +301,10 @@ def test_a_run_ends_where_its_clock_would_blur(limits):
 def test_a_link_that_would_never_bring_an_update_is_refused():
     """A push a second, and each is on its way for 20,000 s."""
     rows = [{"step_s": 1.0}, {"step_s": 1.0, "upload_s": 2e4}]
-    words = r"worker 1 would have 2e\+04 updates under way.*allowed: 10,000"
+    words = r"worker 1 would have 2e\+04 updates in flight.*allowed: 10,000"
     with pytest.raises(ValueError, match=words):
         run(adopting(), rows, steps=1, max_versions=3)
-    # Who waits for the next version has one.
+    # A worker that waits for the next version has one.
     order = run(synchronous(min_workers=2), rows, steps=1, max_versions=1)
     assert order.end_s == 20001.0
 
@@ -336,17 +336,17 @@ def test_a_push_is_held_back_until_the_metric_is_reached():
         max_time_s=9.0,
         signal_of=steps_by_ten,
     )
-    assert story(order, o.PUSH) == ["6 0 push 0", "8 0 push 1"]
+    assert lines_of(order, o.PUSH) == ["6 0 push 0", "8 0 push 1"]
 
 
 def test_a_push_is_held_back_for_so_many_epochs_at_most():
     timing = asynchronous(push_min_accuracy=0.5, push_after_epochs=2)
     rows = [{"step_s": 1.0}]
     order = run(timing, rows, steps=2, max_time_s=5.0, signal_of=steps_by_ten)
-    assert story(order, o.PUSH) == ["4 0 push 0"]
+    assert lines_of(order, o.PUSH) == ["4 0 push 0"]
 
 
-def test_a_metric_needs_somebody_who_knows_it():
+def test_a_metric_needs_signal_of():
     with pytest.raises(ValueError, match="give signal_of"):
         run(asynchronous(push_min_accuracy=0.5), [{}], steps=2, max_time_s=5.0)
 

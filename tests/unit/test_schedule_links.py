@@ -1,9 +1,9 @@
-"""How versions and updates travel, in small schedules worked out by hand."""
+"""Transfers of versions and updates, in small schedules worked out by hand."""
 
 from dataclasses import replace
 
 from asyn2f.sim import order as o
-from tests.support.schedules import MEGABYTE, run, story
+from tests.support.schedules import MEGABYTE, lines_of, run
 from tests.unit.test_programs import adopting, asynchronous, synchronous
 
 VERSIONS = o.ADOPT, o.MERGE
@@ -18,7 +18,7 @@ def seen_by_worker_1(steps=1, max_time_s=4.1, timing=None, **row):
     timing = timing or asynchronous(min_workers=2)
     rows, limits = [MAKER, WATCHER | row], {"max_time_s": max_time_s}
     order = run(timing, rows, steps=[1, steps], num_bytes=MEGABYTE, **limits)
-    return story(order, *VERSIONS, worker=1)
+    return lines_of(order, *VERSIONS, worker=1)
 
 
 def test_a_link_carries_one_version_at_a_time_and_the_newest_first():
@@ -48,7 +48,8 @@ def test_versions_that_came_and_went_during_a_cycle_are_never_used():
     # 8 steps: it pushes and adopts at 2 s (version 4: 1.8 s) and 4 s (version 8: 3.6).
     found = seen_by_worker_1(steps=8, timing=adopting(min_workers=2))
     assert found == ["0 1 adopt 0", "2 1 adopt 4", "4 1 adopt 8"]
-    # A slow link carries 0, 2, 4 and 6 until 4 s, but nobody looks before 5 s.
+    # A slow link carries 0, 2, 4 and 6 until 4 s, but its worker does not look before 5
+    # s.
     found = seen_by_worker_1(
         steps=16, timing=adopting(min_workers=2), download_mbps=8.0, max_time_s=5.1
     )
@@ -60,7 +61,7 @@ def test_who_waits_has_the_next_version_after_one_transfer():
     rows = [{"step_s": 1.0, "download_mbps": 8.0}]
     for timing in (synchronous(), replace(asynchronous(), after_push="wait")):
         order = run(timing, rows, steps=2, max_versions=2, num_bytes=MEGABYTE)
-        assert story(order, *VERSIONS, o.AGGREGATE) == [
+        assert lines_of(order, *VERSIONS, o.AGGREGATE) == [
             "1 0 adopt 0",
             "3 -1 aggregate 1",
             "4 0 adopt 1",

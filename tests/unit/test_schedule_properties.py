@@ -1,4 +1,4 @@
-"""What holds of every schedule, whoever takes part and whatever happens."""
+"""Properties of random schedules."""
 
 import math
 from itertools import pairwise, zip_longest
@@ -34,7 +34,7 @@ fifty = hypothesis.settings(max_examples=50)
 
 
 def check_order(case: Case, order: Order) -> None:
-    """All that is said below, of one schedule."""
+    """All properties below, of one schedule."""
     check_events(case, order)
     for worker in range(case.profiles.workers):
         check_worker(case, order, worker)

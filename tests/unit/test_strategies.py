@@ -1,4 +1,4 @@
-"""One contract over all strategies, and each one's numbers worked by hand."""
+"""One contract over all strategies, and their numbers worked by hand."""
 
 import functools
 

@@ -7,9 +7,9 @@ import shutil
 import typing
 
 import pytest
-from asyn2f.api.verification import artifacts_of
 
 from asyn2f import rundir, trace
+from asyn2f.api.verification import artifacts_of
 from asyn2f.cli.claim import claimed
 from asyn2f.errors import RunDirError, StoreError, TraceFormatError
 from asyn2f.report.metrics import MetricsWriter

@@ -1,4 +1,4 @@
-"""What the links of a schedule carried: counted, and against a count by another way."""
+"""Versions carried by the links of a schedule, counted in two ways."""
 
 import math
 from random import Random
@@ -42,7 +42,7 @@ def total(traffic):
     return int(traffic.versions.sum())
 
 
-# ------------------------------------------------------------- who merges
+# ------------------------------------------------------------- merging
 
 
 def test_a_slow_link_carries_what_it_can():
@@ -108,7 +108,7 @@ def test_the_count_is_that_of_a_link_worked_out_version_by_version():
     assert compared > 40
 
 
-# ------------------------------------------------------------- who fetches
+# ------------------------------------------------------------- fetching
 
 
 def test_no_version_is_under_way_before_it_is_published():
@@ -134,7 +134,7 @@ def test_who_downloads_once_a_cycle_pays_for_what_it_takes_in(timing):
 
 
 def test_a_version_that_a_worker_holds_is_not_sent_again():
-    """Nobody else makes versions: worker 0 adopts version 0 after every push."""
+    """There are no other versions: worker 0 adopts version 0 after every push."""
     timing = adopting(min_updates=100, pending="all")
     order, traffic = traffic_of(timing, [{"step_s": 1.0}] * 2, max_time_s=9.5)
     assert len(events_in(order, o.ADOPT)) > 10

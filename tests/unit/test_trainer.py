@@ -12,9 +12,15 @@ from asyn2f.tasks.classification import make_classification_task
 from asyn2f.tasks.data import Dataset
 from asyn2f.tasks.models import CNN, MLP
 from asyn2f.timing import Stop
-from asyn2f.training.batches import steps_per_epoch
+from asyn2f.training.batches import (
+    shard_of,
+    steps_per_epoch,
+)
 from asyn2f.training.experiment import initial_server_state, make_experiment
-from asyn2f.training.trainer import Training, annealed, shard_of
+from asyn2f.training.settings import (
+    Training,
+    annealed,
+)
 from tests.support.compilation import nothing_compiles
 
 
@@ -282,7 +288,7 @@ def test_an_unknown_schedule_is_refused_with_the_list():
 
 
 def test_there_is_no_shard_for_a_worker_too_many():
-    with pytest.raises(ValueError, match="workers 0 to 1"):
+    with pytest.raises(ValueError, match="allowed 0 to 1"):
         shard_of(experiment().task, 2)
 
 

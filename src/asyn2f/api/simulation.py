@@ -10,11 +10,11 @@ from asyn2f.config import build, schema
 from asyn2f.config.default import default_config
 from asyn2f.config.schema import RuntimeSettings, section
 from asyn2f.sim import order as o
-from asyn2f.sim.execute import execution_of
+from asyn2f.sim.execute import debugging, execution_of
 from asyn2f.sim.order import Order, ended_by_divergence
 from asyn2f.sim.profiles import Profiles
 from asyn2f.sim.schedule import schedule
-from asyn2f.sim.serial import Follower
+from asyn2f.sim.serial import Follower, stage
 from asyn2f.sim.settings import SimSettings
 from asyn2f.strategies import BUILDERS
 from asyn2f.training.batches import Score, make_evaluate
@@ -51,6 +51,9 @@ def simulate(
       ConfigError: an invalid config, or one without an end; or `experiment` has other
         settings.
       PlanError, TooLargeError: the executor cannot execute the run.
+      ExecutionError: a function of the task or the strategy has failed; names stage,
+        strategy, version and worker. `config.sim.executor = "debug"` executes without
+        `jax.jit`, so that prints and breakpoints in it see values.
 
     >>> from asyn2f import default_config
     >>> run = simulate(default_config(stop__max_versions=3))
@@ -82,22 +85,25 @@ def executed(
     settings = section(config, SimSettings)
     evaluate = make_evaluate(experiment.task)
 
-    def score_of(state: ServerState) -> Score:
-        return evaluate(published(experiment, state.model).params)
-
-    scores = {0: score_of(initial_server_state(experiment))}
+    def score_of(node: int, state: ServerState) -> Score:
+        with stage(experiment, "evaluate", int(order.version[node])):
+            return evaluate(published(experiment, state.model).params)
 
     def watch(node: int, time_s: float, state: ServerState) -> bool:
-        scores[node] = score_of(state)
+        scores[node] = score_of(node, state)
         return 0.0 < target <= scores[node].accuracy
 
+    with debugging(settings.executor):
+        with stage(experiment, "init", 0):
+            initial = initial_server_state(experiment)
+        scores = {0: score_of(0, initial)}
     watched = watched_of(order, settings.evaluate_every)
     execution = execution_of(
         experiment, order, settings.executor, settings.lanes, watched
     )
     result = execution.run(watch)
-    order = ended_by_divergence(order, result.numbers) or order
-    return Simulation(config, experiment, order, result, scores, execution.means)
+    ended = ended_by_divergence(order, result.numbers) or order
+    return Simulation(config, experiment, ended, result, scores, execution.means)
 
 
 def order_of_config(config: build.Config, experiment: Experiment) -> Order:
@@ -107,21 +113,23 @@ def order_of_config(config: build.Config, experiment: Experiment) -> Order:
       ConfigError: nothing but a target accuracy ends it, or its profiles are wrong.
     """
     timing, profiles = experiment.strategy.timing, build.build_profiles(config)
-    follower = Follower(experiment) if timing.depends_on_values else None
+    settings, runtime = section(config, SimSettings), section(config, RuntimeSettings)
     try:
-        return schedule(
-            timing,
-            profiles,
-            experiment.stop,
-            experiment.seed,
-            steps_per_epoch=epochs_of(experiment),
-            num_bytes=experiment.publication.template.num_bytes,
-            update_bytes=experiment.update_template.num_bytes,
-            aggregate_s=section(config, SimSettings).aggregate_s,
-            heartbeat_timeout_s=section(config, RuntimeSettings).heartbeat_timeout_s,
-            signal_of=follower.signal if follower else None,
-            accepts=follower.accepts if follower else None,
-        )
+        with debugging(settings.executor):
+            follower = Follower(experiment) if timing.depends_on_values else None
+            return schedule(
+                timing,
+                profiles,
+                experiment.stop,
+                experiment.seed,
+                steps_per_epoch=epochs_of(experiment),
+                num_bytes=experiment.publication.template.num_bytes,
+                update_bytes=experiment.update_template.num_bytes,
+                aggregate_s=settings.aggregate_s,
+                heartbeat_timeout_s=runtime.heartbeat_timeout_s,
+                signal_of=follower.signal if follower else None,
+                accepts=follower.accepts if follower else None,
+            )
     except ValueError as error:
         raise errors.ConfigError(f"config.{error}") from None
 

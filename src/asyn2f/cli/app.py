@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -18,7 +19,7 @@ from asyn2f.cli.main import COMMANDS, Exit
 from asyn2f.cli.process import open_output
 from asyn2f.config import build, config_file, reference, schema
 from asyn2f.config.default import load_config
-from asyn2f.errors import Asyn2fError
+from asyn2f.errors import Asyn2fError, ExecutionError
 from asyn2f.transport.addresses import check_safe, is_exposed
 
 USAGE_ERROR = 2
@@ -108,6 +109,10 @@ def run(name: str, program: Callable[[], int], last: Exit) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             last.code = program() or 0
+        except ExecutionError as error:  # in the code of a task or a strategy
+            traceback.print_exception(error.__cause__)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            last.code = 1
         except Asyn2fError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             last.code = USAGE_ERROR

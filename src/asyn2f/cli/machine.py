@@ -21,9 +21,6 @@ from asyn2f.tasks.cache import (
 )
 from asyn2f.training import agreement
 
-# Which executor was measured to be the fastest here, by experiment.
-TRIALS = cache_folder() / "trials.json"
-
 # By XLA's names, each with the flags of /proc/cpuinfo that it adds. Under another set,
 # sums and products are rounded differently.
 _INSTRUCTION_SETS = {

@@ -14,7 +14,7 @@ import shlex
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from asyn2f.cli import app, claim, machine
 from asyn2f.config import build, identity
 from asyn2f.config.default import load_config
 from asyn2f.serialization import params_sha256
-from asyn2f.sim.execute import Execution, execution_of
+from asyn2f.sim.execute import Execution, Executor, execution_of
 from asyn2f.sim.from_trace import recording_of
 from asyn2f.sim.order import Result, ended_by_divergence
 from asyn2f.sim.serial import Watch
@@ -40,7 +40,7 @@ from asyn2f.types import ServerState
 _EXECUTOR = flags.DEFINE_enum(
     "executor",
     None,
-    ["auto", "serial", "vectorised", "sharded"],
+    list(get_args(Executor)),
     "How to execute. Unless given: as a simulated run was, or else serial, which alone "
     "reproduces a run of processes bit for bit.",
 )
@@ -111,9 +111,7 @@ def _replay(
     else:
         claim.check_same_data(folder, experiment.task)
         watched = replaying.nodes_present(order, folder)
-    execution = execution_of(
-        experiment, order, executor, lanes, watched, machine.TRIALS
-    )
+    execution = execution_of(experiment, order, executor, lanes, watched)
     print(f"executor: {execution.why}", flush=True)
     if changed:
         return _print_accuracies(execution, events)

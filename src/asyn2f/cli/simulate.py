@@ -27,9 +27,17 @@ from asyn2f.config import build, identity, schema
 from asyn2f.config.default import load_config
 from asyn2f.config.schema import section
 from asyn2f.sim import order as o
-from asyn2f.sim.checkpoint import Progress, read_progress, write_progress
-from asyn2f.sim.execute import Execution, execution_of
+from asyn2f.sim.execute import (
+    Execution,
+    execution_of,
+    read_progress,
+    write_progress,
+)
+from asyn2f.sim.machine import (
+    Progress,
+)
 from asyn2f.sim.order import Order, ended_by_divergence
+from asyn2f.sim.serial import stage
 from asyn2f.sim.settings import SimSettings
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.timing import Stop, deadline_warning
@@ -90,7 +98,6 @@ def _execute(
         settings.executor,
         settings.lanes,
         watched_of(order, settings.evaluate_every),
-        machine.TRIALS,
     )
     print(f"executor: {execution.why}", flush=True)
     watcher = Watcher(experiment, folder, order.start_s)
@@ -208,9 +215,9 @@ class Watcher:
         self._shown_s = time.monotonic()
 
     def __call__(self, node: int, time_s: float, state: ServerState) -> bool:
-        score = self.scores[node] = self._evaluate(
-            published(self._experiment, state.model).params
-        )
+        with stage(self._experiment, "evaluate", node):
+            params = published(self._experiment, state.model).params
+            score = self.scores[node] = self._evaluate(params)
         best, _ = self._store.best()
         if best is None or score.accuracy > best:
             self._keep(node, state)

@@ -191,7 +191,6 @@ def run_trial(job: Job) -> Trial:
         settings.executor,
         settings.lanes,
         set(nodes.tolist()) - {0},
-        machine.TRIALS,
     )
     evaluate = make_evaluate(_part_of(experiment.task, job.half))
     first = initial_server_state(experiment)

@@ -20,7 +20,9 @@ from asyn2f.settings import Setting, setting
 from asyn2f.sim.settings import SimSettings
 from asyn2f.strategies import BUILDERS
 from asyn2f.timing import Stop, Timing
-from asyn2f.training.trainer import Training
+from asyn2f.training.settings import (
+    Training,
+)
 
 Config = Mapping[str, Any]
 """A config as plain nested dicts, whole: every key of `asyn2f.config.default`."""

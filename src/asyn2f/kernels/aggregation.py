@@ -1,4 +1,4 @@
-"""Local to global: how much each update counts, and the weighted sum of their models.
+"""Local to global: coefficients of updates, and the weighted sum of their models.
 
 The server's side of Asyn2F (Cao et al., arXiv 2403.01417, and its appendix).
 """
@@ -27,7 +27,7 @@ def coefficients(
     max_share: float = 1.0,
     epsilon: float = EPSILON,
 ) -> jax.Array:
-    """Normalised share of each update in the next global model.
+    """The normalised coefficient of each update in the next global model.
 
         a_k = Q_k s_k / ((L_k + epsilon) (1 + tau_k)),    alpha_k = a_k / sum_j a_j
 
@@ -35,16 +35,16 @@ def coefficients(
     appendix, global aggregation; `1 + tau` is the reference implementation's "next
     version - version used"). The old global model has no share.
 
-    `max_share` below 1 departs from the paper: no update may own more than that, and
-    what is cut off goes to the others in proportion, because a_k grows without bound as
-    L_k goes to 0. A cap that cannot be met by m updates (below 1/m) acts as 1/m.
+    `max_share` below 1 departs from the paper, as a_k grows without bound when L_k goes
+    to 0: coefficients are capped, and the excess goes to the others in proportion. A
+    cap that m updates cannot meet (below 1/m) acts as 1/m.
 
     Args:
       num_examples: f32 [K], > 0.
       loss: f32 [K], >= 0.
       quality: f32 [K], in (0, 1].
       staleness: i32 or f32 [K], >= 0.
-      mask: bool [K]; rows that are False get 0, whatever they hold.
+      mask: bool [K]; rows that are False get 0, whatever their values.
       max_share: largest coefficient allowed, in (0, 1].
       epsilon: added to every loss.
 
@@ -162,8 +162,8 @@ def coordinate_median(params: Params, mask: jax.Array) -> Params:
     """The median over the real rows, element by element; of an even number of them the
     mean of the two in the middle.
 
-    What fewer than half of the rows say, however far off, moves no element out of what
-    the others say (Yin et al., arXiv 1803.01498). Not in the Asyn2F paper.
+    Fewer than half of the rows, however far off, move no element out of the range of
+    the others (Yin et al., arXiv 1803.01498). Not in the Asyn2F paper.
 
     Args:
       params: pytree with leaves [K, ...].
@@ -182,7 +182,7 @@ def coordinate_median(params: Params, mask: jax.Array) -> Params:
     def middle(leaf):
         rows = _ascending(leaf, mask)
         lower, upper = _of_rank(rows, (count - 1) // 2), _of_rank(rows, count // 2)
-        # Halved before they are added: their sum may be more than float32 holds.
+        # Halved before they are added: their sum could overflow.
         value = jnp.where(count % 2 == 1, lower, lower / 2 + upper / 2)
         return cast(value, leaf.dtype)
 
@@ -193,9 +193,8 @@ def coordinate_median(params: Params, mask: jax.Array) -> Params:
 def trimmed_mean(params: Params, mask: jax.Array, trim: float) -> Params:
     """The mean over the real rows without the largest and smallest, element by element.
 
-    Of m rows `ceil(trim * m)` are left out at either end, so that no fraction up to
-    `trim` is believed alone, but never so many that none remains. (Yin et al. leave out
-    `trim * m`.) Not in the Asyn2F paper.
+    Of m rows `ceil(trim * m)` are left out at either end, but at most so that one or
+    two remain. (Yin et al. leave out `trim * m`.) Not in the Asyn2F paper.
 
     Args:
       params: pytree with leaves [K, ...].
@@ -215,7 +214,7 @@ def trimmed_mean(params: Params, mask: jax.Array, trim: float) -> Params:
     if not 0.0 <= trim < 0.5:
         raise ValueError(f"trim: found {trim}, allowed [0, 0.5)")
     count = jnp.maximum(jnp.sum(mask), 1)
-    # Less a little: 0.2 * 5 may come out above 1.
+    # Rounding may put 0.2 * 5 above 1.
     wanted = jnp.ceil(trim * count.astype(jnp.float32) - 1e-4).astype(count.dtype)
     cut = jnp.minimum(wanted, (count - 1) // 2)
     left = (count - 2 * cut).astype(jnp.float32)
@@ -225,9 +224,9 @@ def trimmed_mean(params: Params, mask: jax.Array, trim: float) -> Params:
         value = jnp.zeros(leaf.shape[1:], jnp.float32)
         for place, row in enumerate(rows):
             kept = (place >= cut) & (place < count - cut)
-            # Divided first: a sum of what float32 holds may be more than it holds.
+            # Divided first: a sum of large values could overflow.
             value = value + jnp.where(kept, row / left, 0.0)
-        # Rounding must not lead out of what was averaged.
+        # Rounding must not lead out of the averaged range.
         lowest, highest = _of_rank(rows, cut), _of_rank(rows, count - cut - 1)
         return cast(jnp.clip(value, lowest, highest), leaf.dtype)
 
@@ -237,9 +236,9 @@ def trimmed_mean(params: Params, mask: jax.Array, trim: float) -> Params:
 def _ascending(leaf: jax.Array, mask: jax.Array) -> list[jax.Array]:
     """The rows in ascending order, element by element, the real ones first; f32.
 
-    Few rows are sorted by exchanging neighbours (odd-even transposition): XLA fuses
-    minima and maxima, and sorts along a short axis a hundred times slower. It takes
-    numbers below the smallest normal one for 0, as in sums.
+    Few rows are sorted by odd-even transposition: XLA fuses minima and maxima, and its
+    sort along a short axis is a hundred times slower. Subnormal numbers count as 0, as
+    in sums.
     """
     count = leaf.shape[0]
     rows = [
@@ -255,7 +254,7 @@ def _ascending(leaf: jax.Array, mask: jax.Array) -> list[jax.Array]:
 
 
 def _of_rank(rows: list[jax.Array], rank: jax.Array) -> jax.Array:
-    """The row of that number, which is known only when the program runs."""
+    """The row of a traced number."""
     found = rows[0]
     for k, row in enumerate(rows[1:], start=1):
         found = jnp.where(rank == k, row, found)
@@ -263,7 +262,7 @@ def _of_rank(rows: list[jax.Array], rank: jax.Array) -> jax.Array:
 
 
 def cast(value: jax.Array, dtype) -> jax.Array:
-    """The value as another dtype; rounded, if that holds whole numbers."""
+    """The value in another dtype; rounded for integers."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         value = jnp.round(value)
     return value.astype(dtype)

@@ -1,8 +1,7 @@
-"""Differences of models: what methods exchange that add up what workers have changed.
+"""Differences of models, for methods that sum the changes of workers.
 
-Statistics (every collection but `"params"`) are no sum of changes: a running variance
-that differences are added to can become negative. They travel as they are, and are
-averaged.
+Statistics (every collection but `"params"`) are sent unchanged and averaged: a running
+variance to which differences are added can become negative.
 """
 
 import jax
@@ -13,22 +12,21 @@ from asyn2f.types import Params
 
 
 def trained(params: Params) -> Params:
-    """The collection that is trained; the whole of what is no Flax dictionary."""
+    """The trained collection of a Flax dictionary; other pytrees as a whole."""
     is_flax = isinstance(params, dict) and "params" in params
     return params["params"] if is_flax else params
 
 
 def with_trained(params: Params, values: Params) -> Params:
-    """`params` with other values for what is trained."""
+    """`params` with other values of the trained parameters."""
     is_flax = isinstance(params, dict) and "params" in params
     return {**params, "params": values} if is_flax else values
 
 
 def difference(params: Params, start: Params) -> Params:
-    """`params - start` of what is trained; statistics as they are in `params`.
+    """`params - start` of the trained parameters; statistics as in `params`.
 
-    The push of FedBuff and its kin. Differences are taken in float32 and kept in each
-    leaf's dtype.
+    The push of FedBuff and similar methods. In float32, kept in each leaf's dtype.
 
     >>> w, s = jnp.array([3.0]), jnp.array([2.0])
     >>> print(difference({"params": w, "batch_stats": s}, {"params": s}))
@@ -44,8 +42,8 @@ def difference(params: Params, start: Params) -> Params:
 
 
 def moved(params: Params, change: Params, rate: jax.Array | float) -> Params:
-    """`params + rate * change` of what is trained, statistics as they are in `change`;
-    in float32, kept in each leaf's dtype (integers rounded)."""
+    """`params + rate * change` of the trained parameters, statistics as in `change`; in
+    float32, kept in each leaf's dtype (integers rounded)."""
 
     def add(before, step):
         after = before.astype(jnp.float32) + rate * step.astype(jnp.float32)
@@ -59,12 +57,12 @@ def mean_change(pushed: Params, weights: jax.Array, mask: jax.Array) -> Params:
     mean, whatever the weights.
 
     Args:
-      pushed: what `difference` made, stacked to leaves [K, ...].
-      weights: f32 [K]; of rows that are not real, anything.
+      pushed: of `difference`, stacked to leaves [K, ...].
+      weights: f32 [K]; of padding rows, anything.
       mask: bool [K], True = real.
 
     Returns:
-      One such tree; what is trained in float32.
+      One such tree; the trained parameters in float32.
     """
     share = mask.astype(jnp.float32)
     share = share / jnp.maximum(jnp.sum(share), 1.0)

@@ -1,10 +1,9 @@
-"""Soft guards: bounds on what an update may say of itself that no formula sets.
+"""Guards against Byzantine updates: bounds on their losses, shares and distances.
 
-They depart from the paper, so they are off unless a config asks for them. `enforce`
-acts: a small loss is raised, a share is capped, a model too far away is rejected.
-`observe` changes no bit and writes down where it would have acted. Which losses are
-raised and which shares are capped follows from the updates alone, so whoever executes a
-run again computes the same; what was rejected is in its trace.
+They depart from the paper and are off by default. `enforce` raises small losses, caps
+shares and rejects distant models. `observe` is a dry run: it changes no bit and logs
+what `enforce` would have done. Raised losses and capped shares are functions of the
+updates, so a replay computes the same; rejections are in the trace.
 """
 
 import math
@@ -24,18 +23,18 @@ from asyn2f.types import Params
 GuardMode = Literal["off", "observe", "enforce"]
 Kind = Literal["rejected", "loss raised", "share held"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""What the guards do, the gravest first."""
+"""The actions of guards, the gravest first."""
 
 REMEMBERED = 64
-"""How many accepted distances the median is taken of."""
+"""The number of accepted distances in the median."""
 
-_ENOUGH = 5  # of them, before their median says anything
+_ENOUGH = 5  # distances for a median
 _ROUNDING = 1e-6  # of shares in float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guards:
-    """Guards against updates that lie: departures from the paper's formulas."""
+    """Guards against Byzantine updates: departures from the paper's formulas."""
 
     mode: GuardMode = setting(
         "off", "`observe` changes no bit and records what `enforce` would have done"
@@ -67,9 +66,7 @@ def clamp_losses(loss: jax.Array, mask: jax.Array, factor: float) -> jax.Array:
         L_k' = max(L_k, median(L) / factor)
 
     A loss near 0 would give its update any coefficient: a_k grows as 1 / L_k. A large
-    one is left as it is, since it costs its own update: taken for a smaller one, it
-    would give a share to whoever pushes in the wrong direction and truly says so. Not
-    in the Asyn2F paper.
+    loss is kept, as it lowers the coefficient of its own update. Not in the paper.
 
     Args:
       loss: f32 [K].
@@ -89,7 +86,7 @@ def clamp_losses(loss: jax.Array, mask: jax.Array, factor: float) -> jax.Array:
 
 
 def _least(ascending, count, factor):
-    """Of losses in ascending order, the first `count` of which are real."""
+    """The lower bound, of losses in ascending order with the real ones first."""
     lower, upper = ascending[(count - 1) // 2], ascending[count // 2]
     return (lower / 2 + upper / 2) / factor  # halved first: their sum could overflow
 
@@ -97,16 +94,15 @@ def _least(ascending, count, factor):
 def findings(
     guards: Guards, losses: Sequence[float], shares: Sequence[float]
 ) -> list[str]:
-    """What the guards did, or would have done, to each update of an aggregation.
+    """The actions of guards, done or only observed, on the updates of an aggregation.
 
     Args:
       guards: the settings.
-      losses: as the updates say, in the order of the updates.
-      shares: their coefficients, as they were used.
+      losses: as reported, in the order of the updates.
+      shares: their coefficients.
 
     Returns:
-      A line per update, "" where there is nothing to say; no line at all where there is
-      nothing to say of any, or the guards are off.
+      A line per update, "" for no action; [] if there is no action at all.
 
     >>> findings(Guards(mode="observe"), [0.5, 0.001, 0.4], [0.1, 0.7, 0.2])
     ['', 'loss 0.001 would be 0.2; share 0.7 would be 0.5', '']
@@ -115,12 +111,12 @@ def findings(
         return []
     is_done, count = guards.mode == "enforce", len(losses)
     would = "" if is_done else "would be "
-    said = np.asarray(losses, np.float32)
-    least_loss = _least(np.sort(said), count, np.float32(guards.min_loss_ratio))
+    reported = np.asarray(losses, np.float32)
+    least_loss = _least(np.sort(reported), count, np.float32(guards.min_loss_ratio))
     # A cap below 1 / m acts as 1 / m.
     cap = max(guards.max_share, 1.0 / count)
     lines = []
-    for loss, share in zip(said, shares, strict=True):
+    for loss, share in zip(reported, shares, strict=True):
         parts = []
         if loss < least_loss:
             parts.append(f"loss {loss:.3g} {would or 'taken as '}{least_loss:.3g}")
@@ -133,7 +129,7 @@ def findings(
 
 
 def kinds_of(line: str) -> tuple[Kind, ...]:
-    """What was, or would have been, done by a line of `trace.Aggregated.guards`.
+    """The actions that a line of `trace.Aggregated.guards` names.
 
     >>> kinds_of("loss 0 taken as 0.2; share held at 0.5")
     ('loss raised', 'share held')
@@ -150,7 +146,7 @@ def kinds_of(line: str) -> tuple[Kind, ...]:
 
 
 def too_far(far: float, limit: float) -> str:
-    """Why an update is rejected that is farther from the global model than allowed."""
+    """The reason of a rejection by distance from the global model."""
     return f"{far:.3g} from the global model, allowed {limit:.3g}"
 
 
@@ -165,14 +161,13 @@ def size_of(params: Params) -> jax.Array:
 
 
 def distance(pushed: Params, model: Params, *, is_difference: bool) -> jax.Array:
-    """f32 []: how far an update is from a global model; infinite where float32 cannot
-    hold it.
+    """f32 []: the distance of an update from a global model; inf where it overflows.
 
     Args:
-      pushed: what a worker sent.
-      model: the global one.
-      is_difference: whether `pushed` holds a difference in place of what is trained
-        (see `deltas`); its own norm is the distance then.
+      pushed: the update's params.
+      model: the global model's.
+      is_difference: whether `pushed` holds a difference of the trained parameters (see
+        `deltas`), whose own norm is the distance then.
     """
     return _distance(pushed, model) if not is_difference else _length(pushed, model)
 
@@ -194,18 +189,14 @@ def _apart(pushed: Params, model: Params) -> Params:
 
 
 def norm_limit(accepted: Sequence[float], size: float, factor: float) -> float:
-    """How far from the global model the next update may be.
+    """The largest allowed distance of the next update from the newest global model.
 
-    The distance is taken from the newest global model and not from the update's base:
-    that model is at hand, and which version an update says to be based on is its
-    worker's word. An honest one is as far as its worker has trained and the server
-    gone on since; so were those of the median.
-
-    Until a few have been accepted the global model's own norm stands for their median:
-    the first to come would set it otherwise. A model of zeros sets no limit.
+    Not from the update's base, which is its worker's claim. The first few updates are
+    compared with the global model's own norm instead of a median, which the first one
+    would set otherwise. A model of zeros sets no limit.
 
     Args:
-      accepted: distances of those accepted last.
+      accepted: distances of the updates accepted last.
       size: norm of the global model.
       factor: >= 1.
 

@@ -1,4 +1,4 @@
-"""Global to local: a fresh global model taken into one that is being trained.
+"""Global to local: a new global model merged into one that is being trained.
 
 The worker's side of Asyn2F (Cao et al., arXiv 2403.01417, and its appendix).
 """
@@ -26,7 +26,7 @@ def local_share(
     beta: jax.Array | float,
     convention: Convention = "appendix",
 ) -> jax.Array:
-    """The share alpha that the local model keeps where it is interpolated.
+    """The share alpha of the local model in the interpolation.
 
         D = Q_k s_k / (Q_k s_k + Q S)         data part
         R = L / (L_k + L)                     loss part: a poor local model keeps less
@@ -77,7 +77,7 @@ def _part(mine: jax.Array | float, other: jax.Array | float) -> jax.Array:
 def linear_merge(
     current: Params, global_params: Params, share: jax.Array | float
 ) -> Params:
-    """`(1 - share) G + share W` in every element, held between the two; in float32,
+    """`(1 - share) G + share W` in every element, clipped between the two; in float32,
     kept in each leaf's own dtype (integers rounded).
 
     Args:
@@ -114,15 +114,14 @@ def directional_merge(
         merged = G                            where d > 0
         merged = (1 - alpha) G + alpha W      elsewhere
 
-    Where the last local step moved towards the global value, the global value is taken
-    whole; elsewhere the two are interpolated (Asyn2F, appendix, local aggregation).
-    Every array takes part, batch-norm statistics included.
+    Where the last local step moved towards the global value, the global value is taken;
+    elsewhere the two are interpolated (Asyn2F, appendix, local aggregation). All arrays
+    are merged, batch-norm statistics included.
 
-    The interpolation is held between the two, against rounding, and where they are
-    equal nothing changes, so merging a model with itself returns the very same bits.
-    The sign of d is found by comparing, as a difference or product of tiny numbers
-    would lose it. Arithmetic is in float32, the result in each leaf's own dtype
-    (integers rounded).
+    The interpolation is clipped between the two, against rounding, so merging a model
+    with itself returns the same bits. The sign of d is found by comparisons, as
+    differences or products of tiny numbers would lose it. Arithmetic is in float32, the
+    result in each leaf's own dtype (integers rounded).
 
     Args:
       previous: parameters before the last local step (W_prev).

@@ -1,4 +1,4 @@
-"""How stale an update is, and what it counts for then."""
+"""The staleness of updates, and discounts of their weight by it."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -10,7 +10,7 @@ Discount = Literal["constant", "polynomial", "hinge", "one_plus_power"]
 
 
 def versions_behind(version: jax.Array, since: jax.Array) -> jax.Array:
-    """How many versions behind `version` an update is that knows `since`, >= 0.
+    """The staleness of updates with respect to `version`, >= 0.
 
     Args:
       version: i32 [], the server's before the aggregation.
@@ -24,12 +24,11 @@ def versions_behind(version: jax.Array, since: jax.Array) -> jax.Array:
 
 def discount(
     kind: Discount,
-    *,
     power: float = 0.5,
     hinge_slope: float = 10.0,
     hinge_after: float = 4.0,
 ) -> Callable[[jax.Array], jax.Array]:
-    """What an update of staleness tau counts for, against a fresh one.
+    """The weight of an update of staleness tau, relative to a fresh one.
 
         constant:    1
         polynomial:  (1 + tau)^-p
@@ -37,7 +36,7 @@ def discount(
         one_plus_power:  1 / (1 + (1 + tau)^p)
 
     The first three are those of Xie et al., arXiv 1903.03934, section 5.2, with p, q, b
-    for their a, a, b. The last is what NVFlare has in place of the second.
+    for their a, a, b. NVFlare has the last one instead of the second.
 
     Args:
       kind: which of them.

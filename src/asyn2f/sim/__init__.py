@@ -1,1 +1,1 @@
-"""Runs under a virtual clock, and executing the trace of any run."""
+"""Simulation under a virtual clock, and replay of the trace of any run."""

@@ -1,46 +1,35 @@
-"""Executing an order by the means that is fastest here, or that is named."""
+"""Executing an order: the choice of an executor, and one interface to all of them."""
 
 import contextlib
-import json
-import math
 import os
-import time
-from collections.abc import Collection
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from asyn2f.errors import PlanError, TooLargeError
-from asyn2f.sim import order as o
-from asyn2f.sim.checkpoint import Progress
-from asyn2f.sim.machine import Call, Machine
-from asyn2f.sim.order import (
-    Order,
-    Result,
-)
+from asyn2f.sim.lanes import Carry
+from asyn2f.sim.machine import Machine, Progress
+from asyn2f.sim.order import Numbers, Order, Result
 from asyn2f.sim.serial import Watch, execute_serially
 from asyn2f.sim.settings import Executor
-from asyn2f.sim.vectorised import (
-    Keep,
-    calls_of,
-    execute_in_lanes,
-    prepare,
-)
-from asyn2f.training.experiment import Experiment, initial_server_state
-from asyn2f.training.trainer import shard_of
+from asyn2f.sim.vectorised import Keep, execute_in_lanes, prepare
+from asyn2f.training.experiment import Experiment
 
-# An execution shorter than this is not worth compiling anything for.
-_WORTHWHILE_S = 5.0
-_TRIAL_S = 2.0  # of serial work, at most, in a trial of lanes
+# Measured, see `choose`. A step's cost is its dispatch, and its arithmetic in units of
+# that: one per so many parameters times examples.
+_ARITHMETIC = 1_000_000
+_WORTH_COMPILING = 20_000
 _LANES_ON_CPU, _LANES_ELSEWHERE = 16, 128
 
 
 class Means(NamedTuple):
     """What the last bits of an execution depend on."""
 
-    executor: str  # "serial" | "vectorised" | "sharded"
+    executor: str  # "serial" | "vectorised" | "sharded" | "debug"
     lanes: int
     devices: int
 
@@ -50,15 +39,16 @@ class Execution(NamedTuple):
 
     experiment: Experiment
     order: Order
-    machine: Machine | None  # None = serially
+    machine: Machine | None  # None: serially
     watched: frozenset[int]
-    why: str  # what was chosen, and for what reason
+    why: str  # the choice and its reason, for the log
+    debug: bool = False  # serially, without compiling
 
     @property
     def means(self) -> Means:
-        """By what means it is executed."""
+        """The means by which it is executed."""
         if self.machine is None:
-            return Means("serial", 1, 1)
+            return Means("debug" if self.debug else "serial", 1, 1)
         _, devices, lanes = self.machine.plan.row.shape
         return Means("sharded" if devices > 1 else "vectorised", lanes, devices)
 
@@ -68,12 +58,26 @@ class Execution(NamedTuple):
         begin: Progress | None = None,
         keep: Keep | None = None,
     ) -> Result:
-        """Executes it; `watch` is called with the nodes that are watched. In lanes it
-        may `begin` in the middle, and `keep` how far it is; serially it does neither.
+        """Executes the order.
+
+        Args:
+          watch: called with each of the watched nodes.
+          begin: where to resume; ignored by the serial executor.
+          keep: called now and then with a function that returns the progress so far;
+            never by the serial executor.
+
+        Raises:
+          ExecutionError: a function of the task or the strategy has failed; serially.
         """
-        if self.machine is None:
+        if self.machine is not None:
+            return execute_in_lanes(self.machine, self.order, watch, begin, keep)
+        with debugging(self.means.executor):
             return execute_serially(self.experiment, self.order, self.watched, watch)
-        return execute_in_lanes(self.machine, self.order, watch, begin, keep)
+
+
+def debugging(executor: str) -> contextlib.AbstractContextManager[None]:
+    """A context in which nothing is compiled, if the executor is `debug`."""
+    return jax.disable_jit() if executor == "debug" else contextlib.nullcontext()
 
 
 def execution_of(
@@ -82,122 +86,77 @@ def execution_of(
     executor: Executor = "auto",
     lanes: int = 0,
     watched: Collection[int] = (),
-    memory: Path | None = None,
 ) -> Execution:
-    """How to execute an order.
+    """Prepares the execution of an order.
 
     Args:
       experiment: what is computed.
       order: in which order.
-      executor: `serial`: one worker at a time, one dispatch a step; the oracle.
-        `vectorised`: lanes on one device. `sharded`: lanes on every device. `auto`:
-        what is measured to be fastest, by a trial of each.
-      lanes: of each device; 0 = 16 or a little less on a CPU, 128 elsewhere; under
-        `auto` one lane (no `vmap`) is tried as well.
-      watched: nodes that somebody wants to look at as soon as they are made.
-      memory: a file that remembers what trials have shown, so that the same experiment
-        is always executed by the same means here, and gives the same bits.
+      executor: `serial`: one worker at a time, one dispatch per step; the oracle.
+        `debug`: the same without `jax.jit`, so that prints and breakpoints in a task or
+        a strategy work and see values. `vectorised`: lanes on one device. `sharded`:
+        lanes on every device. `auto`: see `choose`; serially where lanes cannot execute
+        the order.
+      lanes: of each device; 0 = `default_lanes`.
+      watched: nodes that are looked at as soon as they are made.
 
     Raises:
-      PlanError, TooLargeError: what is named cannot execute this order.
+      PlanError, TooLargeError: `vectorised` or `sharded` cannot execute this order.
     """
     watched, everywhere = frozenset(watched), jax.device_count()
-
-    def serially(why: str) -> Execution:
-        return Execution(experiment, order, None, watched, f"serial{why}")
-
-    if executor == "serial":
-        return serially(", as asked for")
-    if executor != "auto":
-        devices = everywhere if executor == "sharded" else 1
-        count = lanes or default_lanes(experiment.workers, devices)
-        machine = prepare(experiment, order, count, devices, watched)
-        why = f"{executor}, as asked for: {_in_words(count, devices)}"
-        return Execution(experiment, order, machine, watched, why)
-    many = lanes or default_lanes(experiment.workers, everywhere)
-    trials = _recall(memory, experiment, many, everywhere)
-    remembered = "" if trials is None else ", as remembered"
-    trials = trials or {"serial": 1.0 / _serial_step_s(experiment, order)}
-    expected_s = order.num_steps / trials["serial"]
-    if expected_s < _WORTHWHILE_S:
-        _remember(memory, experiment, many, everywhere, trials)
-        return serially(f": about {expected_s:.1f} s{remembered}, less than compiling")
-    counts = {_in_words(count, everywhere): count for count in (1, many)}
-    machines: dict[str, Machine] = {}
-    for name, count in counts.items():
-        is_best = name == max(trials, key=lambda known: trials[known])
-        if name in trials and not is_best:
-            continue
-        try:
-            machines[name] = prepare(experiment, order, count, everywhere, watched)
-        except (PlanError, TooLargeError) as error:
-            if name == list(counts)[-1] and not machines:
-                return serially(f": {error}")
-            trials.pop(name, None)
-            continue
-        if name not in trials:
-            trials[name] = _rate(machines[name], _TRIAL_S * trials["serial"])
-    _remember(memory, experiment, many, everywhere, trials)
-    best = max(trials, key=lambda name: trials[name])
-    others = ", ".join(
-        f"{name} {rate:,.0f}" for name, rate in trials.items() if name != best
-    )
-    why = f": {trials[best]:,.0f} steps/s in a trial{remembered} ({others})"
-    if best not in machines:
-        return serially(why)
-    return Execution(experiment, order, machines[best], watched, best + why)
+    why = "as configured"
+    if executor == "auto":
+        executor, chosen, why = choose(experiment, order, everywhere)
+        lanes = lanes or chosen
+        if executor == "sharded":
+            try:
+                machine = prepare(experiment, order, lanes, everywhere, watched)
+                why = f"{_in_words(lanes, everywhere)}: {why}"
+                return Execution(experiment, order, machine, watched, why)
+            except (PlanError, TooLargeError) as error:
+                executor, why = "serial", str(error)
+    if executor in ("serial", "debug"):
+        is_debug = executor == "debug"
+        why = f"{executor}: {why}"
+        return Execution(experiment, order, None, watched, why, is_debug)
+    devices = everywhere if executor == "sharded" else 1
+    count = lanes or default_lanes(experiment.workers, devices)
+    machine = prepare(experiment, order, count, devices, watched)
+    why = f"{executor}: {_in_words(count, devices)}, {why}"
+    return Execution(experiment, order, machine, watched, why)
 
 
-# What reading a file can raise that is not there, or not what was written.
-_DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError)
+def choose(
+    experiment: Experiment, order: Order, devices: int
+) -> tuple[Executor, int, str]:
+    """The executor that is probably the fastest, by shapes and backend alone: the same
+    config gives the same bits on every machine of a kind.
 
-Trials = dict[str, float]
-"""Local steps per second, by means in words."""
+    A serial step costs its dispatch (0.2 to 0.3 ms) and its arithmetic, for which
+    parameters times examples of a batch stand: c = 1 + parameters * batch / 10^6.
 
+    * Serially, where steps * c < 20,000: compiling lanes takes as long, 5 s and more.
+    * In lanes on every device otherwise: `default_lanes` of them, or on a CPU one lane
+      without `vmap` where arithmetic is most of a step (c > 2), or where a device has
+      fewer than 8 workers.
 
-def _key(experiment: Experiment, lanes: int, devices: int) -> str:
-    device, training = jax.devices()[0].device_kind, experiment.training
-    model, task = experiment.template.fingerprint, experiment.task.name
-    strategy = experiment.strategy.name
-    return (
-        f"jax {jax.__version__}, {devices} x {device}, {task} {model}, {strategy}, "
-        f"{experiment.workers} workers, batch {training.batch_size}, {lanes} lanes"
-    )
+    Args:
+      experiment: its model, batch size and number of workers.
+      order: its number of steps.
+      devices: D.
 
-
-def _recall(
-    memory: Path | None, experiment: Experiment, lanes: int, devices: int
-) -> Trials | None:
-    """What earlier trials have shown, if there were any."""
-    if memory is None or not memory.exists():
-        return None
-    with contextlib.suppress(*_DAMAGED):
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        found = known[_key(experiment, lanes, devices)]
-        trials = {str(name): float(rate) for name, rate in found.items()}
-        if "serial" in trials and all(0 < rate < math.inf for rate in trials.values()):
-            return trials
-    return None
-
-
-def _remember(
-    memory: Path | None,
-    experiment: Experiment,
-    lanes: int,
-    devices: int,
-    trials: Trials,
-) -> None:
-    if memory is None:
-        return
-    known: dict[str, Trials] = {}
-    with contextlib.suppress(*_DAMAGED):
-        known = dict(json.loads(memory.read_text(encoding="utf-8")))
-    known[_key(experiment, lanes, devices)] = trials
-    with contextlib.suppress(OSError):  # then the next run tries again
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        beside = memory.with_name(f".{memory.name}.{os.getpid()}")
-        beside.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-        beside.replace(memory)
+    Returns:
+      `serial` or `sharded`, lanes of each device, and the reason in words.
+    """
+    steps, batch_size = order.num_steps, experiment.training.batch_size
+    cost = 1.0 + experiment.template.num_bytes / 4 * batch_size / _ARITHMETIC
+    if steps * cost < _WORTH_COMPILING:
+        return "serial", 1, f"{steps:,} local steps, too few to compile lanes for"
+    workers = experiment.workers
+    if jax.default_backend() == "cpu" and (cost > 2.0 or workers < 8 * devices):
+        return "sharded", 1, f"{steps:,} local steps of {workers} workers on a CPU"
+    why = f"{steps:,} local steps of {workers} workers"
+    return "sharded", default_lanes(workers, devices), why
 
 
 def default_lanes(workers: int, devices: int) -> int:
@@ -218,37 +177,58 @@ def _in_words(lanes: int, devices: int) -> str:
     return f"{riders} on {where}"
 
 
-def _serial_step_s(experiment: Experiment, order: Order) -> float:
-    """Seconds per local step of the serial executor, on the first worker's data, with
-    its part of the pushes."""
-    trainer, shard = experiment.trainer, shard_of(experiment.task, 0)
-    model = initial_server_state(experiment).model
-    state = trainer.start(model, 0, int(shard.num_examples), 1.0)
-    pushes = int((order.kind == o.PUSH).sum())
-    cycle = -(-order.num_steps // max(pushes, 1))
-    steps, begin_s = -2, 0.0  # two to compile
-    while steps < 3 or (time.perf_counter() - begin_s < 0.05 and steps < 100):
-        if steps == 0:
-            begin_s = time.perf_counter()
-        state, metrics = trainer.advance(state, shard)
-        steps += 1
-        if steps % cycle == 0:
-            _, state = trainer.push(state)
-        jax.block_until_ready((state, metrics))
-    return (time.perf_counter() - begin_s) / steps
+Scores = Mapping[int, tuple[float, ...]]
+"""The scores of evaluated nodes."""
 
 
-def _rate(machine: Machine, enough: float) -> float:
-    """Local steps per second of a machine's first call, once it is compiled: of the
-    whole call, or of so many waves that they have `enough` local steps."""
-    planned = machine.plan
-    call = next(calls_of(planned, machine.limits, frozenset()))
-    riders = (planned.row[: call.end] >= 0).sum(axis=(1, 2))
-    done = np.cumsum(riders * planned.steps[: call.end])
-    end = min(int(np.searchsorted(done, enough)) + 1, call.end)
-    for waves in (1, end):  # the first one compiles
-        begin_s = time.perf_counter()
-        trial = [Call(0, waves)]
-        jax.block_until_ready([notes for _, notes in machine.execute(trial)])
-        wall_s = time.perf_counter() - begin_s
-    return float(done[end - 1]) / wall_s
+def write_progress(path: Path, key: str, progress: Progress, scores: Scores) -> None:
+    """Writes a progress file, which is replaced atomically.
+
+    Args:
+      path: the file, .npz.
+      key: identifies everything that the execution depends on.
+      progress: of the execution.
+      scores: tuples of one length.
+    """
+    leaves = jax.tree.leaves(progress.carry)
+    arrays: dict[str, Any] = {
+        f"carry-{number}": np.asarray(leaf) for number, leaf in enumerate(leaves)
+    }
+    arrays |= {f"numbers-{k}": v for k, v in progress.numbers._asdict().items()}
+    arrays |= {"key": np.array(key), "wave": np.array(progress.wave)}
+    arrays["nodes"] = np.array(list(scores), np.int64)
+    arrays["scores"] = np.array(list(scores.values()), np.float64)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(beside, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def read_progress(path: Path, key: str, like: Carry) -> tuple[Progress, Scores] | None:
+    """Reads a progress file; None if there is none of this execution.
+
+    Args:
+      path: the file.
+      key: of `write_progress`.
+      like: a carry of this execution, for the structure and dtypes.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+            if str(found["key"]) != key:
+                return None
+            leaves, structure = jax.tree.flatten(like)
+            # NumPy's files have no bfloat16.
+            carry = [
+                found[f"carry-{number}"].view(leaf.dtype).reshape(leaf.shape)
+                for number, leaf in enumerate(leaves)
+            ]
+            numbers = Numbers(*(found[f"numbers-{name}"] for name in Numbers._fields))
+            progress = Progress(
+                int(found["wave"]), jax.tree.unflatten(structure, carry), numbers
+            )
+            nodes, scores = found["nodes"].tolist(), found["scores"].tolist()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return progress, dict(zip(nodes, map(tuple, scores), strict=True))

@@ -1,4 +1,4 @@
-"""From the trace of a run that has happened to its order."""
+"""Reads the order of a run off its trace, and compares its numbers."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ Computed = trace.Trained | trace.Merged | trace.Pushed | trace.Aggregated
 
 
 class Recording(NamedTuple):
-    """A run that has happened: its order, and what its trace says of the numbers."""
+    """A recorded run: its order, and the events of its trace that hold numbers."""
 
     order: Order
     computed: list[Computed]  # one for each TRAIN, MERGE, PUSH, AGGREGATE of the order
@@ -35,18 +35,16 @@ def order_of(events: Iterable[trace.Event]) -> Order:
 
 
 def recording_of(events: Iterable[trace.Event], last: int | None = None) -> Recording:
-    """The order of a recorded run, and its numbers as they were written down.
-
-    Versions that a crash has taken, and that no worker has ever used, are left
-    out.
+    """The order of a recorded run, without versions that were lost in a crash before a
+    worker used them.
 
     Args:
-      events: as `trace.read` gives them: each after what it depends on.
-      last: the version that the run ended with, where a later one was made, and was
-        never saved; None = the newest.
+      events: of `trace.read`: each after those that it depends on.
+      last: the run's last version, if a later one was made and never saved; None = the
+        newest.
 
     Raises:
-      OrderError: an event depends on something that is not in the trace.
+      OrderError: an event depends on one that is not in the trace.
     """
     events = list(events)
     history = History(events)
@@ -56,7 +54,7 @@ def recording_of(events: Iterable[trace.Event], last: int | None = None) -> Reco
 
 
 def _counts(event: trace.Event) -> bool:
-    """Whether the numbers depend on an event."""
+    """Whether the order has an event."""
     match event:
         case trace.ProcessStarted():
             return event.actor.startswith("worker-")
@@ -74,7 +72,7 @@ _COUNTED = (
 
 
 class _Reader:
-    """Goes through the events."""
+    """Reads the events in turn."""
 
     def __init__(
         self, history: History, newest: Node, events: list[trace.Event]
@@ -85,7 +83,7 @@ class _Reader:
             for event in events
             if isinstance(event, trace.Adopted | trace.Merged)
         ]
-        # The newest version, what workers have used, and what these descend from.
+        # The newest version, those that workers have used, and all ancestors.
         self._kept: set[Node] = set()
         for node in {newest, *used}:
             self._kept.update(history.line_of(node))
@@ -95,14 +93,14 @@ class _Reader:
         self._updates: dict[Key, int] = {}
         self._begun: set[int] = set()  # workers ...
         self._holding: set[int] = set()  # ... and those that have a model
-        self._now_s = -math.inf  # of an order, times ascend
+        self._now_s = -math.inf  # times of an order ascend
         self._start_s: float | None = None
         self._reason = "the trace ends"
 
     def read(self, events: list[trace.Event]) -> Recording:
         for event in filter(_counts, events):
             if lack := self._lacks(event):
-                raise OrderError(f"the trace lacks {lack}, on which depends {event}")
+                raise OrderError(f"the trace lacks {lack}, required by {event}")
             self._now_s = max(self._now_s, event.time_s)
             self._take(event)
         end_s = max((event.time_s for event in events), default=0.0)
@@ -112,7 +110,7 @@ class _Reader:
         return Recording(order, self._computed)
 
     def _lacks(self, event: trace.Event) -> str:
-        """What the event depends on that has not happened; "" if nothing."""
+        """The missing dependency of an event; "" if there is none."""
         match event:
             case trace.Adopted() | trace.Merged():
                 node = self._node(event)
@@ -136,7 +134,7 @@ class _Reader:
         return (event.incarnation, event.version) in self._kept
 
     def _parent_of(self, event: trace.Aggregated) -> Node:
-        """The version that this one was made of, besides its updates."""
+        """The version that this one was made from."""
         if event.version == 1:
             return _INITIAL
         return self._history.parent_of((event.incarnation, event.version))
@@ -157,7 +155,7 @@ class _Reader:
                 self._holding.discard(worker)
                 note(now, o.BEGIN, worker, 0)
             case trace.Adopted():
-                if event.worker not in self._begun:  # simulated: no process of its own
+                if event.worker not in self._begun:  # simulated: without a process
                     self._begun.add(event.worker)
                     note(now, o.BEGIN, event.worker, 0)
                 self._holding.add(event.worker)
@@ -203,8 +201,8 @@ _COMPUTED = (o.TRAIN, o.MERGE, o.PUSH, o.AGGREGATE)
 def differences(
     recording: Recording, numbers: Numbers, tolerance: float
 ) -> Iterator[str]:
-    """Each number of the trace that is another: losses and metrics of stretches and
-    updates, what merges kept, what versions were made of.
+    """A line per number of the trace that differs: losses and metrics of stretches and
+    updates, shares of merges, coefficients, staleness and rates of versions.
 
     Args:
       recording: of the run.
@@ -217,10 +215,10 @@ def differences(
         node = int(order.value[place])
         for name, now in _numbers_of(event, place, node, recording, numbers).items():
             where = event.info if isinstance(event, trace.Pushed) else event
-            said = getattr(where, name)
-            if not agree(said, now, tolerance):
+            recorded = getattr(where, name)
+            if not agree(recorded, now, tolerance):
                 name = f"{_name(event)}: {name}"
-                yield f"{name} is {said} in the trace, and comes out as {now}"
+                yield f"{name} is {recorded} in the trace, {now} in the execution"
 
 
 def _numbers_of(
@@ -241,14 +239,14 @@ def _numbers_of(
             }
 
 
-def agree(said: Any, now: Any, tolerance: float) -> bool:
-    """Whether they are the same as float32, up to the tolerance of `differences`; NaN
-    now is not computed by these means, and None is what JSON has for it."""
-    said, now = np.asarray(said, np.float32), np.asarray(now, np.float32)
-    if said.shape != now.shape:
+def agree(recorded: Any, now: Any, tolerance: float) -> bool:
+    """Whether they are equal as float32, up to the tolerance of `differences`; NaN now
+    is not computed by this executor, and None is NaN in JSON."""
+    recorded, now = np.asarray(recorded, np.float32), np.asarray(now, np.float32)
+    if recorded.shape != now.shape:
         return False
-    near = np.abs(said - now) <= tolerance * np.maximum(1.0, np.abs(now))
-    return bool(np.all(np.isnan(now) | (said == now) | near))
+    near = np.abs(recorded - now) <= tolerance * np.maximum(1.0, np.abs(now))
+    return bool(np.all(np.isnan(now) | (recorded == now) | near))
 
 
 def _name(event: Computed) -> str:

@@ -1,4 +1,4 @@
-"""A plan on the devices: what they hold, and the calls that move it on."""
+"""The state of a plan on the devices, and the calls that advance it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
@@ -10,29 +10,38 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from asyn2f.sim import lanes
-from asyn2f.sim.cuts import MERGE
+from asyn2f.sim import lanes, packing
 from asyn2f.sim.lanes import Carry, Limits, Notes, Waves
+from asyn2f.sim.order import Numbers
 from asyn2f.sim.packing import write_row
 from asyn2f.sim.plan import Plan
+from asyn2f.sim.stretches import MERGE
 from asyn2f.training.batches import batch_places, make_orders, steps_per_epoch
 from asyn2f.training.computation import Computation, functions_of
 from asyn2f.training.experiment import Experiment, published
 
 
+class Progress(NamedTuple):
+    """The progress of an execution, from which it can be resumed."""
+
+    wave: int  # the next one
+    carry: Carry  # on the host
+    numbers: Numbers
+
+
 class Call(NamedTuple):
-    """Waves `begin` up to `end` of a plan, executed at one go."""
+    """Waves `begin` up to `end` of a plan, in one call."""
 
     begin: int
     end: int
 
 
 class Drawn(NamedTuple):
-    """Batches that are being drawn; ticks T, workers [T, ...] in whatever shape."""
+    """Batches that are being drawn, of T ticks and workers [T, ...] of any shape."""
 
     worker: np.ndarray  # i32 [T, ...]
     step: np.ndarray  # i32 [T, ...]: the worker's, of this batch
-    epoch: np.ndarray  # i64 [T, ...]: which of the orders
+    epoch: np.ndarray  # i64 [T, ...]: index into the orders
     orders: Callable[[], np.ndarray]  # i32 [number of epochs, n_max]
 
 
@@ -50,8 +59,7 @@ class Batches:
         self._orders = make_orders(key, self._rows.shape[1])
 
     def draw(self, worker: np.ndarray, step: np.ndarray) -> Drawn:
-        """Has the random bits computed that the orders of these epochs need; does not
-        wait for them."""
+        """Starts computing the random bits of these epochs' orders, without waiting."""
         epoch = step // steps_per_epoch(self._sizes[worker], self._batch_size)
         pairs = worker.astype(np.int64) << 32 | epoch
         unique, index = np.unique(pairs, return_inverse=True)
@@ -69,7 +77,7 @@ class Batches:
 
 
 class Machine:
-    """An experiment's workers on the devices of a mesh, ready to execute a plan."""
+    """An experiment's workers on the devices of a mesh, executing a plan."""
 
     def __init__(self, experiment: Experiment, mesh: Mesh, plan: Plan, limits: Limits):
         self.plan = plan
@@ -88,7 +96,7 @@ class Machine:
         self.reset()
 
     def reset(self) -> None:
-        """Back to the beginning of the run."""
+        """Returns to the beginning of the run."""
         experiment, devices = self._experiment, self._mesh.size
         # Worker r * D + d is row r of device d; rows beyond the last hold anything.
         rows = self._rows + 1
@@ -102,17 +110,17 @@ class Machine:
         )
 
     def restore(self, carry: Carry) -> None:
-        """On from where a machine for the same plan was, by its carry on the host."""
+        """Resumes from the carry, on the host, of a machine for the same plan."""
         self.carry = jax.tree.map(
             lambda host, here: jax.device_put(host, here.sharding), carry, self.carry
         )
 
     def execute(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Notes]]:
-        """Executes one call after the other; their notes, padded to the limits.
+        """Executes calls in turn; yields each with its notes, padded to the limits.
 
-        The devices are still at it when a call's notes are given out. Meanwhile the
-        next call's batches are put together; the random bits for them are asked for
-        one call ahead, as they stand in line with the calls.
+        A call is still running when its notes are yielded. The next call's batches are
+        gathered meanwhile; their random bits are requested one call ahead, as they
+        queue behind the calls.
         """
         coming = iter(calls)
         call = next(coming, None)
@@ -169,8 +177,8 @@ class Machine:
         return Waves(*jax.device_put(list(on_host), shardings))
 
     def _members(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of K rows are real, and in which slot of each device each one is; in
-        the last, which is zero, where it is on another."""
+        """Which of K rows are real, and their slots on each device: the last one, of
+        zeros, where an update is on another device."""
         plan = self.plan
         begins = plan.member_starts[nodes]
         column = np.arange(plan.max_members)
@@ -184,7 +192,7 @@ class Machine:
 
 
 class Slots(NamedTuple):
-    """How many models of each kind one device holds."""
+    """The number of models of each kind on one device."""
 
     workers: int
     updates: int  # pending
@@ -195,9 +203,9 @@ class Slots(NamedTuple):
 def _make_start(
     computation: Computation, mesh: Mesh, slots: Slots
 ) -> Callable[..., Carry]:
-    """The program that begins a run: a jitted function of the hyperparameters and, in
-    parallel, of the workers in all rows, their numbers of examples and qualities."""
-    state, update, model = lanes.packings(computation)
+    """The program that starts a run: a jitted function of the hyperparameters and, for
+    all rows, of the workers, their numbers of examples and qualities."""
+    state, update, model = packing.packings(computation)
     specs = jax.tree.map(partial(NamedSharding, mesh), lanes.CARRY_SPECS)
 
     def start(hyperparams, worker, num_examples, quality):
@@ -219,7 +227,7 @@ def _make_start(
 
 
 def _or_last(slots: np.ndarray, last: int) -> np.ndarray:
-    """The slots, with the last for those that are -1: what nobody needs."""
+    """The slots, with -1 replaced by the last one, which is unused."""
     return np.where(slots < 0, np.int32(last), slots)
 
 
@@ -229,7 +237,7 @@ def _padded(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
 
 
 def _takes(take: np.ndarray) -> np.ndarray:
-    """What the lanes of each wave do first, i32 [N], of what each of them does."""
+    """The branches that each wave needs, i32 [N], of what its lanes take in."""
     merges, others = take == MERGE, (take > 0) & (take != MERGE)
     least = np.where(merges.any(axis=(1, 2)), lanes.MERGES, lanes.NOTHING)
     return np.where(others.any(axis=(1, 2)), lanes.ANY, least).astype(np.int32)

@@ -1,8 +1,8 @@
-"""Who did what, in which order: a run without its numbers, as columns.
+"""The order of a run: its events without numbers, as columns; and the numbers.
 
-`schedule` makes one under a virtual clock, `recorded.order_of` reads one off the trace
-of a run that has happened; the executors take either. Columns of a few bytes per event,
-so that runs of many millions of events fit into memory.
+An order is made under a virtual clock by `schedule`, or from the trace of a run by
+`from_trace.order_of`; executors take either. Columns of a few bytes per event hold runs
+of many millions of events.
 """
 
 from array import array
@@ -13,51 +13,51 @@ import numpy as np
 from asyn2f.sim import order as o
 from asyn2f.types import ServerState
 
-# What an event's `value` says is in brackets.
+# The meaning of an event's `value` is in brackets.
 ADOPT = 0  # a worker drops its model for a version [node]
 TRAIN = 1  # a stretch of local steps has ended [steps]
 MERGE = 2  # a worker takes a version into its model [node]
 PUSH = 3  # a worker sends its model [update]
 AGGREGATE = 4  # a version is made [node]
-BEGIN = 5  # a worker begins with nothing, for the first time or again [-]
-LEAVE = 6  # a worker is missed [1 = it has gone for good]
+BEGIN = 5  # a worker begins without a state, for the first time or again [-]
+LEAVE = 6  # the server takes a worker for gone [1 = for good]
 WAITED = 7  # a worker has waited since its last event [-]
 SUPERSEDE = 8  # an update is replaced by a newer one of its worker [update]
-REJECT = 9  # an update is refused as stale [update]
-LOSE = 10  # an update never arrives: its worker left on the way [update]
-RETURN = 11  # a worker that had not been heard of is there again [-]
-REFUSE = 12  # an update is refused as not finite [update]
+REJECT = 9  # an update is rejected as stale [update]
+LOSE = 10  # an update never arrives: its worker left meanwhile [update]
+RETURN = 11  # a worker that was taken for gone is present again [-]
+REFUSE = 12  # an update is rejected as not finite [update]
 
 
 class Order(NamedTuple):
     """The order of a run: E events, U updates, M versions.
 
-    A *node* is a version by where it stands in the run's history: node 0 is the initial
-    model, every other has a parent. Where no server was ever restarted, a version's
-    node is its number.
+    A *node* is a version in the run's history, which is a tree: node 0 is the initial
+    model, every other has a parent. Unless a server was restarted, a version's node is
+    its number.
     """
 
-    # events, each after whatever it depends on
+    # events, each after those that it depends on
     time_s: np.ndarray  # f64 [E]
     kind: np.ndarray  # u8 [E]
     worker: np.ndarray  # i32 [E]; -1 = the server's
     value: np.ndarray  # i32 [E]
     # versions
-    version: np.ndarray  # i32 [M]: the number it bears
+    version: np.ndarray  # i32 [M]: its number
     parent: np.ndarray  # i32 [M]: node; -1 for node 0
     member_starts: np.ndarray  # i64 [M + 1]
     members: np.ndarray  # i32: updates of node m: members[starts[m]:starts[m + 1]]
-    receivers: np.ndarray  # i32 [M]: workers it was given out to
+    receivers: np.ndarray  # i32 [M]: live workers when it was published
     lacking: np.ndarray  # i32 [M]: see `programs.Aggregate`
     # the run
-    newest: int  # node: the version that the run ended with
+    newest: int  # node: the last version
     num_updates: int
-    start_s: float  # when version 0 was given out
+    start_s: float  # of training: when version 0 was published
     end_s: float
-    reason: str  # why it ended
+    reason: str  # of the end
 
     def members_of(self, node: int) -> np.ndarray:
-        """The updates that a version was made of, in order of arrival."""
+        """The updates of a version, in order of arrival."""
         return self.members[self.member_starts[node] : self.member_starts[node + 1]]
 
     @property
@@ -67,7 +67,7 @@ class Order(NamedTuple):
 
 
 class Log:
-    """An order as it grows."""
+    """An order while it is recorded."""
 
     def __init__(self) -> None:
         self.time_s = array("d")
@@ -81,7 +81,7 @@ class Log:
         self.receivers = array("i", [0])
         self.lacking = array("i", [0])
         self.num_updates = 0
-        # Bound once: they are called four times for every event.
+        # Bound once: each is called for every event.
         self._note_time_s = self.time_s.append
         self._note_kind = self.kind.append
         self._note_worker = self.worker.append
@@ -96,7 +96,7 @@ class Log:
     def add_version(
         self, version: int, parent: int, members: list[int], lacking: int = 0
     ) -> int:
-        """The node of a new version; its event is noted apart."""
+        """Adds a version without its event; returns its node."""
         self.version.append(version)
         self.parent.append(parent)
         self.members.extend(members)
@@ -108,8 +108,7 @@ class Log:
     def order(
         self, start_s: float, end_s: float, reason: str, newest: int | None = None
     ) -> Order:
-        """What has been noted so far; shares no memory with what comes. The newest
-        version is the last one, unless that has been lost."""
+        """The order so far, as a copy; None = the newest version is the last one."""
         return Order(
             time_s=np.array(self.time_s, np.float64),
             kind=np.array(self.kind, np.uint8),
@@ -139,13 +138,13 @@ def line_of(order: Order) -> list[int]:
 
 
 def until(order: Order, end_s: float) -> int:
-    """How many events there are until then, that moment included."""
+    """The number of events up to that time, inclusive."""
     return int(np.searchsorted(order.time_s, end_s, side="right"))
 
 
 def cut(order: Order, count: int, reason: str, end_s: float | None = None) -> Order:
-    """The order as it would be had the run ended after so many events: with the last of
-    them, or at `end_s`."""
+    """The order of a run that ended after that many events: with the last of them, or
+    at `end_s`."""
     if end_s is None:
         end_s = float(order.time_s[count - 1]) if count else order.start_s
     kind, value = order.kind[:count], order.value[:count]
@@ -169,12 +168,12 @@ def cut(order: Order, count: int, reason: str, end_s: float | None = None) -> Or
 
 
 class Numbers(NamedTuple):
-    """The values of a run of E events and M versions; NaN where there is none."""
+    """The numbers of a run of E events and M versions; NaN where there is none."""
 
     # per event
     loss: np.ndarray  # f32 [E]: of a worker's epoch, at TRAIN and PUSH
     metric: np.ndarray  # f32 [E]
-    share: np.ndarray  # f32 [E]: what the local model kept, at MERGE
+    share: np.ndarray  # f32 [E]: of the local model, at MERGE
     # per version
     coefficients: np.ndarray  # f32, in parallel to `order.members`
     staleness: np.ndarray  # i32, likewise
@@ -184,7 +183,7 @@ class Numbers(NamedTuple):
 
 
 def empty_numbers(order: Order) -> Numbers:
-    """Numbers to be filled in."""
+    """Numbers to be filled in by an executor."""
     events, versions = len(order.kind), len(order.version)
 
     def blank(length: int) -> np.ndarray:
@@ -203,17 +202,17 @@ def empty_numbers(order: Order) -> Numbers:
 
 
 class Result(NamedTuple):
-    """The end of an execution: where it was told to end, where the order does, or soon
-    after the first version that is not finite."""
+    """The end of an execution: of the order, where `watch` has ended it, or soon after
+    the first version that is not finite."""
 
     state: ServerState  # of the newest version made
     numbers: Numbers
-    num_events: int  # fewer than the order's if whoever watched has ended it
+    num_events: int  # fewer than the order's if `watch` has ended it
 
 
 def ended_by_divergence(order: Order, numbers: Numbers) -> Order | None:
-    """The order up to its first version that is not finite, that one excluded; None if
-    all are finite. The runtime's server would not have made it either."""
+    """The order before its first version that is not finite; None if all are finite.
+    The runtime's server rejects such a version as well."""
     if numbers.finite.all():
         return None
     node = int(np.argmin(numbers.finite))
@@ -228,7 +227,7 @@ def ended_by_divergence(order: Order, numbers: Numbers) -> Order | None:
 
 
 class Uses(NamedTuple):
-    """How often versions and updates are needed: what nobody needs is not kept."""
+    """The number of uses of versions and updates; unused ones are not kept."""
 
     versions: np.ndarray  # i64 [M]: adoptions and merges
     updates: np.ndarray  # i64 [U]: aggregations

@@ -1,14 +1,13 @@
-"""From an order to waves: which worker rides in which lane, planned on the host.
+"""Assigns the workers of an order to lanes and waves, on the host.
 
-A *wave* gathers up to `lanes` workers per device that are ready to go on, has each take
-in a version if it is its turn, runs the same number of local steps for all of them, and
-scatters them back. Every lane of a wave does all of its steps: a wave is as long as
-the shortest of the stretches that ride in it, and a worker that has not finished rides
-again. Stretches of about the same length ride together, so that few waves are short.
-After a wave's pushes, the versions that are complete are made.
+A *wave* gathers up to `lanes` ready workers per device, has each take in a version if
+that is its next event, runs the same number of local steps for all of them, and
+scatters them back. It is as long as the shortest of its stretches; a worker with steps
+left joins a later wave. Stretches of similar length are put together, so that few waves
+are short. After a wave's pushes, the versions that are complete are made.
 
-Versions and pending updates live in numbered *slots* of the device's memory,
-used again as soon as nobody needs what is in them: the plan knows how many that takes.
+Versions and pending updates are stored in numbered *slots* of the device's memory,
+which are reused as soon as they are not needed: the plan knows their number.
 """
 
 from array import array
@@ -19,13 +18,13 @@ from typing import NamedTuple
 import numpy as np
 
 from asyn2f.errors import PlanError
-from asyn2f.sim.cuts import KEEP, Stretches
 from asyn2f.sim.order import (
     Order,
     uses_of,
 )
+from asyn2f.sim.stretches import KEEP, Stretches
 
-# A wave costs about as much besides its steps as one step of all its lanes.
+# The overhead of a wave, in steps of all its lanes.
 _WAVE_COST_STEPS = 1.0
 
 
@@ -45,15 +44,15 @@ class Plan(NamedTuple):
     merge_event: np.ndarray  # i32 [N, D, L]: event of the order, or -1
     train_event: np.ndarray  # i32 [N, D, L]: the one whose last step this is, or -1
     push_event: np.ndarray  # i32 [N, D, L]
-    push_slot: np.ndarray  # i32 [N, D, L]: where the update goes, or -1: nowhere
+    push_slot: np.ndarray  # i32 [N, D, L]: slot of the update, or -1: unused
     # aggregations
     made_starts: np.ndarray  # i32 [N + 1]: wave n makes made_starts[n] up to [n + 1]
     made_node: np.ndarray  # i32 [A]
-    made_slot: np.ndarray  # i32 [A]: where the version goes, or -1: nobody needs it
+    made_slot: np.ndarray  # i32 [A]: slot of the version, or -1: unused
     member_starts: np.ndarray  # i64 [M + 1]: as in the order
     member_device: np.ndarray  # i32, in parallel to `order.members`
     member_slot: np.ndarray  # i32
-    # what it takes
+    # sizes
     version_slots: int
     update_slots: int  # on each device
     max_members: int  # K: of one aggregation
@@ -61,14 +60,14 @@ class Plan(NamedTuple):
 
     @property
     def fill(self) -> float:
-        """Share of the lanes' steps that some worker needed."""
+        """The share of the lanes' steps that are used by a worker."""
         busy = (self.row >= 0).sum(axis=(1, 2)) @ self.steps.astype(np.int64)
         _, devices, lanes = self.row.shape
         return float(busy / max(1, self.steps.sum() * devices * lanes))
 
 
 class _Slots:
-    """Numbers to be taken and given back."""
+    """An allocator of slot numbers."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
@@ -92,18 +91,14 @@ def plan(
     max_versions: int = 256,
     watched: Collection[int] = (),
 ) -> Plan:
-    """The waves of an order.
+    """Plans the waves of an order. Raises PlanError if its history forks.
 
     Args:
-      order: whose history does not fork.
+      order: its history must not fork.
       devices: D.
       lanes: L, of each device.
-      max_steps: of one wave.
-      max_versions: made by one wave.
+      max_steps, max_versions: of one wave.
       watched: nodes that are the last ones made by their waves.
-
-    Raises:
-      PlanError: the history forks, or the order is not causal.
     """
     is_line = np.array_equal(order.parent, np.arange(len(order.parent)) - 1)
     if not is_line or order.newest != len(order.version) - 1:
@@ -140,21 +135,9 @@ class _Planner:
             [[] for _ in range(max_steps.bit_length() + 1)] for _ in range(devices)
         ]
         self._waiting: dict[int, list[int]] = {}  # for a node
-        # what comes out
+        # results
         self._steps = array("i")
-        self._columns = {
-            name: array("i")
-            for name in (
-                "row",
-                "first",
-                "take",
-                "slot",
-                "merge_event",
-                "train_event",
-                "push_event",
-                "push_slot",
-            )
-        }
+        self._columns = {name: array("i") for name in Plan._fields[1:9]}
         self._made_starts = array("i", [0])
         self._made_node, self._made_slot = array("i"), array("i")
 
@@ -168,7 +151,7 @@ class _Planner:
         if self._next < len(self._order.version):
             raise PlanError(
                 f"the order is not causal: version {self._order.version[self._next]} "
-                "is made of updates that come after it"
+                "is made of later updates"
             )
         if self._waiting:
             node = min(self._waiting)
@@ -176,7 +159,7 @@ class _Planner:
         return self._plan(watched)
 
     def _offer(self, stretch: int) -> None:
-        """A stretch whose predecessor is done: ready, or waiting for its version."""
+        """Queues a stretch, or lets it wait for its version."""
         node = self._stretches.node[stretch]
         if node >= self._next:
             self._waiting.setdefault(node, []).append(stretch)
@@ -186,12 +169,12 @@ class _Planner:
     def _queue(self, stretch: int) -> None:
         device = self._stretches.worker[stretch] % self._devices
         steps = min(self._stretches.steps[stretch], self._max_steps)
-        # Stretches are numbered in order of time: the earliest ride first.
+        # Stretches are numbered in order of time: the earliest first.
         heappush(self._ready[device][steps.bit_length()], stretch)
 
     def _best_class(self) -> int | None:
-        """The next wave's shortest stretches, by bits, so that it does the most for
-        what it costs; None if nobody is ready."""
+        """The length of the next wave's shortest stretches, in bits, with the best
+        ratio of work to cost; None if no worker is ready."""
         best, best_worth = None, -1.0
         riders = [0] * self._devices
         for bits in reversed(range(len(self._ready[0]))):
@@ -207,7 +190,7 @@ class _Planner:
         return best
 
     def _riders(self, classes: list[list[int]], bits: int) -> list[int]:
-        """Takes from one device who rides, the longest stretches first."""
+        """Dequeues the stretches of one device's lanes, the longest first."""
         riders: list[int] = []
         for ready in reversed(classes[bits:]):
             while ready and len(riders) < self._lanes:
@@ -217,8 +200,8 @@ class _Planner:
     def _add_wave(
         self, bits: int | None, max_versions: int, watched: frozenset[int]
     ) -> None:
-        """A wave of stretches of at least so many bits; of none if there are none: then
-        it only makes the versions that are complete."""
+        """Adds a wave of stretches of at least that many bits, or one without steps
+        that only makes the versions that are complete."""
         riding: list[list[int]] = [[] for _ in self._ready]
         steps = 0
         left = self._stretches.steps
@@ -233,7 +216,7 @@ class _Planner:
                 self._ride(stretch, steps, device, pushed)
             for column in self._columns.values():
                 column.extend([-1] * (self._lanes - len(lane)))
-        # After all take-ins of the wave: what is made now may use their slots.
+        # After the wave's take-ins: the versions made now may reuse their slots.
         for update in pushed:
             self._lacking[self._node_of[update]] -= 1
         self._make(max_versions, watched)
@@ -245,43 +228,37 @@ class _Planner:
 
     def _ride(self, stretch: int, steps: int, device: int, pushed: list[int]) -> None:
         table, columns = self._stretches, self._columns
+        take, node = table.take[stretch], table.node[stretch]
+        slot = merge_event = train_event = push_event = push_slot = -1
         columns["row"].append(table.worker[stretch] // self._devices)
         columns["first"].append(table.first[stretch])
-        take, node = table.take[stretch], table.node[stretch]
-        columns["take"].append(take)
         if take:
-            slot = self._version_slot[node]
-            columns["slot"].append(slot)
-            columns["merge_event"].append(table.merge_event[stretch])
+            slot, merge_event = self._version_slot[node], table.merge_event[stretch]
             table.take[stretch], table.node[stretch] = KEEP, -1
             self._version_uses[node] -= 1
             if not self._version_uses[node]:
                 self._versions.give_back(slot)
-        else:
-            columns["slot"].append(-1)
-            columns["merge_event"].append(-1)
         table.first[stretch] += steps
         table.steps[stretch] -= steps
-        if table.steps[stretch]:
-            for name in ("train_event", "push_event", "push_slot"):
-                columns[name].append(-1)
-            return
-        columns["train_event"].append(table.train_event[stretch])
-        columns["push_event"].append(table.push_event[stretch])
-        update, slot = table.update[stretch], -1
-        if update >= 0 and self._node_of[update] >= 0:
-            slot = self._update_slot[update] = self._updates[device].take()
-            self._update_device[update] = device
-            pushed.append(update)
-        columns["push_slot"].append(slot)
+        if not table.steps[stretch]:
+            train_event = table.train_event[stretch]
+            push_event = table.push_event[stretch]
+            update = table.update[stretch]
+            if update >= 0 and self._node_of[update] >= 0:
+                push_slot = self._update_slot[update] = self._updates[device].take()
+                self._update_device[update] = device
+                pushed.append(update)
+        rest = take, slot, merge_event, train_event, push_event, push_slot
+        for name, value in zip(Plan._fields[3:9], rest, strict=True):
+            columns[name].append(value)
 
     def _is_complete(self) -> bool:
-        """Whether all updates of the next version have been pushed."""
+        # Whether all updates of the next version have been pushed.
         return self._next < len(self._lacking) and not self._lacking[self._next]
 
     def _make(self, max_versions: int, watched: frozenset[int]) -> None:
-        """Notes the versions that are complete, up to a watched one, and lets go on who
-        waited for them."""
+        """Makes the versions that are complete, up to a watched one, and queues the
+        stretches that waited for them."""
         order, made = self._order, list[int]()
         while self._is_complete() and len(made) < max_versions:
             if made and made[-1] in watched:
@@ -304,14 +281,11 @@ class _Planner:
 
     def _plan(self, watched: frozenset[int]) -> Plan:
         shape = (len(self._steps), self._devices, self._lanes)
-        members = self._order.members
+        columns, members = self._columns, self._order.members
         sizes = np.diff(self._order.member_starts)
         return Plan(
             steps=np.array(self._steps, np.int32),
-            **{
-                name: np.array(column, np.int32).reshape(shape)
-                for name, column in self._columns.items()
-            },
+            **{k: np.array(x, np.int32).reshape(shape) for k, x in columns.items()},
             made_starts=np.array(self._made_starts, np.int32),
             made_node=np.array(self._made_node, np.int32),
             made_slot=np.array(self._made_slot, np.int32),

@@ -1,4 +1,4 @@
-"""How fast, how far away and how reliable each worker is: drawn, listed, or read."""
+"""Speeds, links and presence of the workers: drawn, listed, or read from a file."""
 
 import csv
 import io
@@ -12,20 +12,16 @@ import numpy as np
 
 from asyn2f.sim.settings import SimSettings
 
-MEGABIT = 1e6 / 8  # bytes
-
 
 class Profiles(NamedTuple):
     """W workers; every column has one entry per worker.
 
-    A worker that is in an outage computes nothing, sends nothing and receives nothing,
-    and goes on where it stood. Seconds count from the start of the simulation.
+    During an outage a worker neither computes nor sends nor receives; it resumes where
+    it was. Seconds count from the start of the simulation.
     """
 
     step_s: np.ndarray  # f64 [W]: one local step
-    jitter: (
-        np.ndarray
-    )  # f64 [W]: sigma of the log-normal factor of each stretch of steps
+    jitter: np.ndarray  # f64 [W]: sigma of the log-normal factor of a stretch of steps
     upload_s: np.ndarray  # f64 [W]: latency of a push
     download_s: np.ndarray  # f64 [W]: latency of a version
     upload_mbps: np.ndarray  # f64 [W]: megabit per second; inf = no limit
@@ -34,9 +30,7 @@ class Profiles(NamedTuple):
     leave_s: np.ndarray  # f64 [W]; inf = stays
     outage_every_s: np.ndarray  # f64 [W]: mean time between drawn outages; inf = none
     outage_s: np.ndarray  # f64 [W]: their mean length
-    outages: dict[
-        int, tuple[tuple[float, float], ...]
-    ]  # given ones, from-to, by worker
+    outages: dict[int, tuple[tuple[float, float], ...]]  # listed: from-to, by worker
 
     @property
     def workers(self) -> int:
@@ -59,18 +53,18 @@ _DEFAULTS = {
     "outage_s": 0.0,
 }
 _ABOVE_ZERO = {"step_s", "upload_mbps", "download_mbps"}
-# Drawn one by one; and a factor of e^10 either way.
+# A bound on the number of drawn outages; a factor of e^10 either way.
 _LEAST, _MOST = {"outage_every_s": 1e-3}, {"jitter": 10.0}
 _MAY_BE_INFINITE = {"upload_mbps", "download_mbps", "leave_s", "outage_every_s"}
 
 
 def profiles_of(rows: Sequence[dict[str, Any]], workers: int) -> Profiles:
-    """The profiles that rows describe, repeated over the workers where they are fewer.
+    """The profiles of rows, repeated over the workers.
 
     Args:
-      rows: each has any of the columns of `Profiles`; what is missing is 10 ms per
-        step, no latency, no limit of bandwidth, there from the start to the end.
-        `outages` is a list of [from, to].
+      rows: each has any of the columns of `Profiles`; the defaults are 10 ms per step,
+        no latency, no limit of bandwidth, present from the start to the end. `outages`
+        is a list of [from, to].
       workers: W.
 
     Raises:
@@ -120,7 +114,7 @@ def profiles_of(rows: Sequence[dict[str, Any]], workers: int) -> Profiles:
 
 
 def _number(found: Any) -> float:
-    # Python reads True as 1 and "1_000" as 1000; in a table these are slips.
+    # Python reads True as 1 and "1_000" as 1000; in a table these are mistakes.
     if isinstance(found, bool) or (isinstance(found, str) and "_" in found):
         return math.nan
     try:
@@ -130,7 +124,7 @@ def _number(found: Any) -> float:
 
 
 def _outages(found: Any, number: int) -> tuple[tuple[float, float], ...]:
-    if isinstance(found, str):  # "10-20;35-40", as it stands in a CSV file
+    if isinstance(found, str):  # "10-20;35-40", in a CSV file
         found = [part.split("-") for part in found.split(";") if part.strip()]
     spans: list[tuple[float, float]] = []
     before_s = 0.0
@@ -152,8 +146,8 @@ def _outages(found: Any, number: int) -> tuple[tuple[float, float], ...]:
 def read_profiles(path: Path, workers: int) -> Profiles:
     """The profiles in a file: CSV with a line of column names, or JSON lines.
 
-    Every device needs a `step_s`. Lines of nothing, or of nothing but commas, which
-    spreadsheets leave at the end, are no devices; a byte-order mark is let pass.
+    Every row needs a `step_s`. Empty lines, lines of commas (from spreadsheets) and a
+    byte-order mark are skipped.
 
     Raises:
       ValueError: not readable, or see `profiles_of`; names the file.
@@ -178,14 +172,14 @@ def read_profiles(path: Path, workers: int) -> Profiles:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: is no UTF-8 text ({error}); save it as CSV UTF-8"
+            f"{path}: not UTF-8 text ({error}); save it as CSV UTF-8"
         ) from error
     except (ValueError, csv.Error, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:
-    """The rows of a CSV file by column; cells without the spaces around them."""
+    """The rows of a CSV file by column; cells are stripped."""
     lines = csv.reader(io.StringIO(text, newline=""))
     cells = [[cell.strip() for cell in line] for line in lines]
     cells = [line for line in cells if any(line)]

@@ -1,8 +1,7 @@
-"""A run under a virtual clock: the programs interpreted without computing anything.
+"""Scheduling a run under a virtual clock: its order, without computing any numbers.
 
-The same generators that the runtime's processes interpret say what is done; profiles of
-the workers say how long it takes. What comes out is the order of the run, and a
-function of its arguments alone.
+The programs are the generators that the runtime's processes interpret; the profiles of
+the workers give the durations. The order is a function of the arguments alone.
 """
 
 import gc
@@ -23,7 +22,7 @@ from asyn2f.sim.virtual_worker import (
 from asyn2f.sim.world import Accepts, SignalOf, World
 from asyn2f.timing import Stop, Timing
 
-_MOST_UNDER_WAY = 10_000  # updates of one worker
+_MOST_IN_FLIGHT = 10_000  # updates of one worker
 
 
 def schedule(
@@ -42,29 +41,27 @@ def schedule(
 ) -> Order:
     """The order of a run of these workers.
 
-    A version travels to each worker over a link of its own, one after the other and the
-    newest first: what a slow link has not begun to carry when a newer one appears, it
-    never carries. Steps, uploads and downloads stand still during an outage; one longer
-    than `heartbeat_timeout_s` makes the server count the worker as gone until it is
-    over.
+    Each worker's link carries one version at a time, the newest first: a slow link
+    skips versions. Steps, uploads and downloads pause during an outage; one longer than
+    `heartbeat_timeout_s` makes the server count the worker as gone until it ends.
 
     Args:
       timing: the strategy's, with the experiment's settings.
       profiles: of the W workers.
-      stop: `max_versions`, `max_time_s` (virtual, from the start of training). A
-        target accuracy is the business of whoever executes the order (`order.cut`).
+      stop: `max_versions`, `max_time_s` (virtual, from the start of training); a target
+        accuracy is ignored, see `order.cut`.
       seed: of jitter and drawn outages.
       steps_per_epoch: i [W], of each worker's shard.
-      num_bytes: of a version, as it travels.
-      update_bytes: of an update; None = as many.
+      num_bytes: of an encoded version.
+      update_bytes: of an encoded update; None = as many.
       aggregate_s: seconds the server takes for a version.
-      heartbeat_timeout_s: see above.
+      heartbeat_timeout_s: of the server's failure detector.
       signal_of: needed where `timing.depends_on_values`.
-      accepts: updates that it does not are refused as they arrive; None = takes all.
+      accepts: whether an update is accepted on arrival; None = always.
 
     Raises:
       ValueError: nothing ends the run; `signal_of` is needed and missing; or a worker
-        pushes faster, by far, than its link carries.
+        pushes far faster than its link carries.
 
     >>> from asyn2f.sim.profiles import profiles_of
     >>> timing = Timing(while_training="merge", after_push="continue", quorum="some")
@@ -73,6 +70,28 @@ def schedule(
     >>> order.end_s, order.num_steps
     (4.0, 5)
     """
+    _check(timing, stop, signal_of)
+    sent_bytes = num_bytes if update_bytes is None else update_bytes
+    workers = _workers(timing, profiles, seed, steps_per_epoch, num_bytes, sent_bytes)
+    if timing.after_push != "wait":
+        for worker, steps in zip(workers, steps_per_epoch, strict=False):
+            _check_upload(worker, steps * timing.epochs_per_push)
+    settings = timing, stop, seed, aggregate_s, heartbeat_timeout_s
+    world = World(*settings, signal_of, accepts, len(workers))
+    for worker, join_s in zip(workers, profiles.join_s.tolist(), strict=True):
+        world.schedule(join_s, world.join, worker)
+    # There are no reference cycles, and searching a million workers for them would cost
+    # more than the run.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return world.run()
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _check(timing: Timing, stop: Stop, signal_of: SignalOf | None) -> None:
     if not stop.max_versions and not stop.max_time_s:
         raise ValueError(
             "stop: found neither max_versions nor max_time_s; set one of them, also "
@@ -83,32 +102,6 @@ def schedule(
             "timing: pushes depend on values (push_min_accuracy or the strategy); give "
             "signal_of"
         )
-    sent_bytes = num_bytes if update_bytes is None else update_bytes
-    workers = _workers(timing, profiles, seed, steps_per_epoch, num_bytes, sent_bytes)
-    if timing.after_push != "wait":
-        for worker, steps in zip(workers, steps_per_epoch, strict=False):
-            _check_upload(worker, steps * timing.epochs_per_push)
-    world = World(
-        timing,
-        stop,
-        seed,
-        aggregate_s,
-        heartbeat_timeout_s,
-        signal_of,
-        accepts,
-        len(workers),
-    )
-    for worker, join_s in zip(workers, profiles.join_s.tolist(), strict=True):
-        world.foresee(join_s, world.join, worker)
-    # Nothing here is garbage in circles, and looking for it among a million workers,
-    # again and again, would cost more than the run.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return world.run()
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _workers(
@@ -141,23 +134,22 @@ def _workers(
 
 def _check_upload(worker: VirtualWorker, cycle_steps: int) -> None:
     cycle_s, upload_s = worker.step_s * cycle_steps, worker.upload_s
-    if upload_s > _MOST_UNDER_WAY * cycle_s:
+    if upload_s > _MOST_IN_FLIGHT * cycle_s:
         raise ValueError(
             f"sim: worker {worker.number} would have {upload_s / cycle_s:,.3g} updates "
-            f"under way at a time, as it pushes every {cycle_s:g} s and each travels "
-            f"for {upload_s:g} s; allowed: {_MOST_UNDER_WAY:,}; give it a faster link "
-            "or longer cycles"
+            f"in flight, as it pushes every {cycle_s:g} s and each takes {upload_s:g} "
+            f"s; allowed: {_MOST_IN_FLIGHT:,}; give it a faster link or longer cycles"
         )
 
 
 class Traffic(NamedTuple):
-    """Versions that were carried, by time."""
+    """Versions that links carried, by time."""
 
     time_s: np.ndarray  # f64 [N], of the order's clock, not falling
     versions: np.ndarray  # i64 [N]: each to one worker, since the time before
 
     def until(self, times_s: np.ndarray) -> np.ndarray:
-        """How many by each of these times, i64 [T]."""
+        """Their number by each of these times, i64 [T]."""
         places = np.searchsorted(self.time_s, times_s, side="right")
         return np.concatenate([[0], np.cumsum(self.versions)])[places]
 
@@ -165,14 +157,14 @@ class Traffic(NamedTuple):
 def carried(
     order: Order, timing: Timing, profiles: Profiles, num_bytes: int, seed: int
 ) -> Traffic:
-    """The versions that the workers of a schedule were sent.
+    """The versions that were sent to the workers of a schedule.
 
-    A worker that merges whatever comes is sent what its link can carry, the newest
-    first, from when it joins until it leaves or the run ends. Any other fetches what it
-    takes in: once at the start of a cycle, and where `merge_once` has it merge.
+    A worker that merges each version is sent what its link can carry, the newest first,
+    while it is present. Any other fetches the versions that it takes in: one at the
+    start of a cycle, and the one that `merge_once` merges.
 
     Args:
-      order: as `schedule` has made it of these profiles; it may have been cut.
+      order: of `schedule` with these profiles; it may have been cut.
       timing: of the strategy.
       profiles: of the workers.
       num_bytes: of a version.
@@ -196,10 +188,7 @@ def carried(
         return _taken_in(order)
     made_s = order.time_s[order.kind == o.AGGREGATE]
     published_s = np.concatenate([[order.start_s], made_s])
-    join_s, end_s = (
-        profiles.join_s,
-        np.minimum(profiles.leave_s, order.end_s),
-    )
+    join_s, end_s = profiles.join_s, np.minimum(profiles.leave_s, order.end_s)
     took_s = 8e-6 * num_bytes / profiles.download_mbps
     away = np.array([profiles.has_outages(k) for k in range(profiles.workers)])
     free, slow = (took_s == 0.0) & ~away, (took_s > 0.0) & ~away
@@ -215,7 +204,7 @@ def carried(
 
 
 def _taken_in(order: Order) -> Traffic:
-    """What workers took in; a version that a worker holds it need not be sent again."""
+    """The versions that workers took in, unless they held them already."""
     (events,) = np.nonzero(np.isin(order.kind, (o.BEGIN, o.ADOPT, o.MERGE)))
     events = events[np.argsort(order.worker[events], kind="stable")]
     worker = order.worker[events]
@@ -227,13 +216,13 @@ def _taken_in(order: Order) -> Traffic:
 
 
 # Below: arrivals, i64 [M + 1], by the first of M publications that is not before them,
-# or else the end.
+# or the end.
 
 
 def _over_free_links(
     published_s: np.ndarray, join_s: np.ndarray, end_s: np.ndarray
 ) -> np.ndarray:
-    """Links of any bandwidth carry the newest version there is, and all that follow."""
+    """Links without limit carry the newest version, and all that follow."""
     first = np.maximum(np.searchsorted(published_s, join_s, side="right") - 1, 0)
     last = np.searchsorted(published_s, end_s, side="left") - 1
     there, size = (first <= last) & (join_s <= end_s), len(published_s) + 1

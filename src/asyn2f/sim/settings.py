@@ -6,7 +6,7 @@ from typing import Literal
 
 from asyn2f.settings import setting
 
-Executor = Literal["auto", "serial", "vectorised", "sharded"]
+Executor = Literal["auto", "serial", "vectorised", "sharded", "debug"]
 
 
 def is_profiles_file(name: str) -> bool:
@@ -90,5 +90,7 @@ class SimSettings:
     evaluate_every: int = setting(
         0, "0 = about 200 evaluations in all", unit="versions", at_least=0
     )
-    executor: Executor = setting("auto", "how the order of a run is executed")
+    executor: Executor = setting(
+        "auto", "how the order of a run is executed, see `sim.execute`"
+    )
     lanes: int = setting(0, "lanes per device; 0 = as usual there", at_least=0)

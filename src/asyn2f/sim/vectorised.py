@@ -1,4 +1,4 @@
-"""Executing an order with many workers at a time."""
+"""Executing an order in lanes: many workers at a time."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
@@ -10,9 +10,16 @@ import psutil
 from jax.sharding import Mesh
 
 from asyn2f.errors import TooLargeError
-from asyn2f.sim.checkpoint import Progress
-from asyn2f.sim.lanes import AXIS, Limits, Notes, packings
-from asyn2f.sim.machine import Call, Machine
+from asyn2f.sim.lanes import (
+    AXIS,
+    Limits,
+    Notes,
+)
+from asyn2f.sim.machine import (
+    Call,
+    Machine,
+    Progress,
+)
 from asyn2f.sim.order import (
     AGGREGATE,
     Numbers,
@@ -20,13 +27,16 @@ from asyn2f.sim.order import (
     Result,
     empty_numbers,
 )
+from asyn2f.sim.packing import (
+    packings,
+)
 from asyn2f.sim.plan import Plan, plan
 from asyn2f.sim.serial import Watch
 from asyn2f.training.experiment import Experiment
 from asyn2f.types import ServerState
 
 Keep = Callable[[Callable[[], Progress]], None]
-"""Called with a function that fetches how far an execution is."""
+"""Called with a function that fetches the progress of an execution."""
 
 
 def prepare(
@@ -36,22 +46,20 @@ def prepare(
     devices: int,
     watched: Collection[int] = (),
 ) -> Machine:
-    """A machine for an order: planned, and not begun.
-
-    With one lane, workers are executed one after the other inside the compiled loop;
-    with more, under `vmap`.
+    """The machine for an order, before its first wave. One lane executes workers in
+    sequence inside the compiled loop; several are under `vmap`.
 
     Args:
       experiment: what is computed.
       order: in which order.
       lanes: L, of each device.
       devices: D, of those that JAX has.
-      watched: nodes that somebody wants to look at as soon as they are made.
+      watched: nodes that are looked at as soon as they are made.
 
     Raises:
       PlanError: see `plan`.
-      TooLargeError: it would not fit; says how many bytes are needed for what.
-      ValueError: there are not so many devices.
+      TooLargeError: it does not fit into memory; lists the bytes needed.
+      ValueError: there are fewer devices.
     """
     limits = limits_of(experiment, lanes * devices)
     mesh = mesh_of(devices)
@@ -66,7 +74,7 @@ def prepare(
     )
     free = free_bytes()
     try:
-        # Orders of one experiment differ a little in what they need: one program.
+        # Rounded up, so that orders of one experiment share a compiled program.
         check_fits(need_of(experiment, roomy, limits), free)
     except TooLargeError:
         roomy = planned
@@ -86,17 +94,14 @@ def execute_in_lanes(
     begin: Progress | None = None,
     keep: Keep | None = None,
 ) -> Result:
-    """The numbers of an order, many workers at a time.
-
-    They differ from those of `execute_serially` by rounding only.
+    """Executes an order, with the numbers of `execute_serially` up to rounding.
 
     Args:
       machine: prepared for this order.
       order: in which order.
-      watch: called with each of the nodes that the machine was prepared to have
-        watched; see `Watch`.
-      begin: where to go on; None = at the beginning.
-      keep: called now and then with a function that says how far the execution is.
+      watch: called with each of the machine's watched nodes; see `Watch`.
+      begin: the progress to resume from; None = the beginning.
+      keep: called after each call; see `Keep`.
     """
     machine.reset()
     planned = machine.plan
@@ -129,12 +134,12 @@ def execute_in_lanes(
                 break
             event = made_at[node]
             if watch(node, float(order.time_s[event]), machine.carry.server):
-                # Copied: what the devices hold is given up to the next call, and there
-                # is one where lanes are behind who has made this version.
+                # Copied, as the next call donates the carry; there is one if some
+                # lanes are behind the one that made this version.
                 state = jax.tree.map(jnp.copy, machine.carry.server)
                 num_events = event + 1
                 last_wave = _last_wave(planned, num_events)
-        # Calls run behind; their notes are fetched when there are some.
+        # Calls are asynchronous: their notes are fetched several at a time.
         if len(kept) >= 16:
             _fetch(kept, planned, order, numbers)
             if not numbers.finite.all():
@@ -148,15 +153,15 @@ def execute_in_lanes(
 
 
 def _last_wave(planned: Plan, num_events: int) -> int:
-    """How many waves it takes until so many events have been executed."""
+    """The number of waves that execute this many events."""
     columns = (planned.train_event, planned.merge_event, planned.push_event)
     needed = [((c >= 0) & (c < num_events)).any(axis=(1, 2)) for c in columns]
     return int(np.flatnonzero(np.any(needed, axis=0)).max(initial=-1)) + 1
 
 
 def limits_of(experiment: Experiment, lanes: int) -> Limits:
-    """The shape of one call for so many lanes on all devices together: the rows of its
-    batches take 16 MiB at most."""
+    """The shape of one call, for lanes on all devices together: the rows of its batches
+    take at most 16 MiB."""
     row_bytes = 4 * lanes * experiment.training.batch_size
     ticks = max(16, min(512, 2**24 // row_bytes))
     return Limits(waves=min(256, ticks), ticks=ticks, versions=256)
@@ -168,16 +173,13 @@ class Need(NamedTuple):
     workers: int  # states
     updates: int  # pending
     versions: int
-    lanes: int  # what a wave copies: states, gradients, what is aggregated
+    lanes: int  # copied by a wave: states, gradients, aggregated updates
     data: int
 
 
 def need_of(experiment: Experiment, planned: Plan, limits: Limits) -> Need:
-    """What a plan needs on each of its devices.
-
-    What a network keeps for its backward pass is not in it: that depends on its
-    insides.
-    """
+    """The memory of a plan on each device, without a network's residuals for its
+    backward pass."""
     state, update, model = (
         packing.num_bytes for packing in packings(experiment.computation)
     )
@@ -194,7 +196,7 @@ def need_of(experiment: Experiment, planned: Plan, limits: Limits) -> Need:
 
 
 def free_bytes() -> int | None:
-    """What one of JAX's devices has left; None where nobody can tell."""
+    """The free memory of one of JAX's devices; None if unknown."""
     device = jax.devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
@@ -205,10 +207,7 @@ def free_bytes() -> int | None:
 
 
 def check_fits(need: Need, free: int | None) -> None:
-    """Nothing, if so much is free.
-
-    Raises:
-      TooLargeError: it is not; says what needs how much, and what would need less.
+    """Raises TooLargeError unless this fits; None = unknown.
 
     >>> check_fits(Need(10, 20, 30, 40, 50), free=200)
     """
@@ -226,11 +225,7 @@ def check_fits(need: Need, free: int | None) -> None:
 
 
 def mesh_of(devices: int) -> Mesh:
-    """The first so many devices, in a row.
-
-    Raises:
-      ValueError: there are not so many.
-    """
+    """The first devices, in a row. Raises ValueError if there are fewer."""
     found = jax.devices()
     if not 1 <= devices <= len(found):
         raise ValueError(
@@ -241,7 +236,8 @@ def mesh_of(devices: int) -> Mesh:
 
 
 def calls_of(planned: Plan, limits: Limits, watched: frozenset[int]) -> Iterator[Call]:
-    """The waves cut into calls: as many as fit, and none beyond a watched version."""
+    """The waves cut into calls of at most these limits, each up to a watched
+    version."""
     begin = ticks = 0
     starts = planned.made_starts.tolist()
     nodes = planned.made_node.tolist()
@@ -265,7 +261,7 @@ def calls_of(planned: Plan, limits: Limits, watched: frozenset[int]) -> Iterator
 def _fetch(
     kept: list[tuple[Call, Notes]], planned: Plan, order: Order, numbers: Numbers
 ) -> None:
-    """Brings the notes of past calls to the host and sorts them into the numbers."""
+    """Copies the notes of past calls to the host, into the numbers."""
     for (begin, end), on_device in kept:
         notes = jax.device_get(on_device)
         waves = slice(begin, end)

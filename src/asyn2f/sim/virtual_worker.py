@@ -1,4 +1,4 @@
-"""A worker under a virtual clock: where it stands, and what its link carries."""
+"""A worker under a virtual clock: its progress, its link and its outages."""
 
 import math
 from bisect import bisect_right
@@ -13,7 +13,7 @@ from asyn2f.sim.profiles import Profiles
 
 
 class Presence:
-    """When one worker is not in an outage; drawn as far as anybody asks."""
+    """The outages of one worker, drawn as far as they are asked for."""
 
     def __init__(self, profiles: Profiles, worker: int, seed: int) -> None:
         self._coming = _spans(profiles, worker, seed)
@@ -36,7 +36,7 @@ class Presence:
         return self._begins_s[number], self._ends_s[number]
 
     def after(self, start_s: float, work_s: float) -> float:
-        """When `work_s` seconds outside of outages have passed since `start_s`."""
+        """The time at which `work_s` seconds outside of outages have passed."""
         begin_s, end_s = self.next_outage(start_s)
         while start_s + work_s > begin_s:
             work_s -= max(0.0, begin_s - start_s)
@@ -45,7 +45,7 @@ class Presence:
         return max(start_s, end_s) if start_s >= begin_s else start_s + work_s
 
     def worked(self, start_s: float, end_s: float) -> float:
-        """The seconds outside of outages between two moments."""
+        """The seconds outside of outages between two times."""
         total_s, now = end_s - start_s, start_s
         while (outage := self.next_outage(now))[0] < end_s:
             total_s -= min(outage[1], end_s) - max(outage[0], now)
@@ -54,7 +54,7 @@ class Presence:
 
 
 def _spans(profiles: Profiles, worker: int, seed: int) -> Iterator[tuple[float, float]]:
-    """A worker's outages, for ever; those after the last begin and end at infinity."""
+    """A worker's outages, without end; those after the last are at infinity."""
     yield from profiles.outages.get(worker, ())
     every_s, length_s = profiles.outage_every_s[worker], profiles.outage_s[worker]
     if worker in profiles.outages or not math.isfinite(every_s):
@@ -68,20 +68,19 @@ def _spans(profiles: Profiles, worker: int, seed: int) -> Iterator[tuple[float, 
 
 
 # Ties begin with 1.
-GONE, PARKED = -1, 0  # not there; waits for a version that nobody has published
+GONE, PARKED = -1, 0  # not present; waiting for a version not published yet
 
 
 _Time = TypeVar("_Time", float, np.ndarray)
 
 
 def soon(time_s: _Time) -> _Time:
-    """The latest moment that counts as this one: times are sums of many, and what
-    rounding has put just after a moment is there at that moment."""
+    """The latest time that counts as equal: times are sums, and rounded."""
     return time_s + (1e-9 + 1e-12 * time_s)
 
 
 class VirtualWorker:
-    """Where a worker stands. Slots: there may be a million of them."""
+    """The state of a worker; slots, as there may be a million of them."""
 
     __slots__ = (
         "arrival_s",
@@ -128,24 +127,35 @@ class VirtualWorker:
         self.presence = presence  # None = there are no outages
         self.base = -1
         # the present stretch
-        # Tie of the moment that ends it, or the worker's wait; or one of the two.
-        self.due = GONE
-        self.steps = 0  # until that moment; 0 = it waits
+        self.due = GONE  # or PARKED, or the tie of the event that ends it or a wait
+        self.steps = 0  # until that event; 0 = it waits
         self.start_s = self.pace_s = self.end_s = 0.0  # pace: seconds per step
         # its link
-        self.got = -1  # newest version in its hands
+        self.got = -1  # newest version received
         self.coming = -1  # version on the link, or -1 ...
-        self.arrival_s = 0.0  # ... and when it will have arrived
+        self.arrival_s = 0.0  # ... and its time of arrival
         self.free_s = 0.0  # when the link is free again
 
     def after(self, start_s: float, work_s: float) -> float:
-        """When it has worked for so long."""
+        """The time at which it has worked that long."""
         if self.presence is None:
             return start_s + work_s
         return self.presence.after(start_s, work_s)
 
+    def boundary(self) -> tuple[float, int]:
+        """The first batch boundary after the version on its way has arrived: its time,
+        and the steps of the present stretch until then."""
+        worked_s = self.arrival_s - self.start_s
+        if self.presence is not None:
+            worked_s = self.presence.worked(self.start_s, self.arrival_s)
+        # A boundary that rounding puts just before the arrival counts as after it.
+        rounding_s = soon(self.arrival_s) - self.arrival_s
+        steps = max(1, math.ceil((worked_s - rounding_s) / self.pace_s))
+        end_s = self.after(self.start_s, steps * self.pace_s)
+        return max(end_s, self.arrival_s), steps
+
     def newest(self, now: float, published_s: list[float]) -> int:
-        """The newest version in a worker's hands; what comes next is on its link."""
+        """The newest version received; the next one is on the link then."""
         if self.coming < 0:
             self.fetch(published_s)
         latest_s = soon(now)
@@ -159,10 +169,10 @@ class VirtualWorker:
         return self.got
 
     def _skip(self, now: float, published_s: list[float]) -> None:
-        """Passes over versions that came and went while nobody looked.
+        """Skips versions that came and went since the last look.
 
-        Where two versions lie so far apart that the link can carry two in between, it
-        is free for the second: what was before does not matter.
+        Between two versions so far apart that the link can carry two, it becomes free
+        for the second, whatever was before.
         """
         transfer_s = self.transfer_s
         carried_s = 2.0 * now - soon(now) - self.latency_s - transfer_s
@@ -179,8 +189,8 @@ class VirtualWorker:
             self.fetch(published_s)
 
     def fetch(self, published_s: list[float]) -> None:
-        """Puts the next version on a worker's link: the newest there is once the link
-        is free, or else the next to be published."""
+        """Puts the next version on the link: the newest one once the link is free, or
+        the next to be published."""
         following = self.got + 1
         if following >= len(published_s):
             self.coming = -1

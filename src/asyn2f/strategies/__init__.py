@@ -1,4 +1,4 @@
-"""The methods: one file each, one builder each, all of them records of functions."""
+"""Methods of federated learning: one file and one builder each, see `Strategy`."""
 
 import inspect
 import re
@@ -31,11 +31,11 @@ BUILDERS = {
         kafl,
     )
 }
-"""Every strategy by the name a config gives it."""
+"""Every strategy by its name in a config."""
 
 
 def parameters(name: str) -> dict[str, tuple[Any, Any]]:
-    """What a strategy's builder takes: by name, type and default.
+    """The parameters of a strategy's builder: by name, type and default.
 
     Raises:
       TypeError: a parameter is not float, int, bool, str or a `Literal` of strings, or
@@ -45,11 +45,10 @@ def parameters(name: str) -> dict[str, tuple[Any, Any]]:
     {'mu': (<class 'float'>, 0.01)}
     """
     found = {}
-    for key, said in inspect.signature(
-        BUILDERS[name], eval_str=True
-    ).parameters.items():
-        kind, default = said.annotation, said.default
-        if default is said.empty or not (
+    signature = inspect.signature(BUILDERS[name], eval_str=True)
+    for key, parameter in signature.parameters.items():
+        kind, default = parameter.annotation, parameter.default
+        if default is parameter.empty or not (
             kind in (float, int, bool, str) or get_origin(kind) is Literal
         ):
             raise TypeError(

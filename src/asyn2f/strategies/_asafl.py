@@ -1,4 +1,4 @@
-"""ASAFL: workers push when they have drifted; the server takes a step by likeness."""
+"""ASAFL: workers push when they have drifted; steps are weighted by similarity."""
 
 from typing import Literal
 
@@ -28,15 +28,15 @@ def asafl(*, rate: float = 1.0, unsent: Unsent = "drop") -> Strategy:
         W <- W - (1/2) tanh(2 c) lr g_k,    g_k = -Delta_k / lr_local
 
     A worker pushes at the end of a cycle only if c is at most the mean of its c so far,
-    this one included, so its first cycle always ends with a push. W_o is the version
-    that it last adopted; a layer is an array of what is trained. Timing depends on
-    values: it is simulated step by step.
+    this one included: its first cycle always ends with a push. W_o is the version that
+    it last adopted; a layer is one trained array. Timing depends on values, so a
+    simulation executes each step while it schedules.
 
     Args:
       rate: lr / lr_local > 0.
-      unsent: what becomes of a cycle without a push once there is a newer version:
-        "drop" it and adopt that version, or "keep" training from it. Not said by those
-        who describe the method.
+      unsent: after a cycle without a push, once there is a newer version: "drop" the
+        cycle and adopt that version, or "keep" training from it. The published
+        descriptions leave this open.
 
     Raises:
       ValueError: rate is not above 0, an unknown choice.
@@ -52,11 +52,11 @@ def asafl(*, rate: float = 1.0, unsent: Unsent = "drop") -> Strategy:
         return jnp.mean(jnp.stack(jax.tree.leaves(cosines)))
 
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
-        # One by one in theory; steps that are added up do not depend on their order.
+        # One by one in theory; a sum of steps does not depend on their order.
         weights = 0.5 * jnp.tanh(2.0 * jnp.where(mask, updates.info.signal, 0.0))
         change = mean_change(updates.params, weights, mask)
         params = moved(state.model.params, change, rate * count_of(mask))
-        # Two that move nothing count the same.
+        # Updates that all move nothing count the same.
         sizes = jnp.maximum(jnp.abs(weights), jnp.finfo(jnp.float32).eps)
         return advanced(state, params, updates, mask, shares_of(sizes, mask))
 

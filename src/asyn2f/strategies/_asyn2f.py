@@ -19,6 +19,8 @@ from asyn2f.kernels.merging import (
 )
 from asyn2f.kernels.staleness import versions_behind
 from asyn2f.strategies.base import (
+    Aggregate,
+    Merge,
     Strategy,
     advanced,
     check_choice,
@@ -33,7 +35,7 @@ MergeRule = Literal["directional", "linear", "none"]
 AggregateRule = Literal["quality", "plain", "median", "trimmed_mean"]
 
 ROBUST = ("median", "trimmed_mean")
-"""Aggregations that have no coefficients: every update counts alike."""
+"""Aggregations without coefficients: every update counts the same."""
 
 
 def asyn2f(
@@ -47,21 +49,20 @@ def asyn2f(
 ) -> Strategy:
     """The Asyn2F strategy.
 
-    The server sums what is pending, weighted by quality, size, loss and staleness
-    (`aggregation.coefficients`); a worker merges each fresh version into the model it
-    is training, in the middle of an epoch (`merging.directional_merge`). Nobody waits.
+    The server sums the pending updates, weighted by quality, size, loss and staleness
+    (`aggregation.coefficients`); a worker merges each new version into the model that
+    it is training, in mid-epoch (`merging.directional_merge`). There is no barrier.
 
     Args:
       beta: weight between the data part and the loss part of a merge, in [0, 1].
-      convention: whose formula beta belongs to; see `merging.local_share`. The authors'
-        runs used 0.6 under "reference_code", which is 0.4 under "appendix".
+      convention: the formula that beta belongs to, see `merging.local_share`. The
+        authors' runs used 0.6 under "reference_code", which is 0.4 under "appendix".
       max_share: largest coefficient of one update, in (0, 1]; 1 = the paper.
-      merge: "linear" interpolates every element, whatever its direction; with "none" a
-        worker takes nothing in while it trains, and adopts the newest version at hand
-        once it has pushed. Two ablations.
-      aggregate: "plain" weighs updates by their examples alone: another. "median" and
-        "trimmed_mean" believe no few of them, element by element, and weigh none:
-        `aggregation.coordinate_median` and `trimmed_mean`; not in the paper.
+      merge: "linear" (interpolate every element) and "none" (adopt the newest version
+        after each push) are ablations.
+      aggregate: "plain" (weights by examples alone) is an ablation. "median" and
+        "trimmed_mean" are robust and unweighted, see `aggregation.coordinate_median`
+        and `trimmed_mean`; not in the paper.
       trim: of "trimmed_mean": the fraction left out at either end, in [0, 0.5).
 
     Raises:
@@ -80,18 +81,29 @@ def asyn2f(
     if not 0.0 <= trim < 0.5:
         raise ValueError(f"trim: found {trim}, allowed [0, 0.5)")
 
-    def aggregate_robustly(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
-        if aggregate == "median":
-            params = coordinate_median(updates.params, mask)
-        else:
-            params = trimmed_mean(updates.params, mask, trim)
-        equal = shares_of(jnp.ones_like(updates.info.loss), mask)
-        return advanced(state, params, updates, mask, equal)
+    merges = merge != "none"
+    is_robust = aggregate in ROBUST
+    return Strategy(
+        name="asyn2f",
+        init=initial_state,
+        aggregate=_robust(aggregate, trim)
+        if is_robust
+        else _weighted(aggregate == "plain", max_share),
+        merge=_merging(beta, convention, merge == "linear"),
+        timing=Timing(
+            while_training="merge" if merges else "ignore",
+            after_push="continue" if merges else "adopt",
+            quorum="some",
+            min_updates=3,
+        ),
+    )
 
-    def aggregate_updates(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
+
+def _weighted(is_plain: bool, max_share: float) -> Aggregate:
+    def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
         behind = versions_behind(state.model.version, updates.info.base_version)
         loss, quality = updates.info.loss, updates.info.quality
-        if aggregate == "plain":
+        if is_plain:
             loss, quality, behind = (jnp.ones_like(x) for x in (loss, quality, behind))
         shares = coefficients(
             updates.info.num_examples, loss, quality, behind, mask, max_share=max_share
@@ -99,7 +111,23 @@ def asyn2f(
         params = weighted_sum(updates.params, shares)
         return advanced(state, params, updates, mask, shares)
 
-    def merge_model(local: WorkerUpdate, previous: Params, model: GlobalModel):
+    return aggregate
+
+
+def _robust(rule: AggregateRule, trim: float) -> Aggregate:
+    def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
+        if rule == "median":
+            params = coordinate_median(updates.params, mask)
+        else:
+            params = trimmed_mean(updates.params, mask, trim)
+        equal = shares_of(jnp.ones_like(updates.info.loss), mask)
+        return advanced(state, params, updates, mask, equal)
+
+    return aggregate
+
+
+def _merging(beta: float, convention: Convention, is_linear: bool) -> Merge:
+    def merge(local: WorkerUpdate, previous: Params, model: GlobalModel):
         share = local_share(
             local_examples=local.info.num_examples,
             local_quality=local.info.quality,
@@ -110,22 +138,10 @@ def asyn2f(
             beta=beta,
             convention=convention,
         )
-        if merge == "linear":
+        if is_linear:
             merged = linear_merge(local.params, model.params, share)
         else:
             merged = directional_merge(previous, local.params, model.params, share)
         return merged, {"share": share}
 
-    merges = merge != "none"
-    return Strategy(
-        name="asyn2f",
-        init=initial_state,
-        aggregate=aggregate_robustly if aggregate in ROBUST else aggregate_updates,
-        merge=merge_model,
-        timing=Timing(
-            while_training="merge" if merges else "ignore",
-            after_push="continue" if merges else "adopt",
-            quorum="some",
-            min_updates=3,
-        ),
-    )
+    return merge

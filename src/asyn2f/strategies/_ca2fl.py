@@ -1,4 +1,4 @@
-"""CA2FL: a buffer of differences, calibrated by everybody's last (Wang et al.)."""
+"""CA2FL: a buffer of differences, calibrated by each worker's last (Wang et al.)."""
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,9 @@ def ca2fl(*, server_rate: float = 1.0) -> Strategy:
         v = mean over all workers of h + (1 / M) sum_k (Delta_k - h_k)
         W <- W + eta v,    then h_k <- Delta_k of the M in the buffer
 
-    h_k is the last difference that came of worker k, 0 before the first, so the server
-    keeps one model per worker. Where a worker stands in the buffer twice, both are
-    taken against the h_k of before, and its last becomes h_k.
-    M = `timing.min_updates`.
+    h_k is the last difference of worker k, 0 before the first: the server keeps one
+    model per worker. Two updates of one worker are both taken against the h_k of
+    before; its last becomes h_k. M = `timing.min_updates`.
 
     Args:
       server_rate: eta > 0.
@@ -65,7 +64,6 @@ def ca2fl(*, server_rate: float = 1.0) -> Strategy:
         params = moved(state.model.params, with_trained(change, step), server_rate)
 
         def keep(cache, row):
-            """In order of arrival, so that a worker's last stands."""
             worker, pushed, is_real = row
             cache = jax.tree.map(
                 lambda h, new: h.at[worker].set(
@@ -81,9 +79,5 @@ def ca2fl(*, server_rate: float = 1.0) -> Strategy:
         return advanced(state, params, updates, mask, shares_of(ones, mask), cache)
 
     return Strategy(
-        name="ca2fl",
-        init=init,
-        aggregate=aggregate,
-        timing=BUFFERED,
-        push=difference,
+        name="ca2fl", init=init, aggregate=aggregate, timing=BUFFERED, push=difference
     )

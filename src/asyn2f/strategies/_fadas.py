@@ -28,7 +28,7 @@ LateRate = Literal["minimum", "divided"]
 
 
 class Moments(NamedTuple):
-    """What the step is made of; pytrees of f32 like what is trained."""
+    """The server's moments; pytrees of f32 like the trained parameters."""
 
     first: Params  # m
     second: Params  # v
@@ -51,26 +51,23 @@ def fadas(
         m <- beta1 m + (1 - beta1) D,    v <- beta2 v + (1 - beta2) D^2
         v_max <- max(v_max, v),          W <- W + eta m / (sqrt(v_max) + epsilon)
 
-    eta is `server_rate`, and no more than the inverse of the buffer's largest staleness
-    where that is above `delay` (Algorithm 1 of arXiv 2407.18365). This is AMSGrad
-    without bias correction, as in the paper; its authors' code corrects: with
-    `bias_correction`, m / (1 - beta1^t) and v_max / (1 - beta2^t) stand in the step of
-    version t. M = `timing.min_updates`.
+    eta is `server_rate`, and at most the inverse of the largest staleness where that is
+    above `delay` (Algorithm 1 of arXiv 2407.18365). M = `timing.min_updates`.
 
     Args:
       server_rate: > 0.
       beta1, beta2: in [0, 1].
       epsilon: > 0.
       delay: tau_c >= 0.
-      late: what eta is above `delay`: the "minimum" of `server_rate` and the inverse of
-        the largest staleness, or `server_rate` "divided" by that.
-      bias_correction: see above; needs beta1 and beta2 below 1.
+      late: eta above `delay`: the "minimum" of `server_rate` and the inverse of the
+        largest staleness, or `server_rate` "divided" by that.
+      bias_correction: whether the step of version t has m / (1 - beta1^t) and
+        v_max / (1 - beta2^t), as in the authors' code and not in the paper.
 
     Raises:
       ValueError: a number out of range.
 
-    >>> fadas().timing.pending
-    'all'
+    >>> assert fadas().timing.pending == "all"
     """
     check_range("server_rate", server_rate, 0.0, open_low=True)
     check_range("beta1", beta1, 0.0, 1.0)
@@ -84,26 +81,11 @@ def fadas(
             "below 1, as it divides by 1 - beta^t"
         )
 
-    def init(params: Params, workers: int) -> ServerState:
-        def zeros():
-            return jax.tree.map(
-                lambda x: jnp.zeros(x.shape, jnp.float32), trained(params)
-            )
-
-        memory = Moments(zeros(), zeros(), zeros())
-        return initial_state(params, workers)._replace(memory=memory)
-
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
         ones = jnp.ones(mask.shape, jnp.float32)
         change = mean_change(updates.params, ones, mask)
-        mean, before = trained(change), state.memory
-        memory = Moments(
-            first=_decayed(before.first, mean, beta1),
-            second=_decayed(before.second, jax.tree.map(jnp.square, mean), beta2),
-            largest=before.largest,
-        )
-        largest = jax.tree.map(jnp.maximum, memory.largest, memory.second)
-        first, second = memory.first, largest
+        memory = _next_moments(state.memory, trained(change), beta1, beta2)
+        first, second = memory.first, memory.largest
         if bias_correction:
             version = state.model.version.astype(jnp.float32) + 1.0
             first = jax.tree.map(lambda m: m / (1.0 - beta1**version), first)
@@ -111,23 +93,37 @@ def fadas(
         step = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), first, second)
         tau = versions_behind(state.model.version, updates.info.start_version)
         slowest = jnp.max(jnp.where(mask, tau, 0)).astype(jnp.float32)
-        least = jnp.maximum(slowest, 1.0)
-        if late == "divided":
-            late_rate = server_rate / least
-        else:
-            late_rate = jnp.minimum(server_rate, 1.0 / least)
-        rate = jnp.where(slowest > delay, late_rate, server_rate)
+        rate = _delayed(server_rate, slowest, delay, late)
         params = moved(state.model.params, with_trained(change, step), rate)
-        memory = memory._replace(largest=largest)
         return advanced(state, params, updates, mask, shares_of(ones, mask), memory)
 
     return Strategy(
-        name="fadas",
-        init=init,
-        aggregate=aggregate,
-        timing=BUFFERED,
-        push=difference,
+        name="fadas", init=_init, aggregate=aggregate, timing=BUFFERED, push=difference
     )
+
+
+def _init(params: Params, workers: int) -> ServerState:
+    def zeros():
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained(params))
+
+    memory = Moments(zeros(), zeros(), zeros())
+    return initial_state(params, workers)._replace(memory=memory)
+
+
+def _next_moments(before: Moments, mean: Params, beta1: float, beta2: float) -> Moments:
+    first = _decayed(before.first, mean, beta1)
+    second = _decayed(before.second, jax.tree.map(jnp.square, mean), beta2)
+    largest = jax.tree.map(jnp.maximum, before.largest, second)
+    return Moments(first, second, largest)
+
+
+def _delayed(
+    rate: float, slowest: jax.Array, delay: float, late: LateRate
+) -> jax.Array:
+    """The delay-adaptive rate eta, f32 []; `slowest` is the largest staleness."""
+    least = jnp.maximum(slowest, 1.0)
+    lower = rate / least if late == "divided" else jnp.minimum(rate, 1.0 / least)
+    return jnp.where(slowest > delay, lower, rate)
 
 
 def _decayed(average: Params, value: Params, decay: float) -> Params:

@@ -1,4 +1,6 @@
-"""FedASMU: mixed in as they arrive, and workers take a fresh model in once a cycle."""
+"""FedASMU: updates are mixed in as they arrive; workers merge once per cycle."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from asyn2f.strategies.base import (
 )
 from asyn2f.timing import Timing
 from asyn2f.types import GlobalModel, Params, ServerState, WorkerUpdate
+
+TIMING = Timing(while_training="merge_once", after_push="wait", quorum="each")
 
 
 def fedasmu(
@@ -32,21 +36,20 @@ def fedasmu(
         xi = lambda / (sqrt(t) tau^sigma) + iota,    a = mu xi / (1 + mu xi)
         W_{t+1} = (1 - a) W_t + a W_k
 
-    A worker, once a cycle, with the newest version g at hand if that is newer than o_k:
+    A worker, once per cycle, with the newest version g if that is newer than o_k:
 
         phi = (gamma / sqrt(g)) (1 - upsilon / sqrt(g - o_k + 1))
         b = mu phi / (1 + mu phi),    w <- (1 - b) w + b W_g
 
-    Two departures: the paper learns when in the cycle that is, and adapts lambda,
-    sigma, iota, gamma and upsilon as it goes; here they are constants. Versions
-    count from 0 here, so t and g are 1 at least.
+    The paper learns when that is, and lambda, sigma, iota, gamma and upsilon; here they
+    are constants.
 
     Args:
       mu: > 0.
       scale: lambda > 0.
       sigma, iota, gamma: >= 0.
       upsilon: in [0, 1].
-      slot: share of a cycle's steps after which the fresh model is taken in, in (0, 1].
+      slot: share of a cycle's steps after which a worker merges, in (0, 1].
 
     Raises:
       ValueError: a number out of range.
@@ -79,12 +82,7 @@ def fedasmu(
         init=initial_state,
         aggregate=aggregate,
         merge=merge,
-        timing=Timing(
-            while_training="merge_once",
-            merge_slot=slot,
-            after_push="wait",
-            quorum="each",
-        ),
+        timing=replace(TIMING, merge_slot=slot),
     )
 
 
@@ -93,4 +91,5 @@ def _one_more(behind: jax.Array) -> jax.Array:
 
 
 def _root(version: jax.Array) -> jax.Array:
+    # The paper's versions count from 1.
     return jnp.sqrt(jnp.maximum(version, 1).astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""FedAsync: every update is mixed in as it arrives (Xie et al., arXiv 1903.03934)."""
+"""FedAsync: each update is mixed in on arrival (Xie et al., arXiv 1903.03934)."""
 
 import jax
 
@@ -27,8 +27,7 @@ def fedasync(
         W_{t+1} = (1 - a_t) W_t + a_t W_k,    a_t = a s(tau),    tau = t - o_k
 
     (Xie et al., Algorithm 1), with s as in `staleness.discount`. A worker's loss has
-    the term `(rho / 2) ||w - W_o||^2`; having pushed, it waits for the version that its
-    push has made, or any other that is newer.
+    the term `(rho / 2) ||w - W_o||^2`; after a push it waits for a newer version.
 
     Args:
       mixing: a, in (0, 1]; the paper tries 0.6 and 0.9.
@@ -46,12 +45,7 @@ def fedasync(
     """
     check_range("mixing", mixing, 0.0, 1.0, open_low=True)
     check_range("proximal", proximal, 0.0)
-    weigh = discount(
-        staleness,
-        power=power,
-        hinge_slope=hinge_slope,
-        hinge_after=hinge_after,
-    )
+    weigh = discount(staleness, power, hinge_slope, hinge_after)
 
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
         tau = versions_behind(state.model.version, updates.info.start_version)

@@ -14,7 +14,7 @@ def fedavg() -> Strategy:
         W_{t+1} = sum_k (n_k / sum_j n_j) W_k       (McMahan et al. 2017, Algorithm 1)
 
     A round ends when all workers that were live at its start have pushed, or at
-    `timing.deadline_s`; an update that comes after its round is refused as stale.
+    `timing.deadline_s`; an update that arrives after its round is rejected as stale.
 
     >>> fedavg().timing.after_push
     'wait'

@@ -1,4 +1,7 @@
-"""FedBuff: a buffer of differences (Nguyen et al., arXiv 2106.06639)."""
+"""FedBuff: a buffer of differences (Nguyen et al., arXiv 2106.06639).
+
+Under this name, public libraries compute different things: see `VARIANTS`.
+"""
 
 from typing import Any, Literal
 
@@ -34,7 +37,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fedscale": {"divisor": "weights"},
     "plato": {"staleness": "constant", "origin": "current"},
 }
-"""What public libraries call FedBuff, by what differs from the paper: see `fedbuff`."""
+"""What libraries call FedBuff, as arguments of `fedbuff` that differ from the paper.
+
+Three updates of size 1, stale by 0, 1 and 4, equal examples, eta_g = 1 move the server
+
+    variant          as that library has it                         by
+    paper            (1 / K) sum s Delta                            0.718
+    flsim, appfl     sum s Delta, undivided                         2.154
+    nvflare          (1 / K) sum Delta / (1 + sqrt(1 + tau))        0.408
+    federatedscope   sum (n_k / sum n) Delta / (1 + tau)            0.567
+    fedscale         sum s Delta / sum s                            1.0
+    plato            (1 / K) sum (W_k - W_t), no s                  1.0
+
+read in FLSim 7311f2d, APPFL 100d7f2, NVFlare f3b7c1b (2.9.0dev0; until 2.8 it averaged
+within each staleness and summed those), FederatedScope 480b67d, FedScale of mid-2022
+and Plato 60d6779, with staleness weighting on and its usual exponent. Their server
+rates differ: FLSim 0.001, APPFL 0.9, NVFlare 0.01 or 1; set `server_rate` for those.
+"""
 
 BUFFERED = Timing(
     while_training="ignore",
@@ -61,61 +80,33 @@ def fedbuff(
 
         W_{t+1} = W_t + eta_g (1 / K) sum_k s(tau_k) Delta_k,    tau_k = t - o_k
 
-    (Nguyen et al., Algorithm 1 and section 5.1, where s(tau) = 1 / sqrt(1 + tau)).
-    Delta_k = W_k - W_{o_k} is what workers push. K = `timing.min_updates`, usually 10;
-    a worker may stand in the buffer twice. Having pushed, it starts anew from the
-    newest version at hand. Statistics are averaged, see `deltas`.
-
-    Under one name, public libraries compute different things. Three updates of size 1,
-    stale by 0, 1 and 4, equal examples, eta_g = 1 move the server by
-
-        variant          as that library has it                         moves by
-        paper            (1 / K) sum s Delta                            0.718
-        flsim, appfl     sum s Delta, undivided                         2.154
-        nvflare          (1 / K) sum Delta / (1 + sqrt(1 + tau))        0.408
-        federatedscope   sum (n_k / sum n) Delta / (1 + tau)            0.567
-        fedscale         sum s Delta / sum s                            1.0
-        plato            (1 / K) sum (W_k - W_t), no s                  1.0
-
-    read in FLSim 7311f2d, APPFL 100d7f2, NVFlare f3b7c1b (2.9.0dev0; until 2.8 it
-    averaged within each staleness and summed those), FederatedScope 480b67d, FedScale
-    of mid-2022 and Plato 60d6779, with their weighting of staleness switched on and its
-    usual exponent. Their server rates differ: FLSim 0.001, APPFL 0.9, NVFlare 0.01 or
-    1; set `server_rate` for those.
+    (Nguyen et al., Algorithm 1), K = `timing.min_updates`. Workers push Delta_k = W_k -
+    W_{o_k} and then adopt the newest version; see `deltas`.
 
     Args:
       server_rate: eta_g > 0.
       staleness: s, see `staleness.discount`.
-      power: of its "polynomial".
-      hinge_slope: of its "hinge".
-      hinge_after: of its "hinge".
-      divisor: what the sum is divided by: the "count" K, the sum of the "weights", or
-        "one".
-      origin: what Delta_k is taken from: the version the worker "start"ed from, or the
-        server's "current" one; workers then push W_k.
+      power, hinge_slope, hinge_after: of s.
+      divisor: of the sum: the "count" K, the sum of the "weights", or "one".
+      origin: whether Delta_k is taken from the version that the worker "start"ed from,
+        or from the server's "current" one; workers then push W_k.
       by_examples: whether s is multiplied by n_k / mean(n).
-      variant: any but "paper" sets those of the arguments above that it needs.
+      variant: any but "paper" sets the arguments listed in `VARIANTS`.
 
     Raises:
       ValueError: a number out of range, an unknown choice.
 
-    >>> fedbuff().timing.min_updates
-    10
+    >>> assert fedbuff().timing.min_updates == 10
     """
     check_choice("variant", variant, Variant)
     chosen = VARIANTS[variant]
-    divisor = chosen.get("divisor", divisor)
-    origin = chosen.get("origin", origin)
+    divisor, origin = chosen.get("divisor", divisor), chosen.get("origin", origin)
     by_examples = chosen.get("by_examples", by_examples)
     check_range("server_rate", server_rate, 0.0, open_low=True)
     check_choice("divisor", divisor, Divisor)
     check_choice("origin", origin, Origin)
-    weigh = discount(
-        chosen.get("staleness", staleness),
-        power=chosen.get("power", power),
-        hinge_slope=hinge_slope,
-        hinge_after=hinge_after,
-    )
+    kind, power = chosen.get("staleness", staleness), chosen.get("power", power)
+    weigh = discount(kind, power, hinge_slope, hinge_after)
 
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
         model, count = state.model, count_of(mask)
@@ -123,10 +114,8 @@ def fedbuff(
         if by_examples:
             weights = weights * shares_of(updates.info.num_examples, mask) * count
         shares = shares_of(weights, mask)
-        if divisor == "weights":
-            weights = shares * count
-        elif divisor == "one":
-            weights = weights * count
+        if divisor != "count":
+            weights = (shares if divisor == "weights" else weights) * count
         pushed = updates.params
         if origin == "current":
             pushed = jax.vmap(difference, in_axes=(0, None))(pushed, model.params)
@@ -134,10 +123,5 @@ def fedbuff(
         params = moved(model.params, change, server_rate)
         return advanced(state, params, updates, mask, shares)
 
-    return Strategy(
-        name="fedbuff",
-        init=initial_state,
-        aggregate=aggregate,
-        timing=BUFFERED,
-        push=difference if origin == "start" else push_params,
-    )
+    push = difference if origin == "start" else push_params
+    return Strategy("fedbuff", initial_state, aggregate, BUFFERED, push=push)

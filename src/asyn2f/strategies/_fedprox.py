@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose workers stay near where they began (Li et al., 2020)."""
+"""FedProx: FedAvg with a proximal term in the workers' loss (Li et al., 2020)."""
 
 from asyn2f.strategies._fedavg import fedavg
 from asyn2f.strategies.base import Strategy, check_range
@@ -9,10 +9,9 @@ def fedprox(*, mu: float = 0.01) -> Strategy:
 
         h_k(w) = F_k(w) + (mu / 2) ||w - W_t||^2     (Li et al., arXiv 1812.06127, (2))
 
-    W_t is the version the cycle started from, the norm that of what is trained. Rounds
-    and aggregation are FedAvg's; the reported loss is without the term. The paper also
-    lets slow workers do fewer epochs; here all do the same, and slow ones are left
-    behind by `timing.deadline_s`.
+    W_t is the version the cycle started from; the norm is over trained parameters.
+    Rounds and aggregation are FedAvg's; the reported loss is without the term. The
+    paper also gives stragglers fewer epochs; here `timing.deadline_s` leaves them out.
 
     Args:
       mu: weight of the term, >= 0; the paper tries 0.001, 0.01, 0.1 and 1.

@@ -1,11 +1,13 @@
 """M-step KAFL: K-async FL, the first M arrivals, frequent uploaders held back."""
 
+from dataclasses import replace
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from asyn2f.kernels.deltas import trained
+from asyn2f.strategies._fedbuff import BUFFERED
 from asyn2f.strategies.base import (
     Strategy,
     advanced,
@@ -15,7 +17,6 @@ from asyn2f.strategies.base import (
     initial_state,
     shares_of,
 )
-from asyn2f.timing import Timing
 from asyn2f.types import Params, ServerState, WorkerUpdate
 
 Weighting = Literal["full", "plain"]
@@ -37,20 +38,19 @@ def kafl(
         W_{t+1} = (1 - a) W_t + a sum_k w_k W_k
 
     (M-step KAFL, ICDCS 2022), over M = `timing.min_updates` arrivals in order, usually
-    3; a worker may stand in twice. The uploads are counted with those of this
-    aggregation. "plain" has w_k in proportion to n_k: what Asyn2F's authors compared
-    with, at a = 0.8. Having pushed, a worker adopts the newest version at hand.
+    3, perhaps two of one worker. The uploads include those of this aggregation. After a
+    push a worker adopts the newest version.
 
     Args:
-      weighting: whether w_k is the formula above ("full").
+      weighting: w_k as above ("full"), or in proportion to n_k ("plain"): what Asyn2F's
+        authors compared with, at a = 0.8.
       mixing: a, in (0, 1].
       rho: >= 0, of "full".
-      distance_over: arrays that the product and the norm are over: "all" that W has,
-        statistics of normalisations included, as in the paper and its code; or those
-        that are "trained".
+      distance_over: the arrays of the product and the norm: "all" of W, statistics
+        included, as in the paper and its code; or those that are "trained".
 
     Raises:
-      ValueError: a number out of range, an unknown weighting or choice of arrays.
+      ValueError: a number out of range, or an unknown choice.
 
     >>> kafl().timing.min_updates
     3
@@ -59,10 +59,7 @@ def kafl(
     check_choice("distance_over", distance_over, DistanceOver)
     check_range("mixing", mixing, 0.0, 1.0, open_low=True)
     check_range("rho", rho, 0.0)
-
-    def init(params: Params, workers: int) -> ServerState:
-        uploads = jnp.zeros(workers, jnp.int32)
-        return initial_state(params, workers)._replace(memory=uploads)
+    over = trained if distance_over == "trained" else lambda params: params
 
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
         worker = jnp.where(mask, updates.worker, 0)
@@ -73,7 +70,6 @@ def kafl(
         if weighting == "full":
             often = uploads[worker].astype(jnp.float32)
             often = often / jnp.sum(uploads).astype(jnp.float32)
-            over = trained if distance_over == "trained" else lambda params: params
             off = _likeness(over(state.model.params), over(updates.params)) - 1.0
             weights = weights - rho * jnp.abs(off / often)
         weights = jnp.where(mask, weights, -jnp.inf)
@@ -85,16 +81,15 @@ def kafl(
 
     return Strategy(
         name="kafl",
-        init=init,
+        init=_init,
         aggregate=aggregate,
-        timing=Timing(
-            while_training="ignore",
-            after_push="adopt",
-            quorum="some",
-            pending="all",
-            min_updates=3,
-        ),
+        timing=replace(BUFFERED, min_updates=3),
     )
+
+
+def _init(params: Params, workers: int) -> ServerState:
+    uploads = jnp.zeros(workers, jnp.int32)
+    return initial_state(params, workers)._replace(memory=uploads)
 
 
 def _likeness(params: Params, rows: Params) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a strategy is: pure functions, and when things happen."""
+"""The record `Strategy`: pure functions and a timing; helpers to write one."""
 
 import math
 from typing import Any, NamedTuple, Protocol, get_args
@@ -14,8 +14,7 @@ from asyn2f.types import GlobalModel, Metrics, Params, ServerState, WorkerUpdate
 
 class Init(Protocol):
     def __call__(self, params: Params, workers: int) -> ServerState:
-        """The server's state before anything has arrived: version 0; for so many
-        workers, numbered from 0."""
+        """The server's state at version 0, for workers numbered from 0."""
 
 
 class Aggregate(Protocol):
@@ -26,14 +25,14 @@ class Aggregate(Protocol):
 
         Args:
           state: the server's; `state.model` is version v.
-          updates: leaves [K, ...]; rows beyond the real ones hold anything.
+          updates: leaves [K, ...]; padding rows hold anything.
           mask: bool [K], True = real; at least one is.
 
         Returns:
           The state with version v + 1, and metrics with at least `coefficients`
-          f32 [K] (>= 0, sum 1 over the real rows: what each counts among them; equal,
-          where the method has none) and `staleness` i32 [K] (v - base version). What
-          else there is has a row per update or is one number.
+          f32 [K] (>= 0, sum 1 over the real rows; equal where the method has none) and
+          `staleness` i32 [K] (v - base version). Other metrics have a row per update or
+          are scalars.
         """
 
 
@@ -44,27 +43,27 @@ class Merge(Protocol):
         """Global to local, in mid-training.
 
         Args:
-          local: what the worker would push just now, with its model in `params`
-            whatever `Strategy.push` would make of it.
+          local: the update that the worker would push now, with its model in `params`
+            whatever `Strategy.push` is.
           previous: its parameters before its last local step.
-          model: the arrived version.
+          model: the version to merge.
 
         Returns:
-          The parameters to train on from, and metrics with at least `share` f32 [],
-          the share the local model keeps.
+          The parameters to continue with, and metrics with at least `share` f32 [], the
+          share of the local model.
         """
 
 
 class Push(Protocol):
     def __call__(self, params: Params, start: Params) -> Params:
-        """What a worker sends that has come from `start` to `params`: a pytree of the
-        same structure, shapes and dtypes."""
+        """The content of an update of a worker that trained from `start` to `params`: a
+        pytree of the same structure, shapes and dtypes."""
 
 
 class Signal(Protocol):
     def __call__(self, params: Params, start: Params) -> jax.Array:
-        """f32 []: what the push of a worker may depend on that has come from `start` to
-        `params` (`Timing.push_below_mean`), and what is sent with it."""
+        """f32 []: a value that is sent with each update, and on which the push may
+        depend (`Timing.push_below_mean`); of training from `start` to `params`."""
 
 
 def adopt(
@@ -80,19 +79,21 @@ def push_params(params: Params, start: Params) -> Params:
 
 
 class Strategy(NamedTuple):
-    """A method of federated learning.
+    """A method of federated learning, as pure functions that can be jitted.
 
-    All functions are pure and can be jitted; the same record runs in the runtime, and
-    wherever else the programs are interpreted. What has a default is for methods that
-    need it.
+    The server calls `aggregate` on pending updates to make its next version; a worker
+    calls `merge` where `timing` lets it take a new version into the model that it is
+    training, and `push` to make an update of what it has trained. The same record runs
+    in processes, in a simulation and in a replay: none of them adds mathematics of its
+    own. Fields with a default are for methods that need them.
 
     Attributes:
       name: as in a config.
-      init: the server's first state.
+      init: the server's initial state.
       aggregate: local to global.
-      merge: global to local, where `timing` lets workers merge.
-      timing: when things happen.
-      push: what a worker sends.
+      merge: global to local.
+      timing: when workers merge, push and wait, and when the server aggregates.
+      push: the content of an update: the model, or its difference from the start.
       signal: see `Signal`; None = the training metric.
       proximal: mu of the term `(mu / 2) ||w - w_start||^2` in a worker's loss.
     """
@@ -108,13 +109,13 @@ class Strategy(NamedTuple):
 
     @property
     def needs_start(self) -> bool:
-        """Whether a worker has to keep what its cycle started from."""
+        """Whether a worker has to keep the parameters its cycle started from."""
         is_plain = self.push is push_params and self.signal is None
         return not is_plain or self.proximal > 0
 
 
 def initial_state(params: Params, workers: int) -> ServerState:
-    """Version 0 around `params`, for strategies that keep no memory of their own."""
+    """Version 0 with `params`, without a memory."""
     zero = jnp.float32(0.0)
     model = GlobalModel(
         params=params,
@@ -130,11 +131,8 @@ def initial_state(params: Params, workers: int) -> ServerState:
 def next_model(
     model: GlobalModel, params: Params, updates: WorkerUpdate, mask: jax.Array
 ) -> GlobalModel:
-    """The version after `model`, with `params` and what the updates say of themselves.
-
-    S is the sum of their examples, L and Q the plain means of their losses and
-    qualities (ALGORITHMS, symbols), over the rows where `mask` is True.
-    """
+    """The version after `model`: `params` with the sum of the updates' examples (S) and
+    the means of their losses (L) and qualities (Q), over rows where `mask` is True."""
     count = count_of(mask)
 
     def total(values):
@@ -152,11 +150,7 @@ def next_model(
 def check_range(
     name: str, value: float, low: float, high: float = math.inf, *, open_low=False
 ) -> None:
-    """Nothing, if `low <= value <= high`, or `low < value` where that end is open.
-
-    Raises:
-      ValueError: it is not; says the name, the value, and what is allowed.
-    """
+    """Raises ValueError unless `low <= value <= high`; `low < value` if `open_low`."""
     if not (low < value <= high if open_low else low <= value <= high):
         begin = f"{'(' if open_low else '['}{low:g}"
         end = "inf)" if high == math.inf else f"{high:g}]"
@@ -164,17 +158,13 @@ def check_range(
 
 
 def check_choice(name: str, value: str, allowed: Any) -> None:
-    """Nothing, if the value is one of a `Literal`'s.
-
-    Raises:
-      ValueError: it is not; names them.
-    """
+    """Raises ValueError unless the value is one of a `Literal`'s."""
     if value not in get_args(allowed):
         raise ValueError(f"{name}: found {value!r}, allowed {list(get_args(allowed))}")
 
 
 def count_of(mask: jax.Array) -> jax.Array:
-    """How many rows are real, f32 []; at least 1."""
+    """The number of real rows, f32 []; at least 1."""
     return jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
 
 
@@ -192,7 +182,7 @@ def advanced(
     coefficients: jax.Array,
     memory: Any = (),
 ) -> tuple[ServerState, Metrics]:
-    """What `Aggregate` returns: the next version, with these parameters."""
+    """The result of `Aggregate`: the next version, with these parameters."""
     behind = versions_behind(state.model.version, updates.info.base_version)
     model = next_model(state.model, params, updates, mask)
     metrics = {"coefficients": coefficients, "staleness": jnp.where(mask, behind, 0)}
@@ -216,7 +206,7 @@ def mixed_one_by_one(
 
         W <- (1 - a_k) W + a_k W_k
 
-    Usually there is one; several make one version all the same.
+    Usually there is one; several still make one version.
 
     Args:
       state: the server's.
@@ -225,7 +215,7 @@ def mixed_one_by_one(
       shares: f32 [K], a_k in [0, 1].
     """
     shares = jnp.where(mask, shares, 0.0).astype(jnp.float32)
-    # What is left of the k-th once all behind it have been mixed in.
+    # What remains of the k-th after all behind it have been mixed in.
     kept = jnp.cumprod(jnp.append(1.0 - shares, 1.0)[::-1])[::-1]
     weights = shares * kept[1:]
     params = blended(state.model.params, updates.params, kept[0], weights)

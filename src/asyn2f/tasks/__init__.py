@@ -1,1 +1,1 @@
-"""Model, loss and data of an experiment; pure once loaded."""
+"""Tasks: a model, its loss, and its data cut into the shards of workers."""

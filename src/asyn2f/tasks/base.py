@@ -1,4 +1,4 @@
-"""What a task is: a model with its loss, and data cut into shards."""
+"""The record `Task`: a model with its loss, and data cut into shards."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -44,6 +44,6 @@ class Task(NamedTuple):
 
 
 def class_counts(task: Task) -> list[list[int]]:
-    """How many examples of each class each worker has, [workers][classes]."""
+    """The number of examples of each class of each worker, [workers][classes]."""
     labels, classes = task.train["label"], task.num_classes
     return [np.bincount(labels[s], minlength=classes).tolist() for s in task.shards]

@@ -1,4 +1,4 @@
-"""Arrays that are expensive to make, made once and shared by all processes."""
+"""Caches on disk: arrays that are expensive to make, shared by all processes."""
 
 import contextlib
 import hashlib
@@ -16,13 +16,13 @@ import xxhash
 
 
 def cache_folder() -> Path:
-    """A folder for caches that this user can write: in the home folder, or, where there
-    is no home or it cannot be written, among temporary files. It need not be there.
+    """A folder for caches that this user can write: in the home folder, or among
+    temporary files where that is not possible. It need not exist yet.
 
     >>> cache_folder().name.startswith("asyn2f")
     True
     """
-    home = os.path.expanduser("~")  # "~" in a container's user that has none
+    home = os.path.expanduser("~")  # stays "~" for a user without one
     wanted = Path(home) / ".cache" / "asyn2f"
     if wanted.is_absolute() and _can_be_written(wanted):
         return wanted
@@ -30,12 +30,12 @@ def cache_folder() -> Path:
 
 
 def _can_be_written(folder: Path) -> bool:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def _temporary() -> Path:
-    """A folder for this user alone: among temporary files anybody may put one."""
+    """A private folder: any user may create one of that name."""
     folder = Path(tempfile.gettempdir()) / f"asyn2f-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -63,20 +63,20 @@ def cached_arrays(
     make: Callable[[Path], None],
     cache: Path = CACHE,
 ) -> Arrays:
-    """The arrays that `make` makes of some files, memory-mapped.
+    """The arrays that `make` derives from some files, memory-mapped.
 
-    Made at the first call, and again when a source has changed, or when what is there
-    does not have the checksums it was written with.
+    Made at the first call, and again if a source has changed or a checksum of the
+    cached files does not match.
 
     Args:
-      name: what they are called, for people who look into the cache.
-      sources: the files they are made of, known by place, size and time of change.
+      name: of the folder in the cache.
+      sources: the files they are derived from, identified by path, size and mtime.
       settings: what else they depend on.
-      make: puts them into a folder, as .npy files.
-      cache: where they are kept.
+      make: writes them into a folder, as .npy files.
+      cache: the folder of all caches.
 
     Returns:
-      By name of the file, without ending.
+      By name of the file, without its suffix.
 
     Raises:
       OSError: a source or the cache cannot be read or written.
@@ -95,7 +95,7 @@ def cached_arrays(
 
 
 def _put(folder: Path, make: Callable[[Path], None]) -> None:
-    """Makes the files beside their place, and then puts all of them there at once."""
+    """Makes the files in a temporary folder, and then renames it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     made = beside / "made"
@@ -117,10 +117,10 @@ def _put(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def _is_sound(folder: Path) -> bool:
-    """Whether every file is there as it was written."""
+    """Whether every file has its recorded checksum."""
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        return all(_checksum(folder / name) == said for name, said in record.items())
+        return all(_checksum(folder / name) == x for name, x in record.items())
     except (OSError, ValueError, AttributeError):
         return False
 

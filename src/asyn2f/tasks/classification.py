@@ -1,4 +1,4 @@
-"""Telling classes apart: cross-entropy and accuracy on labelled examples."""
+"""Supervised classification: cross-entropy loss and accuracy; augmentation."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -31,18 +31,18 @@ def make_classification_task(
 ) -> Task:
     """A classification task over `dataset`, its training part cut into `shards`.
 
-    Inputs are brought to [0, 1] on the device. Then the loss is the mean over the batch
-    of `w_y` times the cross-entropy, and the metric the accuracy.
+    Inputs are scaled to [0, 1] on the device. The loss is the mean over the batch of
+    `w_y` times the cross-entropy, the metric is the accuracy.
 
     Args:
-      name: for people to read.
+      name: for messages.
       model: maps inputs [B, ...] and `train` to logits [B, num_classes].
       dataset: inputs and labels.
       shards: one array of training rows per worker, none empty.
       qualities: Q_k per worker, in (0, 1]; None = 1 for all.
       normalise: each channel to mean 0 and deviation 1 over the whole training set.
-      augment: `crop_flip`: images in training are shifted and mirrored, see
-        `augmentation.crop_and_flip`, drawn afresh at each step.
+      augment: `crop_flip`: images in training are shifted and mirrored at random at
+        each step, see `crop_and_flip`.
       class_weights: `balanced`: w_c = N / (C n_c) with the counts n_c of the C classes
         in the whole training set; else 1.
     """
@@ -74,7 +74,7 @@ def make_classification_task(
 
 
 class _Kind(NamedTuple):
-    """What the functions depend on, besides the model."""
+    """The dependencies of the functions, besides the model."""
 
     shape: tuple[int, ...]  # of an input, [1, ...]
     dtype: str
@@ -87,8 +87,8 @@ class _Kind(NamedTuple):
 
 @lru_cache(maxsize=32)
 def _functions(model: nn.Module, kind: _Kind) -> tuple[Init, Loss, Score]:
-    """`init`, `loss` and `score`: the same functions each time, so that tasks of one
-    kind share what has been compiled."""
+    """`init`, `loss` and `score`; cached, so that tasks of one kind share compiled
+    programs."""
     weight = None if kind.weights is None else np.array(kind.weights, np.float32)
 
     def prepared(inputs: jax.Array) -> jax.Array:

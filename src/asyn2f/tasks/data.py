@@ -25,8 +25,8 @@ class Dataset(NamedTuple):
 def digits() -> Dataset:
     """Handwritten digits, 8x8 grey, 1,437 for training and 360 for test.
 
-    1,797 images of the UCI set, embedded in scikit-learn: nothing is downloaded. Every
-    fifth image is a test image, so the split depends on no generator.
+    1,797 images of the UCI set, included in scikit-learn. Every fifth image is a test
+    image.
     """
     rows = _digits_rows()
     image = (rows[:, :-1] / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
@@ -42,9 +42,8 @@ def digits() -> Dataset:
 def _digits_rows() -> np.ndarray:
     """[1797, 65]: the pixels, 0 to 16, and the label of each image.
 
-    scikit-learn's own file, read without importing it, which takes a second and a half
-    of every process's start; through it, where the file is not where it has always
-    been.
+    Of scikit-learn's own file, if it is found: importing scikit-learn takes a second
+    and a half.
     """
     found = importlib.util.find_spec("sklearn")
     for place in (found and found.submodule_search_locations) or []:
@@ -59,11 +58,7 @@ def _digits_rows() -> np.ndarray:
 
 
 def prepared(name: str, data_dir: str) -> Dataset:
-    """A data set that tensorflow-datasets has prepared.
-
-    Raises:
-      DataError: see `prepared.read_prepared`.
-    """
+    """A data set prepared by tensorflow-datasets. Raises as `tfds.read_prepared`."""
     arrays, num_classes = read_prepared(name, data_dir)
     train, test = (
         {"input": arrays[split]["image"], "label": arrays[split]["label"]}
@@ -73,11 +68,7 @@ def prepared(name: str, data_dir: str) -> Dataset:
 
 
 def ember(data_dir: str) -> Dataset:
-    """EMBER's features in bins: integers, of which a network has an embedding.
-
-    Raises:
-      DataError: see `ember.read_ember`.
-    """
+    """EMBER's features in bins: integers for an embedding. Raises as `read_ember`."""
     arrays = read_ember(data_dir)
     return Dataset(arrays["train"], arrays["test"], num_classes=2, scale=None)
 
@@ -90,14 +81,14 @@ DATASETS: dict[str, Callable[[str], Dataset]] = {
     },
     "ember": ember,
 }
-"""Every data set by the name a config gives it, as a function of `task.data_dir`."""
+"""Every data set by its name in a config, as a function of `task.data_dir`."""
 
 
 def read_dataset(name: str, data_dir: str) -> Dataset:
-    """The data set of that name, or that lies prepared in that folder.
+    """The data set of that name, or the prepared one in that folder.
 
     Raises:
-      DataError: it is not there, or not what it should be.
+      DataError: it is missing or malformed.
     """
     read = partial(prepared, name) if is_folder(name) else DATASETS[name]
     return read(data_dir)

@@ -16,20 +16,19 @@ _BLOCK = 10_000  # rows read at a time
 
 
 def read_ember(data_dir: str, cache: Path = CACHE) -> dict[str, Arrays]:
-    """Vectorised EMBER features in bins, made once and then kept.
+    """Vectorised EMBER features in bins, made once and then cached.
 
     The folder has X_train, y_train, X_test and y_test: each as .npy, or as the raw
-    float32 .dat files that the data set's own tools write; or one ember.npz with all
-    four. Labels are 0 (benign), 1 (malware) and -1 (unknown: left out).
+    float32 .dat files of the data set's own tools; or one ember.npz with all four.
+    Labels are 0 (benign), 1 (malware) and -1 (unknown: left out).
 
-    Each feature falls into one of 260 bins, 0 to 259, at whose borders are its
-    quantiles k/260 in the training rows (in 20,000 of them, evenly spread): a feature
-    with few values uses few bins. The paper names only the range; equal quantiles
-    because the features spread over many orders of magnitude.
+    The borders of a feature's 260 bins are its quantiles k/260 in the training rows (in
+    20,000 of them, evenly spaced): a feature with few values uses few bins. The paper
+    gives only the range; quantiles, because the features span many orders of magnitude.
 
     Args:
       data_dir: the folder.
-      cache: where the arrays are kept.
+      cache: of the arrays.
 
     Returns:
       By split ("train", "test") the arrays `input` u16 [N, 2381] and `label` i32 [N],
@@ -64,7 +63,7 @@ def read_ember(data_dir: str, cache: Path = CACHE) -> dict[str, Arrays]:
     try:
         arrays = cached_arrays("ember", list(files.values()), {}, make, cache)
     except OSError as error:
-        raise DataError(f"ember: cannot read or keep it: {error}") from None
+        raise DataError(f"ember: cannot read or cache it: {error}") from None
     return {
         split: {key: arrays[f"{split}-{key}"] for key in ("input", "label")}
         for split in ("train", "test")
@@ -75,30 +74,30 @@ _NAMES = ("X_train", "y_train", "X_test", "y_test")
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Where each of the four arrays is."""
+    """The file of each of the four arrays."""
     whole = folder / "ember.npz"
     if whole.exists():
         return dict.fromkeys(_NAMES, whole)
     found = {}
     for name in _NAMES:
         paths = [folder / f"{name}{ending}" for ending in (".npy", ".dat")]
-        there = [path for path in paths if path.exists()]
-        if not there:
+        existing = [path for path in paths if path.exists()]
+        if not existing:
             raise DataError(
                 f"no {name}.npy or {name}.dat under {folder}; set task.data_dir to the "
                 "folder of the vectorised EMBER features"
             )
-        found[name] = there[0]
+        found[name] = existing[0]
     return found
 
 
 def _open(files: dict[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By split, features and labels as they are in the files."""
+    """Features and labels of the files, by split."""
     arrays: Arrays = {}
     for name, path in files.items():
         try:
             arrays[name] = _load(name, path)
-        except Exception as error:  # of many kinds, and all mean the same
+        except Exception as error:  # of many kinds
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"{path}: cannot read {name}: {reason}") from None
         if arrays[name].dtype.kind not in "iuf":
@@ -131,7 +130,7 @@ def _load(name: str, path: Path) -> np.ndarray:
         if path.suffix == ".npz":
             with np.load(file, allow_pickle=False) as whole:
                 return whole[name]
-        np.lib.format.read_magic(file)  # says what is wrong with it
+        np.lib.format.read_magic(file)  # for its error message
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

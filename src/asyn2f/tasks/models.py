@@ -1,7 +1,7 @@
-"""The networks, in Flax.
+"""The networks, in Flax; and a convolution with a choice of implementation.
 
 Each maps inputs [B, ...] and `train` to logits f32 [B, num_classes]. Parameters are
-float32 whatever the `dtype` that is computed in.
+float32 whatever the `dtype` of the computation.
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# A core's second-level cache has so much, about: what is larger goes through memory.
+# About the size of a core's second-level cache.
 CACHE_BYTES = 2**20
 
 ConvImpl = Literal["auto", "lax", "im2col"]
 
 
 class Conv(nn.Module):
-    """A 2-d convolution whose arithmetic can be chosen, not its parameters.
+    """A 2-d convolution with a choice of implementation, of the same parameters.
 
-    `lax` is XLA's own. `im2col` gathers the patches and multiplies once: on a CPU, the
-    gradient of XLA's convolution inside `scan`, `map` or `cond` misses its fast path
-    and runs many times slower, a matrix product does not. `auto` is im2col on a CPU and
-    lax elsewhere. [B, H, W, C] in, [B, H', W', features] out: H' is H / stride with
-    "SAME" padding, (H - kernel_size + 1) / stride with "VALID". Parameters are float32
-    whatever the `dtype` it computes in.
+    `lax` is XLA's. `im2col` gathers patches for one matrix product: on a CPU, the
+    gradient of XLA's convolution inside `scan`, `map` or `cond` is many times slower.
+    `auto` is im2col on a CPU and lax elsewhere. [B, H, W, C] in, [B, H', W', features]
+    out: H' is H / stride with "SAME" padding, (H - kernel_size + 1) / stride with
+    "VALID".
     """
 
     features: int
@@ -73,7 +72,7 @@ def _im2col(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     patches = _patches(x, size, stride)
     if patches.size * patches.dtype.itemsize <= CACHE_BYTES:
         return patches @ kernel
-    # Image by image; the backward pass takes the patches anew rather than keep them.
+    # Image by image; the backward pass gathers the patches again.
     one = jax.checkpoint(
         lambda x: _patches(x[None], size, stride)[0] @ kernel, prevent_cse=False
     )
@@ -117,8 +116,8 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Convolutions with ReLU, the image halved at all but the first, then one dense
-    layer. With `batch_norm`, running statistics come beside the parameters."""
+    """Convolutions with ReLU, of stride 2 but for the first, and one dense layer. With
+    `batch_norm` there are running statistics."""
 
     channels: Sequence[int]
     num_classes: int
@@ -190,10 +189,9 @@ class _Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network for small images (He et al., 2016), of blocks of two
-    convolutions: one 3x3 before them, the image halved at the first block of every
-    stage but the first, the mean over the image at the end. Make it with `resnet18`,
-    `resnet20` or `resnet34`."""
+    """A residual network for small images (He et al., 2016) of two-convolution blocks,
+    after one convolution 3x3; the first block of every stage but the first has stride
+    2; mean pooling at the end. See `resnet18`, `resnet20` and `resnet34`."""
 
     blocks: Sequence[int]  # of each stage
     channels: Sequence[int]  # of each stage
@@ -223,20 +221,18 @@ resnet34 = partial(ResNet, (3, 4, 6, 3), (64, 128, 256, 512))
 """21,282,122 parameters for ten classes, 17,024 running statistics."""
 
 resnet20 = partial(ResNet, (3, 3, 3), (16, 32, 64), use_bias=True)
-"""279,012 parameters for a hundred classes, 1,568 running statistics: with biases in
-its convolutions 3x3, which the normalisation after them makes idle, as in the paper's
-count."""
+"""279,012 parameters for a hundred classes, 1,568 running statistics: as in the paper's
+count, its convolutions 3x3 have biases, which normalisation makes redundant."""
 
 
 class EmberNet(nn.Module):
-    """Tells malware from benign files by features in bins (the paper's; after MalConv,
-    Raff et al., 2018): 49,705 parameters.
+    """A malware classifier on features in bins (the paper's; after MalConv, Raff et
+    al., 2018): 49,705 parameters.
 
     An embedding 261x8, a gated convolution over 15 features at a stride of 15 with 128
-    channels, their maxima, a hidden layer of 128, one logit z, given as the logits
-    (0, z), whose softmax is the sigmoid of z. The last features, which do not fill a
-    stride, are filled up with an index of its own rather than left out. Inputs are
-    integers [B, features] in [0, 260).
+    channels, their maxima, a hidden layer of 128, one logit z, returned as the logits
+    (0, z), whose softmax is the sigmoid of z. The last stride is padded with an index
+    of its own. Inputs are integers [B, features] in [0, 260).
     """
 
     num_classes: int = 2
@@ -247,7 +243,7 @@ class EmberNet(nn.Module):
         bins, window, dense = 260, 15, partial(nn.Dense, dtype=self.dtype)
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % window)), constant_values=bins)
         x = nn.Embed(bins + 1, 8, dtype=self.dtype)(x)
-        x = x.reshape(x.shape[0], -1, window * 8)  # such a convolution is a product
+        x = x.reshape(x.shape[0], -1, window * 8)  # a convolution as a product
         x = dense(128)(x) * nn.sigmoid(dense(128)(x))
         x = nn.relu(dense(128)(x.max(axis=1)))
         z = _logits(x, 1, self.dtype)

@@ -1,8 +1,8 @@
-"""Who gets which examples.
+"""Federated partitioners: IID, sizes, class shares, Dirichlet, label shards, files.
 
-Everything here is numpy: JAX's Dirichlet draws other bits from version to version, and
-a split must not. Each function returns one array of row numbers per worker, none empty,
-and draws only from the generator it is given.
+All in NumPy, as JAX's Dirichlet draws other bits from version to version. Each function
+returns one array of row numbers per worker, none empty, and draws only from the given
+generator.
 """
 
 import json
@@ -15,11 +15,11 @@ Shards = tuple[np.ndarray, ...]
 
 
 def iid(labels: np.ndarray, workers: int, rng: np.random.Generator) -> Shards:
-    """Shuffled and dealt out evenly; sizes differ by at most one.
+    """A random partition into equal shards; sizes differ by at most one.
 
     Args:
       labels: i32 [N].
-      workers: how many shards, <= N.
+      workers: number of shards, <= N.
       rng: numpy generator.
 
     Raises:
@@ -37,16 +37,16 @@ def iid(labels: np.ndarray, workers: int, rng: np.random.Generator) -> Shards:
 def by_sizes(
     labels: np.ndarray, sizes: Sequence[int], rng: np.random.Generator
 ) -> Shards:
-    """Disjoint random shards of exactly these sizes; what is left over is unused.
+    """Disjoint random shards of exactly these sizes; remaining examples are unused.
 
     Raises:
-      ValueError: a size below 1, or more asked for than there is.
+      ValueError: a size below 1, or a sum above the number of examples.
     """
     _check_sizes(sizes)
     if sum(sizes) > len(labels):
         raise ValueError(
-            f"sizes: they ask for {sum(sizes)} examples, the data set has "
-            f"{len(labels)}; make them smaller or use the overlapping partition"
+            f"sizes: found a sum of {sum(sizes)}, allowed at most {len(labels)}, the "
+            "size of the data set; or use the overlapping partition"
         )
     order = rng.permutation(len(labels))
     return _finish(np.split(order, np.cumsum(sizes))[: len(sizes)])
@@ -55,8 +55,8 @@ def by_sizes(
 def overlapping(
     labels: np.ndarray, sizes: Sequence[int], rng: np.random.Generator
 ) -> Shards:
-    """Random shards of exactly these sizes, each drawn from the whole without looking
-    at the others: an example may be with several workers, but once with each.
+    """Random shards of exactly these sizes, each drawn independently from the whole:
+    an example may be in several shards, at most once in each.
 
     Raises:
       ValueError: a size below 1 or above the number of examples.
@@ -64,8 +64,8 @@ def overlapping(
     _check_sizes(sizes)
     if max(sizes) > len(labels):
         raise ValueError(
-            f"sizes: found {max(sizes)}, but one worker can have at most the "
-            f"{len(labels)} examples there are"
+            f"sizes: found {max(sizes)}, allowed at most {len(labels)}, the size of "
+            "the data set"
         )
     return _finish([rng.permutation(len(labels))[:size] for size in sizes])
 
@@ -73,13 +73,13 @@ def overlapping(
 def normal_sizes(
     labels: np.ndarray, workers: int, spread: float, rng: np.random.Generator
 ) -> Shards:
-    """Disjoint random shards whose sizes are as if drawn from Normal(1, spread^2) times
-    N / workers. Every example is used; each worker has one at least.
+    """Disjoint random shards with sizes from Normal(1, spread^2) times N / workers, at
+    least 1 and normalised so that every example is used.
 
     Args:
       labels: i32 [N].
-      workers: how many shards, <= N.
-      spread: standard deviation of a size over the mean size, >= 0; 0 = all alike.
+      workers: number of shards, <= N.
+      spread: standard deviation of a size over the mean size, >= 0; 0 = all equal.
       rng: numpy generator.
 
     Raises:
@@ -91,7 +91,7 @@ def normal_sizes(
     drawn = np.maximum(rng.normal(1.0, spread, size=workers), 0.0)
     if drawn.sum() == 0:  # all below zero
         drawn += 1.0
-    # One for each, the rest by rounded sums, which add up to the whole.
+    # One for each; the rest by rounded cumulative sums, which end at the total.
     rest = len(labels) - workers
     cuts = np.round(np.cumsum(drawn / drawn.sum()) * rest).astype(int)
     sizes = np.diff(cuts, prepend=0) + 1
@@ -109,14 +109,14 @@ def by_class_shares(
     Args:
       labels: i32 [N].
       sizes: of each worker.
-      shares: what share each class has, worker after worker, so that there are
-        `len(sizes)` times the number of classes; each worker's are divided by their
-        sum. Counts are rounded so that the size is exact.
+      shares: of the classes, worker by worker: `len(sizes)` times the number of
+        classes; each worker's are normalised. Counts are rounded so that the size is
+        exact.
       rng: numpy generator.
 
     Raises:
-      ValueError: another number of shares, a negative one, none of a worker above 0, or
-        more of a class asked for than there is.
+      ValueError: a wrong number of shares, a negative one, only zeros for a worker, or
+        more examples of a class than the data set has.
     """
     _check_sizes(sizes)
     classes = int(labels.max()) + 1
@@ -140,8 +140,8 @@ def by_class_shares(
         wanted = counts[:, label]
         if wanted.sum() > len(rows):
             raise ValueError(
-                f"class_shares: they ask for {wanted.sum()} examples of class {label}, "
-                f"the data set has {len(rows)}; make the sizes or its shares smaller"
+                f"class_shares: found {wanted.sum()} examples of class {label}, "
+                f"allowed at most {len(rows)}; make the sizes or its shares smaller"
             )
         for part, piece in zip(
             parts, np.split(rows, np.cumsum(wanted))[: len(sizes)], strict=True
@@ -151,13 +151,11 @@ def by_class_shares(
 
 
 def from_file(labels: np.ndarray, workers: int, path: Path) -> Shards:
-    """The shards that a JSON file lists: a list of row numbers for each worker.
-
-    Rows may be with several workers; none twice with one.
+    """The shards of a JSON file: a list of row numbers for each worker. A row may be in
+    several shards, at most once in each.
 
     Raises:
-      ValueError: no such file, no such lists, another number of them, an empty one, or
-        a row that there is not.
+      ValueError: an unreadable file, a wrong number of lists, or an invalid list.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -181,14 +179,14 @@ def from_file(labels: np.ndarray, workers: int, path: Path) -> Shards:
 def dirichlet(
     labels: np.ndarray, workers: int, alpha: float, rng: np.random.Generator
 ) -> Shards:
-    """Label-skewed: each class is spread over the workers by a draw from Dir(alpha).
+    """Label-skewed: each class is divided among the workers by a draw from Dir(alpha).
 
-    Every example is used exactly once. A worker left with fewer than two examples is
-    given some by the worker that has most: none is empty, however small alpha is.
+    Every example is used exactly once. A worker with fewer than two examples is given
+    some of the worker that has most: no shard is empty, however small alpha is.
 
     Args:
       labels: i32 [N].
-      workers: how many shards; 2 * workers <= N.
+      workers: number of shards; 2 * workers <= N.
       alpha: concentration > 0; 0.1 is extreme skew, 100 nearly none.
       rng: numpy generator.
 
@@ -220,10 +218,10 @@ def dirichlet(
 def by_label_shards(
     labels: np.ndarray, workers: int, shards_per_worker: int, rng: np.random.Generator
 ) -> Shards:
-    """Sorted by label, cut into equal pieces, each worker given so many of them.
+    """Sorted by label, cut into equal pieces, each worker given the same number.
 
     The pathological split of McMahan et al. (2017): with two pieces each, most workers
-    see two classes only.
+    have two classes only.
 
     Raises:
       ValueError: more pieces than examples.

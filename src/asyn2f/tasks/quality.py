@@ -1,22 +1,22 @@
-"""How good a worker's data are: the paper's Q_k, a mean of six scores in [0, 1]."""
+"""The quality of a worker's data: the paper's Q_k, a mean of six scores."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-_RELEVANCE = 0.9  # a: of the spread, the rest of the three best features
+_RELEVANCE = 0.9  # a
 _FOLDS = 5
 
 
 class Quality(NamedTuple):
     """Six scores of a data set, each in [0, 1], 1 the best."""
 
-    class_overlap: float  # examples left after those in Tomek links are taken out
-    class_parity: float  # how alike the classes are in number
-    label_purity: float  # examples whose label nothing speaks against
-    feature_correlation: float  # how little the features repeat each other
-    feature_relevance: float  # how much they tell, and how evenly
-    completeness: float  # cells that hold a number
+    class_overlap: float  # share of examples left without those in Tomek links
+    class_parity: float  # balance of the class counts
+    label_purity: float  # share of examples without a label issue
+    feature_correlation: float  # 1 - mean absolute correlation
+    feature_relevance: float  # importance of the features, and its evenness
+    completeness: float  # share of cells that are not missing
 
     @property
     def score(self) -> float:
@@ -29,17 +29,15 @@ def quality_of(
 ) -> Quality:
     """The six scores of a worker's own data (Asyn2F, quality of data).
 
-    Missing cells count against completeness; for the other scores each takes the median
-    of its feature. What needs a classifier takes a random forest of 100 trees, with
-    class probabilities of examples that it has not been fitted to; Tomek links are
-    found on features of mean 0 and deviation 1. Nothing speaks against the labels of
-    one class alone, or of a class with one example.
+    Missing cells lower the completeness; for the other scores each is replaced by the
+    median of its feature. The classifier is a random forest of 100 trees, with
+    out-of-fold class probabilities; Tomek links are found on standardised features.
+    Examples of a single class, or of a class with one example, have no label issues.
 
     Args:
       features: [N, F], any embedding of the data; NaN = missing.
       labels: i32 [N].
-      num_classes: how many there are, whether this worker has them or not, for the
-        parity; 0 = those that it has.
+      num_classes: of the task, for the parity; 0 = those that the worker has.
       seed: of the forests and folds.
 
     Raises:
@@ -61,7 +59,7 @@ def quality_of(
         )
     if np.isinf(features).any():
         raise ValueError("features: found an infinite value; missing cells are NaN")
-    # Seconds that only those who ask for qualities shall pay.
+    # Imported here: it takes seconds.
     from sklearn.ensemble import RandomForestClassifier
 
     filled = _filled(features)
@@ -90,15 +88,15 @@ def class_parity(counts: np.ndarray) -> float:
 
 
 def feature_correlation(features: np.ndarray) -> float:
-    """`1 - mean |corr|` over the unordered pairs of features, each once. A feature that
-    never changes is correlated with none; a single one has no pair and scores 1.
+    """`1 - mean |corr|` over the pairs of features. Constant features are correlated
+    with none; a single feature scores 1.
 
     >>> feature_correlation(np.array([[1.0, -2.0, 0.0], [2.0, -4.0, 0.0]]))
     0.6666666666666667
     """
     standard = _standardised(features)
     each = standard.T @ standard / len(features)
-    # Of two features that are alike, rounding makes a little more than 1.
+    # Rounding may put the correlation of equal features above 1.
     pairs = np.minimum(np.abs(each[np.triu_indices(len(each), k=1)]), 1.0)
     return float(1 - pairs.mean()) if len(pairs) else 1.0
 
@@ -115,7 +113,8 @@ def feature_relevance(importances: np.ndarray) -> float:
 
 
 def _filled(features: np.ndarray) -> np.ndarray:
-    """Every missing cell the median of its feature; 0 where all are missing."""
+    """Missing cells replaced by the median of their feature; 0 where all are
+    missing."""
     missing = np.isnan(features)
     empty = missing.all(axis=0)
     medians = np.zeros(features.shape[1])
@@ -124,10 +123,10 @@ def _filled(features: np.ndarray) -> np.ndarray:
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
-    """Mean 0, deviation 1; what never changes 0."""
+    """Features with mean 0 and deviation 1; constant ones 0."""
     deviation = features.std(axis=0)
     centred = features - features.mean(axis=0)
-    # A constant may be left with a deviation by rounding.
+    # Rounding may give a constant a deviation.
     changes = deviation > 1e-12 * np.abs(features).max(axis=0)
     return np.where(changes, centred / np.where(changes, deviation, 1.0), 0.0)
 
@@ -138,11 +137,9 @@ def _counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def _tomek(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Who is in a Tomek link (two of different classes, each the other's nearest), and
-    how many are left when the linked of all classes but the smallest are taken out.
-
-    Where several classes are the smallest, that is the mean over which one is spared.
-    """
+    """Which examples are in a Tomek link (two of different classes, each the other's
+    nearest), and the number left without those of all classes but the smallest; the
+    mean over the smallest if there are several."""
     from imblearn.under_sampling import TomekLinks
     from sklearn.neighbors import NearestNeighbors
 
@@ -151,7 +148,7 @@ def _tomek(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]
     )
     if len(classes) == 1:
         return np.zeros(len(labels), bool), len(labels)
-    # Without itself, also where two are alike.
+    # Not the example itself, even where two are equal.
     nearest = NearestNeighbors(n_neighbors=1).fit(features)
     neighbour = nearest.kneighbors(return_distance=False)[:, 0]
     linked = TomekLinks.is_tomek(labels, neighbour, classes)
@@ -163,14 +160,14 @@ def _tomek(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]
 def _doubtful(
     forest: Any, features: np.ndarray, labels: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Whose label cleanlab takes for an error, by probabilities from other folds."""
+    """Examples with a label issue by cleanlab, with out-of-fold probabilities."""
     from cleanlab.filter import find_label_issues
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     _, numbered, counts = np.unique(labels, return_inverse=True, return_counts=True)
     doubtful = np.zeros(len(labels), bool)
     rows = np.flatnonzero(counts[numbered] >= 2)
-    # Numbered from 0 without gaps, as cleanlab wants it.
+    # Numbered from 0 without gaps, for cleanlab.
     _, known = np.unique(numbered[rows], return_inverse=True)
     if (counts >= 2).sum() >= 2:
         folds = min(_FOLDS, int(counts[counts >= 2].min()))

@@ -17,27 +17,53 @@ _RECORDS = 1000  # read at a time
 def read_prepared(
     name: str, data_dir: str = "", cache: Path = CACHE
 ) -> tuple[dict[str, dict[str, np.ndarray]], int]:
-    """A prepared image classification data set, decoded once and then kept.
+    """A prepared image classification data set, decoded once and then cached.
 
-    Its files may be array_record or tfrecord. Those of parquet are refused:
-    tensorflow-datasets loses examples when it writes them.
+    Its files are array_record or tfrecord; parquet is refused, as tensorflow-datasets
+    loses examples when it writes it.
 
     Args:
       name: as in the catalogue of tensorflow-datasets, for example "mnist"; or the
-        folder of a prepared data set, in which its dataset_info.json is.
-      data_dir: where it has been prepared; "" = where tensorflow-datasets puts it. Not
-        looked at if `name` is a folder.
-      cache: where the decoded arrays are kept, as .npy files that processes share.
+        folder that holds the dataset_info.json of a prepared data set.
+      data_dir: of tensorflow-datasets; "" = its default. Ignored if `name` is a folder.
+      cache: of the decoded arrays, .npy files that processes share.
 
     Returns:
       By split ("train", "test") the arrays `image` u8 [N, H, W, C] and `label`
       i32 [N], memory-mapped; and the number of classes.
 
     Raises:
-      DataError: there is none, a part of it is missing, it is no image classification,
-        or the library that reads it is missing.
+      DataError: it is missing or incomplete, is not an image classification, or
+        tensorflow-datasets is missing.
     """
-    # Seconds and 200 MB that only those who use such a data set shall pay.
+    builder, home, files = _find(name, data_dir)
+    image, label = _keys(name, builder.info.features)
+
+    def make(folder: Path) -> None:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # hints at faster decoders
+        try:
+            _decode(builder, image, label, folder)
+        finally:
+            logging.disable(before)
+
+    records = [home / "dataset_info.json", home / "features.json"]
+    try:
+        arrays = cached_arrays(builder.name, [*records, *files], {}, make, cache)
+    except OSError as error:
+        raise DataError(
+            f"{name}: cannot write the decoded arrays into {cache} ({error}); make "
+            "room there, and make it writable"
+        ) from None
+    return {
+        split: {key: arrays[f"{split}-{key}"] for key in ("image", "label")}
+        for split in ("train", "test")
+    }, int(builder.info.features[label].num_classes)
+
+
+def _find(name: str, data_dir: str) -> tuple[Any, Path, list[Path]]:
+    """The builder of a prepared data set, its folder and its files."""
+    # Imported here: it takes seconds and 200 MB.
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -60,7 +86,7 @@ def read_prepared(
         raise _missing(name, data_dir, where, None)
     absent = [file for file in files if not file.exists()]
     if absent:
-        raise DataError(f"{name}: {absent[0]} is not there; {_anew(home)}")
+        raise DataError(f"{name}: {absent[0]} is missing; {_anew(home)}")
     if ".parquet" in files[0].name:
         raise DataError(
             f"{name} under {where} is prepared as parquet, which loses examples; "
@@ -72,28 +98,7 @@ def read_prepared(
                 f"{name} under {where}: found the splits {', '.join(splits)}, needed: "
                 "train and test"
             )
-    image, label = _keys(name, builder.info.features)
-
-    def make(folder: Path) -> None:
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # of another decoder that might be faster
-        try:
-            _decode(builder, image, label, folder)
-        finally:
-            logging.disable(before)
-
-    records = [home / "dataset_info.json", home / "features.json"]
-    try:
-        arrays = cached_arrays(builder.name, [*records, *files], {}, make, cache)
-    except OSError as error:
-        raise DataError(
-            f"{name}: cannot keep what is decoded in {cache} ({error}); make room "
-            "there, and make it writable"
-        ) from None
-    return {
-        split: {key: arrays[f"{split}-{key}"] for key in ("image", "label")}
-        for split in ("train", "test")
-    }, int(builder.info.features[label].num_classes)
+    return builder, home, files
 
 
 def is_folder(name: str) -> bool:
@@ -119,18 +124,18 @@ def _keys(name: str, features: Any) -> tuple[str, str]:
 
 
 def _missing(name: str, data_dir: str, where: Path, reason: object) -> DataError:
-    said = f" ({_first_line(reason)})" if reason and str(reason) else ""
+    why = f" ({_first_line(reason)})" if reason and str(reason) else ""
     meant = _meant(name, data_dir, where)
     if meant:
         return DataError(f"no prepared {name} under {where}; did you mean {meant}?")
     if is_folder(name):
         return DataError(
-            f"no prepared data set in {where}{said}; name the folder in which its "
-            "dataset_info.json is"
+            f"no prepared data set in {where}{why}; name the folder that holds its "
+            "dataset_info.json"
         )
     place = f"data_dir='{data_dir}', " if data_dir else ""
     return DataError(
-        f"no prepared {name} under {where}{said}; set task.data_dir, or prepare it "
+        f"no prepared {name} under {where}{why}; set task.data_dir, or prepare it "
         'where there is internet: python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', {place}file_format='array_record')"
         '.download_and_prepare()"'
@@ -138,7 +143,7 @@ def _missing(name: str, data_dir: str, where: Path, reason: object) -> DataError
 
 
 def _meant(name: str, data_dir: str, where: Path) -> str:
-    """The setting that finds a data set which lies a folder higher or lower, if any."""
+    """The setting that finds a data set one folder higher or lower, if there is one."""
     if not is_folder(name) and where.parent.name == name and _is_prepared(where):
         return f"task.data_dir={where.parent.parent}"
     if not is_folder(name) and where.name == name and _versions(where):
@@ -159,7 +164,7 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _anew(home: Path) -> str:
-    # tensorflow-datasets takes what is there for whole.
+    # tensorflow-datasets does not notice what is missing.
     return f"delete {home} and prepare it anew"
 
 
@@ -168,7 +173,7 @@ def _first_line(reason: object) -> str:
 
 
 def _decode(builder: Any, image: str, label: str, folder: Path) -> None:
-    """Puts the arrays of both splits into a folder."""
+    """Decodes both splits into arrays in a folder."""
     classes, shapes = builder.info.features[label].num_classes, set()
     anew = _anew(Path(builder.data_dir))
     for split in ("train", "test"):
@@ -180,14 +185,14 @@ def _decode(builder: Any, image: str, label: str, folder: Path) -> None:
                 f"{name}: a library is missing ({_first_line(error)}); "
                 'pip install "asyn2f[data]"'
             ) from None
-        except Exception as error:  # of many libraries, and all mean the same
+        except Exception as error:  # of several libraries
             raise DataError(
                 f"{name}: cannot be read ({_first_line(error)}); {anew}"
             ) from None
         if len(examples) != info.num_examples or not examples:
             raise DataError(
-                f"{name}: found {len(examples)} examples, its record says "
-                f"{info.num_examples}, needed: one at least; {anew}"
+                f"{name}: found {len(examples)} examples, its dataset_info.json has "
+                f"{info.num_examples}, needed: at least one; {anew}"
             )
         images = [example[image] for example in examples]
         shapes |= {(array.dtype.name, *array.shape) for array in images}
@@ -207,8 +212,7 @@ def _decode(builder: Any, image: str, label: str, folder: Path) -> None:
 
 
 def _examples(builder: Any, split: str) -> Iterator[Any]:
-    """The examples of a split in the order of its files, however many its record says
-    there are."""
+    """All examples of a split, in the order of its files."""
     for file in builder.info.splits[split].filepaths:
         path = Path(file)
         read = _tfrecords if ".tfrecord" in path.name else _array_records
@@ -227,21 +231,20 @@ def _array_records(path: Path) -> Iterator[bytes]:
 
 
 def _tfrecords(path: Path) -> Iterator[bytes]:
-    """The records of a file: each after its length and a checksum of that, before a
-    checksum of its own."""
+    """The records of a file: length, checksum of the length, record, its checksum."""
     with open(path, "rb") as file:
         while head := file.read(12):
             length = int.from_bytes(head[:8], "little")
             if len(head) < 12 or _masked_crc(head[:8]) != head[8:]:
                 raise ValueError(f"{path.name} is damaged")
-            record, said = file.read(length), file.read(4)
-            if len(record) < length or _masked_crc(record) != said:
+            record, checksum = file.read(length), file.read(4)
+            if len(record) < length or _masked_crc(record) != checksum:
                 raise ValueError(f"{path.name} is damaged, or cut off")
             yield record
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """TFRecord's: a CRC-32C, turned by 15 bits, plus a constant."""
+    """TFRecord's checksum: a CRC-32C, rotated by 15 bits, plus a constant."""
     import google_crc32c
 
     crc = google_crc32c.value(data)

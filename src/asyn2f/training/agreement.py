@@ -1,5 +1,4 @@
-"""What the processes of one run must agree on, beside their config: the data, and how
-JAX makes numbers."""
+"""Agreement of the processes of a run, besides their config: data and JAX settings."""
 
 import hashlib
 import json
@@ -13,8 +12,8 @@ import xxhash
 from asyn2f import trace
 from asyn2f.tasks.base import Task
 
-# Settings of JAX that make other numbers, not only other last bits; each can be set by
-# an environment variable of its name in capitals, in somebody's shell.
+# Settings of JAX that change numbers by more than their last bits; an environment
+# variable of the name in capitals sets each.
 FLAGS = (
     "jax_enable_x64",
     "jax_default_prng_impl",
@@ -22,7 +21,7 @@ FLAGS = (
     "jax_random_seed_offset",
     "jax_default_matmul_precision",
 )
-# And those on which last bits depend: a replay sets them too.
+# And those that change last bits: a replay sets them too.
 REPLAYED = (
     *FLAGS,
     "jax_disable_jit",
@@ -35,13 +34,13 @@ _MOST_BYTES = 3000  # of all terms: they are part of a message's header
 
 
 def flags(names: tuple[str, ...] = FLAGS) -> dict[str, Any]:
-    """How JAX makes numbers in this process, by the names of its settings."""
+    """The settings of JAX in this process that numbers depend on, by name."""
     return {name: getattr(jax.config, name) for name in names}
 
 
 def made_by(events: Iterable[trace.Event]) -> list[trace.ProcessStarted]:
-    """The heads of the processes that made a run's numbers: of a simulation, or of each
-    worker's process that has trained. One that was refused has made none."""
+    """The heads of the processes that computed a run's numbers: the simulation, or each
+    worker's process that has trained."""
     found: dict[str, trace.ProcessStarted] = {}  # by actor, the newest
     made: dict[int, trace.ProcessStarted] = {}
     for event in events:
@@ -66,24 +65,23 @@ def check_flags(environments: Iterable[Mapping[str, Any]]) -> None:
     for there in environments:
         differs = [k for k in FLAGS if k in there and there[k] != here[k]]
         if differs:
-            said = ", ".join(f"{k} {there[k]!r}, here {here[k]!r}" for k in differs)
+            found = ", ".join(f"{k} {there[k]!r}, here {here[k]!r}" for k in differs)
             raise ValueError(
-                f"the run was made with {said}: set that with jax.config.update, or by "
+                f"the run was made with {found}: set it with jax.config.update, or by "
                 "an environment variable of its name, before anything is computed"
             )
 
 
 def set_flags(environment: Mapping[str, Any]) -> None:
-    """Has JAX make numbers as it did there, as far as that was recorded; to be called
-    before anything is computed."""
+    """Applies the recorded settings of JAX; call it before anything is computed."""
     for name in REPLAYED:
         if name in environment:
             jax.config.update(name, environment[name])
 
 
 def terms_of(settings: dict[str, Any]) -> tuple[str, ...]:
-    """A line "key=value" of each setting, for other processes to compare. Of a long
-    value its beginning and a digest; if all are too long together, of each.
+    """A line "key=value" per setting, for comparison. A long value is replaced by its
+    beginning and a digest; so are all, if they are too long together.
 
     >>> terms_of({"seed": 0, "task.hidden": (8, 8)})
     ('seed=0', 'task.hidden=[8,8]')
@@ -107,7 +105,7 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def data_digest(task: Task, worker: int) -> str:
-    """Of the bytes of a worker's shard, or for worker -1 of the test set: XXH3-128."""
+    """XXH3-128 of the bytes of a worker's shard, or for worker -1 of the test set."""
     rows = task.shards[worker] if worker >= 0 else None
     data = task.train if worker >= 0 else task.test
     found = xxhash.xxh3_128()
@@ -122,5 +120,5 @@ def data_digest(task: Task, worker: int) -> str:
 
 
 def data_digests(task: Task) -> tuple[str, ...]:
-    """Of every worker's data, and then of the evaluator's."""
+    """The digests of every worker's data, and then of the evaluator's."""
     return tuple(data_digest(task, k) for k in (*range(len(task.shards)), -1))

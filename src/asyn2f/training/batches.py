@@ -1,4 +1,4 @@
-"""Which examples each local step of a worker trains on."""
+"""The examples of each local step, and the evaluation of a model."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,9 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from asyn2f.tasks.base import Task
-from asyn2f.types import Params
+from asyn2f.types import Params, Shard
 
 _ORDERS_PER_CALL = 512
+
+
+def shard_of(task: Task, worker: int) -> Shard:
+    """The data of a worker, padded to the largest shard, so that one compiled step
+    serves all workers.
+
+    Raises:
+      ValueError: there is no such shard.
+    """
+    if not 0 <= worker < len(task.shards):
+        raise ValueError(
+            f"worker: found {worker}, allowed 0 to {len(task.shards) - 1}; raise "
+            "config.workers to have more"
+        )
+    rows = task.shards[worker]
+    longest = max(len(shard) for shard in task.shards)
+    # Its own rows first; the padding is never trained on.
+    padded = np.resize(rows, longest)
+    own = np.arange(longest, dtype=np.int32)
+    return Shard(
+        arrays={name: jnp.asarray(array[padded]) for name, array in task.train.items()},
+        indices=jnp.asarray(np.where(own < len(rows), own, 0)),
+        num_examples=jnp.int32(len(rows)),
+    )
 
 
 def steps_per_epoch(num_examples: Any, batch_size: int) -> Any:
@@ -30,19 +54,18 @@ def epoch_order(
     num_examples: jax.Array,
     length: int,
 ) -> jax.Array:
-    """The order in which a worker goes through its shard in one epoch.
-
-    A sort of random bits: the same program for every size of shard.
+    """The permutation of a worker's shard in one epoch, by sorting random bits: one
+    program for every size of shard.
 
     Args:
       key: the trainer's.
       worker: i32 [].
-      epoch: i32 [], counted from 0.
+      epoch: i32 [], from 0.
       num_examples: i32 [], of its shard.
       length: n_max, of the largest shard.
 
     Returns:
-      i32 [n_max], places in the shard; those beyond its size come last.
+      i32 [n_max], indices into the shard; those beyond its size come last.
     """
     return jnp.argsort(_epoch_bits(key, worker, epoch, num_examples, length))
 
@@ -55,10 +78,10 @@ def _epoch_bits(key, worker, epoch, num_examples, length):
 
 
 def batch_places(step: Any, num_examples: Any, batch_size: int) -> Any:
-    """Which places of the epoch's order local step `step` trains on.
+    """The indices into the epoch's order of local step `step`.
 
-    The last batch of an epoch is filled up from its beginning. Arrays of steps and
-    shard sizes, i32 [...], give i32 [..., B]; NumPy's and JAX's alike.
+    The last batch of an epoch is filled up from its beginning. Steps and shard sizes
+    i32 [...], of NumPy or JAX, give i32 [..., B].
     """
     position = step % steps_per_epoch(num_examples, batch_size)
     first = position * batch_size
@@ -69,9 +92,9 @@ class Orders(Protocol):
     def __call__(
         self, workers: np.ndarray, epochs: np.ndarray, num_examples: np.ndarray
     ) -> Callable[[], np.ndarray]:
-        """`epoch_order` of many: three i32 [N] give i32 [N, n_max], by a function that
-        waits for it. NumPy's sort: the same order, and on a CPU many times faster than
-        XLA's."""
+        """`epoch_order` of many: three i32 [N] give a function that waits for i32 [N,
+        n_max]. NumPy's sort gives the same order many times faster than XLA's on a
+        CPU."""
 
 
 @partial(jax.jit, static_argnames="length")
@@ -81,13 +104,13 @@ def _many_epoch_bits(key, worker, epoch, num_examples, length):
 
 
 def make_orders(key: jax.Array, length: int) -> Orders:
-    """The orders of epochs under a trainer's key, of shards of up to n_max = `length`
+    """The orders of epochs under a trainer's key, of shards of at most n_max = `length`
     examples."""
 
     def orders(workers, epochs, num_examples):
         parts = []
         for begin in range(0, len(workers), _ORDERS_PER_CALL):
-            # Always as many: the last ones are repeated.
+            # Padded to one shape by repeating the last.
             part = np.arange(begin, begin + _ORDERS_PER_CALL)
             part = np.minimum(part, len(workers) - 1)
             of_part = workers[part], epochs[part], num_examples[part]
@@ -103,7 +126,7 @@ def make_orders(key: jax.Array, length: int) -> Orders:
 
 
 class Score(NamedTuple):
-    accuracy: float  # share of the test set that is told right
+    accuracy: float  # fraction of test examples classified correctly
     loss: float  # mean loss
     f1: float  # of class 1 where there are two, else the mean over the classes
 
@@ -144,8 +167,8 @@ def make_evaluate(task: Task, batch_size: int = 500) -> Callable[[Params], Score
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _sums(score, classes, params, batch, mask):
-    """Of one batch: the loss f32 [], and by class, i32 [classes], the examples that are
-    told right, and those that are of it plus those that are held for it."""
+    """Of one batch: the loss f32 [], and per class, i32 [classes], the true positives,
+    and the actual plus the predicted positives."""
     losses, predicted = score(params, batch)
     label, ones = batch["label"], mask.astype(jnp.int32)
     is_right = (predicted == label).astype(jnp.int32)
@@ -155,7 +178,7 @@ def _sums(score, classes, params, batch, mask):
 
 
 def _f1(right: np.ndarray, both: np.ndarray) -> float:
-    """From the examples of each class that are told right, and those that are of it
-    plus those that are held for it: 2 TP / (2 TP + FP + FN)."""
+    """2 TP / (2 TP + FP + FN), of the true positives of each class, and its actual plus
+    predicted positives."""
     each = 2 * right / np.maximum(both, 1)
     return float(each[1] if len(each) == 2 else each[both > 0].mean())

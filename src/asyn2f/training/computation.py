@@ -1,7 +1,7 @@
-"""What an experiment computes, as programs that are compiled once.
+"""The compiled programs of an experiment.
 
-Seeds and rates are arguments of the programs, so that runs which differ in these alone
-compile nothing anew.
+Seeds and learning rates are arguments of the programs: experiments that differ in these
+alone share them.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,13 @@ from asyn2f.serialization import Template, template_of
 from asyn2f.strategies import Strategy
 from asyn2f.strategies.base import push_params
 from asyn2f.tasks.base import Init, Loss
+from asyn2f.training.settings import (
+    Training,
+    global_learning_rate,
+)
 from asyn2f.training.trainer import (
     Decode,
     Trainer,
-    Training,
-    global_learning_rate,
     make_trainer,
 )
 from asyn2f.types import Metrics, Params, ServerState, WorkerUpdate
@@ -32,22 +34,22 @@ class AdvanceServer(Protocol):
     def __call__(
         self, state: ServerState, updates: WorkerUpdate, mask: jax.Array
     ) -> tuple[ServerState, Metrics]:
-        """`AggregateUpdates` on updates stacked to leaves [K, ...], bool [K] of them
-        real: `Strategy.aggregate`, and then the learning rate of the new version.
-        Where guards are enforced, its losses have been clamped before."""
+        """The next version of updates stacked to leaves [K, ...], with a mask bool [K]
+        of the real ones: `Strategy.aggregate`, on clamped losses where guards are
+        enforced, and the learning rate of the new version."""
 
 
 class Publication(NamedTuple):
-    """How versions travel. The server keeps its own model in float32."""
+    """The coding of versions. The server keeps its own model in float32."""
 
     encode: Callable[[Params], Any]
     decode: Callable[[Any], Params]
-    template: Template  # of what travels
+    template: Template  # of encoded versions
     is_plain: bool
 
 
 class Hyperparams(NamedTuple):
-    """What the compiled programs take as arguments: another value compiles nothing."""
+    """The arguments of the compiled programs: other values compile nothing."""
 
     init_key: jax.Array  # u32 [...]: raw bits of the key of the initial model ...
     train_key: jax.Array  # ... and of the workers' randomness
@@ -57,19 +59,19 @@ class Hyperparams(NamedTuple):
 
 
 def any_hyperparams() -> Hyperparams:
-    """Some; for what depends on shapes alone."""
+    """Arbitrary ones, for shapes."""
     key, one = jax.random.key_data(jax.random.key(0)), jnp.float32(1.0)
     return Hyperparams(key, key, one, one, one)
 
 
 class Computation(NamedTuple):
-    """What the programs are compiled for. It can be hashed: experiments for which this
-    and the shapes are equal share what has been compiled."""
+    """The key of compiled programs; hashable. Experiments with equal computations and
+    shapes share them."""
 
     init: Init
     loss: Loss
     strategy: Strategy
-    training: Training  # without what `Hyperparams` hold
+    training: Training  # without the values of `Hyperparams`
     guards: Guards
     coding: Coding
     workers: int
@@ -131,8 +133,8 @@ class Compiled(NamedTuple):
     aggregate: Callable[..., tuple[ServerState, Metrics]]
     publication: Publication
     template: Template  # of the model
-    update_template: Template  # of what a worker pushes
-    update_needs_base: bool  # whether that is a change since the base version
+    update_template: Template  # of encoded updates
+    update_needs_base: bool  # whether these are changes since the base version
 
 
 @lru_cache(maxsize=32)
@@ -150,8 +152,7 @@ def compiled_for(computation: Computation) -> Compiled:
         return functions_of(computation, hyperparams).init_server()
 
     def aggregate(hyperparams, state, updates, mask):
-        # Stacked inside the program: a strategy that takes the rows one by one then
-        # reads them where they are, and nothing is copied.
+        # Stacked inside the program: XLA reads single rows where they are.
         stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *updates)
         functions = functions_of(computation, hyperparams)
         return functions.advance_server(state, stacked, mask)
@@ -172,7 +173,7 @@ def compiled_for(computation: Computation) -> Compiled:
             "report": jitted("report"),
             "push": jitted("push"),
         },
-        # Compiled by itself, not with the coding: the server decodes with this program.
+        # Compiled apart from the encoding, as the server decodes with this program.
         decode=codec.decode if codec.is_plain else jax.jit(codec.decode),
         init_server=jax.jit(init_server),
         aggregate=jax.jit(aggregate),

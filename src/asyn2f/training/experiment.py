@@ -1,4 +1,4 @@
-"""One experiment, whole: everything that its numbers depend on, and no I/O."""
+"""The record `Experiment`: everything that the numbers of a run depend on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,7 +23,12 @@ from asyn2f.training.computation import (
     Publication,
     compiled_for,
 )
-from asyn2f.training.trainer import Trainer, Training
+from asyn2f.training.settings import (
+    Training,
+)
+from asyn2f.training.trainer import (
+    Trainer,
+)
 from asyn2f.types import GlobalModel, Metrics, ServerState, WorkerUpdate
 
 NO_GUARDS = Guards(mode="off")
@@ -33,12 +38,12 @@ class AggregateUpdates(Protocol):
     def __call__(
         self, state: ServerState, updates: Sequence[WorkerUpdate]
     ) -> tuple[ServerState, Metrics]:
-        """The next version, learning rate included, of at least one update and at most
+        """The next version, with its learning rate, of at least one update and at most
         `Timing.most_updates`, in this order; metrics have one row per update."""
 
 
 class Experiment(NamedTuple):
-    """A task, a strategy and their settings, made into functions."""
+    """A task, a strategy and their settings, and the functions made of them."""
 
     task: Task
     strategy: Strategy  # its timing holds the experiment's settings
@@ -49,14 +54,14 @@ class Experiment(NamedTuple):
     coding: Coding
     computation: Computation
     hyperparams: Hyperparams
-    # All of these are jitted, and the second call compiles nothing.
+    # All jitted; the second call compiles nothing.
     trainer: Trainer
     init_server: Callable[[], ServerState]
     aggregate: AggregateUpdates
     publication: Publication
     template: Template  # of the model
-    update_template: Template  # of what a worker pushes
-    update_needs_base: bool  # whether that is a change since the base version
+    update_template: Template  # of encoded updates
+    update_needs_base: bool  # whether these are changes since the base version
 
     @property
     def workers(self) -> int:
@@ -72,20 +77,20 @@ def make_experiment(
     guards: Guards = NO_GUARDS,
     coding: Coding = PLAIN,
 ) -> Experiment:
-    """The experiment; the model's shape is found without computing anything.
+    """Makes an experiment, without computing anything.
 
     Experiments that differ in seed, learning rates, schedule length, limits or data
-    share their compiled programs, if they have been made of the same functions and
-    their arrays have the same shapes.
+    share their compiled programs, if they are made of the same functions and their
+    arrays have the same shapes.
 
     Args:
       task: model, loss and data.
-      strategy: built with the cap of `guards`, which is not the experiment's business.
+      strategy: built with the cap of `guards` already.
       training: settings.
-      stop: what ends a run.
+      stop: limits of a run.
       seed: of the initial model and of all draws in training; in [0, 2^64).
       guards: see `asyn2f.kernels.guards`.
-      coding: how updates and versions travel.
+      coding: of updates and versions.
 
     Raises:
       ValueError: a setting is out of range; begins with its name.
@@ -131,7 +136,7 @@ def make_experiment(
 
 
 def root_key(seed: int) -> jax.Array:
-    """The key of all of an experiment's randomness; all 64 bits of the seed count.
+    """The root key of an experiment, of all 64 bits of its seed.
 
     Raises:
       ValueError: a seed outside [0, 2^64).
@@ -153,7 +158,7 @@ def initial_server_state(experiment: Experiment) -> ServerState:
 
 
 def published(experiment: Experiment | Functions, model: GlobalModel) -> GlobalModel:
-    """A version as workers and evaluators see it, once it has been coded."""
+    """A version as workers and evaluators receive it: encoded and decoded."""
     publication = experiment.publication
     if publication.is_plain:
         return model
@@ -175,5 +180,5 @@ def _aggregate(
     rows = (*updates, *[updates[0]] * (most - count))
     state, metrics = run(hyperparams, state, rows, np.arange(most) < count)
     metrics = jax.device_get(metrics)
-    # Of a metric that is one number there is nothing to cut off.
+    # Metrics without a row per update are scalars.
     return state, jax.tree.map(lambda x: x[:count] if x.ndim else x, metrics)

@@ -1,4 +1,4 @@
-"""From a trace to an order: of a simulated run, a recorded one, one not whole."""
+"""From a trace to an order: of simulated, recorded and incomplete runs."""
 
 from random import Random
 
@@ -123,7 +123,8 @@ def skewed(events, seed: int, most_s: float = 3600.0):
 
 
 def assert_causal(order: Order) -> None:
-    """Nobody takes in what is not made; no version is made of what is not pushed."""
+    """Versions are made before they are taken in, updates pushed before they are
+    used."""
     made, pushed = {0}, set()
     for _, kind, _, value in acts(order, *COMPUTED):
         if kind in (o.ADOPT, o.MERGE):
@@ -173,7 +174,7 @@ def test_a_version_that_a_crash_took_and_a_worker_used_is_a_branch():
     assert order.reason == "version 3 reached"
 
 
-def test_a_version_that_a_crash_took_and_nobody_used_is_left_out():
+def test_an_unused_version_that_a_crash_took_is_left_out():
     """So that lanes can execute it; worker 1 begins anew on the way."""
     events = without(At(trace.Merged, 3.6, 0))
     order, experiment = order_of(events), experiment_of(workers=2)

@@ -1,4 +1,4 @@
-"""Numbers of a trace that are not those of its execution are found."""
+"""Numbers of a trace compared with those of its execution."""
 
 import numpy as np
 import pytest

@@ -1,11 +1,11 @@
-"""What each worker does, cut at whatever happens between its steps."""
+"""The stretches of each worker: its steps between merges, adoptions and pushes."""
 
 from array import array
 
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Order
 
-KEEP, START, ADOPT, MERGE = 0, 1, 2, 3  # what a lane does before its steps
+KEEP, START, ADOPT, MERGE = 0, 1, 2, 3  # how a version is taken in before the steps
 
 
 class Stretches:
@@ -22,8 +22,8 @@ class Stretches:
         self.train_event = array("i")
         self.push_event = array("i")
         self.next = array("i")  # of the same worker, or -1
-        self._open: dict[int, int] = {}  # the stretch that each worker is in
-        self._done: dict[int, int] = {}  # local steps behind it
+        self._open: dict[int, int] = {}  # the present stretch of each worker
+        self._done: dict[int, int] = {}  # local steps before it
         begun: set[int] = set()
         columns = (order.kind, order.worker, order.value)
         for event, (kind, worker, value) in enumerate(

@@ -1,0 +1,90 @@
+"""Settings of local training, and its learning-rate schedules."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from asyn2f.settings import setting
+
+Schedule = Literal["fixed", "cosine", "synchronous"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Local training: SGD with momentum, weight decay and a learning-rate schedule."""
+
+    batch_size: int = setting(
+        32, "examples per step (the paper: 128)", unit="examples", at_least=1
+    )
+    learning_rate: float = setting(0.1, "lr_0 (the paper's)", above=0)
+    momentum: float = setting(0.9, "of SGD (the paper's)", at_least=0, below=1)
+    weight_decay: float = setting(
+        5e-4,
+        "L2 penalty of the trained parameters, not part of the reported loss (the "
+        "paper's)",
+        at_least=0,
+    )
+    schedule: Schedule = setting(
+        "fixed",
+        "of the learning rate. `cosine`: over each worker's own steps; `synchronous`: "
+        "over global versions, computed by the server and sent with each model",
+    )
+    learning_rate_min: float = setting(
+        0.005, "at the end of the two schedules (the paper's)", at_least=0
+    )
+    schedule_length: int = setting(
+        500, "steps (`cosine`) or versions (`synchronous`) until then", at_least=1
+    )
+    schedule_epochs: int = setting(
+        0,
+        "of `cosine`: worker k is there after this many times s_k / batch_size of its "
+        "own steps; 0 = after `schedule_length`",
+        unit="epochs",
+        at_least=0,
+    )
+    momentum_at_merge: Literal["keep", "reset"] = setting(
+        "keep", "whether a merge keeps or resets the momentum"
+    )
+
+
+def annealed(training: Training, position: jax.Array) -> jax.Array:
+    """`max(lr_min, lr_0 (1 + cos(pi x / X)) / 2)`, and lr_min from X on; never above
+    lr_0.
+
+    The regimes of the paper's experiments differ in x: see `Training`.
+
+    Args:
+      training: lr_0, lr_min and X.
+      position: i32 [], x >= 0: local steps or global versions.
+
+    Returns:
+      f32 [].
+
+    >>> print(annealed(Training(learning_rate=0.1, schedule_length=10), 10).round(4))
+    0.005
+    """
+    position = jnp.asarray(position, jnp.float32)
+    progress = jnp.minimum(position / training.schedule_length, 1.0)
+    cosine = 0.5 * training.learning_rate * (1.0 + jnp.cos(jnp.pi * progress))
+    floored = jnp.maximum(training.learning_rate_min, cosine)
+    return jnp.minimum(training.learning_rate, floored).astype(jnp.float32)
+
+
+def length_for(training: Training, num_examples: jax.Array) -> Any:
+    """The length of a worker's `cosine` schedule in local steps, a number.
+
+    >>> print(length_for(Training(schedule_epochs=600, batch_size=128), 17450))
+    81796.875
+    """
+    if not training.schedule_epochs:
+        return training.schedule_length
+    return training.schedule_epochs * num_examples / training.batch_size
+
+
+def global_learning_rate(training: Training, version: jax.Array) -> jax.Array:
+    """The learning rate, f32 [], that the server sends with a version."""
+    if training.schedule == "synchronous":
+        return annealed(training, version)
+    return jnp.float32(training.learning_rate)
