@@ -71,7 +71,7 @@ BAD_INPUT: dict[str, tuple[Flags, Words]] = {
     ),
     "trials": (
         ["--strategies=fedavg", "--trials=7"],
-        ["--trials: found 7", "cli/grids.py", "fedavg", "at most 6"],
+        ["--trials: found 7", "cli/trials.py", "fedavg", "at most 6"],
     ),
     "range": (
         ["--strategies=fedavg,fedasync", "--config.strategy.fedasync.mixing=1.5"],

@@ -242,8 +242,8 @@ def test_a_trace_that_was_changed_is_refused(started, name, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nowhere", ["nowhere", "holds no run"]),
-        ("no trace", ["holds no run", "trace"]),
+        ("nowhere", ["nowhere", "is not a run"]),
+        ("no trace", ["is not a run", "trace"]),
         ("no config", ["config.json"]),
         ("a torn config", ["config"]),
         ("an unknown key", ["colour"]),

@@ -71,19 +71,27 @@ def main() -> int:
     with claim.claimed(
         folder, resume=request.resume, overwrite=request.overwrite
     ) as claimed:
-        experiment, order = _scheduled(config)
-        if request.resume:
-            claim.check_same_data(folder, experiment.task)
-        if finished and not _goes_further(order, config, finished):
-            print(
-                f"nothing to do: the simulation in {folder} is finished with "
-                f"{finished['versions']} versions, and these limits allow no more"
-            )
-            return 0
-        claimed.clear(overwrite=request.overwrite)
-        _prepare(request, experiment)
-        claimed.begin()
-        return print_summary(_execute(config, experiment, order, folder), folder)
+        return _run(request, claimed, finished)
+
+
+def _run(
+    request: app.Request, claimed: claim.Claim, finished: dict[str, Any] | None
+) -> int:
+    """Schedules and executes the run, unless finished; returns the exit code."""
+    config, folder = request.config, request.folder
+    experiment, order = _scheduled(config)
+    if request.resume:
+        claim.check_same_data(folder, experiment.task)
+    if finished and not _goes_further(order, config, finished):
+        print(
+            f"nothing to do: the simulation in {folder} is finished with "
+            f"{finished['versions']} versions, and these limits allow no more"
+        )
+        return 0
+    claimed.clear(overwrite=request.overwrite)
+    _prepare(request, experiment)
+    claimed.begin()
+    return print_summary(_execute(config, experiment, order, folder), folder)
 
 
 def _execute(
