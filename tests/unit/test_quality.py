@@ -351,6 +351,7 @@ def test_the_seed_decides_what_is_drawn():
 
 
 def test_the_forest_has_a_hundred_trees():
+    pytest.importorskip("imblearn.ensemble")  # looks at the class when imported
     forests = []
 
     def remembered(**settings):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from asyn2f import errors, failpoints, rundir
+from asyn2f.api.results import epochs_of
 from asyn2f.cli import app, claim, machine, process
 from asyn2f.cli.claim import Claim
 from asyn2f.config import build, identity
@@ -31,7 +32,6 @@ from asyn2f.runtime.startup import create_server
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.tasks.base import Task
 from asyn2f.timing import deadline_warning
-from asyn2f.training.batches import steps_per_epoch
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport import addresses, keys
 from asyn2f.transport.zmq import ZmqTransport, check_free
@@ -210,11 +210,8 @@ def _cycles_s(experiment: Experiment, settings: RuntimeSettings) -> list[float]:
     speeds = settings.worker_speeds
     limits = [speeds[k % len(speeds)] for k in range(experiment.workers)]
     epochs = experiment.strategy.timing.epochs_per_push
-    batch_size = experiment.training.batch_size
-    return [
-        epochs * steps_per_epoch(len(rows), batch_size) / limit if limit else 0.0
-        for rows, limit in zip(experiment.task.shards, limits, strict=True)
-    ]
+    pairs = zip(epochs_of(experiment), limits, strict=True)
+    return [epochs * steps / limit if limit else 0.0 for steps, limit in pairs]
 
 
 def _listening_before(folder: Path) -> Listening | None:
@@ -257,13 +254,11 @@ def _bind(
 
     transport = None
     start_s, has_warned = time.monotonic(), False
-    tries = port == 0 and before is not None
     while (
-        tries
+        (port == 0 and before is not None)
         and transport is None
         and time.monotonic() < start_s + settings.server_timeout_s
     ):
-        assert before is not None
         try:
             transport = bind(before.ports)
         except errors.AddressError:
