@@ -57,54 +57,46 @@ _RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 _SIZES = (3, 5, 10)
 
-GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
+_OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     "asafl": {
-        "training.learning_rate": _RATES,
         "strategy.asafl.rate": (0.05, 0.1, 0.3),
     },
     "asyn2f": {
-        "training.learning_rate": _RATES,
         "timing.min_updates": _SIZES,
         "strategy.asyn2f.beta": (0.2, 0.4, 0.6, 0.8),
         "strategy.asyn2f.max_share": (0.25, 0.5, 1.0),
     },
     "ca2fl": {
-        "training.learning_rate": _RATES,
         "timing.min_updates": _SIZES,
         "strategy.ca2fl.server_rate": (0.3, 1.0),
     },
     "fadas": {
-        "training.learning_rate": _RATES,
         "timing.min_updates": _SIZES,
         "strategy.fadas.server_rate": (0.001, 0.003, 0.01, 0.03),
     },
     "fedasmu": {
-        "training.learning_rate": _RATES,
         "strategy.fedasmu.mu": (0.5, 1.0, 2.0, 5.0),
         "strategy.fedasmu.sigma": (0.25, 0.5, 1.0),
     },
     "fedasync": {
-        "training.learning_rate": _RATES,
         "strategy.fedasync.mixing": (0.2, 0.4, 0.6, 0.9),
         "strategy.fedasync.power": (0.0, 0.5, 1.0),
     },
-    "fedavg": {"training.learning_rate": _RATES},
+    "fedavg": {},
     "fedbuff": {
-        "training.learning_rate": _RATES,
         "timing.min_updates": _SIZES,
         "strategy.fedbuff.server_rate": (0.3, 1.0, 2.0),
     },
     "fedprox": {
-        "training.learning_rate": _RATES,
         "strategy.fedprox.mu": (0.001, 0.01, 0.1, 1.0),
     },
     "kafl": {
-        "training.learning_rate": _RATES,
         "timing.min_updates": _SIZES,
         "strategy.kafl.mixing": (0.4, 0.6, 0.8),
         "strategy.kafl.weighting": ("full", "plain"),
     },
 }
+GRIDS = {name: {"training.learning_rate": _RATES, **own} for name, own in _OWN.items()}
 
 
 class Job(NamedTuple):
@@ -121,15 +113,15 @@ class Job(NamedTuple):
         """A digest of everything that its numbers depend on, sources included."""
         parts = ("min_workers", "sim", "stop", "worker_speeds")
         flat = schema.canonical(self.config)
-        said: list[Any] = [
+        content: list[Any] = [
             [key, flat[key]] for key in flat if key.split(".")[0] in parts
         ]
         runtime = section(self.config, RuntimeSettings)
-        said += [runtime.heartbeat_timeout_s, self.half, TIMES]
-        said += [self.inputs, _foreign_source(schema.strategy_of(self.config)[0])]
-        said += [identity.experiment_digest(self.config), jax.__version__, flags()]
-        said.append(machine.source_digest(leave_out=("report", "runtime")))
-        text = json.dumps(said, sort_keys=True, default=list)
+        content += [runtime.heartbeat_timeout_s, self.half, TIMES]
+        content += [self.inputs, _foreign_source(schema.strategy_of(self.config)[0])]
+        content += [identity.experiment_digest(self.config), jax.__version__, flags()]
+        content.append(machine.source_digest(leave_out=("report", "runtime")))
+        text = json.dumps(content, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
