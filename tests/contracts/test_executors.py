@@ -138,20 +138,6 @@ def test_a_serial_execution_gives_the_same_bits_each_time():
     assert_same_bits(serial, execute_serially(experiment, order))
 
 
-@pytest.mark.parametrize(
-    ("limits", "max_steps"),
-    [
-        (Limits(waves=1, ticks=16, versions=1), 16),
-        (Limits(waves=5, ticks=3, versions=8), 3),
-    ],
-)
-def test_how_a_run_is_cut_into_calls_and_waves_changes_nothing(limits, max_steps):
-    experiment, order, serial = order_and_result()
-    machine = machine_for(experiment, order, 1, limits, max_steps=max_steps)
-    assert len(list(calls_of(machine.plan, limits, frozenset()))) > 3
-    assert_close(serial, execute_in_lanes(machine, order))
-
-
 def test_more_versions_in_one_wave_than_a_call_has_room_for():
     """All push at once, and every push makes a version: 5, with room for 2."""
     experiment = experiment_of(workers=5, timing__min_updates=1, task__partition="iid")
@@ -172,16 +158,6 @@ def test_later_calls_compile_nothing():
         notes = [note for _, note in coming]
         jax.block_until_ready(notes)
     assert len(notes) > 2
-
-
-def test_the_second_execution_on_a_machine_compiles_nothing_and_is_the_same():
-    _, order, serial = order_and_result()
-    machine = machine_of(1)
-    first = execute_in_lanes(machine, order)
-    with nothing_compiles():
-        again = execute_in_lanes(machine, order)
-    assert_same_bits(first, again)
-    assert_close(serial, again)
 
 
 def test_lanes_on_eight_devices():

@@ -1,4 +1,4 @@
-"""One contract over all strategies, and their numbers worked by hand."""
+"""One contract over all strategies; for their numbers see `test_conformance`."""
 
 import functools
 
@@ -385,120 +385,12 @@ def test_the_second_merge_compiles_nothing(name):
         merge(update(model(3), loss=f32(0)), model(4), state.model)
 
 
-# FedAvg by hand.
-
-
-def test_fedavg_worked_by_hand():
-    # n = 100, 300: W = 100/400 * (1, 2) + 300/400 * (5, -2) = (4, -1)
-    updates = stack(
-        [
-            update({"w": f32([1, 2])}, num_examples=f32(100)),
-            update({"w": f32([5, -2])}, num_examples=f32(300)),
-        ]
-    )
-    strategy = strategies.fedavg()
-    state = strategy.init({"w": f32([9, 9])}, 2)
-    state, metrics = strategy.aggregate(state, updates, np.array([True, True]))
-    np.testing.assert_allclose(metrics["coefficients"], [0.25, 0.75], rtol=1e-6)
-    np.testing.assert_allclose(state.model.params["w"], [4, -1], rtol=1e-6)
-
-
-def test_fedavg_looks_at_nothing_but_the_number_of_examples():
-    updates = four_updates()
-    changes = {"loss": f32([9, 0, 1, 1]), "quality": f32([1, 0.1, 0.5, 1])}
-    others = replaced(updates, **changes, metric=f32([0, 0, 1, 1]))
-    _, metrics = next_state("fedavg", updates)
-    _, other_metrics = next_state("fedavg", others)
-    assert_same(other_metrics["coefficients"], metrics["coefficients"])
-
-
 def test_fedavg_is_synchronous():
     timing = strategies.fedavg().timing
     assert timing.while_training == "ignore"
     assert timing.after_push == "wait"
     assert timing.quorum == "all"
     assert timing.max_staleness == 0
-
-
-# Asyn2F by hand.
-
-
-def a_state_and_two_updates():
-    # At version 3:
-    #   a_1 = Q s / ((L + eps)(1 + tau)) = 0.8 * 100 / (0.4 * (1 + 1)) = 100
-    #   a_2 =                              0.5 * 300 / (0.5 * (1 + 0)) = 300
-    #   alpha = 0.25, 0.75
-    #   G = 0.25 (1, 2) + 0.75 (3, -2) = (2.5, -1)
-    #   S = 400, L = 0.45, Q = 0.65
-    state = strategies.asyn2f().init({"w": f32([9, 9])}, 2)
-    state = state._replace(model=state.model._replace(version=jnp.int32(3)))
-    updates = stack(
-        [
-            update(
-                {"w": f32([1, 2])},
-                base_version=i32(2),
-                start_version=i32(0),
-                num_examples=f32(100),
-                loss=f32(0.4),
-                quality=f32(0.8),
-            ),
-            update(
-                {"w": f32([3, -2])},
-                base_version=i32(3),
-                start_version=i32(1),
-                num_examples=f32(300),
-                loss=f32(0.5),
-                quality=f32(0.5),
-            ),
-        ]
-    )
-    return state, updates
-
-
-def test_an_aggregation_of_asyn2f_worked_by_hand():
-    state, updates = a_state_and_two_updates()
-    both = np.array([True, True])
-    state, metrics = strategies.asyn2f().aggregate(state, updates, both)
-    assert np.asarray(metrics["staleness"]).tolist() == [1, 0]
-    np.testing.assert_allclose(metrics["coefficients"], [0.25, 0.75], atol=1e-6)
-    np.testing.assert_allclose(state.model.params["w"], [2.5, -1], atol=1e-6)
-    assert int(state.model.version) == 4
-    assert float(state.model.num_examples) == 400
-    assert float(state.model.loss) == pytest.approx(0.45)
-    assert float(state.model.quality) == pytest.approx(0.65)
-
-
-@pytest.mark.parametrize(
-    ("settings", "share"),
-    [
-        # The worker below: D = 0.8 * 175 / (0.8 * 175 + 0.65 * 400) = 140/400 = 0.35,
-        # R = 0.45 / (0.15 + 0.45) = 0.75.
-        ({}, 0.59),  # 0.4 * 0.35 + 0.6 * 0.75
-        ({"beta": 0.6, "convention": "reference_code"}, 0.59),  # the same, swapped
-        ({"beta": 0.4, "convention": "reference_code"}, 0.51),  # 0.6 D + 0.4 R
-        ({"beta": 1.0}, 0.35),
-    ],
-)
-def test_a_merge_of_asyn2f_worked_by_hand(settings, share):
-    # W- = (0, 0), W = (0.5, 1), G = (2.5, -1): d = (1, -2), so that
-    # merged = (2.5, (1 - share) * -1 + share * 1) = (2.5, 2 share - 1)
-    state, updates = a_state_and_two_updates()
-    strategy = strategies.asyn2f(**settings)
-    state, _ = strategy.aggregate(state, updates, np.array([True, True]))
-    local = update(
-        {"w": f32([0.5, 1])}, num_examples=f32(175), loss=f32(0.15), quality=f32(0.8)
-    )
-    params, metrics = strategy.merge(local, {"w": f32([0, 0])}, state.model)
-    assert float(metrics["share"]) == pytest.approx(share, abs=1e-6)
-    np.testing.assert_allclose(params["w"], [2.5, 2 * share - 1], atol=1e-6)
-
-
-def test_asyn2f_caps_an_update_that_reports_no_loss():
-    # a = 1e7 * Q s against less than 1e4: uncapped it would own the model.
-    updates = replaced(four_updates(), loss=f32([0, 1, 1, 1]))
-    strategy = strategies.asyn2f(max_share=0.5)
-    _, metrics = strategy.aggregate(strategy.init(model(99), 4), updates, MASK)
-    assert float(metrics["coefficients"][0]) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_asyn2f_never_waits():
