@@ -89,6 +89,7 @@ def run(
     stop = {name: more.pop(name) for name in Stop.__annotations__ if name in more}
     profiles = profiles_of(rows, len(rows))
     many = [steps] * len(rows) if isinstance(steps, int) else steps
+    more = {"heartbeat_timeout_s": 3.0} | more
     return schedule(timing, profiles, Stop(**stop), seed, steps_per_epoch=many, **more)
 
 

@@ -14,7 +14,7 @@ from asyn2f.errors import AddressError, ConfigError
 from asyn2f.kernels.codecs import Coding, check_coding
 from asyn2f.kernels.guards import Guards
 from asyn2f.protocol.settings import RuntimeSettings
-from asyn2f.sim.profiles import Profiles, draw_profiles, read_profiles
+from asyn2f.sim.profiles import STEP_S, Profiles, draw_profiles, read_profiles
 from asyn2f.sim.settings import SimSettings, is_profiles_file
 from asyn2f.strategies import BUILDERS, Strategy, parameters
 from asyn2f.strategies._asyn2f import ROBUST
@@ -176,8 +176,9 @@ def build_profiles(config: Config) -> Profiles:
     speeds = section(config, RuntimeSettings).worker_speeds
     steps = settings.step_s
     # What is not set here is as in the runtime, where a speed of 0 is no limit.
+    fastest = 1.0 / STEP_S
     step_s = tuple(
-        steps[k % len(steps)] or 1.0 / (speeds[k % len(speeds)] or 100.0)
+        steps[k % len(steps)] or 1.0 / (speeds[k % len(speeds)] or fastest)
         for k in range(run.workers)
     )
     rng = np.random.default_rng([run.seed, 1])  # another than the partition's

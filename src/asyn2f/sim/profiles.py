@@ -40,8 +40,11 @@ class Profiles(NamedTuple):
         return worker in self.outages or math.isfinite(self.outage_every_s[worker])
 
 
+STEP_S = 0.01
+"""The time of a step of a worker whose speed is unknown."""
+
 _DEFAULTS = {
-    "step_s": 0.01,
+    "step_s": STEP_S,
     "jitter": 0.0,
     "upload_s": 0.0,
     "download_s": 0.0,

@@ -5,6 +5,7 @@ the workers give the durations. The order is a function of the arguments alone.
 """
 
 import gc
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ def schedule(
     num_bytes: int = 0,
     update_bytes: int | None = None,
     aggregate_s: float = 0.0,
-    heartbeat_timeout_s: float = 3.0,
+    heartbeat_timeout_s: float = math.inf,
     signal_of: SignalOf | None = None,
     accepts: Accepts | None = None,
 ) -> Order:
@@ -55,7 +56,7 @@ def schedule(
       num_bytes: of an encoded version.
       update_bytes: of an encoded update; None = as many.
       aggregate_s: seconds the server takes for a version.
-      heartbeat_timeout_s: of the server's failure detector.
+      heartbeat_timeout_s: of the server's failure detector; inf = it has none.
       signal_of: needed where `timing.depends_on_values`.
       accepts: whether an update is accepted on arrival; None = always.
 
