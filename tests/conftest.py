@@ -32,13 +32,12 @@ hypothesis.settings.load_profile("asyn2f")
 
 @pytest.fixture
 def patient_stores(monkeypatch):
-    """Orbax's process is not taken to hang where it is slow, as on a busy machine; a
-    test that makes it hang sets limits of its own."""
-    from asyn2f.store import orbax, orbax_writer
+    """A conversion that is slow, as on a busy machine, does not count as hanging; a
+    test that makes one hang sets its own limit."""
+    from asyn2f.store import orbax
     from tests.support.patience import PATIENCE_S
 
     monkeypatch.setattr(orbax, "_HANGS_S", PATIENCE_S)
-    monkeypatch.setattr(orbax_writer, "_ANSWERS_S", PATIENCE_S)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -27,7 +27,7 @@ from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import ModelInbox, PeerClient, decode_model, hello_of
 from asyn2f.runtime.server import Observer
 from asyn2f.runtime.startup import create_server
-from asyn2f.store.memory import MemoryStore
+from asyn2f.store.base import MemoryStore
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport.zmq import ZmqTransport

@@ -1,9 +1,9 @@
 """How many versions per second does a run of digits sustain, and what limits it?
 
-Eight unpaced workers, real processes, this machine's cores shared by all. What limits
-it is Orbax, which writes one version after the other: how many it saves a second by
-itself, with nothing else on the cores, is measured before and after each run, because
-cores that are shared with other machines come and go.
+Eight unpaced workers, real processes, this machine's cores shared by all. Compared with
+the rate at which Orbax alone saves versions, which is measured before and after each
+run, because the speed of shared cores varies: versions are durable as write-ahead
+files, so that a run may exceed it.
 """
 
 import json

@@ -42,7 +42,7 @@ ARROWS = {
 EVERYBODY = {"errors", "types", "settings"}
 ONLY_IN = {
     "zmq": {"transport/zmq", "transport/keys.py"},
-    "orbax": {"store/orbax"},
+    "orbax": {"store/formats.py"},
     "flax": {"tasks/"},
     "ml_collections": {"config/", "cli/"},
     "absl": {"cli/"},
@@ -144,12 +144,6 @@ def test_what_does_no_io_cannot(pattern):
     for path in paths:
         roots = {found.split(".")[0] for found in imports_of(path)}
         assert not roots & IO, path
-
-
-def test_nothing_is_unpickled_anywhere():
-    for path in [*FILES, *(ROOT / "launch").glob("*.py")]:
-        roots = {name.split(".")[0] for name in imports_of(path)}
-        assert not roots & {"pickle", "cloudpickle", "dill", "shelve", "marshal"}, path
 
 
 def test_a_worker_loads_nothing_that_only_others_need():

@@ -25,7 +25,9 @@ from asyn2f.runtime.startup import (
 )
 from asyn2f.runtime.worker import Worker
 from asyn2f.serialization import params_sha256
-from asyn2f.store.memory import MemoryStore
+from asyn2f.store.base import (
+    MemoryStore,
+)
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport.base import MemoryNetwork

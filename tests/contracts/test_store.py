@@ -1,4 +1,4 @@
-"""One contract for both stores, and what only a disk can suffer."""
+"""One contract for all stores, and faults of a store on disk."""
 
 import contextlib
 import multiprocessing
@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyn2f.errors import StoreError
-from asyn2f.store import orbax_files, wal
+from asyn2f.store import formats
 from asyn2f.store.base import (
+    MemoryStore,
     superfluous,
 )
-from asyn2f.store.memory import MemoryStore
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.strategies.base import initial_state
 from asyn2f.types import ServerState
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("patient_stores")
 
 
 def state_of(version: int, size: int = 12) -> ServerState:
-    """A state whose every number is its version."""
+    """A state whose parameters all equal its version."""
     params = {"params": {"w": jnp.full((size, 3), float(version)), "b": jnp.ones(2)}}
     state = initial_state(params, workers=1)
     return state._replace(model=state.model._replace(version=jnp.int32(version)))
@@ -42,15 +42,15 @@ class _Clock:
         return self.now
 
 
-@pytest.fixture(params=["memory", "orbax", "written ahead"])
+@pytest.fixture(params=["memory", "orbax", "write-ahead"])
 def make(request, tmp_path):
-    """Makes a store; the same one again where there is a disk."""
+    """Opens a store; on a disk, the same one each time."""
     kept: list = []
 
     def build(**settings):
         if request.param == "memory":
             return MemoryStore(**settings)
-        is_ahead = request.param == "written ahead"
+        is_ahead = request.param == "write-ahead"
         store = OrbaxStore(tmp_path / "models", write_ahead=is_ahead, **settings)
         kept.append(store)
         return kept[-1]
@@ -60,7 +60,7 @@ def make(request, tmp_path):
         store.close()
 
 
-def test_what_is_saved_comes_back_bit_for_bit_with_its_record(make):
+def test_a_saved_version_is_loaded_bit_for_bit_with_its_record(make):
     store = make()
     store.save(3, state_of(3), {"parent": 2, "names": ["a"]})
     state, record = store.load(3, state_of(0))
@@ -80,7 +80,7 @@ def test_versions_are_listed_in_order(make):
     assert store.versions() == [0, 1, 2, 10, 11]
 
 
-def test_a_version_that_is_not_there_is_said_so(make):
+def test_a_missing_version_is_named(make):
     with pytest.raises(StoreError, match="7 is not in"):
         make().load(7, state_of(0))
 
@@ -95,14 +95,14 @@ def test_a_version_is_never_overwritten(make):
     )
 
 
-def test_other_shapes_are_refused_by_name(make):
+def test_a_shape_mismatch_names_the_array(make):
     store = make()
     store.save(1, state_of(1, size=12), {})
     with pytest.raises(StoreError, match="another config"):
         store.load(1, state_of(0, size=5))
 
 
-def test_the_best_and_the_last_are_kept_and_the_young(make):
+def test_retention_keeps_the_best_the_last_and_the_young(make):
     clock = _Clock()
     store = make(keep_last=2, keep_younger_than_s=10.0, clock=clock)
     for version in range(8):
@@ -110,15 +110,13 @@ def test_the_best_and_the_last_are_kept_and_the_young(make):
         store.save(version, state_of(version), {})
         if version == 1:
             store.set_best(1, 0.5)
-    if isinstance(store, OrbaxStore):
-        store.close()  # what is written ahead is deleted when Orbax has it
     # At the last save version 3 was 12 s old and version 4 was 9 s old.
     assert store.versions() == [1, 4, 5, 6, 7]
     assert store.best() == (0.5, 1)
     assert int(store.load(1, state_of(0)).state.model.version) == 1
 
 
-def test_a_version_set_aside_is_not_there_and_can_be_saved_again(make):
+def test_a_version_set_aside_can_be_saved_again(make):
     store = make()
     store.save(1, state_of(1), {})
     store.save(2, state_of(2), {})
@@ -128,7 +126,7 @@ def test_a_version_set_aside_is_not_there_and_can_be_saved_again(make):
     assert int(store.load(2, state_of(0)).state.model.version) == 7
 
 
-def test_incarnations_go_up(make):
+def test_fencing_tokens_increase(make):
     store = make()
     first = store.begin_incarnation()
     assert store.begin_incarnation() > first
@@ -140,13 +138,13 @@ def test_incarnations_go_up(make):
     st.integers(1, 12),
     st.floats(0, 50),
 )
-def test_retention_never_touches_best_last_or_young(saved_s, best, keep, younger):
+def test_retention_never_deletes_best_last_or_young(saved_s, best, keep, younger):
     gone = superfluous(saved_s, best, keep, younger, now=100.0)
     kept = set(saved_s) - set(gone)
     assert best not in gone
     assert set(sorted(saved_s)[-keep:]) <= kept
     assert all(100.0 - saved_s[v] > younger for v in gone)
-    # and what is kept is kept for a reason
+    # and every version kept has a reason
     for version in kept:
         assert (
             version == best
@@ -163,7 +161,7 @@ def folder(tmp_path) -> Path:
     return tmp_path / "models"
 
 
-def test_another_process_finds_versions_best_and_incarnation(folder):
+def test_a_reopened_store_has_versions_best_and_incarnation(folder):
     store = OrbaxStore(folder)
     first = store.begin_incarnation()
     store.save(0, state_of(0), {})
@@ -176,7 +174,7 @@ def test_another_process_finds_versions_best_and_incarnation(folder):
     again.close()
 
 
-def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(folder):
+def test_every_flipped_bit_of_the_arrays_is_detected(folder):
     store = OrbaxStore(folder)
     state = state_of(1, size=400)
     store.save(1, state, {})
@@ -202,7 +200,7 @@ def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(folder):
     store.close()
 
 
-def test_with_a_missing_or_cut_file_a_version_is_right_or_refused(folder):
+def test_with_a_missing_or_truncated_file_a_version_is_intact_or_refused(folder):
     store = OrbaxStore(folder)
     store.save(1, state_of(1), {})
     backup = folder.parent / "backup"
@@ -227,7 +225,7 @@ def test_with_a_missing_or_cut_file_a_version_is_right_or_refused(folder):
     store.close()
 
 
-def test_foreign_and_temporary_folders_are_no_versions(folder):
+def test_other_folders_are_not_versions(folder):
     store = OrbaxStore(folder)
     store.save(1, state_of(1), {})
     (folder / "2.orbax-checkpoint-tmp").mkdir()
@@ -252,15 +250,15 @@ def _save_for_ever(folder: str, ready) -> None:
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_a_store_whose_writer_was_killed_in_mid_save_is_whole(folder):
+def test_a_store_whose_writer_was_killed_in_mid_save_is_intact(folder):
     context = multiprocessing.get_context("spawn")
     for round_ in range(3):
         here, there = context.Pipe(duplex=False)
         process = context.Process(target=_save_for_ever, args=(str(folder), there))
         process.start()
-        assert here.poll(PATIENCE_S), "the writer did not begin"
+        assert here.poll(PATIENCE_S), "the writer has not started"
         begun = here.recv()
-        # It is saving that version at this moment, or has just begun the next.
+        # It is saving that version now, or has just begun the next.
         for _ in range(round_):
             begun = here.recv()
         process.kill()
@@ -273,7 +271,7 @@ def test_a_store_whose_writer_was_killed_in_mid_save_is_whole(folder):
             values = np.asarray(state.model.params["params"]["w"])
             assert record["version"] == version
             assert (values == version).all()
-        # and it can be written again, over whatever was left behind
+        # and it can be written again, over what was left unfinished
         store.save(
             versions[-1] + 1,
             state_of(versions[-1] + 1, size=200_000),
@@ -282,7 +280,7 @@ def test_a_store_whose_writer_was_killed_in_mid_save_is_whole(folder):
         store.close()
 
 
-def test_an_unwritable_store_says_so(folder):
+def test_an_unwritable_store_is_an_error(folder):
     if os.geteuid() == 0:
         blocked = folder.parent / "file"
         blocked.write_text("in the way")
@@ -295,15 +293,15 @@ def test_an_unwritable_store_says_so(folder):
             store.save(1, state_of(1), {})
 
 
-# ------------------------------------------------- whatever the folder is called
+# ------------------------------------------------- folders with odd names
 
 ODD = ["lr[0.1]", "back\\slash", "a*b?", "{a,b}", "two\nlines", "gs:", "file:", "[!a]-"]
 ODD += ["[[]x", "50%25", "日本", os.fsdecode(b"latin-\xff")]
 
 
 @pytest.mark.parametrize("is_ahead", [False, True])
-def test_in_a_folder_of_any_name_what_is_saved_comes_back(tmp_path, is_ahead):
-    for number, name in enumerate(ODD[:3] if is_ahead else ODD):  # a process each
+def test_versions_are_loaded_from_a_folder_of_any_name(tmp_path, is_ahead):
+    for number, name in enumerate(ODD[:3] if is_ahead else ODD):
         folder = tmp_path / name / "models"
         store = OrbaxStore(folder, write_ahead=is_ahead)
         store.save(1, state_of(number), {"version": 1, "name": number})
@@ -318,16 +316,11 @@ def test_in_a_folder_of_any_name_what_is_saved_comes_back(tmp_path, is_ahead):
 
 
 @pytest.mark.parametrize("is_ahead", [False, True])
-def test_what_cannot_be_read_back_does_not_count_as_saved(
+def test_a_version_that_cannot_be_read_back_is_not_saved(
     tmp_path, monkeypatch, is_ahead
 ):
-    """Orbax itself only warns where its patterns find nothing."""
-    monkeypatch.setattr(orbax_files, "_plain", contextlib.nullcontext)
-    monkeypatch.setattr(
-        OrbaxStore,
-        "_to_orbax",
-        lambda self, *version: orbax_files.write(self._checkpointer, *version),
-    )
+    """Orbax only warns when its patterns match nothing."""
+    monkeypatch.setattr(formats, "_plain", contextlib.nullcontext)
     folder = tmp_path / "lr[0.1]" / "models"
     store = OrbaxStore(folder, write_ahead=is_ahead)
     if is_ahead:
@@ -344,9 +337,11 @@ def test_what_cannot_be_read_back_does_not_count_as_saved(
     again.close()
 
 
-def test_a_file_that_is_not_read_back_as_it_was_is_not_saved(tmp_path, monkeypatch):
-    encode = wal.encode_params
-    monkeypatch.setattr(wal, "encode_params", lambda state: bytes(len(encode(state))))
+def test_a_file_that_reads_back_differently_is_not_saved(tmp_path, monkeypatch):
+    encode = formats.encode_params
+    monkeypatch.setattr(
+        formats, "encode_params", lambda state: bytes(len(encode(state)))
+    )
     store = OrbaxStore(tmp_path / "models", write_ahead=True)
     with pytest.raises(StoreError, match="not read back as it was written"):
         store.save(1, state_of(1), {"version": 1})
@@ -354,11 +349,9 @@ def test_a_file_that_is_not_read_back_as_it_was_is_not_saved(tmp_path, monkeypat
     store.close()
 
 
-def test_where_no_such_name_can_be_given_to_orbax_the_folder_is_refused(
-    tmp_path, monkeypatch
-):
+def test_without_proc_a_folder_with_patterns_is_refused(tmp_path, monkeypatch):
     """As on a system without /proc."""
-    monkeypatch.setattr(orbax_files, "_HANDLES", tmp_path / "no" / "such" / "folder")
+    monkeypatch.setattr(formats, "_HANDLES", tmp_path / "no" / "such" / "folder")
     with pytest.raises(StoreError, match=r"lr\[1\].*pattern.*give a run folder"):
         OrbaxStore(tmp_path / "lr[1]")
     OrbaxStore(tmp_path / "lr=1, b").close()

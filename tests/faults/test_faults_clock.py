@@ -1,11 +1,11 @@
-"""Wall clocks decide nothing (R-22): they may be wrong, differ, and jump."""
+"""Wall clocks decide nothing (R-22): they may be wrong, differ, or jump."""
 
 import importlib.util
 import time
 
 import pytest
 
-from asyn2f.store import memory, orbax
+from asyn2f.store import base, orbax
 from tests.contracts.test_store import state_of
 from tests.support.socket_run import SocketRun
 
@@ -26,8 +26,8 @@ def test_wrong_and_jumping_wall_clocks_change_nothing(tmp_path):
 
 
 class Wall:
-    """A clock on the wall that somebody sets; the store's own module reads it, loaded
-    anew so that it cannot have kept the real one."""
+    """A wall clock that a test sets; the store's module is loaded anew, so that it
+    cannot have kept the real one."""
 
     def __init__(self, monkeypatch, module=orbax) -> None:
         self.wrong_s, right = 0.0, time.time
@@ -37,11 +37,11 @@ class Wall:
         spec.loader.exec_module(self.store)
 
 
-@pytest.mark.parametrize("module", [memory, orbax])
+@pytest.mark.parametrize("module", [base, orbax])
 def test_a_wall_clock_that_is_set_makes_no_version_old(tmp_path, monkeypatch, module):
-    """Whoever was told of a version finds it for as long as was promised (I6)."""
+    """A published version can be loaded for the promised time (I6)."""
     wall = Wall(monkeypatch, module)
-    if module is memory:
+    if module is base:
         made = wall.store.MemoryStore(keep_last=1)
     else:
         made = wall.store.OrbaxStore(tmp_path, keep_last=1)
@@ -55,7 +55,7 @@ def test_a_wall_clock_that_is_set_makes_no_version_old(tmp_path, monkeypatch, mo
 def test_a_wall_clock_set_back_between_two_servers_keeps_nothing_for_ever(
     tmp_path, monkeypatch
 ):
-    """What was saved in a time to come is as good as new, and grows old."""
+    """A version saved in the future counts as new, and ages."""
     wall, now = Wall(monkeypatch), [1000.0]
     first = wall.store.OrbaxStore(tmp_path, keep_last=1, clock=lambda: now[0])
     first.save(0, state_of(0), {})

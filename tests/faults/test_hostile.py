@@ -32,7 +32,9 @@ from asyn2f.runtime.startup import (
 )
 from asyn2f.runtime.worker import Worker
 from asyn2f.serialization import template_of
-from asyn2f.store.memory import MemoryStore
+from asyn2f.store.base import (
+    MemoryStore,
+)
 from asyn2f.training.experiment import initial_server_state
 from asyn2f.types import UpdateInfo
 from tests.contracts.test_runtime import small

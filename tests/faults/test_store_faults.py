@@ -1,4 +1,4 @@
-"""What befalls a store: two servers, full disks, flipped bits, whatever lies about."""
+"""Faults of a store: two servers, full disks, flipped bits, foreign files."""
 
 import errno
 import itertools
@@ -20,10 +20,9 @@ from asyn2f.errors import FencedError, StoreError
 from asyn2f.runtime.startup import (
     start_of,
 )
-from asyn2f.serialization import params_sha256
 from asyn2f.store import fencing as fences
-from asyn2f.store import integrity
-from asyn2f.store import orbax as stores
+from asyn2f.store import folder as folders
+from asyn2f.store.base import is_as_signed, signed
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import initial_server_state
 from tests.contracts.test_runtime import small
@@ -40,7 +39,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def make(folder):
-    """Another process's view of the same store, as often as it is called."""
+    """Opens the same store once more, as another process would."""
     made = []
 
     def build(**settings):
@@ -53,7 +52,7 @@ def make(folder):
 
 
 def content(store, version, like):
-    """The arrays as bytes, and the record; None if it cannot be read."""
+    """The arrays as bytes, and the record; None if the version cannot be read."""
     try:
         state, record = store.load(version, like)
     except StoreError:
@@ -68,7 +67,7 @@ def files_of(folder: Path) -> list[Path]:
 # ---------------------------------------------------------------- two servers
 
 
-def test_a_server_that_was_replaced_writes_nothing_more(make, folder):
+def test_a_fenced_server_writes_nothing(make, folder):
     old, new = make(), make()
     old.begin_incarnation()
     for version in (0, 1):
@@ -85,38 +84,36 @@ def test_a_server_that_was_replaced_writes_nothing_more(make, folder):
     assert int(make().load(2, state_of(0)).state.model.version) == 7
 
 
-def test_a_server_that_is_replaced_in_mid_save_does_not_finish_it(make, monkeypatch):
-    """Whether the new one finds what was half written, or it is written afterwards."""
+def test_a_server_fenced_in_mid_save_does_not_finish_it(make, monkeypatch):
+    """Even if the new server begins while the version is being written."""
     old, new = make(), make()
     old.begin_incarnation()
     old.save(0, state_of(0), {})
-    write = old._checkpointer.save
+    write = old._folder.checkpointer.save
 
-    def write_and_stand_still(*args, **kwargs):
+    def write_then_fence(*args, **kwargs):
         write(*args, **kwargs)
         new.begin_incarnation()
         new.save(1, state_of(7), {})
 
-    monkeypatch.setattr(old._checkpointer, "save", write_and_stand_still)
+    monkeypatch.setattr(old._folder.checkpointer, "save", write_then_fence)
     with pytest.raises(FencedError):
         old.save(1, state_of(1), {})
     assert new.versions() == [0, 1]
     assert int(new.load(1, state_of(0)).state.model.version) == 7
 
 
-def test_a_run_begun_anew_in_the_same_folder_is_not_written_into(make, folder):
+def test_a_new_run_in_the_same_folder_fences_off_the_old_one(make, folder):
     old = make()
     assert old.begin_incarnation() == 1
     shutil.rmtree(folder)
     assert make().begin_incarnation() == 1
-    with pytest.raises(FencedError, match="holds another run by now"):
+    with pytest.raises(FencedError, match="now holds another run"):
         old.save(0, state_of(0), {})
 
 
-def test_no_server_begins_while_another_gives_a_version_its_name(
-    make, folder, monkeypatch
-):
-    monkeypatch.setattr(fences, "_PATIENCE_S", 0.1)
+def test_no_server_begins_while_another_renames_a_version(make, folder, monkeypatch):
+    monkeypatch.setattr(fences, "_LOCK_TIMEOUT_S", 0.1)
     old, new = make(), make()
     old.begin_incarnation()
     with old._fence.held():
@@ -126,7 +123,7 @@ def test_no_server_begins_while_another_gives_a_version_its_name(
     assert new.begin_incarnation() == 2
 
 
-def test_of_many_servers_that_begin_at_once_one_may_write(make):
+def test_of_servers_that_begin_at_once_one_may_write(make):
     servers = [make() for _ in range(8)]
     found = []
     threads = [
@@ -143,7 +140,7 @@ def test_of_many_servers_that_begin_at_once_one_may_write(make):
     assert sum(server.lost_reason() == "" for server in servers) == 1
 
 
-def test_incarnations_go_on_from_what_the_versions_say(make, folder):
+def test_incarnations_exceed_those_of_the_versions(make, folder):
     store = make()
     store.begin_incarnation()
     store.save(0, state_of(0), {"incarnation": 7})
@@ -151,7 +148,7 @@ def test_incarnations_go_on_from_what_the_versions_say(make, folder):
     assert make().begin_incarnation() == 8
 
 
-def test_a_folder_that_is_away_is_no_other_server(make, folder):
+def test_a_missing_folder_is_not_a_fence(make, folder):
     store = make()
     store.begin_incarnation()
     store.save(0, state_of(0), {})
@@ -172,15 +169,13 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_is_said_with_its_path_and_what_is_needed(
-    make, folder, monkeypatch
-):
+def test_a_full_disk_is_reported_with_path_and_bytes(make, folder, monkeypatch):
     store = make()
     state = state_of(1, size=1000)
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert needed > 12_000
     with monkeypatch.context() as patch:
-        patch.setattr(store._checkpointer, "save", full)
+        patch.setattr(store._folder.checkpointer, "save", full)
         with pytest.raises(StoreError) as caught:
             store.save(1, state, {})
     assert str(folder / "1") in str(caught.value)
@@ -190,24 +185,24 @@ def test_a_full_disk_is_said_with_its_path_and_what_is_needed(
     assert store.versions() == [1]
 
 
-def test_what_a_failed_save_has_written_makes_room_again(make, folder, monkeypatch):
+def test_a_failed_save_leaves_no_files(make, folder, monkeypatch):
     store = make()
-    write = store._checkpointer.save
+    write = store._folder.checkpointer.save
 
     def write_then_fail(*args, **kwargs):
         write(*args, **kwargs)
         full()
 
-    monkeypatch.setattr(store._checkpointer, "save", write_then_fail)
+    monkeypatch.setattr(store._folder.checkpointer, "save", write_then_fail)
     with pytest.raises(StoreError, match="disk is full"):
         store.save(1, state_of(1), {})
     assert list(folder.iterdir()) == []
 
 
-def test_a_save_that_fails_behind_its_rename_can_be_made_again(make, monkeypatch):
+def test_a_save_that_fails_after_its_rename_can_be_retried(make, monkeypatch):
     store = make()
     with monkeypatch.context() as patch:
-        patch.setattr(stores, "sync_folder", full)
+        patch.setattr(folders, "sync_folder", full)
         with pytest.raises(StoreError):
             store.save(1, state_of(1), {})
     assert store.versions() == []
@@ -215,7 +210,7 @@ def test_a_save_that_fails_behind_its_rename_can_be_made_again(make, monkeypatch
     assert int(store.load(1, state_of(0)).state.model.version) == 1
 
 
-def test_the_best_is_in_the_store_or_is_not_the_best(make, folder):
+def test_only_a_version_in_the_store_can_be_the_best(make, folder):
     store = make(keep_last=2, keep_younger_than_s=0.0, clock=itertools.count().__next__)
     for version in range(4):
         store.save(version, state_of(version), {})
@@ -229,7 +224,7 @@ def test_the_best_is_in_the_store_or_is_not_the_best(make, folder):
 @pytest.mark.parametrize(
     "text", ["", "5", "[]", '{"version": 1}', '{"version": [], "accuracy": 1}']
 )
-def test_whatever_stands_in_the_file_of_the_best_ends_nothing(make, folder, text):
+def test_a_malformed_mark_of_the_best_is_ignored(make, folder, text):
     make().save(1, state_of(1), {})
     (folder / "best.json").write_text(text)
     store = make()
@@ -241,7 +236,7 @@ def test_whatever_stands_in_the_file_of_the_best_ends_nothing(make, folder, text
 # ---------------------------------------------------------------- damage
 
 
-def test_a_flipped_bit_in_any_file_is_harmless_or_noticed(make, folder):
+def test_a_flipped_bit_in_any_file_is_harmless_or_detected(make, folder):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     draw = random.Random(seed)
@@ -267,23 +262,23 @@ def test_a_flipped_bit_in_any_file_is_harmless_or_noticed(make, folder):
         flipped[name] += 1
         noticed[name] += found is None
         path.write_bytes(right)
-    # The rest is not read, or says twice what is said elsewhere.
+    # The other files are not read, or are redundant.
     for name in flipped:
         if name.startswith(("record/meta", "state/d/", "state/manifest")):
             assert noticed[name] == flipped[name] > 0, name
     assert content(store, 1, like) == clean
 
 
-def test_every_bit_of_what_is_kept_counts(make, folder):
+def test_the_digest_covers_every_bit(make, folder):
     """Integers whose last bits a float would lose, and the record itself."""
     store = make()
     state = state_of(1)._replace(memory={"key": np.uint32(2**32 - 1)})
     for wrong in ({"key": np.uint32(2**32 - 2)}, {"key": np.uint32(0)}):
-        record = stores.signed({"a": 1}, state)
-        assert stores.is_as_signed(record, state)
-        assert not stores.is_as_signed(record, state._replace(memory=wrong))
-    assert not stores.is_as_signed({**record, "a": 2}, state)
-    assert not stores.is_as_signed({"a": 1}, state)
+        record = signed({"a": 1}, state)
+        assert is_as_signed(record, state)
+        assert not is_as_signed(record, state._replace(memory=wrong))
+    assert not is_as_signed({**record, "a": 2}, state)
+    assert not is_as_signed({"a": 1}, state)
     store.save(1, state_of(1), {"accounting": {"committed": 41}})
     (path,) = (folder / "1" / "record").glob("metadata")
     text = path.read_text()
@@ -293,7 +288,7 @@ def test_every_bit_of_what_is_kept_counts(make, folder):
         store.load(1, state_of(0))
 
 
-def test_what_was_read_can_be_saved_again_as_another_version(make):
+def test_a_loaded_version_can_be_saved_as_another(make):
     store = make()
     store.save(1, state_of(1), {"a": 1})
     state, record = store.load(1, state_of(0))
@@ -301,44 +296,18 @@ def test_what_was_read_can_be_saved_again_as_another_version(make):
     assert store.load(2, state_of(0)).record["a"] == 2
 
 
-def test_records_of_old_had_a_digest_of_their_arrays(make, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(stores, "signed", lambda record, _: record)
-        old = {"sha256": params_sha256(state_of(1)), "version": 1}
-        make().save(1, state_of(1), old)
-        make().save(2, state_of(2), old | {"version": 2})
-        make().save(3, state_of(3), {})
-    store = make()
-    assert store.load(1, state_of(0)).record["version"] == 1
-    for version in (2, 3):
-        with pytest.raises(StoreError, match="damaged"):
-            store.load(version, state_of(0))
-
-
-def test_records_were_signed_with_sha256_once(make, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(integrity, "_digest", integrity._old_digest)
-        make().save(1, state_of(1), {"version": 1})
-        patch.setattr(integrity, "_bytes_of", lambda leaf: memoryview(b"others"))
-        make().save(2, state_of(2), {"version": 2})
-    store = make()
-    assert len(store.load(1, state_of(0)).record["digest"]) == 64
-    with pytest.raises(StoreError, match="damaged"):
-        store.load(2, state_of(0))
-
-
-def test_a_version_that_is_another_one_is_noticed(make, folder):
+def test_a_version_copied_over_another_is_detected(make, folder):
     store = make()
     for version in (1, 2):
         store.save(version, state_of(version), {"version": version})
     shutil.rmtree(folder / "2")
     shutil.copytree(folder / "1", folder / "2")
-    with pytest.raises(StoreError, match="it is version 1"):
+    with pytest.raises(StoreError, match="it holds version 1"):
         store.load(2, state_of(0))
 
 
 @pytest.mark.parametrize("part", ["", "record", "record/metadata", "state/_METADATA"])
-def test_a_link_is_noticed(make, folder, part):
+def test_a_symbolic_link_is_detected(make, folder, part):
     store = make()
     store.save(1, state_of(1), {})
     there = folder / "1" / part
@@ -386,7 +355,7 @@ def _gone(version: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_cut, _flip, _empty, _foreign, _file, _link, _gone])
-def test_a_server_begins_with_the_newest_version_that_is_right(make, folder, spoil):
+def test_a_server_begins_with_the_newest_intact_version(make, folder, spoil):
     experiment = small()
     first = initial_server_state(experiment)
     store = make()
@@ -411,17 +380,17 @@ def test_a_server_begins_with_the_newest_version_that_is_right(make, folder, spo
     assert again.versions() == [0, 1, 2, 3]
 
 
-def test_a_server_does_not_begin_where_nothing_is_right(make, folder):
+def test_a_server_does_not_begin_without_an_intact_version(make, folder):
     experiment = small()
     make().save(0, initial_server_state(experiment), {})
     _empty(folder / "0")
     with pytest.raises(StoreError, match="no version in the store can be used"):
         start_of(experiment, make())
-    assert make().versions() == [0], "it may still be looked at by a person"
+    assert make().versions() == [0], "it is kept for inspection"
 
 
 @pytest.mark.parametrize("foreign", ["the newest", "the best"])
-def test_versions_of_another_run_are_not_gone_on_with(make, foreign):
+def test_versions_of_another_run_are_refused(make, foreign):
     experiment, store = small(), make()
     state = initial_server_state(experiment)
     runs = ["run-1", "run-2"] if foreign == "the newest" else ["run-2", "run-1"]
@@ -438,9 +407,9 @@ def test_versions_of_another_run_are_not_gone_on_with(make, foreign):
 
 
 @pytest.mark.parametrize("reads", [4, pytest.param(40, marks=[pytest.mark.slow])])
-def test_a_reader_finds_every_version_that_it_was_told_of(make, reads):
-    """Also one that four newer ones have followed, of which the store keeps the last
-    two, while more are being written: the reader is late, and the version is young."""
+def test_a_late_reader_finds_every_young_version(make, reads):
+    """Four newer versions have followed, the store keeps the last two, and more are
+    being written."""
     settings: Any = {"keep_last": 2, "keep_younger_than_s": 1000.0}
     writer, reader = make(**settings), make()
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -469,7 +438,7 @@ def test_a_reader_finds_every_version_that_it_was_told_of(make, reads):
         thread.join()
 
 
-def test_a_reader_loses_versions_that_are_not_kept_long_enough(make):
+def test_a_reader_misses_versions_that_are_not_kept_long_enough(make):
     """The race above can be lost."""
     writer, reader = make(keep_last=1, keep_younger_than_s=0.0), make()
     for version in range(3):
@@ -478,7 +447,7 @@ def test_a_reader_loses_versions_that_are_not_kept_long_enough(make):
         reader.load(1, state_of(0))
 
 
-def test_what_is_found_is_young_whatever_the_wall_clock_says(make, folder):
+def test_versions_found_on_opening_count_as_young(make, folder):
     for version in range(5):
         make().save(version, state_of(version), {})
         os.utime(folder / str(version), (0, 0))  # in 1970

@@ -1,4 +1,4 @@
-"""A store whose writer is killed at a random time: nothing that was saved is lost."""
+"""Writers killed at random times: no saved version is lost."""
 
 import multiprocessing
 import random
@@ -30,8 +30,8 @@ def _save_for_ever(folder: str, channel) -> None:
 
 
 def kill_in_mid_save(folder: Path, seed: int, kills: int) -> int:
-    """Each writer is killed 0 to 600 ms into its second save; how many kills found one
-    that was not complete."""
+    """Kills each writer 0 to 600 ms into its second save; returns the number of kills
+    that met an incomplete save."""
     print(f"seed {seed}")
     chance, context = random.Random(seed), multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.faults.test_store_killed"])
@@ -57,7 +57,7 @@ def kill_in_mid_save(folder: Path, seed: int, kills: int) -> int:
             newest = version
         store = OrbaxStore(folder)
         versions = store.versions()
-        # What was said to be saved is there, and at most one more, whole as well.
+        # Every saved version is there, and at most one more, complete as well.
         assert told <= versions[-1] <= newest
         assert versions[-1] <= told + 1
         for version in versions[-3:]:
@@ -66,7 +66,7 @@ def kill_in_mid_save(folder: Path, seed: int, kills: int) -> int:
             assert (np.asarray(state.model.params["params"]["w"]) == version).all()
         cut_short += versions[-1] < newest
         saved = versions[-1]
-        store.begin_incarnation()  # sweeps up what was left half done
+        store.begin_incarnation()  # deletes what was left unfinished
         assert not list(folder.glob("*tmp*"))
         store.close()
     return cut_short
@@ -74,6 +74,6 @@ def kill_in_mid_save(folder: Path, seed: int, kills: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_writer_killed_anywhere_in_a_save_loses_nothing_it_said(tmp_path):
+def test_a_writer_killed_in_mid_save_loses_no_saved_version(tmp_path):
     cut_short = kill_in_mid_save(tmp_path / "models", seed=3, kills=5)
-    print(f"{cut_short} of 5 kills met a save that was not complete")
+    print(f"{cut_short} of 5 kills met an incomplete save")

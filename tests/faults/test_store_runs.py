@@ -1,4 +1,4 @@
-"""Runs whose store fails, hangs, or is taken over: nothing is lost by it."""
+"""Runs whose store fails, hangs, or is taken over lose nothing."""
 
 import dataclasses
 import io
@@ -21,7 +21,9 @@ from asyn2f.runtime.server import Server
 from asyn2f.serialization import params_sha256
 from asyn2f.sim.from_trace import recording_of
 from asyn2f.sim.serial import execute_serially
-from asyn2f.store.memory import MemoryStore
+from asyn2f.store.base import (
+    MemoryStore,
+)
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.trace.artifacts import RunArtifacts, commit_of
 from asyn2f.trace.invariants import check
@@ -32,13 +34,13 @@ from tests.support.patience import PATIENCE_S, Crowd
 pytestmark = pytest.mark.usefixtures("patient_stores")
 
 
-class MoodyStore(MemoryStore):
-    """A store that fails, or does not answer, while it has that mood."""
+class FaultyStore(MemoryStore):
+    """A store that fails, or hangs, from a version on until `is_over`."""
 
     def __init__(self, trouble: str, at: int) -> None:
         super().__init__()
         self.trouble, self.at = trouble, at
-        self.began = threading.Event()  # the trouble has
+        self.began = threading.Event()  # the fault has
         self.is_over = threading.Event()
         self.failures = 0
 
@@ -52,9 +54,9 @@ class MoodyStore(MemoryStore):
         super().save(version, state, record)
 
 
-def judged(run, **rest):
-    """All that the run left, held against the promises."""
-    records = {v: run.store._kept[v].record for v in run.store.versions()}
+def checked(run, **rest):
+    """The result of checking the run's invariants."""
+    records = {v: run.store._versions[v].record for v in run.store.versions()}
     commits = {version: commit_of(record) for version, record in records.items()}
     return check(RunArtifacts(trace.read(run.folder / "trace"), commits, **rest))
 
@@ -62,18 +64,18 @@ def judged(run, **rest):
 def wait_until(condition) -> None:
     until_s = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < until_s, "it has not come to that"
+        assert time.monotonic() < until_s, "the condition has not come to hold"
         threading.Event().wait(0.02)
 
 
 @pytest.mark.parametrize("announce", ["after_save", "before_save"])
 @pytest.mark.parametrize("trouble", ["fails", "hangs"])
-def test_while_the_store_is_away_workers_train_and_nothing_is_lost(
+def test_workers_train_while_the_store_is_unavailable_and_nothing_is_lost(
     tmp_path, monkeypatch, trouble, announce
 ):
     monkeypatch.setattr(pipeline, "_SAVE_AGAIN_S", 0.1)
     settings = dataclasses.replace(SETTINGS, publish=announce)
-    store = MoodyStore(trouble, at=3)
+    store = FaultyStore(trouble, at=3)
     run = LocalRun(tmp_path, small(), settings=settings, store=store)
     for number in range(3):
         run.start_worker(number)
@@ -90,17 +92,15 @@ def test_while_the_store_is_away_workers_train_and_nothing_is_lost(
     store.is_over.set()
     assert run.finish()["status"] == "finished"
     assert store.versions() == list(range(9))
-    judgement = judged(run, before_save=announce == "before_save")
-    assert judgement.violations == []
-    assert judgement.outcomes["pending"] == 0
+    result = checked(run, before_save=announce == "before_save")
+    assert result.violations == []
+    assert result.outcomes["pending"] == 0
 
 
-def test_a_store_that_does_not_answer_does_not_hold_the_end_of_a_run(
-    tmp_path, monkeypatch
-):
+def test_a_store_that_hangs_does_not_delay_the_end_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(shutdown, "_SILENCE_S", 0.5)
     monkeypatch.setattr(servers, "_STORE_PATIENCE_S", 0.2)
-    store = MoodyStore("hangs", at=3)
+    store = FaultyStore("hangs", at=3)
     run = LocalRun(tmp_path, small(), store=store)
     for number in range(3):
         run.start_worker(number)
@@ -113,8 +113,8 @@ def test_a_store_that_does_not_answer_does_not_hold_the_end_of_a_run(
     store.is_over.set()
     run.server._saver._thread.join(PATIENCE_S)
     assert store.versions() == [0, 1, 2]
-    judgement = judged(run)
-    assert judgement.violations == []
+    result = checked(run)
+    assert result.violations == []
     # Nobody was told what became of the updates of the version that was on its way.
     told = {event.version for event in run.events(trace.OutcomeReceived)}
     assert 3 not in told
@@ -122,20 +122,18 @@ def test_a_store_that_does_not_answer_does_not_hold_the_end_of_a_run(
 
 
 def executed(run, summary) -> str:
-    """The digest of what the run's trace gives when it is executed again."""
+    """The digest of the parameters that executing the run's trace gives."""
     events = trace.read(run.folder / "trace")
     order = recording_of(events, summary["versions"]).order
     result = execute_serially(run.experiment, order)
     return params_sha256(result.state.model.params)
 
 
-def test_a_save_that_is_done_when_nobody_listens_is_in_the_summary(
-    tmp_path, monkeypatch
-):
+def test_a_save_that_completes_during_shutdown_is_in_the_summary(tmp_path, monkeypatch):
     """The run has ended for its peers; the store answers before the server does."""
     monkeypatch.setattr(shutdown, "_SILENCE_S", 0.3)
     monkeypatch.setattr(servers, "_STORE_PATIENCE_S", PATIENCE_S)
-    store = MoodyStore("hangs", at=3)
+    store = FaultyStore("hangs", at=3)
     run = LocalRun(tmp_path, small(), store=store)
     for number in range(3):
         run.start_worker(number)
@@ -148,11 +146,11 @@ def test_a_save_that_is_done_when_nobody_listens_is_in_the_summary(
     assert [event.version for event in run.events(trace.Saved)] == [1, 2, 3]
     committed = [e for e in run.events(trace.UpdateSettled) if e.outcome == "committed"]
     assert len(committed) == summary["updates"]["committed"]
-    assert judged(run).violations == []
+    assert checked(run).violations == []
     assert executed(run, summary) == summary["params_sha256"]
 
 
-def test_a_server_that_was_replaced_ends_at_once(tmp_path, monkeypatch):
+def test_a_fenced_server_ends_at_once(tmp_path, monkeypatch):
     serve, ended_s = Server.run, []
 
     def run_until_fenced(self):
@@ -191,7 +189,7 @@ def test_a_server_that_was_replaced_ends_at_once(tmp_path, monkeypatch):
 
 
 class FullFile(io.FileIO):
-    """A file on a disk that is full, or has room for so many bytes."""
+    """A file on a disk with room for a number of bytes."""
 
     room = 0
 
@@ -203,7 +201,7 @@ class FullFile(io.FileIO):
         return super().write(bytes(text)[:count])
 
 
-def test_lines_of_a_trace_wait_for_room(tmp_path, caplog):
+def test_lines_of_a_trace_wait_for_disk_space(tmp_path, caplog):
     writer = trace.TraceWriter(tmp_path, "server")
     writer._file.close()
     writer._file = FullFile(tmp_path / "server.jsonl", "a")
@@ -227,7 +225,7 @@ def test_lines_of_a_trace_wait_for_room(tmp_path, caplog):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_metrics_go_on_when_there_is_room_again(tmp_path):
+def test_metrics_resume_when_there_is_disk_space(tmp_path):
     writer = MetricsWriter(tmp_path)
     file, board = writer._file, writer._board
     writer._file = FullFile(tmp_path / "metrics.jsonl", "a")
@@ -255,7 +253,7 @@ def test_metrics_go_on_when_there_is_room_again(tmp_path):
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("first", ["lives", "stands still"])
-def test_of_two_servers_of_a_run_the_first_gives_way(tmp_path, first):
+def test_the_second_of_two_servers_takes_over(tmp_path, first):
     folder = tmp_path / "run"
     flags = [*ENDLESS, "--config.workers=4", "--config.min_workers=2"]
     # Peers of a server that stands still wait this long for it.

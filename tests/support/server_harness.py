@@ -31,7 +31,9 @@ from asyn2f.runtime.startup import (
     shards_of,
 )
 from asyn2f.serialization import params_sha256
-from asyn2f.store.memory import MemoryStore
+from asyn2f.store.base import (
+    MemoryStore,
+)
 from asyn2f.training.agreement import data_digest
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport.base import (

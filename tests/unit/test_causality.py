@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyn2f import trace
-from asyn2f.store.memory import MemoryStore
+from asyn2f.store.base import (
+    MemoryStore,
+)
 from asyn2f.trace import (
     Adopted,
     Aggregated,

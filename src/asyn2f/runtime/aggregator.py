@@ -15,8 +15,10 @@ from asyn2f.kernels import codecs, guards
 from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages, wire_format
-from asyn2f.store.base import ModelStore
-from asyn2f.store.integrity import Record
+from asyn2f.store.base import (
+    ModelStore,
+    Record,
+)
 from asyn2f.strategies.base import push_params
 from asyn2f.training.experiment import Experiment, initial_server_state
 from asyn2f.types import (

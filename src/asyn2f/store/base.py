@@ -1,64 +1,89 @@
-"""The model store: what is asked of one, and how long versions are kept."""
+"""The model store: interface, digests of versions, retention, and a store in memory."""
 
-from collections.abc import Container
-from typing import NamedTuple, Protocol
+import json
+import time
+from collections.abc import Callable, Container
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+import xxhash
 
 from asyn2f.errors import StoreError
-from asyn2f.store.integrity import Record
 from asyn2f.types import ServerState
 
-SEALED = "the run has ended without it"
+Record = dict[str, Any]
+"""The metadata stored with a version, beside its arrays; JSON."""
+
+SEALED = "the store is sealed: the run has ended without this version"
 
 
 class Stored(NamedTuple):
-    """A version as it was read back."""
+    """A version read from the store."""
 
     state: ServerState
     record: Record
 
 
 class ModelStore(Protocol):
-    """Versions of the global model, for as long as anybody may need them."""
+    """Versions of the global model, kept by the rule of `superfluous`."""
 
     def save(self, version: int, state: ServerState, record: Record) -> None:
-        """Returns once the version is in the store for good.
+        """Returns once the version is durable.
 
         Raises:
-          StoreError: it is not there, and may be tried again; FencedError: it may not.
+          StoreError: the version is not in the store; the save may be retried.
+          FencedError: a newer server owns the store; it must not be retried.
         """
 
     def load(self, version: int, like: ServerState) -> Stored:
-        """A version, its bytes compared with the digest it was saved under; `like`
-        gives shapes and dtypes. Raises StoreError: not there, other shapes, damaged."""
+        """Reads a version and compares it with the digest it was saved under.
+
+        Args:
+          version: which one.
+          like: arrays of the expected shapes and dtypes.
+
+        Raises:
+          StoreError: the version is missing, damaged, or has other shapes.
+        """
 
     def record(self, version: int) -> Record:
-        """What it was saved with, without its arrays; {} if that cannot be read."""
+        """The record of a version without its arrays; {} if it cannot be read."""
 
     def versions(self) -> list[int]:
-        """All whole versions, in ascending order."""
+        """All complete versions, in ascending order."""
 
     def set_aside(self, version: int) -> None:
-        """This version is not in the store any more; what there was of it is kept where
-        a person can look at it, if there is such a place."""
+        """Removes a damaged version from the store, keeping its files for inspection
+        where there are any."""
 
     def set_best(self, version: int, accuracy: float) -> None:
-        """From now on this version is the one kept for ever. Raises StoreError: it is
-        not in the store, or that cannot be written."""
+        """Marks the best version, which retention never deletes.
+
+        Raises:
+          StoreError: the version is not in the store, or the mark cannot be written.
+        """
 
     def best(self) -> tuple[float | None, int | None]:
-        """Accuracy and version of the best, or None twice."""
+        """Accuracy and version of the best one, or (None, None)."""
 
     def begin_incarnation(self) -> int:
-        """A number higher than that of any server that used this store before; those
-        are shut out. Raises StoreError."""
+        """Takes the next fencing token, which shuts all earlier servers out.
+
+        Raises:
+          StoreError: the token cannot be written.
+        """
 
     def seal(self) -> None:
-        """Until an incarnation begins no further version is saved, and none is made the
-        best: one that is on its way is there by now, or never will be."""
+        """Refuses every later `save` and `set_best` until an incarnation begins. A save
+        in progress has either completed when this returns, or never will."""
 
     def lost_reason(self) -> str:
-        """Why this server may not write any more; nothing if it may. Raises OSError:
-        the store cannot be reached."""
+        """Why this server has lost the right to write, or "".
+
+        Raises:
+          OSError: the store cannot be reached.
+        """
 
 
 def superfluous(
@@ -68,31 +93,151 @@ def superfluous(
     keep_younger_than_s: float,
     now: float,
 ) -> list[int]:
-    """The versions that may be deleted: neither best, nor among the last, nor young.
+    """The versions to delete: neither the best, nor among the last, nor young.
 
-    A reader told of a version must find it for a while, however fast others follow.
+    Young versions stay, so that a reader notified of a version can still load it,
+    however fast others follow.
 
     Args:
-      saved_s: when each version was saved.
-      best: never deleted.
-      keep_last: how many of the newest stay.
-      keep_younger_than_s: how long every version stays.
-      now: on the clock of `saved_s`.
+      saved_s: when each version was saved, in seconds.
+      best: the best version, if there is one.
+      keep_last: the number of newest versions kept.
+      keep_younger_than_s: the age up to which every version is kept.
+      now: the time, on the clock of `saved_s`.
 
     >>> superfluous({1: 0.0, 2: 1.0, 3: 2.0, 4: 9.0}, 1, 1, 5.0, now=10.0)
     [2, 3]
     """
-    last = sorted(saved_s)[-keep_last:]
+    in_order = sorted(saved_s)
     return [
         version
-        for version in sorted(saved_s)
-        if version != best
-        and version not in last
-        and now - saved_s[version] > keep_younger_than_s
+        for version in in_order[:-keep_last]
+        if now - saved_s[version] > keep_younger_than_s and version != best
     ]
 
 
 def check_is_there(version: int, versions: Container[int]) -> None:
-    """Nothing, if it is. Raises StoreError: what is not there cannot be the best."""
+    """Raises StoreError unless the version is in the store."""
     if version not in versions:
         raise StoreError(f"version {version} is not in the store, so not the best")
+
+
+# ------------------------------------------------------------- integrity
+
+
+def signed(record: Record, arrays: ServerState) -> Record:
+    """The record as JSON represents it, with a digest of record and arrays in place of
+    any earlier one."""
+    unsigned = _unsigned(json.loads(json.dumps(record)))
+    return {**unsigned, "digest": _digest(unsigned, arrays)}
+
+
+def is_as_signed(record: Record, arrays: ServerState) -> bool:
+    """Whether record and arrays still match the record's digest."""
+    return bool(record.get("digest") == _digest(_unsigned(record), arrays))
+
+
+def _unsigned(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name != "digest"}
+
+
+def _digest(record: Record, arrays: ServerState) -> str:
+    """XXH3-128, hex, over the record and the arrays' bytes in tree order.
+
+    It detects damage, at the speed of memory. It does not detect tampering, nor would
+    SHA-256: whoever can write the version can write a matching digest.
+    """
+    digest = xxhash.xxh3_128(json.dumps(record, sort_keys=True).encode())
+    for leaf in jax.tree.leaves(arrays):
+        digest.update(bytes_of(leaf))
+    return digest.hexdigest()
+
+
+def bytes_of(leaf: np.ndarray) -> memoryview:
+    """The bytes of an array, without a copy where it is contiguous."""
+    return np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
+
+
+def shape_mismatch(state: ServerState, like: ServerState) -> str:
+    """The first difference in number, shape or dtype of the arrays; "" if none."""
+    wanted = jax.tree_util.tree_leaves_with_path(like)
+    found = jax.tree.leaves(state)
+    for (path, leaf), array in zip(wanted, found, strict=False):
+        if leaf.shape != array.shape or leaf.dtype != array.dtype:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return (
+                f"{name}: found {array.dtype}{list(array.shape)}, expected "
+                f"{leaf.dtype}{list(leaf.shape)}: made with another config"
+            )
+    if len(wanted) != len(found):
+        return f"found {len(found)} arrays, expected {len(wanted)}"
+    return ""
+
+
+# ------------------------------------------------------------- in memory
+
+
+class MemoryStore:
+    """A store in the memory of its process: the fake of `OrbaxStore`."""
+
+    def __init__(
+        self,
+        keep_last: int = 10,
+        keep_younger_than_s: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._versions: dict[int, Stored] = {}
+        self._saved_s: dict[int, float] = {}
+        self._best: int | None = None
+        self._accuracy: float | None = None
+        self._incarnation = 0
+        self._is_sealed = False
+        self._clock = clock
+        self._keep = (keep_last, keep_younger_than_s)
+
+    def save(self, version: int, state: ServerState, record: Record) -> None:
+        if self._is_sealed:
+            raise StoreError(SEALED)
+        if version in self._versions:
+            raise StoreError(f"version {version} already exists in the store")
+        self._versions[version] = Stored(state, json.loads(json.dumps(record)))
+        self._saved_s[version] = self._clock()
+        for old in superfluous(self._saved_s, self._best, *self._keep, self._clock()):
+            self.set_aside(old)
+
+    def load(self, version: int, like: ServerState) -> Stored:
+        if version not in self._versions:
+            raise StoreError(f"version {version} is not in the store")
+        stored = self._versions[version]
+        if problem := shape_mismatch(stored.state, like):
+            raise StoreError(f"version {version}, {problem}")
+        return stored
+
+    def record(self, version: int) -> Record:
+        return self._versions[version].record if version in self._versions else {}
+
+    def versions(self) -> list[int]:
+        return sorted(self._versions)
+
+    def set_aside(self, version: int) -> None:
+        del self._versions[version], self._saved_s[version]
+
+    def set_best(self, version: int, accuracy: float) -> None:
+        check_is_there(version, self._versions)
+        if self._is_sealed:
+            raise StoreError(SEALED)
+        self._best, self._accuracy = version, accuracy
+
+    def best(self) -> tuple[float | None, int | None]:
+        return self._accuracy, self._best
+
+    def begin_incarnation(self) -> int:
+        self._incarnation += 1
+        self._is_sealed = False
+        return self._incarnation
+
+    def seal(self) -> None:
+        self._is_sealed = True
+
+    def lost_reason(self) -> str:
+        return ""  # no other process can reach this store

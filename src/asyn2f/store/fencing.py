@@ -1,4 +1,4 @@
-"""Which server may write: each one that begins shuts out those before it."""
+"""Fencing tokens: a newer server incarnation shuts out the writers before it."""
 
 import contextlib
 import fcntl
@@ -8,23 +8,26 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-_PATIENCE_S = 10.0  # another writer holds the lock for as long as a rename takes
+_LOCK_TIMEOUT_S = 10.0  # a writer holds the lock for the duration of a rename
 
 
 class Fence:
-    """A folder with a file per incarnation, and the one that is ours.
+    """A folder with one file per incarnation; the highest number may write.
 
-    The highest number may write. Each file holds a mark, so that a run that was begun
-    anew in the same place is not taken for ours.
+    Each file holds a random mark, so that a run begun anew in the same folder is not
+    mistaken for the previous one.
+
+    Attributes:
+      token: the incarnation of this process; 0 for a reader, or an unfenced writer.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.number = 0  # none: a reader, or a writer without rivals
+        self.token = 0
         self._mark = ""
 
     def begin(self, above: int = 0) -> int:
-        """Takes the next number, higher than all so far and than `above`.
+        """Takes and returns the next token, higher than all before and than `above`.
 
         Raises:
           TimeoutError: see `held`.
@@ -33,45 +36,45 @@ class Fence:
         mark = secrets.token_hex(8)
         with self.held():
             while True:
-                number = max(above, *numbers(self._folder), 0) + 1
-                try:  # exclusive, where the file system knows no locks
-                    with (self._folder / str(number)).open("x") as file:
+                token = max(above, *numbers(self._folder), 0) + 1
+                try:  # exclusive, where the file system supports no locks
+                    with (self._folder / str(token)).open("x") as file:
                         file.write(mark)
                         file.flush()
                         os.fsync(file.fileno())
                 except FileExistsError:
                     continue
                 sync_folder(self._folder)
-                self.number, self._mark = number, mark
-                return number
+                self.token, self._mark = token, mark
+                return token
 
     def lost_reason(self) -> str:
-        """Why we may not write any more; nothing if we may.
+        """Why this process may no longer write, or "".
 
         Raises:
-          OSError: nobody can say; the folder may be away for a while.
+          OSError: the folder cannot be read; it may be unavailable for a while.
         """
-        if not self.number:
+        if not self.token:
             return ""
         found = numbers(self._folder)
         if not found:
             raise FileNotFoundError(f"{self._folder} is empty")
-        if max(found) > self.number:
+        if max(found) > self.token:
             return (
-                f"another server has taken this run over, as incarnation {max(found)}; "
-                f"this is {self.number}"
+                "another server has taken this run over, as incarnation "
+                f"{max(found)}; this is {self.token}"
             )
-        ours = self._folder / str(self.number)
-        if self.number in found and ours.read_text() == self._mark:
+        ours = self._folder / str(self.token)
+        if self.token in found and ours.read_text() == self._mark:
             return ""
-        return f"{self._folder.parent} holds another run by now"
+        return f"{self._folder.parent} now holds another run"
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """While inside, no other server begins, and none gives a version its name.
+        """Holds the lock under which tokens are taken and versions are renamed.
 
         Raises:
-          TimeoutError: a process stands still in there.
+          TimeoutError: another process does not release the lock.
         """
         handle = os.open(self._folder, os.O_RDONLY)
         try:
@@ -89,24 +92,24 @@ def _lock(handle: int, folder: Path) -> None:
             target=fcntl.flock, args=(handle, fcntl.LOCK_EX), daemon=True
         )
         waiting.start()
-        waiting.join(_PATIENCE_S)
+        waiting.join(_LOCK_TIMEOUT_S)
         if waiting.is_alive():
             raise TimeoutError(
-                f"{folder} has been locked for {_PATIENCE_S:g} s: end the other server "
-                "of this run, which stands still"
+                f"{folder} has been locked for {_LOCK_TIMEOUT_S:g} s: end the other "
+                "server of this run, which does not respond"
             ) from None
-    except OSError:  # a file system that knows no locks
+    except OSError:  # a file system without locks
         return
 
 
 def numbers(folder: Path) -> list[int]:
-    """What is named by a number there, as `str` writes it."""
+    """The entries of a folder whose names are numbers, as `str` writes them."""
     names = [entry.name for entry in os.scandir(folder)]
     return [int(n) for n in names if n.isdecimal() and str(int(n)) == n]
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in it survive a power cut."""
+    """Makes renames in a folder survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
