@@ -30,6 +30,7 @@ from asyn2f.runtime.startup import create_server
 from asyn2f.store.base import MemoryStore
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import Experiment
+from asyn2f.transport.shared_memory import SharedMemoryTransport
 from asyn2f.transport.zmq import ZmqTransport
 from asyn2f.types import UpdateInfo
 from configs.digits import get_config
@@ -89,9 +90,8 @@ def _round_s(size: str, workers: int, kind: str) -> float:
     experiment, settings = _experiment(size, workers), RuntimeSettings()
     num_bytes = experiment.template.num_bytes
     with tempfile.TemporaryDirectory() as folder:
-        transport = ZmqTransport.bind(
-            "tcp://127.0.0.1:0", num_bytes, workers, shared_memory=True
-        )
+        sockets = ZmqTransport.bind("tcp://127.0.0.1:0", num_bytes, workers)
+        transport = SharedMemoryTransport.at_server(sockets, num_bytes, workers + 1)
         address = f"tcp://127.0.0.1:{transport.ports()[0]}"
         writer = trace.TraceWriter(Path(folder) / "trace", "server")
         store = MemoryStore()
@@ -133,7 +133,8 @@ def _echo(size: str, workers: int, number: int, address: str) -> None:
         journal = Journal(trace.TraceWriter(Path(folder), f"worker-{number}"))
         inbox = ModelInbox()
         num_bytes = experiment.template.num_bytes
-        transport = ZmqTransport.connect_to(address, num_bytes, 1, shared_memory=True)
+        sockets = ZmqTransport.connect_to(address, num_bytes, 1)
+        transport = SharedMemoryTransport.at_peer(sockets, num_bytes)
         link = PeerClient(hello, RuntimeSettings(), transport, journal, inbox)
         link.start()
         while inbox.stopped is None:

@@ -21,6 +21,7 @@ from asyn2f.protocol.channels import (
     Frames,
     Subscribed,
 )
+from asyn2f.transport.shared_memory import SharedMemoryTransport
 from asyn2f.transport.zmq import ZmqTransport
 from tests.bench.figures import Figure, compared, in_turns
 
@@ -159,11 +160,11 @@ class Group:
         self._shared = shared
 
     def __enter__(self) -> "Group":
-        self._server = ZmqTransport.bind(
-            "tcp://127.0.0.1:0",
+        self._server = SharedMemoryTransport.at_server(
+            ZmqTransport.bind("tcp://127.0.0.1:0", SIZE, self._peers),
             SIZE,
             self._peers,
-            shared_memory=self._shared,
+            self._shared,
         )
         for _ in range(self._peers):
             start(_hear, self._server.ports(), self._shared)
@@ -200,7 +201,8 @@ class Group:
 
 def _hear(ports: tuple[int, int, int], shared: bool) -> None:
     address = f"tcp://127.0.0.1:{ports[0]}"
-    peer = ZmqTransport.connect_to(address, SIZE, depth=2, shared_memory=shared)
+    sockets = ZmqTransport.connect_to(address, SIZE, depth=2)
+    peer = SharedMemoryTransport.at_peer(sockets, SIZE, shared)
     peer.connect([b"all"], *ports[1:])
     payload, header = np.zeros(SIZE, np.uint8).data.toreadonly(), b""
     while header != b"end":

@@ -1,4 +1,5 @@
-"""One contract for both transports: in memory and over ZeroMQ."""
+"""One contract for all transports: in memory and over ZeroMQ, with and without shared
+memory."""
 
 import threading
 import time
@@ -14,12 +15,11 @@ from asyn2f.protocol.channels import (
     Subscribed,
 )
 from asyn2f.transport import shared_memory
-from asyn2f.transport.addresses import (
-    parse_address,
-)
 from asyn2f.transport.base import (
     MemoryNetwork,
+    parse_address,
 )
+from asyn2f.transport.shared_memory import SharedMemoryTransport
 from asyn2f.transport.zmq import ZmqTransport
 from tests.support.patience import PATIENCE_S
 
@@ -27,48 +27,46 @@ PAYLOAD = 1 << 16
 
 
 class _Pair:
-    """A server's end and as many peers as are asked for; closes what it opened."""
+    """A server's end and its peers, as many as a test opens."""
 
     def __init__(self, kind: str) -> None:
         self.ends: list = []
-        self._network = MemoryNetwork() if kind == "memory" else None
-        self._shares = kind == "zmq, memory shared"
+        self._network = MemoryNetwork() if kind.startswith("memory") else None
+        self._is_shared = kind.endswith("shared")
         if self._network:
-            self.server = self._keep(self._network.server)
+            server = self._network.server
         else:
-            self.server = self._keep(
-                ZmqTransport.bind(
-                    "tcp://127.0.0.1:0", PAYLOAD, 4, shared_memory=self._shares
-                )
-            )
+            server = ZmqTransport.bind("tcp://127.0.0.1:0", PAYLOAD, 4)
+        if self._is_shared:
+            server = SharedMemoryTransport.at_server(server, PAYLOAD, 4)
+        self.server = self._keep(server)
 
     def _keep(self, end):
         self.ends.append(end)
         return end
 
     def peer(self, *topics: bytes, depth: int = 2):
-        """A peer that hears these topics, and whom the server knows to hear them."""
+        """A peer whose subscriptions to these topics have reached the server."""
         if self._network:
-            end = self._keep(self._network.peer())
+            end = self._network.peer()
         else:
             address = f"tcp://127.0.0.1:{self.server.ports()[0]}"
-            end = self._keep(
-                ZmqTransport.connect_to(
-                    address, PAYLOAD, depth, shared_memory=self._shares
-                )
-            )
+            end = ZmqTransport.connect_to(address, PAYLOAD, depth)
+        if self._is_shared:
+            end = SharedMemoryTransport.at_peer(end, PAYLOAD)
+        self._keep(end)
         if topics:
             end.connect(list(topics), *self.server.ports()[1:])
             for topic in topics:
-                until(self.server, lambda x, t=topic: x == Subscribed(t), end)
-            # A bound subscriber speaks only when its own thread attends to it.
+                until(self.server, lambda x, t=topic: x == Subscribed(t), attending=end)
+            # A bound subscriber only subscribes while it is polled.
             until(end, lambda x: x == Subscribed(UPDATES), attending=self.server)
         return end
 
 
-@pytest.fixture(params=["memory", "zmq", "zmq, memory shared"])
+@pytest.fixture(params=["memory", "memory, shared", "zmq", "zmq, shared"])
 def pair(request, monkeypatch):
-    monkeypatch.setattr(shared_memory, "LEAST_BYTES", 0)
+    monkeypatch.setattr(shared_memory, "MIN_BYTES", 0)
     made = _Pair(request.param)
     _waiting.clear()
     yield made
@@ -76,12 +74,12 @@ def pair(request, monkeypatch):
         end.close()
 
 
-_waiting: dict[int, list] = {}  # what one poll brought beyond what was looked for
+_waiting: dict[int, list] = {}  # arrivals that no test has asked for yet
 
 
 def until(end, wanted, attending=None):
-    """The next that satisfies `wanted` at this end; fails when none comes in time.
-    Meanwhile the other end is attended to, as its own thread would."""
+    """The next arrival at this end that satisfies `wanted`; fails at a deadline.
+    Meanwhile the other end is polled, as its own thread would."""
     waiting = _waiting.setdefault(id(end), [])
     deadline = time.monotonic() + PATIENCE_S
     while True:
@@ -101,7 +99,7 @@ def is_frames(item) -> bool:
     return isinstance(item, Frames)
 
 
-def test_control_goes_both_ways_and_the_server_can_answer_the_sender(pair):
+def test_control_goes_both_ways_and_the_server_answers_the_sender(pair):
     first, second = pair.peer(), pair.peer()
     assert first.send(b"", b"one")
     got = until(pair.server, is_frames)
@@ -114,11 +112,11 @@ def test_control_goes_both_ways_and_the_server_can_answer_the_sender(pair):
     assert (answer.channel, bytes(answer.header)) == (Channel.CONTROL, b"answer")
 
 
-def test_a_message_to_nobody_is_said_to_have_failed(pair):
+def test_sending_to_an_unknown_peer_fails(pair):
     assert not pair.server.send(b"nobody", b"hello")
 
 
-def test_control_keeps_its_order(pair):
+def test_control_is_ordered(pair):
     peer = pair.peer()
     for number in range(50):
         assert peer.send(b"", str(number).encode())
@@ -126,7 +124,7 @@ def test_control_keeps_its_order(pair):
     assert got == list(range(50))
 
 
-def test_a_version_reaches_all_who_hear_its_topic_and_nobody_else(pair):
+def test_a_version_reaches_the_subscribers_of_its_topic_only(pair):
     one = pair.peer(b"all", b"one/1")
     two = pair.peer(b"all", b"one/2")
     payload = bytes(range(256)) * 4
@@ -139,7 +137,7 @@ def test_a_version_reaches_all_who_hear_its_topic_and_nobody_else(pair):
     assert until(two, is_frames).sender == b"one/2"
 
 
-def test_an_update_reaches_the_server_once_it_is_heard(pair):
+def test_an_update_reaches_the_server_once_it_has_subscribed(pair):
     peer = pair.peer(b"all")
     assert peer.publish(UPDATES, b"header", b"payload")
     got = until(pair.server, is_frames)
@@ -154,7 +152,7 @@ def test_a_publisher_never_blocks_and_a_slow_reader_loses_messages(pair):
     for number in range(400):
         pair.server.publish(b"all", str(number).encode(), payload)
     assert time.monotonic() - start_s < PATIENCE_S
-    # A mark that is sent again until it comes through: all before it has been drained.
+    # A mark repeated until it arrives: everything before it has been drained.
     seen = []
     while b"end" not in seen:
         pair.server.publish(b"all", b"end", b"")
@@ -171,7 +169,7 @@ def test_wake_ends_a_poll_from_another_thread(pair):
     assert time.monotonic() - start_s < PATIENCE_S / 2
 
 
-def test_poll_comes_back_at_its_timeout(pair):
+def test_poll_returns_at_its_timeout(pair):
     start_s = time.monotonic()
     assert pair.server.poll(0.05) == []
     assert 0.03 < time.monotonic() - start_s < PATIENCE_S / 2
@@ -185,7 +183,7 @@ def test_closing_does_not_hang_with_messages_unsent(pair):
     assert time.monotonic() - start_s < PATIENCE_S / 2
 
 
-def test_frames_of_a_wrong_shape_are_reported_as_malformed():
+def test_a_wrong_number_of_frames_is_malformed():
     zmq = pytest.importorskip("zmq")
     server = ZmqTransport.bind("tcp://127.0.0.1:0", PAYLOAD, workers=1)
     context = zmq.Context()
@@ -204,7 +202,7 @@ def test_frames_of_a_wrong_shape_are_reported_as_malformed():
         server.close()
 
 
-def test_a_port_in_use_is_refused_with_what_to_do():
+def test_a_port_in_use_is_refused_with_the_remedy():
     server = ZmqTransport.bind("tcp://127.0.0.1:0", PAYLOAD, workers=1)
     try:
         address = f"tcp://127.0.0.1:{server.ports()[0]}"
@@ -231,7 +229,7 @@ def test_ipv6_works():
 @pytest.mark.parametrize(
     "address", ["127.0.0.1:5", "udp://127.0.0.1:5", "tcp://127.0.0.1", "tcp://h:99999"]
 )
-def test_what_is_no_address_is_refused(address):
+def test_an_invalid_address_is_refused(address):
     with pytest.raises(AddressError, match="found"):
         parse_address(address)
 

@@ -14,10 +14,10 @@ from asyn2f.protocol import wire_format
 from asyn2f.protocol.channels import (
     UPDATES,
 )
-from asyn2f.transport.zmq_options import curve_options
+from asyn2f.transport.zmq_auth import curve_options
 from tests.support.messages import header_of, hello_of
 from tests.support.patience import PATIENCE_S, Crowd
-from tests.support.rogue_peers import KINDS, Keyring, speak_raw, strangers
+from tests.support.rogue_peers import KINDS, Keyring, rogue_sockets, speak_raw
 from tests.support.socket_run import SocketRun
 
 MIB = 2**20
@@ -131,7 +131,7 @@ def frame_sets(chance, count):
 def pour(run, keys, chance, count):
     """Garbage into each socket of a server, and bytes that are no ZeroMQ at all."""
     ports = run.server.ports
-    with strangers(keys) as them:
+    with rogue_sockets(keys) as them:
         kinds = zmq.DEALER, zmq.XSUB, zmq.XPUB
         peers = [them.open(*each) for each in zip(kinds, ports, strict=True)]
         peers[2].poll(500)  # what is published before a subscription comes goes nowhere
@@ -156,7 +156,7 @@ def flooded(tmp_path, seed, count, with_keys):
             0, total=200, every_s=0.02, keys=ring.peer("worker-0") if ring else None
         )
         before = psutil.Process().memory_info().rss
-        pour(run, ring.stranger() if ring else None, chance, count)
+        pour(run, ring.unknown_key() if ring else None, chance, count)
         run.until("its updates are settled", lambda: honest.machine.is_done)
         grown = psutil.Process().memory_info().rss - before
         dropped = dict(run.server.io.dropped)
@@ -195,7 +195,7 @@ def test_what_is_too_large_or_does_not_end_harms_nobody_else(tmp_path):
     ring = Keyring(tmp_path / "keys", workers=2)
     with SocketRun(tmp_path, workers=2, size=SIZE, keys=ring.server) as run:
         honest = run.start_worker(0, total=100, keys=ring.peer("worker-0"))
-        with strangers(ring.peer("worker-1")) as them:
+        with rogue_sockets(ring.peer("worker-1")) as them:
             kind, port = KINDS[0], run.server.ports[0]
             large = them.open(kind, port)
             large.send(b"x" * (64 * 1024))

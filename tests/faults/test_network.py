@@ -1,8 +1,8 @@
-"""The simulated network does what the sockets do: each script runs over both.
+"""The simulated network behaves as the sockets do: each script runs over both.
 
-What is said is what both have in common: which messages arrive, in which order on a
-connection, what is lost, what is refused, and whether the sender is told. Names such as
-Z3 are those of ZeroMQ's pitfalls, see BUILD_NOTES.
+Asserted is what both have in common: which messages arrive, in which order on a
+connection, what is lost, what is refused, and whether the sender is notified. Names
+such as Z3 are those of ZeroMQ's pitfalls, see BUILD_NOTES.
 """
 
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ import zmq
 from asyn2f.protocol.channels import (
     UPDATES,
 )
-from asyn2f.transport import zmq_options
+from asyn2f.transport import zmq_limits
 from tests.support.fake_network import FakeNetwork
 from tests.support.networks import End, Network
 from tests.support.real_network import RealNetwork
 
 ALL = b"all"
-MOST = 2000  # messages: the buffers between are full after some dozens
+MAX = 2000  # messages: the buffers between are full after some dozens
 HASTY_MS = {
     zmq.HEARTBEAT_IVL: 200,
     zmq.HEARTBEAT_TIMEOUT: 600,
     zmq.HEARTBEAT_TTL: 600,
     zmq.RECONNECT_IVL: 50,
 }
-NETWORKS = ["sockets", *(f"pretended-{seed}" for seed in range(5))]
+NETWORKS = ["sockets", *(f"simulated-{seed}" for seed in range(5))]
 
 
 def made(name: str) -> Network:
@@ -42,110 +42,114 @@ def net(request) -> Iterator[Network]:
 
 
 @pytest.fixture(
-    params=[*NETWORKS, pytest.param("sockets as they are", marks=pytest.mark.slow)]
+    params=[*NETWORKS, pytest.param("sockets as in a run", marks=pytest.mark.slow)]
 )
-def impatient_net(request, monkeypatch) -> Iterator[Network]:
-    """Its sockets give a connection up five times as fast, or as fast as in a run."""
+def hasty_net(request, monkeypatch) -> Iterator[Network]:
+    """Its sockets time out five times as fast as in a run, or exactly as in a run."""
     if request.param == "sockets":
         for option, value in HASTY_MS.items():
-            monkeypatch.setitem(zmq_options._COMMON, option, value)
-    network = made(request.param.removesuffix(" as they are"))
+            monkeypatch.setitem(zmq_limits._COMMON, option, value)
+    network = made(request.param.removesuffix(" as in a run"))
     yield network
     network.close()
 
 
-def joined(net: Network) -> End:
-    """A peer with all three connections, which both sides know of."""
+def connected_peer(net: Network) -> End:
+    """A peer with all three connections, known to both sides."""
     peer = net.peer()
-    heard = len(net.server.hears)
+    counts = len(net.server.subscribed)
     net.subscribe(peer, ALL)
     net.until(
-        "it hears, and is heard",
-        lambda: ALL in net.server.hears[heard:] and UPDATES in peer.hears,
+        "both are subscribed",
+        lambda: ALL in net.server.subscribed[counts:] and UPDATES in peer.subscribed,
     )
     return peer
 
 
-def back_again(net: Network, peer: End, heard: tuple[int, int]) -> None:
-    """Until both connections have been made anew."""
+def wait_for_reconnection(net: Network, peer: End, counts: tuple[int, int]) -> None:
+    """Runs until both subscriptions have been made again."""
     net.until(
-        "it hears again, and is heard",
-        lambda: len(net.server.hears) > heard[0] and len(peer.hears) > heard[1],
+        "both are subscribed again",
+        lambda: (
+            len(net.server.subscribed) > counts[0] and len(peer.subscribed) > counts[1]
+        ),
     )
 
 
-def heard_so_far(net: Network, peer: End) -> tuple[int, int]:
-    return len(net.server.hears), len(peer.hears)
+def subscription_counts(net: Network, peer: End) -> tuple[int, int]:
+    return len(net.server.subscribed), len(peer.subscribed)
 
 
-def show_that_all_works(net: Network, peer: End, number: int) -> None:
-    """All three carry this number; what was sent before on the same has come or never
-    comes."""
+def check_all_channels(net: Network, peer: End, number: int) -> None:
+    """All channels carry this number; earlier messages on them have arrived, or never
+    will."""
     assert net.publish(ALL, number)
     assert net.push(peer, number)
-    assert net.say(peer, number)
+    assert net.send(peer, number)
     net.until("a model", lambda: number in peer.models)
     net.until("an update", lambda: number in net.server.updates)
-    net.until("a word", lambda: number in net.server.said)
+    net.until("a control message", lambda: number in net.server.control)
     assert net.answer(net.server.routes[number], number)
-    net.until("an answer", lambda: number in peer.said)
+    net.until("an answer", lambda: number in peer.control)
 
 
-# ------------------------------------------------------------- Z1, Z2: nobody hears yet
+# ------------------------------------------------------------- Z1, Z2: slow joiners
 
 
-def test_what_is_published_before_a_subscription_is_lost_without_a_word(net):
+def test_messages_published_before_a_subscription_are_dropped_silently(net):
     peer = net.peer()
     assert net.publish(ALL, 0)
     net.subscribe(peer, ALL)
     assert net.push(peer, 0)
-    net.until("it is heard", lambda: UPDATES in peer.hears)
-    net.until("it hears", lambda: ALL in net.server.hears)
-    show_that_all_works(net, peer, 1)
+    net.until("the server subscribes", lambda: UPDATES in peer.subscribed)
+    net.until("the peer subscribes", lambda: ALL in net.server.subscribed)
+    check_all_channels(net, peer, 1)
     assert (peer.models, net.server.updates) == ([1], [1])
 
 
-def test_a_busy_server_does_not_subscribe_and_loses_updates_but_no_word(net):
-    net.stand_still(net.server)
+def test_a_busy_server_does_not_subscribe_and_loses_updates(
+    net,
+):
+    net.pause(net.server)
     peer = net.peer()
     net.subscribe(peer, ALL)
-    net.reach_out(peer)
+    net.connect_all(peer)
     assert all(net.push(peer, number) for number in range(10))
-    assert all(net.say(peer, number) for number in range(10))
-    assert peer.hears == []
-    net.go_on(net.server)
-    net.until("it is heard", lambda: UPDATES in peer.hears)
-    net.until("it hears", lambda: ALL in net.server.hears)
-    show_that_all_works(net, peer, 10)
+    assert all(net.send(peer, number) for number in range(10))
+    assert peer.subscribed == []
+    net.resume(net.server)
+    net.until("the server subscribes", lambda: UPDATES in peer.subscribed)
+    net.until("the peer subscribes", lambda: ALL in net.server.subscribed)
+    check_all_channels(net, peer, 10)
     assert net.server.updates == [10]
-    assert net.server.said == [*range(11)]
+    assert net.server.control == [*range(11)]
 
 
-def test_a_topic_is_heard_by_those_who_asked_for_it(net):
-    one, two = joined(net), net.peer()
+def test_a_topic_reaches_its_subscribers_only(net):
+    one, two = connected_peer(net), net.peer()
     net.subscribe(two, ALL, b"only/two")
-    net.until("it hears", lambda: b"only/two" in net.server.hears)
+    net.until("the peer subscribes", lambda: b"only/two" in net.server.subscribed)
     assert net.publish(b"only/two", 1)
     assert net.publish(ALL, 2)
     net.until("both have it", lambda: 2 in one.models and 2 in two.models)
     assert (one.models, two.models) == ([2], [1, 2])
 
 
-# ------------------------------------------------------------- Z3, Z4, Z5: no room
+# ------------------------------------------------------------- Z3, Z4, Z5: full queues
 
 
-def test_models_for_a_busy_peer_are_dropped_without_a_word(net):
-    """And nobody else has less of it (Z5)."""
-    slow, fast = joined(net), joined(net)
-    net.stand_still(slow)
+def test_models_for_a_busy_peer_are_dropped_silently(net):
+    """And other peers lose none (Z5)."""
+    slow, fast = connected_peer(net), connected_peer(net)
+    net.pause(slow)
     for number in range(200):
         assert net.publish(ALL, number)
         net.until("the other has it", lambda n=number: n in fast.models)
     assert fast.models == [*range(200)]
-    net.go_on(slow)
+    net.resume(slow)
     while 200 not in slow.models:  # as soon as there is room again
         before = len(fast.models)
-        assert before < MOST
+        assert before < MAX
         assert net.publish(ALL, 200)
         net.until("the other has it", lambda n=before: len(fast.models) > n)
     assert slow.models[0] == 0
@@ -153,211 +157,213 @@ def test_models_for_a_busy_peer_are_dropped_without_a_word(net):
     assert len(slow.models) < 150
 
 
-def test_updates_for_a_busy_server_are_refused_and_none_is_lost(net):
-    peer = joined(net)
-    net.stand_still(net.server)
-    told = []
-    while all(told) and len(told) < MOST:
-        told.append(net.push(peer, len(told)))
-    assert told.count(False) == 1
-    net.go_on(net.server)
-    accepted = [number for number, was_taken in enumerate(told) if was_taken]
-    net.until("all have come", lambda: len(net.server.updates) == len(accepted))
-    assert net.push(peer, MOST)
-    net.until("the next too", lambda: MOST in net.server.updates)
-    assert net.server.updates == [*accepted, MOST]
+def test_updates_beyond_the_queue_of_a_busy_server_are_refused_and_none_is_lost(net):
+    peer = connected_peer(net)
+    net.pause(net.server)
+    results = []
+    while all(results) and len(results) < MAX:
+        results.append(net.push(peer, len(results)))
+    assert results.count(False) == 1
+    net.resume(net.server)
+    accepted = [number for number, is_accepted in enumerate(results) if is_accepted]
+    net.until("all have arrived", lambda: len(net.server.updates) == len(accepted))
+    assert net.push(peer, MAX)
+    net.until("the next too", lambda: MAX in net.server.updates)
+    assert net.server.updates == [*accepted, MAX]
 
 
-# ------------------------------------------------------------- Z7, Z8: the line is dead
+# ------------------------------------------------------------- Z7, Z8: dead connections
 
 
-def test_after_a_partition_models_of_that_time_are_gone(impatient_net):
-    net = impatient_net
-    peer = joined(net)
-    heard = heard_so_far(net, peer)
-    show_that_all_works(net, peer, 0)
-    net.part(peer)
+def test_models_published_during_a_partition_are_lost(hasty_net):
+    net = hasty_net
+    peer = connected_peer(net)
+    counts = subscription_counts(net, peer)
+    check_all_channels(net, peer, 0)
+    net.partition(peer)
     assert all(net.publish(ALL, number) for number in range(1, 6))
     net.heal(peer)
-    back_again(net, peer, heard)
-    show_that_all_works(net, peer, 6)
+    wait_for_reconnection(net, peer, counts)
+    check_all_channels(net, peer, 6)
     assert peer.models == [0, 6]
 
 
-def test_models_stalled_when_the_line_is_given_up_are_gone(impatient_net):
-    net = impatient_net
-    peer = joined(net)
-    heard = heard_so_far(net, peer)
-    show_that_all_works(net, peer, 0)
+def test_models_in_flight_when_a_connection_times_out_are_lost(hasty_net):
+    net = hasty_net
+    peer = connected_peer(net)
+    counts = subscription_counts(net, peer)
+    check_all_channels(net, peer, 0)
     net.stall(peer)
     assert all(net.publish(ALL, number) for number in (1, 2))
-    net.part(peer)
+    net.partition(peer)
     net.heal(peer)
-    back_again(net, peer, heard)
-    show_that_all_works(net, peer, 3)
+    wait_for_reconnection(net, peer, counts)
+    check_all_channels(net, peer, 3)
     assert peer.models == [0, 3]
 
 
-def test_updates_wait_for_a_new_connection_and_what_has_no_room_is_refused(
-    impatient_net,
+def test_updates_are_queued_for_a_new_connection_until_the_queue_is_full(
+    hasty_net,
 ):
-    net = impatient_net
-    peer = joined(net)
-    heard = heard_so_far(net, peer)
-    show_that_all_works(net, peer, 0)
-    net.part(peer)
-    told = {number: net.push(peer, number) for number in range(1, 20)}
-    accepted = [number for number, was_taken in told.items() if was_taken]
+    net = hasty_net
+    peer = connected_peer(net)
+    counts = subscription_counts(net, peer)
+    check_all_channels(net, peer, 0)
+    net.partition(peer)
+    results = {number: net.push(peer, number) for number in range(1, 20)}
+    accepted = [number for number, is_accepted in results.items() if is_accepted]
     assert accepted == [*range(1, len(accepted) + 1)]
     assert 1 <= len(accepted) < 19
     net.heal(peer)
-    back_again(net, peer, heard)
-    show_that_all_works(net, peer, 20)
+    wait_for_reconnection(net, peer, counts)
+    check_all_channels(net, peer, 20)
     assert net.server.updates == [0, *accepted, 20]
 
 
-def test_words_of_a_peer_wait_for_a_new_connection(impatient_net):
-    net = impatient_net
-    peer = joined(net)
-    heard = heard_so_far(net, peer)
-    show_that_all_works(net, peer, 0)
-    net.part(peer)
-    assert all(net.say(peer, number) for number in range(1, 20))
+def test_control_messages_are_queued_for_a_new_connection(hasty_net):
+    net = hasty_net
+    peer = connected_peer(net)
+    counts = subscription_counts(net, peer)
+    check_all_channels(net, peer, 0)
+    net.partition(peer)
+    assert all(net.send(peer, number) for number in range(1, 20))
     net.heal(peer)
-    back_again(net, peer, heard)
-    show_that_all_works(net, peer, 20)
-    assert net.server.said == [*range(21)]
+    wait_for_reconnection(net, peer, counts)
+    check_all_channels(net, peer, 20)
+    assert net.server.control == [*range(21)]
 
 
-def test_a_half_open_line_swallows_what_is_sent_until_it_is_noticed(impatient_net):
-    net = impatient_net
-    peer = joined(net)
-    heard = heard_so_far(net, peer)
-    show_that_all_works(net, peer, 0)
+def test_a_half_open_connection_swallows_messages_until_it_is_noticed(hasty_net):
+    net = hasty_net
+    peer = connected_peer(net)
+    counts = subscription_counts(net, peer)
+    check_all_channels(net, peer, 0)
     route = net.server.routes[0]
     net.half_open(peer)
     assert net.push(peer, 1)
-    assert net.say(peer, 1)
+    assert net.send(peer, 1)
     assert net.publish(ALL, 1)
     assert not net.answer(route, 1)
-    back_again(net, peer, heard)
-    net.until("a word", lambda: net.say(peer, 2) and 2 in net.server.said)
-    show_that_all_works(net, peer, 3)
-    assert peer.models == net.server.updates == peer.said == [0, 3]
-    assert sorted({*net.server.said}) == [0, 2, 3]
+    wait_for_reconnection(net, peer, counts)
+    net.until(
+        "a control message", lambda: net.send(peer, 2) and 2 in net.server.control
+    )
+    check_all_channels(net, peer, 3)
+    assert peer.models == net.server.updates == peer.control == [0, 3]
+    assert sorted({*net.server.control}) == [0, 2, 3]
 
 
-# ------------------------------------------------------------- Z10: what comes late
+# ------------------------------------------------------------- Z10: late delivery
 
 
-def test_a_short_stall_loses_nothing_and_delivers_all_of_it_late(net):
-    peer = joined(net)
-    show_that_all_works(net, peer, 0)
+def test_a_short_stall_delays_all_messages_and_loses_none(net):
+    peer = connected_peer(net)
+    check_all_channels(net, peer, 0)
     route = net.server.routes[0]
     net.stall(peer)
     assert all(net.publish(ALL, number) for number in (1, 2))
     assert all(net.push(peer, number) for number in (1, 2, 3))
-    assert all(net.say(peer, number) for number in range(1, 10))
+    assert all(net.send(peer, number) for number in range(1, 10))
     assert all(net.answer(route, number) for number in range(1, 10))
     net.heal(peer)
-    # Queues are as short as they are: what comes next needs room in them.
+    # The queues are short: the next message needs room in them.
     net.until("the models have come", lambda: peer.models[-1:] == [2])
     net.until("the updates have come", lambda: net.server.updates[-1:] == [3])
-    show_that_all_works(net, peer, 10)
+    check_all_channels(net, peer, 10)
     assert peer.models == [0, 1, 2, 10]
     assert net.server.updates == [0, 1, 2, 3, 10]
-    assert net.server.said == peer.said == [*range(11)]
+    assert net.server.control == peer.control == [*range(11)]
 
 
 # ------------------------------------------------------------- Z20: routes
 
 
-def test_who_answers_to_a_route_that_is_not_there_is_told(net):
+def test_sending_to_an_unknown_route_fails(net):
     assert not net.answer(b"nobody", 0)
-    peer = joined(net)
-    show_that_all_works(net, peer, 0)
+    peer = connected_peer(net)
+    check_all_channels(net, peer, 0)
     old = net.server.routes[0]
-    heard = heard_so_far(net, peer)
+    counts = subscription_counts(net, peer)
     net.cut(peer)
     assert not net.answer(old, 1)
-    back_again(net, peer, heard)
-    show_that_all_works(net, peer, 2)
+    wait_for_reconnection(net, peer, counts)
+    check_all_channels(net, peer, 2)
     assert net.server.routes[2] != old
     assert not net.answer(old, 3)
-    assert peer.said == [0, 2]
+    assert peer.control == [0, 2]
 
 
-# ------------------------------------------------------------- a cut, a server away
+# ------------------------------------------------------------- cuts, no server
 
 
-def test_while_no_connection_can_be_made_words_and_updates_wait_and_models_do_not(net):
-    peer = joined(net)
-    show_that_all_works(net, peer, 0)
-    heard = heard_so_far(net, peer)
+def test_while_connections_are_refused_a_peer_queues_and_the_server_drops(net):
+    peer = connected_peer(net)
+    check_all_channels(net, peer, 0)
+    counts = subscription_counts(net, peer)
     net.refuse(peer)
-    assert all(net.say(peer, number) for number in (1, 2, 3))
+    assert all(net.send(peer, number) for number in (1, 2, 3))
     assert net.push(peer, 1)
     assert net.publish(ALL, 1)
     net.heal(peer)
-    back_again(net, peer, heard)
-    show_that_all_works(net, peer, 4)
-    assert net.server.said == [0, 1, 2, 3, 4]
+    wait_for_reconnection(net, peer, counts)
+    check_all_channels(net, peer, 4)
+    assert net.server.control == [0, 1, 2, 3, 4]
     assert net.server.updates == [0, 1, 4]
     assert peer.models == [0, 4]
 
 
-def test_of_an_update_that_is_cut_in_two_nothing_arrives(net):
-    peer = joined(net)
-    heard = len(peer.hears)
+def test_an_update_cut_in_two_does_not_arrive(net):
+    peer = connected_peer(net)
+    counts = len(peer.subscribed)
     assert net.push(peer, 0)
     net.until("it has come", lambda: 0 in net.server.updates)
     assert net.push_and_cut(peer, 1)
-    net.until("it is heard again", lambda: len(peer.hears) > heard)
+    net.until("the server subscribes again", lambda: len(peer.subscribed) > counts)
     assert net.push(peer, 2)
     net.until("the next has come", lambda: 2 in net.server.updates)
     assert net.server.updates == [0, 2]
 
 
-def test_what_has_reached_a_busy_reader_survives_its_connection(net):
-    peer = joined(net)
-    heard = heard_so_far(net, peer)
-    net.stand_still(net.server)
+def test_a_message_queued_at_a_busy_reader_survives_its_connection(net):
+    peer = connected_peer(net)
+    counts = subscription_counts(net, peer)
+    net.pause(net.server)
     assert net.push(peer, 0)
-    net.rest_at_server()
+    net.wait_for_arrival()
     net.cut(peer)
-    net.go_on(net.server)
+    net.resume(net.server)
     net.until("it has come", lambda: 0 in net.server.updates)
-    back_again(net, peer, heard)
-    show_that_all_works(net, peer, 1)
+    wait_for_reconnection(net, peer, counts)
+    check_all_channels(net, peer, 1)
     assert net.server.updates == [0, 1]
 
 
-def test_the_next_server_gets_what_was_said_and_pushed_while_there_was_none(net):
-    peer = joined(net)
-    show_that_all_works(net, peer, 0)
-    heard = len(peer.hears)
+def test_the_next_server_receives_what_was_sent_while_there_was_none(net):
+    peer = connected_peer(net)
+    check_all_channels(net, peer, 0)
+    counts = len(peer.subscribed)
     net.kill_server()
-    assert all(net.say(peer, number) for number in (1, 2))
+    assert all(net.send(peer, number) for number in (1, 2))
     assert net.push(peer, 1)
     net.start_server()
-    net.until("it hears again", lambda: ALL in net.server.hears)
-    net.until("it is heard again", lambda: len(peer.hears) > heard)
-    show_that_all_works(net, peer, 3)
-    assert net.server.said == [1, 2, 3]
+    net.until("the peer subscribes again", lambda: ALL in net.server.subscribed)
+    net.until("the server subscribes again", lambda: len(peer.subscribed) > counts)
+    check_all_channels(net, peer, 3)
+    assert net.server.control == [1, 2, 3]
     assert net.server.updates == [1, 3]
 
 
-def test_a_peer_that_connects_anew_forgets_what_it_kept(net):
+def test_a_peer_that_connects_anew_drops_its_queue(net):
     """As it does when a server of another incarnation welcomes it."""
-    peer = joined(net)
-    show_that_all_works(net, peer, 0)
+    peer = connected_peer(net)
+    check_all_channels(net, peer, 0)
     net.kill_server()
     assert net.push(peer, 1)
-    heard = len(peer.hears)
+    counts = len(peer.subscribed)
     net.subscribe(peer, ALL)
     assert net.push(peer, 2)
     net.start_server()
-    net.until("it is heard again", lambda: len(peer.hears) > heard)
+    net.until("the server subscribes again", lambda: len(peer.subscribed) > counts)
     assert net.push(peer, 3)
     net.until("the next has come", lambda: 3 in net.server.updates)
     assert net.server.updates == [3]

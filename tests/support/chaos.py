@@ -1,10 +1,9 @@
-"""A TCP proxy that spoils what passes through it: faults on real sockets, without root.
+"""A TCP proxy that injects faults into real connections, without root.
 
 `ChaosProxy("127.0.0.2", ports, seed)` listens at another address of the loopback with
-the very ports of a server at 127.0.0.1, so that nothing on the wire is rewritten: a
-peer that is given the proxy's address finds the ports of `Welcome` there as well. Each
-port is a `Link` with faults of its own (Linux: all of 127.0.0.0/8 is the
-loopback).
+the same ports as a server at 127.0.0.1, so that nothing on the wire is rewritten: a
+peer that connects to the proxy's address finds the ports of `Welcome` there as well.
+Each port is a `Link` with its own faults (on Linux, all of 127.0.0.0/8 is loopback).
 """
 
 import asyncio
@@ -22,22 +21,22 @@ from asyn2f.protocol.channels import (
 from tests.support.patience import PATIENCE_S
 
 _PIECE_BYTES = 65_536
-_WAITING_PIECES = 8  # of each way of a connection: what does not fit is not read
+_QUEUED_PIECES = 8  # per direction of a connection; more is not read
 
 
 class Toxics(NamedTuple):
-    """What a link does to all that passes, either way, until it is told otherwise."""
+    """The faults of a link, in both directions, until they are changed."""
 
     stalled: bool = False  # holds everything, new connections too
     delay_s: float = 0.0
-    slice_bytes: int = 0  # passes it on in pieces of 1 to so many bytes; 0 = as it came
-    bytes_per_s: float = 0.0  # each way of each connection; 0 = no limit
-    limit_bytes: int = -1  # so many more upwards, then what `at_limit` says; -1 = any
+    slice_bytes: int = 0  # the maximum size of a random piece; 0 = unchanged
+    bytes_per_s: float = 0.0  # per direction of a connection; 0 = no limit
+    limit_bytes: int = -1  # upwards, until `at_limit`; -1 = no limit
     at_limit: Literal["cut", "stall"] = "cut"
 
 
 class _Cut(Exception):
-    """The connection has passed as many bytes as it may."""
+    """A connection has reached its byte limit."""
 
 
 class Link:
@@ -67,33 +66,33 @@ class Link:
     # ------------------------------------------------------------- faults
 
     def set(self, **changes: Any) -> None:
-        """From now on these toxics, and the others as they were."""
+        """Changes these toxics and keeps the others."""
         self._call(lambda: self._set(changes))
 
     def cut(self) -> None:
-        """Ends all connections with RST; new ones are let through."""
+        """Ends all connections with RST; new ones are accepted."""
         self._call(self._cut)
 
     def half_open(self) -> None:
-        """Ends all connections at the server's side, and tells the peer nothing."""
+        """Ends all connections on the server's side; the peer does not notice."""
         self._call(self._half_open)
 
     def refuse(self, refuses: bool) -> None:
-        """As if the server were gone: connections end, and none can be made."""
+        """Behaves as if the server were down: connections end and are refused."""
         self._call(lambda: self._refuse(refuses))
 
     def misbehave(
         self, cut_s: tuple[float, float], stall_s: tuple[float, float]
     ) -> None:
-        """Every so often a cut, or, one time in five, a stall of such a length."""
+        """Cuts at random intervals, or, one time in five, stalls for a random time."""
         self._call(lambda: self._start_trouble(cut_s, stall_s))
 
     def calm(self) -> None:
-        """No fault any more; connections that live go on."""
+        """Ends all faults; open connections resume."""
         self._call(self._calm)
 
     def _call(self, action: Callable[[], None]) -> None:
-        """Done when it returns."""
+        """Runs an action on the loop's thread and waits for it."""
 
         async def act() -> None:
             action()
@@ -151,7 +150,7 @@ class Link:
     # ------------------------------------------------------------- carrying
 
     def start(self) -> None:
-        """Lets connections in; on the loop's thread."""
+        """Accepts connections; on the loop's thread."""
         self._serving = self._loop.create_task(self._serve())
 
     async def _serve(self) -> None:
@@ -172,7 +171,7 @@ class Link:
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await self._flowing.wait()
-        with contextlib.suppress(OSError, _Cut):  # one side has gone: both do
+        with contextlib.suppress(OSError, _Cut):  # one side has closed: both do
             await self._loop.sock_connect(above, self._upstream)
             await _first_to_end(
                 self._pass_on(below, above, True), self._pass_on(above, below, False)
@@ -182,7 +181,7 @@ class Link:
         self, source: socket.socket, sink: socket.socket, upwards: bool
     ) -> None:
         """Carries bytes one way until their source ends."""
-        waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_WAITING_PIECES)
+        waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUED_PIECES)
 
         async def take() -> None:
             while True:
@@ -190,7 +189,7 @@ class Link:
                 data = await self._loop.sock_recv(source, _PIECE_BYTES)
                 await waiting.put((self._loop.time() + self.toxics.delay_s, data))
                 if not data:
-                    await asyncio.Event().wait()  # `give` sees to the end
+                    await asyncio.Event().wait()  # `give` handles the end
 
         async def give() -> None:
             while (item := await waiting.get())[1]:
@@ -233,7 +232,7 @@ class Link:
             await asyncio.sleep(len(piece) / toxics.bytes_per_s)
 
     async def close(self) -> None:
-        """Ends everything."""
+        """Closes everything."""
         self._calm()
         tasks = [self._serving, *self._open]
         for task in tasks:
@@ -244,7 +243,7 @@ class Link:
 
 
 class ChaosProxy:
-    """Stands between one peer and its server, until it is closed."""
+    """A proxy between one peer and its server."""
 
     def __init__(
         self,
@@ -257,7 +256,7 @@ class ChaosProxy:
         Args:
           host: where it listens, such as 127.0.0.2.
           ports: the server's, of CONTROL, MODEL and UPDATE; the proxy has the same.
-          seed: of all that is drawn.
+          seed: of all random choices.
           upstream: the server's host.
         """
         self.address = f"tcp://{host}:{ports[0]}"
@@ -272,22 +271,22 @@ class ChaosProxy:
         self._thread.start()
 
     def each(self) -> list[Link]:
-        """All three."""
+        """The links of all channels."""
         return list(self.links.values())
 
     def set(self, **changes: Any) -> None:
-        """Toxics of all links."""
+        """Changes the toxics of all links."""
         for link in self.each():
             link.set(**changes)
 
     def calm(self) -> None:
-        """No fault on any link any more."""
+        """Ends the faults of all links."""
         if self._thread.is_alive():
             for link in self.each():
                 link.calm()
 
     def close(self) -> None:
-        """Ends everything; once more does nothing."""
+        """Closes everything; idempotent."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._closing.set)
             self._thread.join(PATIENCE_S)
@@ -319,7 +318,7 @@ def _reset_on_close(end: socket.socket) -> None:
 
 
 async def _first_to_end(*work: Coroutine[Any, Any, None]) -> None:
-    """Until the first of them ends or fails; the others are then cancelled."""
+    """Waits for the first coroutine to end or fail, and cancels the others."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""The network of the simulation, with ends that only receive."""
+"""The simulated network, with ends that only record what they receive."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _STALL_S, _PART_S, _FOR_EVER_S = 1.0, 8.0, 1e6
 
 
 class FakeNetwork:
-    """The simulated connections; implements `Network`."""
+    """The connections of `tests.simulation`; implements `Network`."""
 
     def __init__(self, seed: int) -> None:
         world = World(timing=TIMINGS["asyn2f"], workers=0, evaluator=False, depth=4)
@@ -44,7 +44,7 @@ class FakeNetwork:
     def subscribe(self, peer: End, *topics: bytes) -> None:
         self._wires.subscribe(self._nodes[peer], list(topics))
 
-    def say(self, peer: End, number: int) -> bool:
+    def send(self, peer: End, number: int) -> bool:
         return self._wires.up(self._nodes[peer], messages.EvalAck(number))
 
     def answer(self, route: bytes, number: int) -> bool:
@@ -71,19 +71,19 @@ class FakeNetwork:
             assert self._net.now < end_s, f"not in {PATIENCE_S} s: {what}"
             self._net.run(self._net.now + 0.01)
 
-    def reach_out(self, peer: End) -> None:
+    def connect_all(self, peer: End) -> None:
         self._net.run(self._net.now + 1.0)
 
-    def stand_still(self, end: End) -> None:
+    def pause(self, end: End) -> None:
         self._nodes[end].paused = True
 
-    def go_on(self, end: End) -> None:
+    def resume(self, end: End) -> None:
         self._net.faults.resume(self._nodes[end])
 
     def stall(self, peer: End) -> None:
         self._stall(peer, _STALL_S)
 
-    def part(self, peer: End) -> None:
+    def partition(self, peer: End) -> None:
         self._stall(peer, _PART_S)
         self._until_broken(self._nodes[peer])
 
@@ -104,9 +104,9 @@ class FakeNetwork:
         self._cut(peer, 0.0)
 
     def push_and_cut(self, peer: End, number: int) -> bool:
-        told = self.push(peer, number)
+        accepted = self.push(peer, number)
         self._wires.cut(self._nodes[peer].lines["update"], 0.0)
-        return told
+        return accepted
 
     def kill_server(self) -> None:
         self._net.faults.kill(self._nodes[self.server])
@@ -117,7 +117,7 @@ class FakeNetwork:
         self._net.start_server()
         self.server = self._attach(self._net.server)
 
-    def rest_at_server(self) -> None:
+    def wait_for_arrival(self) -> None:
         self._net.run(self._net.now + 1.0)
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class FakeNetwork:
 
     def _until_broken(self, node: Node) -> None:
         lines = node.lines.values()
-        self.until("it is given up", lambda: not any(line.server for line in lines))
+        self.until("it has timed out", lambda: not any(line.server for line in lines))
 
     def _cut(self, peer: End, seconds: float) -> None:
         for line in self._nodes[peer].lines.values():
@@ -138,7 +138,7 @@ class FakeNetwork:
 
 
 class _Recorder:
-    """A protocol that sends nothing."""
+    """A protocol that only records."""
 
     due_s = math.inf
 
@@ -149,11 +149,11 @@ class _Recorder:
     def on(self, event: p.Event, now: float) -> list[p.Effect]:
         match event:
             case Subscribed(topic):
-                self._end.hears.append(topic)
+                self._end.subscribed.append(topic)
             case p.SendFailed():
                 self.refused += 1
             case p.FromWire(channel, sender, message):
-                self._end.hear(channel, _number_of(message), sender)
+                self._end.record(channel, _number_of(message), sender)
         return []
 
 

@@ -1,8 +1,8 @@
-"""The interface of a network under test: the real one, or that of the simulation.
+"""The operations of a test script on a network, real or simulated.
 
-A script says of each end what it does, and finds in `End` what it has heard; messages
-are numbers. So it is written once, and shows whether the pretended network of
-`tests.simulation` is true to the sockets.
+A script is written once and runs over both; messages are numbers, and each `End`
+records those it has received. So the scripts verify the simulated network of
+`tests.simulation` against the sockets.
 """
 
 from collections.abc import Callable
@@ -16,37 +16,37 @@ from asyn2f.protocol.channels import (
 
 @dataclass(eq=False)
 class End:
-    """A server or a peer, and the messages that it has received, in order."""
+    """A server or a peer, and what it has received so far, in order."""
 
-    said: list[int] = field(default_factory=list)  # on CONTROL
+    control: list[int] = field(default_factory=list)  # on CONTROL
     models: list[int] = field(default_factory=list)
     updates: list[int] = field(default_factory=list)
-    hears: list[bytes] = field(default_factory=list)  # topics that somebody hears now
-    routes: dict[int, bytes] = field(default_factory=dict)  # where a number came from
-    is_busy: bool = False  # attends to none of its sockets
+    subscribed: list[bytes] = field(default_factory=list)  # topics
+    routes: dict[int, bytes] = field(default_factory=dict)  # the sender of a number
+    is_busy: bool = False  # polls none of its sockets
 
-    def hear(self, channel: Channel, number: int, route: bytes) -> None:
+    def record(self, channel: Channel, number: int, route: bytes) -> None:
         """Records a message."""
-        heard = {"control": self.said, "model": self.models, "update": self.updates}
+        heard = {"control": self.control, "model": self.models, "update": self.updates}
         heard[channel.value].append(number)
         if channel is Channel.CONTROL:
             self.routes[number] = route
 
 
 class Network(Protocol):
-    """A server, its peers and their connections. Methods that send return False if the
-    transport refuses a message."""
+    """A server, its peers and the connections between them. Sending returns False if
+    the message was refused; True does not mean that it will arrive."""
 
     server: End
 
     def peer(self) -> End:
-        """Adds a peer, connected on CONTROL only."""
+        """A new peer; only its CONTROL is connected."""
 
     def subscribe(self, peer: End, *topics: bytes) -> None:
         """Connects its channels MODEL and UPDATE."""
 
-    def say(self, peer: End, number: int) -> bool:
-        """Sends from a peer on CONTROL."""
+    def send(self, peer: End, number: int) -> bool:
+        """From a peer, on CONTROL."""
 
     def answer(self, route: bytes, number: int) -> bool:
         """Sends from the server on CONTROL."""
@@ -58,47 +58,47 @@ class Network(Protocol):
         """Publishes an update."""
 
     def until(self, what: str, condition: Callable[[], bool]) -> None:
-        """Waits until the condition holds; fails at the timeout."""
+        """Runs until the condition holds; fails if that takes too long."""
 
-    def reach_out(self, peer: End) -> None:
-        """Waits until its connections are as complete as they can be while the server
-        does not poll."""
+    def connect_all(self, peer: End) -> None:
+        """Runs until the peer's connections are made as far as they can be while the
+        server polls nothing."""
 
-    def stand_still(self, end: End) -> None:
-        """Stops polling the sockets of an end."""
+    def pause(self, end: End) -> None:
+        """The end is busy, and polls none of its sockets."""
 
-    def go_on(self, end: End) -> None:
-        """Resumes polling."""
+    def resume(self, end: End) -> None:
+        """The end polls its sockets again."""
 
     def stall(self, peer: End) -> None:
-        """Stalls its connections for less than the transport's heartbeat timeout."""
+        """The connections carry nothing, for less than the heartbeat timeout."""
 
-    def part(self, peer: End) -> None:
-        """Stalls its connections until both sides have given them up."""
+    def partition(self, peer: End) -> None:
+        """The connections carry nothing, until both sides have timed out."""
 
     def half_open(self, peer: End) -> None:
-        """Closes the server's side of its connections only."""
+        """The server's side of the connections ends, and the peer does not notice."""
 
     def refuse(self, peer: End) -> None:
-        """Closes its connections, and refuses new ones."""
+        """The connections end, as both sides notice, and no new ones can be made."""
 
     def heal(self, peer: End) -> None:
-        """Ends all faults of its connections."""
+        """Ends every fault of the connections."""
 
     def cut(self, peer: End) -> None:
-        """Closes its connections; new ones are possible at once."""
+        """The connections end; new ones can be made at once."""
 
     def push_and_cut(self, peer: End, number: int) -> bool:
-        """Pushes, and closes the connection in the middle of the message."""
+        """Pushes; the connection ends when half of the update has passed."""
 
     def kill_server(self) -> None:
-        """Kills the server; its peers notice."""
+        """The server dies; its peers notice."""
 
     def start_server(self) -> None:
-        """Starts another server, which becomes `server`."""
+        """Another server takes its place, and is `server` from now on."""
 
-    def rest_at_server(self) -> None:
-        """Waits until a message is queued at the server, which does not poll."""
+    def wait_for_arrival(self) -> None:
+        """Runs until a message is queued at the busy server."""
 
     def close(self) -> None:
-        """Closes everything."""
+        """Closes all ends."""

@@ -8,17 +8,18 @@ import zmq
 
 from asyn2f.protocol.channels import (
     UPDATES,
+    Arrival,
     Channel,
     Frames,
-    Malformed,
     Subscribed,
+    Unsubscribed,
 )
 from asyn2f.transport.zmq import ZmqTransport
 from tests.support.chaos import ChaosProxy
 from tests.support.networks import End
 from tests.support.patience import PATIENCE_S
 
-PAYLOAD_BYTES = 1 << 18  # what the buffers between take is some tens of these
+PAYLOAD_BYTES = 1 << 18  # the buffers between hold some tens of these
 _ENDED, _BEGUN = zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
@@ -61,7 +62,7 @@ class RealNetwork:
         self._transports[peer].connect(list(topics), *self._ports[1:])
         self._watch(peer)
 
-    def say(self, peer: End, number: int) -> bool:
+    def send(self, peer: End, number: int) -> bool:
         return self._transports[peer].send(b"", b"%d" % number)
 
     def answer(self, route: bytes, number: int) -> bool:
@@ -84,25 +85,25 @@ class RealNetwork:
                     for item in transport.poll(0.002):
                         _take(end, item)
 
-    def reach_out(self, peer: End) -> None:
+    def connect_all(self, peer: End) -> None:
         self.until(
             "all three are connected",
             lambda: all(self._times(peer, channel, _BEGUN) for channel in Channel),
         )
 
-    def stand_still(self, end: End) -> None:
+    def pause(self, end: End) -> None:
         end.is_busy = True
 
-    def go_on(self, end: End) -> None:
+    def resume(self, end: End) -> None:
         end.is_busy = False
 
     def stall(self, peer: End) -> None:
         self._proxies[peer].set(stalled=True)
 
-    def part(self, peer: End) -> None:
+    def partition(self, peer: End) -> None:
         ends = self._noticing(peer, self.server)
         self.stall(peer)
-        self.until("both have given it up", ends)
+        self.until("both have timed out", ends)
 
     def half_open(self, peer: End) -> None:
         ends = self._noticing(self.server)
@@ -134,12 +135,12 @@ class RealNetwork:
         link = self._proxies[peer].update
         ends = self._noticing(peer, self.server, channels=(Channel.UPDATE,))
         link.set(limit_bytes=PAYLOAD_BYTES // 2)
-        told = self.push(peer, number)
+        accepted = self.push(peer, number)
         self.until("half of it has passed", link.limit_reached.is_set)
         self.until("both have noticed", ends)
-        return told
+        return accepted
 
-    def rest_at_server(self) -> None:
+    def wait_for_arrival(self) -> None:
         poller = self._transports[self.server]._poller
         self.until("something has come", lambda: bool(poller.poll(2)))
 
@@ -152,22 +153,22 @@ class RealNetwork:
     def _close(self, end: End) -> None:
         transport = self._transports.pop(end)
         for opened, channel in transport._channels.items():
-            opened.disable_monitor()  # which the monitor hears, so it is closed later
+            opened.disable_monitor()  # an event of the monitor, which is closed later
             self._monitors.pop((end, channel)).close(linger=0)
         transport.close()
 
     # ------------------------------------------------------------- what sockets notice
 
     def _watch(self, end: End) -> None:
-        """Counts the connection events of its sockets."""
+        """Counts the connections of the sockets from now on."""
         transport = self._transports[end]
         for opened, channel in transport._channels.items():
             if (end, channel) not in self._monitors:
-                # A socket has one monitor; its own looks for keys, and there are none.
-                if channel is Channel.CONTROL and transport._denied is not None:
-                    transport._poller.unregister(transport._denied)
-                    transport._denied.close(linger=0)
-                    transport._denied = None
+                # A socket has one monitor; without keys the peer does not need its own.
+                if channel is Channel.CONTROL and transport._refusals is not None:
+                    transport._poller.unregister(transport._refusals.socket)
+                    transport._refusals.close()
+                    transport._refusals = None
                 address = f"inproc://watched-{len(self._monitors)}"
                 opened.monitor(address, _ENDED | _BEGUN)
                 monitor = transport._context.socket(zmq.PAIR)
@@ -175,7 +176,7 @@ class RealNetwork:
                 self._monitors[end, channel] = monitor
 
     def _times(self, end: End, channel: Channel, event: int) -> int:
-        """The number of such events."""
+        """The number of such events at a socket."""
         monitor = self._monitors[end, channel]
         while monitor.poll(0):
             number = int.from_bytes(monitor.recv_multipart()[0][:2], "little")
@@ -185,17 +186,19 @@ class RealNetwork:
     def _noticing(
         self, *ends: End, channels: tuple[Channel, ...] = tuple(Channel)
     ) -> Callable[[], bool]:
-        """Whether, since this call, each of them has lost its connections."""
+        """A condition: since this call, all ends have seen a connection end on each."""
         places = [(end, channel, _ENDED) for end in ends for channel in channels]
         before = {place: self._times(*place) for place in places}
         return lambda: all(self._times(*place) > before[place] for place in places)
 
 
-def _take(end: End, item: Frames | Subscribed | Malformed) -> None:
+def _take(end: End, item: Arrival) -> None:
     match item:
         case Subscribed(topic):
-            end.hears.append(topic)
+            end.subscribed.append(topic)
+        case Unsubscribed():
+            pass
         case Frames(channel, sender, header):
-            end.hear(channel, int(bytes(header)), sender)
+            end.record(channel, int(bytes(header)), sender)
         case _:
-            raise AssertionError(f"{item}, which nobody sent")
+            raise AssertionError(f"unexpected: {item}")

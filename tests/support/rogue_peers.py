@@ -1,4 +1,4 @@
-"""Peers that do not behave: bare sockets, with the keys that a test gives them."""
+"""Rogue peers: bare sockets, with the keys that a test gives them."""
 
 import contextlib
 import socket
@@ -12,8 +12,11 @@ from zmq.utils.monitor import parse_monitor_message
 
 from asyn2f.transport import keys
 from asyn2f.transport.keys import PeerKeys
-from asyn2f.transport.zmq_options import curve_options
+from asyn2f.transport.zmq_auth import (
+    curve_options,
+)
 
+_IN = zmq.EVENT_HANDSHAKE_SUCCEEDED
 KINDS = (zmq.DEALER, zmq.SUB, zmq.XPUB)  # for CONTROL, MODEL and UPDATE
 _OUT = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -24,7 +27,7 @@ _OUT = (
 
 
 class Keyring:
-    """Keys of a server and its peers, and what a test needs of them."""
+    """The keys of a server and its peers."""
 
     def __init__(self, folder: Path, workers: int) -> None:
         keys.create(folder, keys.peers(workers))
@@ -37,8 +40,8 @@ class Keyring:
     def peer(self, name: str) -> PeerKeys:
         return keys.read_peer_keys(self.folder, name)
 
-    def stranger(self) -> PeerKeys:
-        """A key that nobody knows, for this server."""
+    def unknown_key(self) -> PeerKeys:
+        """A key for this server that is not in its allow-list."""
         _, secret = zmq.curve_keypair()
         return PeerKeys(secret, self.peer("evaluator").server)
 
@@ -46,8 +49,8 @@ class Keyring:
         (self.folder / "server" / "allowed" / f"{name}.public").unlink()
 
 
-class Strangers:
-    """Sockets of a context of its own, closed at the end whatever is still in them."""
+class RogueSockets:
+    """Sockets of a separate context, closed at the end without lingering."""
 
     def __init__(self, keys: PeerKeys | None) -> None:
         self.context = zmq.Context()
@@ -56,27 +59,32 @@ class Strangers:
         self._monitors: dict[zmq.Socket, zmq.Socket] = {}
 
     def open(self, kind: int, port: int, host: str = "127.0.0.1") -> zmq.Socket:
-        """A socket that connects there."""
+        """A socket that connects to this address."""
         opened = self.context.socket(kind)
         opened.linger = 0
         if self._keys is not None:
             for option, value in curve_options(self._keys).items():
                 opened.set(option, value)
-        self._monitors[opened] = opened.get_monitor_socket(_OUT)
+        self._monitors[opened] = opened.get_monitor_socket(_IN | _OUT)
         self._opened.append(opened)
         if kind == zmq.SUB:
             opened.subscribe(b"")
         opened.connect(f"tcp://{host}:{port}")
         return opened
 
-    def was_thrown_out(self, opened: zmq.Socket) -> bool:
-        """Whether a connection of it has failed or ended since this was last asked."""
-        events = []
+    def was_refused(self, opened: zmq.Socket) -> bool:
+        """Whether a connection of it has failed or ended since the last call."""
+        return "refused" in self.outcomes(opened)
+
+    def outcomes(self, opened: zmq.Socket) -> set[str]:
+        """What its handshakes have led to since the last call: admitted, refused."""
+        found = set()
         with contextlib.suppress(zmq.Again):
             while True:
                 frames = self._monitors[opened].recv_multipart(zmq.DONTWAIT)
-                events.append(parse_monitor_message(frames)["event"])
-        return bool(events)
+                event = parse_monitor_message(frames)["event"]
+                found.add("refused" if event & _OUT else "admitted")
+        return found
 
     def close(self) -> None:
         for opened in self._opened:
@@ -87,8 +95,8 @@ class Strangers:
 
 
 @contextlib.contextmanager
-def strangers(keys: PeerKeys | None) -> Iterator[Strangers]:
-    made = Strangers(keys)
+def rogue_sockets(keys: PeerKeys | None) -> Iterator[RogueSockets]:
+    made = RogueSockets(keys)
     try:
         yield made
     finally:

@@ -17,7 +17,7 @@ from asyn2f.protocol.channels import (
 )
 from asyn2f.runtime.io_thread import IoThread
 from asyn2f.transport import keys
-from asyn2f.transport.addresses import (
+from asyn2f.transport.base import (
     check_safe,
     is_loopback,
 )
@@ -75,7 +75,7 @@ def test_keys_belong_together(ring):
         own = ring.peer(name)
         assert own.server == zmq.curve_public(server.secret)
         assert allowed.name_of(zmq.curve_public(own.secret).decode()) == name
-    assert allowed.name_of(ring.stranger().secret.decode()) is None
+    assert allowed.name_of(ring.unknown_key().secret.decode()) is None
     assert allowed.name_of(zmq.curve_public(server.secret).decode()) is None
 
 
@@ -84,11 +84,11 @@ def test_all_secrets_differ(ring):
     assert len(secrets) == len(set(secrets)) == 5
 
 
-def test_nothing_is_overwritten(ring):
+def test_keys_are_never_overwritten(ring):
     before = content(ring.folder)
-    with pytest.raises(KeysError, match="holds keys already"):
+    with pytest.raises(KeysError, match="already holds keys"):
         keys.create(ring.folder, keys.peers(3))
-    with pytest.raises(KeysError, match="is there already"):
+    with pytest.raises(KeysError, match="already exists"):
         keys.add(ring.folder, "worker-1")
     ring.revoke("worker-1")
     with pytest.raises(KeysError, match=r"delete .*worker-1 and .*public first"):
@@ -98,7 +98,7 @@ def test_nothing_is_overwritten(ring):
     assert len(before) - len(left) == 1
 
 
-def test_one_more_can_be_added(ring):
+def test_a_peer_can_be_added(ring):
     before = content(ring.folder)
     keys.add(ring.folder, "worker-10")
     assert ring.peer("worker-10").server == ring.peer("worker-0").server
@@ -108,8 +108,8 @@ def test_one_more_can_be_added(ring):
     assert before == {x: after[x] for x in before}
 
 
-def test_there_is_nothing_to_add_to_without_a_server(tmp_path):
-    with pytest.raises(KeysError, match=r"cannot read .*launch\.keys makes keys"):
+def test_a_peer_cannot_be_added_without_a_server(tmp_path):
+    with pytest.raises(KeysError, match=r"cannot read .*asyn2f keys creates keys"):
         keys.add(tmp_path / "none", "worker-0")
 
 
@@ -118,7 +118,7 @@ def test_there_is_nothing_to_add_to_without_a_server(tmp_path):
 
 @pytest.mark.parametrize("bad", [0o604, 0o640, 0o660, 0o644, 0o602])
 @pytest.mark.parametrize("who", ["server", "worker-1"])
-def test_a_secret_that_others_can_reach_is_refused_with_the_command(ring, who, bad):
+def test_an_accessible_secret_is_refused_with_the_remedy(ring, who, bad):
     path = ring.folder / who / "secret.key"
     path.chmod(bad)
     with pytest.raises(KeysError, match=rf"mode {bad:04o}.*run chmod 600 {path}"):
@@ -127,18 +127,18 @@ def test_a_secret_that_others_can_reach_is_refused_with_the_command(ring, who, b
     assert ring.server if who == "server" else ring.peer(who)
 
 
-def test_a_folder_that_others_can_write_to_is_refused(ring):
+def test_a_folder_writable_by_others_is_refused(ring):
     ring.server.allowed.chmod(0o770)
     with pytest.raises(KeysError, match="others can add keys to it; run chmod go-w"):
         _ = ring.server
     ring.server_folder = ring.folder / "worker-1"
     ring.server_folder.chmod(0o777)
-    with pytest.raises(KeysError, match="others can change what is in it"):
+    with pytest.raises(KeysError, match="others can change its content"):
         ring.peer("worker-1")
 
 
 @pytest.mark.parametrize("bad", [0o646, 0o662])
-def test_a_public_key_that_others_can_replace_is_refused(ring, bad):
+def test_a_public_key_writable_by_others_is_refused(ring, bad):
     servers = ring.folder / "worker-1" / "server.public"
     servers.chmod(bad)
     with pytest.raises(KeysError, match=rf"mode {bad:04o}.*run chmod go-w {servers}"):
@@ -151,14 +151,14 @@ def test_a_public_key_that_others_can_replace_is_refused(ring, bad):
     assert AllowList(allowed.parent).name_of(public.decode()) is None
 
 
-def test_a_folder_of_keys_that_others_can_write_to_is_refused(ring):
+def test_a_writable_folder_of_keys_is_refused(ring):
     ring.folder.chmod(0o775)
     for read in (lambda: ring.server, lambda: ring.peer("worker-1")):
         with pytest.raises(KeysError, match=rf"0775.*run chmod go-w {ring.folder}"):
             read()
 
 
-def test_keys_that_belong_to_somebody_else_are_refused(ring, monkeypatch):
+def test_keys_of_another_user_are_refused(ring, monkeypatch):
     own = os.geteuid()
     os.stat(ring.folder)
     monkeypatch.setattr(os, "geteuid", lambda: own + 1)
@@ -176,11 +176,11 @@ def test_keys_that_belong_to_somebody_else_are_refused(ring, monkeypatch):
 def test_a_file_without_a_key_is_refused(ring, text):
     path = ring.folder / "worker-1" / "secret.key"
     path.write_bytes(text)
-    with pytest.raises(KeysError, match="holds no key"):
+    with pytest.raises(KeysError, match="is not a key"):
         ring.peer("worker-1")
 
 
-def test_a_missing_key_is_refused_and_said_which(ring):
+def test_a_missing_key_is_named(ring):
     with pytest.raises(KeysError, match=r"worker-7/secret\.key: No such file"):
         ring.peer("worker-7")
 
@@ -201,11 +201,11 @@ def test_an_allow_list_follows_its_folder(ring):
         assert allowed.name_of(public.decode()) == "worker-1"
 
 
-def test_bad_files_let_nobody_in_and_keep_nobody_out(ring, caplog):
+def test_invalid_files_neither_admit_nor_exclude_anybody(ring, caplog):
     folder = ring.server.allowed
     (folder / "worker-1.public").write_bytes(b"half a ke")
-    (folder / "worker-0\n.public").write_bytes(ring.stranger().secret)
-    (folder / "admin.public").write_bytes(ring.stranger().secret)
+    (folder / "worker-0\n.public").write_bytes(ring.unknown_key().secret)
+    (folder / "admin.public").write_bytes(ring.unknown_key().secret)
     (folder / "worker-7.public").write_bytes((folder / "worker-2.public").read_bytes())
     (folder / "worker-8.public").mkdir()
     (folder / "notes.txt").write_bytes(b"not a key")
@@ -225,7 +225,7 @@ def test_bad_files_let_nobody_in_and_keep_nobody_out(ring, caplog):
         _ = ring.server  # before a run begins, all of it must be right
 
 
-def test_a_folder_that_is_gone_lets_nobody_in(ring):
+def test_a_missing_allow_list_admits_nobody(ring):
     allowed = AllowList(ring.server.allowed)
     public = zmq.curve_public(ring.peer("worker-1").secret).decode()
     ring.server.allowed.rename(ring.folder / "elsewhere")
@@ -270,7 +270,7 @@ def test_no_other_name_becomes_a_file(ring, name):
     assert content(ring.folder.parent) == before
 
 
-def test_no_such_name_passes_as_a_run_or_a_session():
+def test_no_such_name_is_a_valid_run_or_session():
     """Those become parts of topics and of file names."""
     allowed = {"worker-00", "worker-01", "worker--1", "Worker-0", "WORKER-0", "con"}
     allowed |= {"worker_0", "worker-", "worker", "evaluators", "server", "Evaluator"}
@@ -282,7 +282,7 @@ def test_no_such_name_passes_as_a_run_or_a_session():
                 wire_format.decode(wire_format.encode(message))
 
 
-def test_names_that_are_none_are_dropped_by_the_sockets_thread(ring):
+def test_messages_with_invalid_names_are_dropped(ring):
     dropped = IoThread(None, None, None, None)  # type: ignore[arg-type]
     for name in NAMES:
         for text in (name, name * 3 or "/"):
@@ -291,7 +291,7 @@ def test_names_that_are_none_are_dropped_by_the_sockets_thread(ring):
     assert sum(dropped.dropped.values()) == 2 * len(NAMES)
 
 
-def test_reasons_are_counted_up_to_a_number():
+def test_the_number_of_distinct_reasons_is_bounded():
     thread = IoThread(None, None, None, None)  # type: ignore[arg-type]
     for number in range(2000):
         header = wire_format.msgpack.packb([f"Kind{number}"])
@@ -317,21 +317,21 @@ def test_loopback_needs_no_keys(host):
 
 
 @pytest.mark.parametrize("host", EXPOSED)
-def test_any_other_address_needs_keys_or_an_express_wish(ring, host):
+def test_any_other_address_needs_keys_or_insecure(ring, host):
     address = f"tcp://[{host}]:5570" if ":" in host else f"tcp://{host}:5570"
     assert not is_loopback(host)
     for use in (
         lambda: ZmqTransport.bind(address, 100, 1),
         lambda: ZmqTransport.connect_to(address, 100, 1),
     ):
-        with pytest.raises(AddressError, match=r"launch\.keys.*--insecure") as error:
+        with pytest.raises(AddressError, match=r"asyn2f keys.*--insecure") as error:
             use()
         assert "\n" not in str(error.value)
     check_safe(address, keyed=True, insecure=False)
     check_safe(address, keyed=False, insecure=True)
 
 
-def test_with_keys_or_the_wish_a_wildcard_can_be_bound(ring):
+def test_with_keys_or_insecure_a_wildcard_can_be_bound(ring):
     ZmqTransport.bind("tcp://*:0", 100, 1, keys=ring.server).close()
     ZmqTransport.bind("tcp://0.0.0.0:0", 100, 1, keys=ring.server).close()
     ZmqTransport.bind("tcp://0.0.0.0:0", 100, 1, insecure=True).close()

@@ -1,4 +1,4 @@
-"""Payloads through memory that the processes of one machine see."""
+"""Shared memory: the arena, its publisher and subscribers, and the transport."""
 
 import os
 import subprocess
@@ -16,7 +16,17 @@ from asyn2f.protocol.channels import (
     Subscribed,
 )
 from asyn2f.transport import shared_memory
-from asyn2f.transport.shared_memory import Arena, ShmPublisher, ShmSubscriber, question
+from asyn2f.transport.arena import (
+    Arena,
+)
+from asyn2f.transport.base import MemoryNetwork, Transport
+from asyn2f.transport.shared_memory import (
+    SharedMemoryTransport,
+    ShmPublisher,
+    ShmSubscriber,
+    new_probe,
+    shared,
+)
 from asyn2f.transport.zmq import ZmqTransport
 from tests.support.patience import PATIENCE_S
 
@@ -24,8 +34,8 @@ SIZE = 10_000
 
 
 @pytest.fixture(autouse=True)
-def _small_payloads_too(monkeypatch):
-    monkeypatch.setattr(shared_memory, "LEAST_BYTES", 0)
+def _shares_small_payloads(monkeypatch):
+    monkeypatch.setattr(shared_memory, "MIN_BYTES", 0)
 
 
 @pytest.fixture
@@ -36,11 +46,11 @@ def arena():
     made.close()
 
 
-# ------------------------------------------------------------- an arena
+# ------------------------------------------------------------- the arena
 
 
 @hypothesis.given(st.binary(max_size=SIZE), st.integers(0, 3))
-def test_what_is_written_here_is_read_there(payload, slot):
+def test_a_payload_written_at_one_end_is_read_at_the_other(payload, slot):
     here = Arena.create(SIZE, slots=4)
     there = Arena.open(here.name)
     assert bytes(there.read(here.write(slot, payload))) == payload
@@ -49,7 +59,7 @@ def test_what_is_written_here_is_read_there(payload, slot):
     there.close()
 
 
-def test_what_has_been_overwritten_is_lost_and_nothing_else(arena):
+def test_an_overwritten_payload_is_lost_and_no_other(arena):
     first, other = arena.write(1, b"first"), arena.write(2, b"other")
     second = arena.write(1, b"again")
     assert arena.read(first) is None
@@ -57,7 +67,7 @@ def test_what_has_been_overwritten_is_lost_and_nothing_else(arena):
     assert bytes(arena.read(other)) == b"other"
 
 
-def test_what_is_read_does_not_change_afterwards(arena):
+def test_a_payload_does_not_change_after_it_was_read(arena):
     payload = arena.read(arena.write(0, b"before"))
     arena.write(0, b"after!")
     assert bytes(payload) == b"before"
@@ -65,20 +75,20 @@ def test_what_is_read_does_not_change_afterwards(arena):
 
 
 @hypothesis.given(st.binary(max_size=40))
-def test_what_is_no_slip_reads_nothing(slip):
+def test_an_invalid_descriptor_reads_nothing(descriptor):
     made = Arena.create(SIZE, slots=1)
-    assert made.read(slip) is None
+    assert made.read(descriptor) is None
     made.close()
 
 
 @pytest.mark.parametrize(("slot", "size"), [(4, 10), (2**32 - 1, 10), (0, SIZE + 1)])
-def test_a_slip_leads_nowhere_else(arena, slot, size):
+def test_a_forged_descriptor_reads_nothing(arena, slot, size):
     good = arena.write(0, b"x" * 10)
     forged = slot.to_bytes(4, "little") + size.to_bytes(8, "little") + good[12:]
     assert arena.read(forged) is None
 
 
-def test_nobody_cuts_it_short(arena):
+def test_the_arena_cannot_be_truncated(arena):
     pid, fd, *_ = arena.name.split(":")
     path = f"/proc/{pid}/fd/{fd}"
     with pytest.raises(PermissionError):
@@ -101,14 +111,14 @@ def test_nobody_cuts_it_short(arena):
         lambda *parts: ("",),
     ],
 )
-def test_another_machines_name_or_a_wrong_one_opens_nothing(arena, change):
+def test_a_name_of_another_machine_or_a_wrong_one_opens_nothing(arena, change):
     assert Arena.open(":".join(change(*arena.name.split(":")))) is None
-    assert ShmSubscriber.of(b"0:" + b"x") is None
-    assert ShmSubscriber.of(b"\xff\xfe") is None
+    assert ShmSubscriber.open(b"0:" + b"x") is None
+    assert ShmSubscriber.open(b"\xff\xfe") is None
 
 
-def test_files_that_are_no_such_memory_are_left_alone(arena, tmp_path):
-    """A pipe that nobody writes must not keep us waiting either."""
+def test_other_kinds_of_files_are_not_opened(arena, tmp_path):
+    """Nor does a pipe without a writer block."""
     *_, token, size, slots = arena.name.split(":")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -121,10 +131,10 @@ def test_files_that_are_no_such_memory_are_left_alone(arena, tmp_path):
     assert file.read_bytes()[16:] == bytes(200_000)
 
 
-def test_it_goes_with_its_process():
-    """SIGKILL leaves nothing that somebody had to clean up."""
+def test_the_arena_is_gone_with_its_process():
+    """SIGKILL leaves nothing to clean up."""
     code = (
-        "from asyn2f.transport.shared_memory import Arena\n"
+        "from asyn2f.transport.arena import Arena\n"
         "made = Arena.create(1000, 1); made.write(0, b'x' * 1000)\n"
         "print(made.name, flush=True); input()\n"
     )
@@ -144,40 +154,58 @@ def test_it_goes_with_its_process():
         seen.close()
 
 
-# ------------------------------------------------------------- lending
+# ------------------------------------------------------------- publisher, subscriber
 
 
-def test_slots_are_one_peers_at_a_time():
-    lender = ShmPublisher.create(SIZE, peers=2)
-    questions = [question() for _ in range(3)]
-    answers = [lender.lend(topic) for topic in questions]
-    firsts = [int(answer.split(b":")[0]) for answer in answers]
+@pytest.fixture
+def publisher():
+    made = ShmPublisher.create(SIZE, peers=2)
+    yield made
+    made.arena.close()
+
+
+def first_slot(answer: bytes) -> int:
+    return int(answer.split(b":")[0])
+
+
+def test_a_slot_belongs_to_one_peer_at_a_time(publisher):
+    probes = [new_probe() for _ in range(3)]
+    answers = [publisher.answer(probe) for probe in probes]
+    firsts = [first_slot(answer) for answer in answers]
     assert len(set(firsts[:2])) == 2
-    assert firsts[2] == -1  # it hears slips, and sends its own through the sockets
-    assert ShmSubscriber.of(answers[2]).slip(b"update") is None
-    lender.take_back(questions[0])
-    assert int(lender.lend(question()).split(b":")[0]) == firsts[0]
-    lender.arena.close()
+    assert firsts[2] == -1  # it receives descriptors, and sends through the sockets
+    assert ShmSubscriber.open(answers[2]).descriptor(b"update") is None
+    assert publisher.answer(probes[0]) == answers[0]  # it has reconnected
+    publisher.on_unsubscribed(probes[0])
+    assert first_slot(publisher.answer(new_probe())) == firsts[0]
 
 
-def test_slips_are_made_where_somebody_hears_them_and_once_for_a_payload():
-    lender = ShmPublisher.create(SIZE, peers=1)
+def test_all_slots_are_free_when_all_connections_were_closed(publisher):
+    publisher.on_subscribed(b"all")
+    firsts = {first_slot(publisher.answer(new_probe())) for _ in range(2)}
+    publisher.on_unsubscribed(None)
+    assert publisher.descriptor(b"all", b"version") is None
+    assert {first_slot(publisher.answer(new_probe())) for _ in range(2)} == firsts
+
+
+def test_a_payload_is_written_once_and_only_for_subscribers(publisher):
     payload = b"version"
-    assert lender.slip(b"all", payload) is None
-    lender.hears_slips(b"all", begins=True)
-    lender.hears_slips(b"one", begins=True)
-    slip = lender.slip(b"all", payload)
-    assert lender.slip(b"one", payload) == slip
-    assert lender.slip(b"all", b"another") != slip
-    lender.hears_slips(b"all", begins=False)
-    assert lender.slip(b"all", b"a third") is None
-    lender.arena.close()
+    assert publisher.descriptor(b"all", payload) is None
+    publisher.on_subscribed(b"all")
+    publisher.on_subscribed(b"one")
+    descriptor = publisher.descriptor(b"all", payload)
+    assert publisher.descriptor(b"one", payload) == descriptor
+    assert publisher.descriptor(b"all", b"another") != descriptor
+    publisher.on_unsubscribed(shared(b"all"))
+    assert publisher.descriptor(b"all", b"a third") is None
 
 
-def test_small_payloads_and_other_systems_go_through_the_sockets(monkeypatch):
-    monkeypatch.setattr(shared_memory, "LEAST_BYTES", SIZE + 1)
+def test_small_payloads_and_other_systems_use_the_sockets(monkeypatch):
+    monkeypatch.setattr(shared_memory, "MIN_BYTES", SIZE + 1)
     assert ShmPublisher.create(SIZE, peers=1) is None
-    monkeypatch.setattr(shared_memory, "LEAST_BYTES", 0)
+    peer = MemoryNetwork().peer()
+    assert SharedMemoryTransport.at_peer(peer, SIZE) is peer
+    monkeypatch.setattr(shared_memory, "MIN_BYTES", 0)
     monkeypatch.delattr(os, "memfd_create")
     assert ShmPublisher.create(SIZE, peers=1) is None
 
@@ -188,13 +216,14 @@ def test_small_payloads_and_other_systems_go_through_the_sockets(monkeypatch):
 @pytest.fixture
 def ends():
     """A server's transport and a peer's, each with shared memory or without."""
-    made: list[ZmqTransport] = []
+    made: list[Transport] = []
 
-    def make(*, server: bool, peer: bool) -> list[ZmqTransport]:
-        one = ZmqTransport.bind("tcp://127.0.0.1:0", SIZE, 1, shared_memory=server)
-        made.append(one)
+    def make(*, server: bool, peer: bool) -> list[Transport]:
+        one = ZmqTransport.bind("tcp://127.0.0.1:0", SIZE, 1)
+        made.append(SharedMemoryTransport.at_server(one, SIZE, 2, offers=server))
         address = f"tcp://127.0.0.1:{one.ports()[0]}"
-        other = ZmqTransport.connect_to(address, SIZE, 64, shared_memory=peer)
+        other = ZmqTransport.connect_to(address, SIZE, 64)
+        other = SharedMemoryTransport.at_peer(other, SIZE, accepts=peer)
         made.append(other)
         other.connect([b"all"], *one.ports()[1:])
         return made
@@ -206,7 +235,7 @@ def ends():
 
 @pytest.mark.parametrize("server", [False, True])
 @pytest.mark.parametrize("peer", [False, True])
-def test_no_version_is_missed_while_both_find_out(ends, server, peer):
+def test_no_version_is_lost_during_discovery(ends, server, peer):
     """Each is published once, from the subscription on, when the one before has come;
     meanwhile the two agree on the memory, or that there is none."""
     one, other = ends(server=server, peer=peer)
@@ -223,14 +252,14 @@ def test_no_version_is_missed_while_both_find_out(ends, server, peer):
             one.poll(0.0)
             found = [x for x in other.poll(0.01) if isinstance(x, Frames)]
             heard += [(x.sender, x.header, bytes(x.payload)) for x in found]
-    assert (other._borrower is not None) == (server and peer)
+    assert getattr(other, "is_shared", False) == (server and peer)
 
 
-def test_updates_that_were_overwritten_are_dropped_and_said(ends):
+def test_overwritten_updates_are_reported_as_malformed(ends):
     one, other = ends(server=True, peer=True)
     deadline_s = time.monotonic() + PATIENCE_S
     came: list = []
-    while Subscribed(UPDATES) not in came or other._borrower is None:
+    while Subscribed(UPDATES) not in came or not other.is_shared:
         assert time.monotonic() < deadline_s
         one.poll(0.01)
         came += other.poll(0.01)

@@ -16,6 +16,7 @@ from asyn2f.runtime.peer import Ended
 from asyn2f.runtime.worker import Worker
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport import keys
+from asyn2f.transport.shared_memory import SharedMemoryTransport
 from asyn2f.transport.zmq import ZmqTransport
 
 _WORKER = flags.DEFINE_integer("worker", None, "Which worker: the number of its shard.")
@@ -96,14 +97,11 @@ def join(
     journal = machine.open_journal(folder, actor, "", 0)
     peer = make(experiment, settings, journal)
     on_ready(peer.stop)
-    transport = ZmqTransport.connect_to(
-        wait_for_address(),
-        experiment.template.num_bytes,
-        peer.depth,
-        own_keys,
-        request.insecure,
-        settings.shared_memory,
+    size = experiment.template.num_bytes
+    sockets = ZmqTransport.connect_to(
+        wait_for_address(), size, peer.depth, own_keys, request.insecure
     )
+    transport = SharedMemoryTransport.at_peer(sockets, size, settings.shared_memory)
     ended = peer.run(transport, identity.terms(config), lambda: rundir.token_of(folder))
     journal.close()
     return ended

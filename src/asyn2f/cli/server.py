@@ -33,7 +33,9 @@ from asyn2f.store.orbax import OrbaxStore
 from asyn2f.tasks.base import Task
 from asyn2f.timing import deadline_warning
 from asyn2f.training.experiment import Experiment
-from asyn2f.transport import addresses, keys
+from asyn2f.transport import keys
+from asyn2f.transport.base import Transport, check_host, parse_address, reachable
+from asyn2f.transport.shared_memory import SharedMemoryTransport
 from asyn2f.transport.zmq import ZmqTransport, check_free
 
 _SWITCH_S = 5e-4  # between threads; Python's default is ten times as long
@@ -52,11 +54,9 @@ def main() -> int:
         def on_ready(address: str, server: Server) -> None:
             claim.begin()
             process.stop_on_signals(server.stop)
-            host, _ = addresses.parse_address(
-                section(request.config, RuntimeSettings).address
-            )
+            host, _ = parse_address(section(request.config, RuntimeSettings).address)
             more = " and this machine's other addresses"
-            more = "" if host == addresses.reachable(host) else more
+            more = "" if host == reachable(host) else more
             view.message(f"listening at {address}{more}, run folder {request.folder}")
 
         summary = serve(request, view.update, on_ready)
@@ -73,10 +73,11 @@ def prepared(request: app.Request, task: Task) -> Iterator[Claim]:
     """
     config, folder = request.config, request.folder
     # Before anything is overwritten: a port that is taken must not cost an old run.
+    failpoints.check()
     process.check_descriptors(section(config, RunSettings).workers)
     address, own_keys = section(config, RuntimeSettings).address, server_keys(config)
     app.check_address(address, own_keys is not None, request.insecure)
-    addresses.check_host(addresses.parse_address(address)[0])
+    check_host(parse_address(address)[0])
     check_free(address, own_keys, request.insecure)
     resume, overwrite = request.resume, request.overwrite
     with claim.claimed(
@@ -166,7 +167,7 @@ class _Opened(NamedTuple):
 
     store: OrbaxStore
     incarnation: int
-    transport: ZmqTransport
+    transport: Transport
     listening: Listening
 
 
@@ -231,7 +232,7 @@ def _bind(
     experiment: Experiment,
     own_keys: keys.ServerKeys | None,
     insecure: bool,
-) -> tuple[ZmqTransport, str]:
+) -> tuple[Transport, str]:
     """The bound sockets, and the address for peers.
 
     A resumed run listens at its previous ports if they become free while its peers
@@ -239,7 +240,7 @@ def _bind(
     when it continues.
     """
     size, workers = experiment.template.num_bytes, experiment.workers
-    host, port = addresses.parse_address(settings.address)
+    host, port = parse_address(settings.address)
 
     def bind(ports: tuple[int, int, int] | None) -> ZmqTransport:
         return ZmqTransport.bind(
@@ -249,7 +250,6 @@ def _bind(
             ports,
             own_keys,
             insecure,
-            settings.shared_memory,
         )
 
     transport = None
@@ -273,9 +273,11 @@ def _bind(
             time.sleep(0.1)  # there is no event for another process's port
     if transport is None:
         transport = bind(None)
-    host = addresses.reachable(host)
+    host = reachable(host)
     host = f"[{host}]" if ":" in host else host
-    return transport, f"tcp://{host}:{transport.ports()[0]}"
+    offers = settings.shared_memory
+    shared = SharedMemoryTransport.at_server(transport, size, workers + 1, offers)
+    return shared, f"tcp://{host}:{transport.ports()[0]}"
 
 
 # ---------------------------------------------------------------- the end of a run

@@ -24,7 +24,9 @@ from asyn2f.training.experiment import Experiment, make_experiment
 from asyn2f.training.settings import (
     Training,
 )
-from asyn2f.transport.addresses import parse_address
+from asyn2f.transport.base import (
+    parse_address,
+)
 
 
 def check(config: Config) -> None:

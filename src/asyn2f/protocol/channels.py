@@ -42,11 +42,22 @@ class Subscribed(NamedTuple):
     topic: bytes
 
 
+class Unsubscribed(NamedTuple):
+    """The last subscriber of this topic has left; None: the subscribers of all topics,
+    as the publisher has closed its connections."""
+
+    topic: bytes | None
+
+
 class Malformed(NamedTuple):
     """Frames that are not a message; they have been dropped."""
 
     channel: Channel
     reason: str
+
+
+Arrival = Frames | Subscribed | Unsubscribed | Malformed
+"""What a transport's `poll` returns."""
 
 
 def closed_ports(

@@ -15,7 +15,7 @@ from typing import Protocol
 from asyn2f import errors, failpoints, trace
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages, wire_format
-from asyn2f.protocol.channels import Frames, Malformed, Subscribed
+from asyn2f.protocol.channels import Arrival, Frames, Malformed, Subscribed
 from asyn2f.transport.base import Transport
 
 _LOG = logging.getLogger("asyn2f")
@@ -101,7 +101,7 @@ class IoThread:
         finally:
             self._transport.close(_LINGER_S)
 
-    def _take(self, item: Frames | Subscribed | Malformed) -> None:
+    def _take(self, item: Arrival) -> None:
         match item:
             case Subscribed():
                 self._tell(item)

@@ -1,13 +1,13 @@
-"""Keys: by what a server knows its peers, and a peer its server.
+"""Keys: how a server authenticates its peers, and a peer its server.
 
-In a folder of keys, each file one line of 40 characters (Z85):
+A folder of keys; each file is one line of 40 characters (Z85):
 
     server/secret.key               the server's own; stays where the server runs
-    server/allowed/worker-3.public  whom the server lets in; delete it to revoke it
+    server/allowed/worker-3.public  the allow-list; delete a file to revoke its key
     worker-3/secret.key             the folder worker-3 goes to that worker's machine
-    worker-3/server.public          the one server that worker 3 speaks to
+    worker-3/server.public          the one server that worker 3 connects to
 
-A key's name says what its owner is: "worker-3", "evaluator".
+A key is named for the role of its owner: "worker-3", "evaluator".
 """
 
 import logging
@@ -30,14 +30,14 @@ _ALLOWED = Path(SERVER, "allowed")
 
 
 class ServerKeys(NamedTuple):
-    """A server's own key, and the folder with the keys of those whom it lets in."""
+    """A server's own key, and the folder of its allow-list."""
 
     secret: bytes
     allowed: Path
 
 
 class PeerKeys(NamedTuple):
-    """A peer's own key, and the public key of the one server that it speaks to."""
+    """A peer's own key, and the public key of its server."""
 
     secret: bytes
     server: bytes
@@ -49,11 +49,7 @@ def peers(workers: int) -> list[str]:
 
 
 def check_name(name: str) -> None:
-    """Nothing, if a peer can have that name.
-
-    Raises:
-      KeysError: it cannot.
-    """
+    """Raises KeysError unless a peer can have this name."""
     if not _PEER.match(name):
         raise KeysError(
             f"found the name {name[:80]!r}, allowed: evaluator, worker-0, worker-1, ..."
@@ -61,17 +57,17 @@ def check_name(name: str) -> None:
 
 
 def create(folder: Path, names: Iterable[str]) -> None:
-    """Makes a folder of keys for a server and these peers.
+    """Creates a folder of keys for a server and these peers.
 
     Raises:
-      KeysError: it holds keys already, or cannot be written.
+      KeysError: the folder holds keys already, or cannot be written.
     """
     names = list(names)
     for name in names:
         check_name(name)
     if (folder / SERVER).exists():
         raise KeysError(
-            f"{folder} holds keys already, and they are not overwritten; give "
+            f"{folder} already holds keys, which are never overwritten; use "
             "--add=worker-10 for one more, or another --folder"
         )
     public, secret = zmq.curve_keypair()
@@ -80,7 +76,7 @@ def create(folder: Path, names: Iterable[str]) -> None:
         (folder / SERVER).mkdir(mode=0o700)
         (folder / _ALLOWED).mkdir(mode=0o700)
     except OSError as error:
-        raise KeysError(f"cannot make {folder}: {error.strerror}") from None
+        raise KeysError(f"cannot create {folder}: {error.strerror}") from None
     _write(folder / SERVER / _SECRET, secret)
     _write(folder / SERVER / f"{SERVER}{_PUBLIC}", public)
     for name in names:
@@ -88,10 +84,11 @@ def create(folder: Path, names: Iterable[str]) -> None:
 
 
 def add(folder: Path, name: str) -> None:
-    """Makes one more peer's keys; a server that is running lets it in.
+    """Creates the keys of one more peer, which a running server accepts at once.
 
     Raises:
-      KeysError: it has keys already, there is no server's, or they cannot be written.
+      KeysError: the peer has keys already, the server has none, or they cannot be
+        written.
     """
     check_name(name)
     server = _read(folder / SERVER / f"{SERVER}{_PUBLIC}")
@@ -99,24 +96,24 @@ def add(folder: Path, name: str) -> None:
     for old in (folder / name, allowed):
         if os.path.lexists(old):
             raise KeysError(
-                f"{old} is there already, and keys are not overwritten; to replace "
+                f"{old} already exists, and keys are never overwritten; to replace "
                 f"{name}'s, delete {folder / name} and {allowed} first"
             )
     public, secret = zmq.curve_keypair()
     try:
         (folder / name).mkdir(mode=0o700)
     except OSError as error:
-        raise KeysError(f"cannot make {folder / name}: {error.strerror}") from None
+        raise KeysError(f"cannot create {folder / name}: {error.strerror}") from None
     _write(folder / name / _SECRET, secret)
     _write(folder / name / f"{SERVER}{_PUBLIC}", server)
-    _write(allowed, public)  # last: from now on it is let in
+    _write(allowed, public)  # last: from now on it is accepted
 
 
 def read_server_keys(folder: Path) -> ServerKeys:
-    """What a server needs.
+    """The keys of a server.
 
     Raises:
-      KeysError: it is not there, not whole, or others can read or change it.
+      KeysError: they are missing, malformed, or accessible to other users.
     """
     _check_folder(folder)
     secret = _read_secret(folder / SERVER)
@@ -129,10 +126,10 @@ def read_server_keys(folder: Path) -> ServerKeys:
 
 
 def read_peer_keys(folder: Path, name: str) -> PeerKeys:
-    """What the peer of that name needs.
+    """The keys of the peer of this name.
 
     Raises:
-      KeysError: it is not there, not whole, or others can read or change it.
+      KeysError: they are missing, malformed, or accessible to other users.
     """
     _check_folder(folder)
     secret = _read_secret(folder / name)
@@ -140,10 +137,10 @@ def read_peer_keys(folder: Path, name: str) -> PeerKeys:
 
 
 class AllowList:
-    """Whom a server lets in: the public keys in a folder, by name.
+    """The public keys that a server accepts: a folder, read again as it changes.
 
     Attributes:
-      problems: files there that are no good; nobody comes in by them.
+      problems: files that hold no valid key; they authenticate nobody.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -154,12 +151,12 @@ class AllowList:
         self.refresh()
 
     def name_of(self, key: str) -> str | None:
-        """Whose key that is (Z85), or None: nobody's that is let in."""
+        """The name of the owner of this key (Z85); None if it is not accepted."""
         return self._names.get(key)
 
     def refresh(self) -> bool:
-        """Reads the folder again if anything in it has changed; whether a key has been
-        revoked by that."""
+        """Reads the folder again if it has changed; returns whether a key was
+        revoked."""
         before = set(self._names)
         self._refresh()
         return bool(before - self._names.keys())
@@ -172,7 +169,7 @@ class AllowList:
                 for status in [entry.stat(follow_symlinks=False)]
             )
         except OSError as error:
-            # Nobody is let in then, rather than anybody.
+            # Nobody is accepted then, rather than anybody.
             self._seen, self._names = None, {}
             self.problems = [f"cannot read {self._folder}: {error.strerror}"]
             return
@@ -186,7 +183,7 @@ class AllowList:
         self._names, self.problems = {}, []
         for file in files:
             if not file.endswith(_PUBLIC):
-                continue  # of an editor, or of the system
+                continue  # created by an editor, or the system
             name = file.removesuffix(_PUBLIC)
             try:
                 check_name(name)
@@ -202,28 +199,28 @@ class AllowList:
 def _read_secret(folder: Path) -> bytes:
     path = folder / _SECRET
     secret = _read(path)
-    _check_mode(folder, 0o022, "others can change what is in it", "700")
+    _check_mode(folder, 0o022, "others can change its content", "700")
     _check_mode(path, 0o077, "others can read it", "600")
     return secret
 
 
 def _read_public(path: Path) -> bytes:
     key = _read(path)
-    _check_mode(path, 0o022, "others can put their own key there", "go-w")
+    _check_mode(path, 0o022, "others can replace the key", "go-w")
     return key
 
 
 def _check_folder(folder: Path) -> None:
-    """Whoever can write into the folder of keys can put folders of their own there."""
-    _check_mode(folder, 0o022, "others can change what is in it", "go-w")
+    """Whoever can write into the folder of keys can replace the folders in it."""
+    _check_mode(folder, 0o022, "others can change its content", "go-w")
 
 
-def _check_mode(path: Path, forbidden: int, problem: str, mend: str) -> None:
-    """Checks that the file or folder belongs to this user or to root, and grants others
-    none of those rights.
+def _check_mode(path: Path, forbidden: int, problem: str, remedy: str) -> None:
+    """Validates that a path belongs to this user or to root, and grants other users
+    none of the forbidden rights.
 
     Raises:
-      KeysError: it does not; says what to do.
+      KeysError: it does not; names the remedy.
     """
     try:
         status = path.stat()
@@ -232,41 +229,37 @@ def _check_mode(path: Path, forbidden: int, problem: str, mend: str) -> None:
     mode, own = stat.S_IMODE(status.st_mode), os.geteuid()
     if status.st_uid not in (own, 0):
         raise KeysError(
-            f"{path} belongs to user {status.st_uid}, this process to {own}: who owns "
-            f"it can change it; run chown {own} {path}, or make keys of your own"
+            f"{path} belongs to user {status.st_uid}, this process to {own}: its owner "
+            f"can change it; run chown {own} {path}, or create keys of your own"
         )
     if mode & forbidden:
         raise KeysError(
-            f"{path} has mode {mode:04o}: {problem}; run chmod {mend} {path}"
+            f"{path} has mode {mode:04o}: {problem}; run chmod {remedy} {path}"
         )
 
 
 def _read(path: Path) -> bytes:
-    """The key in a file.
-
-    Raises:
-      KeysError: there is none.
-    """
+    """The key in a file. Raises KeysError if there is none."""
     try:
         with path.open("rb") as file:
             line = file.read(64)
     except OSError as error:
         raise KeysError(
-            f"cannot read {path}: {error.strerror}; asyn2f keys makes keys"
+            f"cannot read {path}: {error.strerror}; asyn2f keys creates keys"
         ) from None
     if not _KEY.match(line):
-        raise KeysError(f"{path} holds no key: expected one line of 40 characters")
+        raise KeysError(f"{path} is not a key: expected one line of 40 characters")
     return line.strip()
 
 
 def _write(path: Path, key: bytes) -> None:
-    """A new file that only its owner can read.
+    """Writes a new file that only its owner can read.
 
     Raises:
-      KeysError: there is one, or it cannot be written.
+      KeysError: the file exists already, or cannot be written.
     """
     try:
-        # Made with its mode, as a chmod would come too late.
+        # Created with its mode, as a chmod would come too late.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(key + b"\n")

@@ -1,207 +1,250 @@
-"""Payloads between processes of one machine: through memory that both see.
+"""Shared memory: large payloads between processes of one machine.
 
-A server keeps an `Arena` of slots. A message's header goes through the sockets as ever,
-and in its payload's place a *slip* that says in which slot the payload is, how long it
-is, and its digest. Whoever reads copies first and compares digests then: what has been
-overwritten in the meantime is as good as lost on its way, and comes again as that does.
+A server owns an `Arena` of slots. A message's header travels through the sockets, and
+in place of its payload a *descriptor*: slot, length and digest. A receiver copies the
+slot first and compares digests then; a slot overwritten in the meantime is a message
+lost on its way, and is sent again as any other.
 
-Who shares the server's machine finds out by itself: a peer asks for the arena's name by
-subscribing to a topic of its own, and is answered there. If it can open what is named,
-it subscribes to `shared(topic)` in the place of each of its topics.
-
-The memory belongs to no file: it is gone with the last process that sees it, however
-that ends, and it cannot be cut short under a reader (its size is sealed). Only Linux
-has it; elsewhere `Arena.create` gives None, and all goes through the sockets.
+Peers discover the arena themselves: a peer sends a *probe*, a subscription to a topic
+of its own, and the answer is published there. If the peer can open the arena that it
+names, it subscribes to `shared(topic)` in place of each of its topics.
 """
 
-import contextlib
-import fcntl
-import mmap
-import os
 import secrets
-import struct
 
-import numpy as np
-import xxhash
-
+from asyn2f.protocol.channels import (
+    UPDATES,
+    Arrival,
+    Channel,
+    Frames,
+    Malformed,
+    Subscribed,
+    Unsubscribed,
+)
+from asyn2f.transport.arena import Arena
+from asyn2f.transport.base import Transport
 from asyn2f.types import Buffer
 
-LEAST_BYTES = 1 << 20
-"""Payloads below this gain nothing: measured, see BUILD_NOTES."""
+MIN_BYTES = 1 << 20
+"""Smaller payloads gain nothing: measured, see BUILD_NOTES."""
 
 _MARK = b"@"
-_ASK = b"@memory/"
-_OWN = 3  # slots of the server: who reads a version must not be three behind
-_EACH = 2  # of a peer: one is read while the next is written
-_SLIP = struct.Struct("<IQ16s")  # slot, bytes, XXH3-128
-_TOKEN_BYTES = 16
-_PAGE = mmap.ALLOCATIONGRANULARITY
+_PROBE = b"@memory/"
+_SERVER_SLOTS = 3  # a reader must not be three versions behind
+_PEER_SLOTS = 2  # one is read while the next is written
 
 
-class Arena:
-    """Slots of the same size in memory that other processes of this user can open.
+class SharedMemoryTransport:
+    """A transport that passes large payloads in shared memory, where both ends can.
 
-    Pages that nobody has written cost nothing.
+    It wraps the transport that carries everything else. Made by `at_server` and
+    `at_peer`; peers that have one need a server that has one.
     """
 
-    def __init__(self, fd: int, name: str, slot_bytes: int, slots: int) -> None:
-        self.name = name
-        self._fd = fd
-        self._slot_bytes = slot_bytes
-        self._slots = slots
-        self._seen: dict[int, np.ndarray] = {}  # slots that have been mapped
+    def __init__(
+        self, inner: Transport, publisher: "ShmPublisher | None", *, is_server: bool
+    ) -> None:
+        self.inner = inner
+        self._is_server = is_server
+        self._publisher = publisher
+        self._subscriber: ShmSubscriber | None = None
+        self._topics: list[bytes] = []  # that a peer subscribes to
 
     @classmethod
-    def create(cls, slot_bytes: int, slots: int) -> "Arena | None":
-        """A new one, if this system can make it."""
-        if not hasattr(os, "memfd_create"):
-            return None
-        stride = _in_pages(slot_bytes)
-        try:
-            fd = os.memfd_create("asyn2f", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(fd, _PAGE + stride * slots)
-        except OSError:
-            return None
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        token = secrets.token_bytes(_TOKEN_BYTES)
-        os.pwrite(fd, token, 0)
-        name = f"{os.getpid()}:{fd}:{token.hex()}:{slot_bytes}:{slots}"
-        return cls(fd, name, slot_bytes, slots)
+    def at_server(
+        cls, inner: Transport, payload_bytes: int, peers: int, offers: bool = True
+    ) -> "SharedMemoryTransport":
+        """A server's end. It answers probes in any case; it offers memory to `peers`
+        peers if `offers`, and if payloads are large enough and the system supports
+        it."""
+        publisher = ShmPublisher.create(payload_bytes, peers) if offers else None
+        if publisher is not None:
+            inner.subscribe([shared(UPDATES)])
+        return cls(inner, publisher, is_server=True)
 
     @classmethod
-    def open(cls, name: str) -> "Arena | None":
-        """The one of this name; None if it is not on this machine, or not ours."""
-        fd = -1
-        try:
-            pid, number, token, slot_bytes, slots = name.split(":")
-            path = f"/proc/{int(pid)}/fd/{int(number)}"
-            # Whatever else may lie there must not make us wait.
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-            sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
-            size = _PAGE + _in_pages(int(slot_bytes)) * int(slots)
-            is_it = os.pread(fd, _TOKEN_BYTES, 0).hex() == token
-            if sealed and is_it and os.fstat(fd).st_size == size:
-                return cls(fd, name, int(slot_bytes), int(slots))
-        except (OSError, ValueError):
-            pass
-        if fd >= 0:
-            os.close(fd)
-        return None
+    def at_peer(
+        cls, inner: Transport, payload_bytes: int, accepts: bool = True
+    ) -> Transport:
+        """A peer's end, which uses the memory that a server on its machine offers; the
+        inner transport itself unless it `accepts` and payloads are large enough."""
+        if accepts and pays(payload_bytes):
+            return cls(inner, None, is_server=False)
+        return inner
 
-    def write(self, slot: int, payload: Buffer) -> bytes:
-        """Puts a payload into a slot; its slip. ValueError if it is longer than one."""
-        data = np.frombuffer(payload, np.uint8)
-        self._slot(slot)[: data.size] = data
-        return _SLIP.pack(slot, data.size, xxhash.xxh3_128_digest(data.data))
+    @property
+    def is_shared(self) -> bool:
+        """Whether this peer has opened the server's memory."""
+        return self._subscriber is not None
 
-    def read(self, slip: Buffer) -> memoryview | None:
-        """A copy of the payload that a slip speaks of; None if it is no slip, or no
-        longer there."""
-        if len(slip) != _SLIP.size:
+    def poll(self, timeout_s: float | None) -> list[Arrival]:
+        found = (self._translated(item) for item in self.inner.poll(timeout_s))
+        return [item for item in found if item is not None]
+
+    def _translated(self, item: Arrival) -> Arrival | None:
+        """The item as it would be without shared memory; None if it is about the
+        memory only."""
+        match item:
+            case Frames(channel, topic) if (
+                channel is not Channel.CONTROL and topic.startswith(_MARK)
+            ):
+                if topic.startswith(_PROBE) and not self._is_server:
+                    self._open_memory(item.payload)
+                    return None
+                return self._resolved(item)
+            case Subscribed(topic):
+                return self._on_subscribed(topic)
+            case Unsubscribed(topic):
+                if self._publisher is not None:
+                    self._publisher.on_unsubscribed(topic)
+                return None
+        return item
+
+    def _resolved(self, frames: Frames) -> Frames | Malformed:
+        """A message with the payload that its descriptor refers to."""
+        memory = self._publisher or self._subscriber
+        payload = None if memory is None else memory.arena.read(frames.payload)
+        if payload is None:
+            return Malformed(
+                frames.channel, "its payload is no longer in shared memory"
+            )
+        return frames._replace(sender=unshared(frames.sender), payload=payload)
+
+    def _on_subscribed(self, topic: bytes) -> Subscribed | None:
+        publisher = self._publisher
+        if topic.startswith(_PROBE):
+            answer = b"" if publisher is None else publisher.answer(topic)
+            self.inner.publish(topic, b"", answer)
             return None
-        slot, size, digest = _SLIP.unpack(slip)
-        if slot >= self._slots or size > self._slot_bytes:
-            return None
-        payload = np.array(self._slot(slot)[:size])
-        if xxhash.xxh3_128_digest(payload.data) != digest:
-            return None
-        return payload.data.toreadonly()
+        if topic.startswith(_MARK) and publisher is not None:
+            publisher.on_subscribed(unshared(topic))
+        return Subscribed(unshared(topic))
 
-    def close(self) -> None:
-        """Sees it no longer."""
-        self._seen.clear()
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
+    def _open_memory(self, answer: Buffer) -> None:
+        """Subscribes to the peer's topics: in shared memory if it can be opened."""
+        self._close_memory()
+        self._subscriber = ShmSubscriber.open(answer)
+        marked = self._subscriber is not None
+        self.inner.subscribe([shared(x) if marked else x for x in self._topics])
 
-    def _slot(self, slot: int) -> np.ndarray:
-        if slot not in self._seen:
-            stride = _in_pages(self._slot_bytes)
-            mapped = mmap.mmap(self._fd, stride, offset=_PAGE + slot * stride)
-            self._seen[slot] = np.frombuffer(mapped, np.uint8)
-        return self._seen[slot]
+    def connect(self, topics: list[bytes], model_port: int, update_port: int) -> None:
+        self._topics = list(topics)
+        self._close_memory()
+        # The topics follow once the probe is answered: nothing arrives twice meanwhile.
+        self.inner.connect([new_probe()], model_port, update_port)
+
+    def subscribe(self, topics: list[bytes]) -> None:
+        self._topics += topics
+        self.inner.subscribe([shared(x) if self.is_shared else x for x in topics])
+
+    def publish(self, topic: bytes, header: bytes, payload: Buffer) -> bool:
+        descriptor = None
+        if self._publisher is not None:
+            descriptor = self._publisher.descriptor(topic, payload)
+        elif self._subscriber is not None:
+            descriptor = self._subscriber.descriptor(payload)
+        if descriptor is None:
+            return self.inner.publish(topic, header, payload)
+        is_sent = self.inner.publish(shared(topic), header, descriptor)
+        if self._is_server:  # for peers that do not see its memory
+            is_sent = self.inner.publish(topic, header, payload)
+        return is_sent
+
+    def send(self, peer: bytes, header: bytes) -> bool:
+        return self.inner.send(peer, header)
+
+    def ports(self) -> tuple[int, int, int]:
+        return self.inner.ports()
+
+    def wake(self) -> None:
+        self.inner.wake()
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.inner.close(linger_s)
+        self._close_memory()
+        if self._publisher is not None:
+            self._publisher.arena.close()
+
+    def _close_memory(self) -> None:
+        if self._subscriber is not None:
+            self._subscriber.arena.close()
+            self._subscriber = None
 
 
 def pays(payload_bytes: int) -> bool:
-    """Whether such payloads gain by it."""
-    return payload_bytes >= LEAST_BYTES
+    """Whether payloads of this size gain by shared memory."""
+    return payload_bytes >= MIN_BYTES
 
 
 def shared(topic: bytes) -> bytes:
-    """The topic under which slips go in the place of payloads."""
+    """The topic under which descriptors are published in place of payloads."""
     return _MARK + topic
 
 
-def is_shared(topic: bytes) -> bool:
-    return topic.startswith(_MARK)
-
-
 def unshared(topic: bytes) -> bytes:
-    """The topic as it is said without shared memory."""
+    """The topic without the mark of shared memory."""
     return topic.removeprefix(_MARK)
 
 
-def question() -> bytes:
-    """A topic to subscribe to: asks for the arena's name, answered there."""
-    return _ASK + secrets.token_hex(8).encode()
-
-
-def is_question(topic: bytes) -> bool:
-    return topic.startswith(_ASK)
+def new_probe() -> bytes:
+    """A topic to subscribe to, on which the name of the arena will be published."""
+    return _PROBE + secrets.token_hex(8).encode()
 
 
 class ShmPublisher:
-    """A server's end: who hears slips, and which slots are whose."""
+    """A server's arena: subscriptions to descriptors, and the slots of each peer."""
 
     def __init__(self, arena: Arena, peers: int) -> None:
         self.arena = arena
-        self._heard: set[bytes] = set()  # topics
-        self._free = [_OWN + _EACH * number for number in reversed(range(peers))]
-        self._lent: dict[bytes, int] = {}  # by question
-        self._newest: tuple[Buffer, bytes] | None = None  # a payload and its slip
+        self._topics: set[bytes] = set()  # with subscribers to descriptors
+        slots = [_SERVER_SLOTS + _PEER_SLOTS * number for number in range(peers)]
+        self._free = slots[::-1]
+        self._assigned: dict[bytes, int] = {}  # by probe
+        self._newest: tuple[Buffer, bytes] | None = None  # a payload, its descriptor
         self._next = 0
 
     @classmethod
     def create(cls, payload_bytes: int, peers: int) -> "ShmPublisher | None":
-        """One for so many peers, if that pays and this system can."""
+        """One for `peers` peers, if it pays and the system supports it."""
         if not pays(payload_bytes):
             return None
-        arena = Arena.create(payload_bytes, _OWN + _EACH * peers)
+        arena = Arena.create(payload_bytes, _SERVER_SLOTS + _PEER_SLOTS * peers)
         return None if arena is None else cls(arena, peers)
 
-    def lend(self, question: bytes) -> bytes:
-        """The answer to a question: the arena, and slots of the peer's own, while there
+    def answer(self, probe: bytes) -> bytes:
+        """The answer to a probe: the arena's name, and the peer's own slots while there
         are any."""
-        if question not in self._lent and self._free:
-            self._lent[question] = self._free.pop()
-        return f"{self._lent.get(question, -1)}:{self.arena.name}".encode()
+        if probe not in self._assigned and self._free:
+            self._assigned[probe] = self._free.pop()
+        return f"{self._assigned.get(probe, -1)}:{self.arena.name}".encode()
 
-    def take_back(self, question: bytes) -> None:
-        """Whoever asked it has gone."""
-        if question in self._lent:
-            self._free.append(self._lent.pop(question))
+    def on_subscribed(self, topic: bytes) -> None:
+        """A peer has subscribed to descriptors under this topic."""
+        self._topics.add(topic)
 
-    def begin_again(self) -> None:
-        """Nobody hears anything any more, and all slots are free."""
-        self._heard.clear()
-        self._free += [self._lent.pop(question) for question in list(self._lent)]
+    def on_unsubscribed(self, topic: bytes | None) -> None:
+        """No subscriber is left under this topic, as a transport reports it: frees the
+        slots of a probe. None: of any topic, and all slots are free."""
+        gone = [topic] if topic is not None else [*self._assigned]
+        self._free += [self._assigned.pop(x) for x in gone if x in self._assigned]
+        if topic is None:
+            self._topics.clear()
+        else:
+            self._topics.discard(unshared(topic))
 
-    def hears_slips(self, topic: bytes, begins: bool) -> None:
-        """Somebody hears slips under this topic now; or nobody any more."""
-        (self._heard.add if begins else self._heard.discard)(topic)
-
-    def slip(self, topic: bytes, payload: Buffer) -> bytes | None:
-        """The slip of a payload that is published, if anybody hears slips there. The
-        same payload again is where it was."""
-        if topic not in self._heard:
+    def descriptor(self, topic: bytes, payload: Buffer) -> bytes | None:
+        """Writes a payload into a slot, unless it is the newest one already; None if
+        nobody subscribes to descriptors under this topic."""
+        if topic not in self._topics:
             return None
         if self._newest is None or self._newest[0] is not payload:
-            slot, self._next = self._next, (self._next + 1) % _OWN
+            slot, self._next = self._next, (self._next + 1) % _SERVER_SLOTS
             self._newest = payload, self.arena.write(slot, payload)
         return self._newest[1]
 
 
 class ShmSubscriber:
-    """A peer's end: the server's arena, and the slots this peer may write."""
+    """A peer's view of the server's arena, and the slots that it may write."""
 
     def __init__(self, arena: Arena, first: int) -> None:
         self.arena = arena
@@ -209,8 +252,8 @@ class ShmSubscriber:
         self._next = 0
 
     @classmethod
-    def of(cls, answer: Buffer) -> "ShmSubscriber | None":
-        """What the server's answer names, if it can be seen from here."""
+    def open(cls, answer: Buffer) -> "ShmSubscriber | None":
+        """Opens the arena that an answer names, if this process can."""
         try:
             first, name = bytes(answer).decode("ascii").split(":", 1)
             arena = Arena.open(name)
@@ -218,20 +261,9 @@ class ShmSubscriber:
         except ValueError:
             return None
 
-    def slip(self, payload: Buffer) -> bytes | None:
-        """The slip of an update, if this peer has slots."""
+    def descriptor(self, payload: Buffer) -> bytes | None:
+        """Writes an update into a slot; None if this peer has no slots."""
         if self._first < 0:
             return None
-        slot, self._next = self._first + self._next, (self._next + 1) % _EACH
+        slot, self._next = self._first + self._next, (self._next + 1) % _PEER_SLOTS
         return self.arena.write(slot, payload)
-
-
-def _in_pages(size: int) -> int:
-    return -(-max(size, 1) // _PAGE) * _PAGE
-
-
-_SEALS = (
-    fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-    if hasattr(fcntl, "F_SEAL_SHRINK")
-    else 0
-)

@@ -1,4 +1,4 @@
-"""How many connections a server takes: those of an address, and in all."""
+"""Limits of a server on connections: from one address, and in all."""
 
 import contextlib
 import resource
@@ -10,9 +10,9 @@ import pytest
 from asyn2f.protocol.channels import (
     Frames,
 )
-from asyn2f.transport import zmq_doorkeeper
+from asyn2f.transport import zmq_limits
 from asyn2f.transport.zmq import ZmqTransport
-from asyn2f.transport.zmq_doorkeeper import most_of
+from asyn2f.transport.zmq_limits import max_connections
 from tests.support.patience import PATIENCE_S
 
 SIZE = 1000
@@ -26,7 +26,7 @@ def server():
 
 
 class Silent:
-    """Connections that say nothing."""
+    """Connections that send nothing."""
 
     def __init__(self, server, number, source="127.0.0.1"):
         self.server = server
@@ -42,7 +42,7 @@ class Silent:
 
     @property
     def ended(self):
-        """How many the server has ended; it is attended to."""
+        """The number that the server has closed; it is polled."""
         self.server.poll(0.01)
         number = 0
         for each in self.sockets:
@@ -66,8 +66,8 @@ class Silent:
             each.close()
 
 
-def hears(server, peer):
-    """The server hears the peer, which says it again and again."""
+def receives(server, peer):
+    """Polls until the server receives a message, which the peer repeats."""
     deadline_s = time.monotonic() + PATIENCE_S
     said = peer.send(b"", b"hello")
     while not any(isinstance(item, Frames) for item in server.poll(0.05)):
@@ -77,8 +77,8 @@ def hears(server, peer):
     return said
 
 
-def test_an_address_has_so_many_connections_and_another_its_own(server):
-    most = most_of(2)
+def test_connections_are_limited_per_address(server):
+    most = max_connections(2)
     silent = Silent(server, most + 30)
     silent.wait_ended(30)
     there = Silent(server, 10, source="127.0.0.7")
@@ -89,33 +89,33 @@ def test_an_address_has_so_many_connections_and_another_its_own(server):
     there.close()
 
 
-def test_who_is_here_stays_and_who_comes_after_the_flood_comes_in(server):
+def test_a_flood_drops_no_peer_and_later_peers_connect(server):
     address = f"tcp://127.0.0.1:{server.ports()[0]}"
     early = ZmqTransport.connect_to(address, SIZE, 1)
-    assert hears(server, early)
-    silent = Silent(server, most_of(2) + 30)
+    assert receives(server, early)
+    silent = Silent(server, max_connections(2) + 30)
     silent.wait_ended(30)
-    assert hears(server, early)
+    assert receives(server, early)
     late = ZmqTransport.connect_to(address, SIZE, 1)
-    assert hears(server, late), "when the silent ones have been given up"
+    assert receives(server, late), "once the silent connections have timed out"
     for each in (early, late, silent):
         each.close()
 
 
 def test_descriptors_are_left_for_files(server, monkeypatch):
-    """Whatever connects: a process that can open no file loses what it should save."""
+    """A process that can open no file could not save a version."""
     with open("/dev/null") as file:
         lowest = file.fileno()
-    monkeypatch.setattr(zmq_doorkeeper, "_most_descriptors", lambda: lowest)
+    monkeypatch.setattr(zmq_limits, "_first_reserved", lambda: lowest)
     silent = Silent(server, 5)
     began_s = time.monotonic()
     silent.wait_ended(5)
-    assert server._doorkeeper.turned_away == 5
+    assert server._limiter.closed == 5
     print(f"after {time.monotonic() - began_s:.2f} s")
     silent.close()
 
 
-def test_all_but_a_reserve_is_for_connections(monkeypatch):
+def test_connections_get_all_descriptors_but_a_reserve(monkeypatch):
     for limit, most in ((1024, 960), (64, 32), (resource.RLIM_INFINITY, 2**31)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, n=limit: (n, n))
-        assert zmq_doorkeeper._most_descriptors() == most
+        assert zmq_limits._first_reserved() == most
