@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from asyn2f import errors
-from asyn2f.cli import app, machine, process
+from asyn2f.cli import app, machine, main, process
 
 ROOT = Path(__file__).parents[2]
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -65,6 +65,15 @@ def test_help_lists_the_flags_of_a_program(name, words):
     assert (done.returncode, done.stderr) == (0, "")
     for word in words:
         assert word in done.stdout
+
+
+def test_an_unknown_command_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["asyn2f", "simulat"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err.startswith("error: unknown command 'simulat'; allowed: run, server, ")
 
 
 @pytest.mark.processes
