@@ -25,7 +25,7 @@ from asyn2f import errors, rundir
 from asyn2f.cli import app, machine, peers
 from asyn2f.cli.claim import in_use
 from asyn2f.cli.server import serve
-from asyn2f.config import build, config_file
+from asyn2f.config import config_file
 from asyn2f.config.schema import RunSettings, section
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.protocol.status import RunStatus
@@ -166,7 +166,8 @@ def _evaluator(start: _Start) -> None:
 
 def _join(start: _Start, make: peers.Make) -> None:
     def body(parent: _Parent) -> None:
-        parent.lower_priority = lambda: _lower_priority(start.request.config)
+        settings = section(start.request.config, RuntimeSettings)
+        parent.lower_priority = lambda: lower_priority(settings.idle_priority)
         address, ready = parent.wait_for_address, parent.set_stop_handler
         ended = peers.join(make, start.name, start.request, address, ready)
         if ended.status != "finished":
@@ -176,11 +177,14 @@ def _join(start: _Start, make: peers.Make) -> None:
     _run(start, body)
 
 
-def _lower_priority(config: build.Config) -> None:
+def lower_priority(is_idle: bool) -> None:
     """Gives the server, and the kernel's threads that write to disks for it, priority
-    over this process: on machines of their own, workers would not delay them either."""
+    over this process: on machines of their own, workers would not delay them either.
+
+    Args:
+      is_idle: take only time that no other process wants, where that is possible.
+    """
     threads = Path("/proc/self/task")
-    is_idle = section(config, RuntimeSettings).idle_priority
     for thread in [int(p.name) for p in threads.iterdir()] if threads.exists() else [0]:
         with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
             _lower(thread, is_idle)
