@@ -33,7 +33,8 @@ ARROWS = {
     "trace training transport",
     "sim": "kernels programs serialization timing trace training",
     "report": "kernels protocol rundir trace",
-    "config": "kernels protocol rundir sim strategies tasks timing training transport",
+    "config": "kernels protocol rundir sim store strategies tasks timing training "
+    "transport",
     "api": "config report rundir serialization sim store strategies tasks timing trace "
     "training",
     "cli": "api config failpoints protocol report rundir runtime serialization sim "

@@ -6,6 +6,7 @@ from asyn2f import rundir, trace
 from asyn2f.config.default import load_config
 from asyn2f.config.schema import RunSettings, RuntimeSettings, section, strategy_of
 from asyn2f.report.metrics import read_metrics
+from asyn2f.store.base import StoreSettings
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.trace import invariants
 from asyn2f.trace.artifacts import Records, RunArtifacts, commit_of
@@ -37,7 +38,8 @@ def artifacts_of(folder: Path) -> RunArtifacts:
       ValueError, KeyError, TypeError: an invalid trace or record.
     """
     events = trace.of_run(folder)
-    summary, configured, runtime = {}, {}, RuntimeSettings(keep_last=1)
+    summary, configured, runtime = {}, {}, RuntimeSettings()
+    keep_last = 1
     if (folder / rundir.CONFIG).exists():
         config = load_config(folder)
         configured = {
@@ -45,6 +47,7 @@ def artifacts_of(folder: Path) -> RunArtifacts:
             "seed": section(config, RunSettings).seed,
         }
         runtime = section(config, RuntimeSettings)
+        keep_last = section(config, StoreSettings).keep_last
     if (folder / rundir.SUMMARY).exists():
         summary = rundir.read_json(folder / rundir.SUMMARY)
     commits, best = {}, None
@@ -71,7 +74,7 @@ def artifacts_of(folder: Path) -> RunArtifacts:
         finished=summary.get("status") in ("finished", "interrupted"),
         records=Records(
             configured=configured,
-            keep_last=runtime.keep_last,
+            keep_last=keep_last,
             summary=summary,
             metrics=read_metrics(folder),
             versions=versions,

@@ -29,6 +29,7 @@ from asyn2f.report.run_page import write_report
 from asyn2f.rundir import Listening
 from asyn2f.runtime.server import Observer, Server
 from asyn2f.runtime.startup import create_server
+from asyn2f.store.base import StoreSettings
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.tasks.base import Task
 from asyn2f.timing import deadline_warning
@@ -180,12 +181,8 @@ def _open(
       AddressError: it cannot listen there.
     """
     folder, keys_here = request.folder, server_keys(request.config)
-    store = OrbaxStore(
-        folder / rundir.MODELS,
-        settings.keep_last,
-        settings.keep_younger_than_s,
-        write_ahead=settings.write_ahead,
-    )
+    retention = vars(section(request.config, StoreSettings))
+    store = OrbaxStore(folder / rundir.MODELS, **retention)
     # Before the sockets: a server that still serves this run ends and frees its ports.
     incarnation = store.begin_incarnation()
     try:

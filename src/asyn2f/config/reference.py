@@ -29,7 +29,7 @@ class Section(NamedTuple):
 
 def sections() -> list[Section]:
     """All keys: those at the root, then section by section, each strategy by itself."""
-    kinds: dict[str, Any] = {**schema.SECTIONS}
+    kinds: dict[str, Any] = {name: each[0] for name, each in schema.SECTIONS.items()}
     kinds |= {f"strategy.{name}": builder for name, builder in BUILDERS.items()}
     found = {name: Section(name, _doc(kind), {}) for name, kind in kinds.items()}
     for key, each in schema.all_settings().items():

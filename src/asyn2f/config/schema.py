@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from asyn2f.kernels.guards import Guards
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.settings import Setting, setting
 from asyn2f.sim.settings import SimSettings
+from asyn2f.store.base import StoreSettings
 from asyn2f.strategies import BUILDERS
 from asyn2f.timing import Stop, Timing
 from asyn2f.training.settings import (
@@ -51,33 +53,31 @@ class StrategyChoice:
     name: str = setting("asyn2f", "the method", options=BUILDERS)
 
 
-SECTIONS: dict[str, type] = {
-    "": RunSettings,
-    "task": TaskSettings,
-    "training": Training,
-    "strategy": StrategyChoice,
-    "timing": Timing,
-    "stop": Stop,
-    "guards": Guards,
-    "wire": Coding,
-    "runtime": RuntimeSettings,
-    "sim": SimSettings,
+SECTIONS: dict[str, tuple[type, ...]] = {
+    "": (RunSettings,),
+    "task": (TaskSettings,),
+    "training": (Training,),
+    "strategy": (StrategyChoice,),
+    "timing": (Timing,),
+    "stop": (Stop,),
+    "guards": (Guards,),
+    "wire": (Coding,),
+    "runtime": (RuntimeSettings, StoreSettings),
+    "sim": (SimSettings,),
 }
-"""The dataclass whose settings are the keys of each section; "" is the root."""
+"""The dataclasses whose settings are the keys of each section; "" is the root."""
 
 
 def all_settings() -> dict[str, Setting]:
-    """The setting of every key, by dotted key: those at the root first, and those of a
-    strategy after `strategy.name`. Made anew each time, as a config file may add a
-    strategy."""
+    """The setting of every key, by dotted key, those at the root first. Made anew each
+    time, as a config file may add a strategy."""
     root: dict[str, Setting] = {}
     rest: dict[str, Setting] = {}
-    for section, kind in SECTIONS.items():
-        for name, each in settings.settings_of(kind).items():
-            if each.at_root or not section:
-                root[name] = each
-            else:
-                rest[f"{section}.{name}"] = each
+    for section, kinds in SECTIONS.items():
+        of_section = [settings.settings_of(kind).items() for kind in kinds]
+        for name, each in itertools.chain(*of_section):
+            keys = root if each.at_root or not section else rest
+            keys[name if keys is root else f"{section}.{name}"] = each
         if section == "strategy":
             rest |= _of_strategies()
     return root | rest
@@ -131,7 +131,7 @@ def keyed(part: Any) -> dict[str, Any]:
 
 
 def _section_of(kind: type) -> str:
-    return next(name for name, each in SECTIONS.items() if each is kind)
+    return next(name for name, kinds in SECTIONS.items() if kind in kinds)
 
 
 def strategy_of(config: Config) -> tuple[str, dict[str, Any]]:
@@ -213,11 +213,10 @@ def _plain(value: Any) -> Any:
 
 def _make_floats(config: dict[str, Any], prefix: str, found: Mapping) -> None:
     for key, value in config.items():
+        each = found.get(prefix + key)
         if isinstance(value, dict):
             _make_floats(value, f"{prefix}{key}.", found)
-            continue
-        each = found.get(prefix + key)
-        if each and each.kind is float and type(value) is int:
+        elif each and each.kind is float and type(value) is int:
             with contextlib.suppress(OverflowError):  # then it is out of range
                 config[key] = float(value)
 

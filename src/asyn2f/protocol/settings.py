@@ -81,20 +81,6 @@ class RuntimeSettings:
         "workers and evaluator of `asyn2f run` compute at SCHED_IDLE priority; False = "
         "at nice 10, which leaves them a tenth of a core that other programs keep busy",
     )
-    keep_last: int = setting(
-        10,
-        "newest versions that stay in the store, beside the best one",
-        unit="versions",
-        at_least=1,
-    )
-    keep_younger_than_s: float = setting(
-        120.0, "every version stays in the store for this long", unit="s", at_least=0
-    )
-    write_ahead: bool = setting(
-        True,
-        "small versions (4 MiB at most) are durable once a plain file holds them, and "
-        "their Orbax checkpoints are written asynchronously",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

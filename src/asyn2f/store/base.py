@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Container
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,12 +11,34 @@ import numpy as np
 import xxhash
 
 from asyn2f.errors import StoreError
+from asyn2f.settings import setting
 from asyn2f.types import ServerState
 
 Record = dict[str, Any]
 """The metadata stored with a version, beside its arrays; JSON."""
 
 SEALED = "the store is sealed: the run has ended without this version"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSettings:
+    """What the model store keeps, and how it writes."""
+
+    keep_last: int = setting(
+        10,
+        "newest versions that stay in the store, beside the best one",
+        unit="versions",
+        at_least=1,
+    )
+    keep_younger_than_s: float = setting(
+        120.0, "every version stays in the store for this long", unit="s", at_least=0
+    )
+    write_ahead: bool = setting(
+        False,
+        "small versions (4 MiB at most) are durable once a plain file holds them, and "
+        "their Orbax checkpoints are written asynchronously",
+        config=True,
+    )
 
 
 class Stored(NamedTuple):
@@ -182,8 +205,8 @@ class MemoryStore:
 
     def __init__(
         self,
-        keep_last: int = 10,
-        keep_younger_than_s: float = 120.0,
+        keep_last: int = StoreSettings.keep_last,
+        keep_younger_than_s: float = StoreSettings.keep_younger_than_s,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._versions: dict[int, Stored] = {}

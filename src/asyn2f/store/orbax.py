@@ -20,6 +20,7 @@ from asyn2f.store.base import (
     SEALED,
     Record,
     Stored,
+    StoreSettings,
     check_is_there,
     signed,
     superfluous,
@@ -56,10 +57,10 @@ class OrbaxStore:
     def __init__(
         self,
         folder: Path,
-        keep_last: int = 10,
-        keep_younger_than_s: float = 120.0,
+        keep_last: int = StoreSettings.keep_last,
+        keep_younger_than_s: float = StoreSettings.keep_younger_than_s,
         clock: Callable[[], float] = time.monotonic,
-        write_ahead: bool = False,
+        write_ahead: bool = StoreSettings.write_ahead,
         checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     ) -> None:
         self._folder = VersionFolder(folder)
