@@ -52,10 +52,6 @@ _KEEP_EVERY = flags.DEFINE_float(
     lower_bound=0.0,
 )
 
-# Settings that decide the order of a simulation, and those of them that do not.
-_SCHEDULES = ("sim.", "worker_speeds", "min_workers")
-_EXECUTES = ("sim.executor", "sim.lanes", "sim.evaluate_every")
-
 
 def main() -> int:
     request = app.request()
@@ -186,13 +182,7 @@ def _finished(folder: Path, config: build.Config) -> dict[str, Any] | None:
     summary = rundir.read_json(folder / rundir.SUMMARY)
     if summary["status"] != "finished":
         return None
-    now = schema.canonical(config)
-    for key, before in schema.canonical(stored).items():
-        if key.startswith(_SCHEDULES) and key not in _EXECUTES and now[key] != before:
-            raise errors.ConfigError(
-                f"config.{key}: found {now[key]!r}, but the simulation in {folder} "
-                f"has finished with {before!r}; to continue, change only stop"
-            )
+    identity.check_same_schedule(stored, config)
     return summary | {"limits": section(stored, Stop)}
 
 

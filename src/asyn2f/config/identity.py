@@ -13,6 +13,9 @@ from asyn2f.training.agreement import flags, terms_of
 
 _CARRYING_OUT = ("runtime", "sim", "worker_speeds", "min_workers")
 _MAY_DIFFER = (*_CARRYING_OUT, "stop")
+# Keys that decide the order of a simulation's events, and those of them that do not.
+_SCHEDULES = ("sim.", "worker_speeds", "min_workers")
+_EXECUTES = ("sim.executor", "sim.lanes", "sim.evaluate_every")
 
 
 def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
@@ -51,6 +54,21 @@ def check_same_experiment(stored: Config, config: Config) -> None:
             raise ConfigError(
                 f"config.{key}: found {now!r}, but the run was started with "
                 f"{before!r}; only {', '.join(_MAY_DIFFER)} may change"
+            )
+
+
+def check_same_schedule(stored: Config, config: Config) -> None:
+    """Checks that a finished simulation can be continued under another config.
+
+    Raises:
+      ConfigError: names the first key that differs and orders its events.
+    """
+    now = canonical(config)
+    for key, before in canonical(stored).items():
+        if key.startswith(_SCHEDULES) and key not in _EXECUTES and now[key] != before:
+            raise ConfigError(
+                f"config.{key}: found {now[key]!r}, but the simulation has finished "
+                f"with {before!r}; to continue, change only stop"
             )
 
 
