@@ -49,7 +49,7 @@ def rejected(run):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_coded_run_comes_again_bit_for_bit(tmp_path, name):
+def test_a_coded_run_replays_bit_for_bit(tmp_path, name):
     run, summary = run_with(tmp_path, **RUNS[name])
     assert summary["versions"] == 8
     assert rejected(run) == []
@@ -71,7 +71,7 @@ def test_a_packed_run_has_the_same_bits_in_fewer_bytes(tmp_path):
     assert 0 < summary["bytes_up"] < pushed * experiment.update_template.num_bytes
 
 
-def test_a_run_of_changes_goes_on_after_a_crash(tmp_path):
+def test_a_run_of_changes_continues_after_a_crash(tmp_path):
     """All that the first server had in memory is gone; its versions are in the store.
     Memory that is shared by both is what a disk would be."""
     store = MemoryStore()
@@ -121,7 +121,7 @@ def test_another_version_of_the_same_number_is_no_base():
 # ------------------------------------------------------------- what is refused
 
 
-def test_who_codes_otherwise_is_told_how(tmp_path):
+def test_a_peer_with_another_coding_is_refused_with_the_difference(tmp_path):
     run = LocalRun(tmp_path, small(min_workers=1, **TOPK))
     run.experiment = small(min_workers=1, **DELTA)
     run.start_worker(0)
@@ -196,7 +196,7 @@ def test_places_that_no_worker_would_name_are_rejected(harness, place):
 
 
 @pytest.mark.parametrize("harness", [DELTA], indirect=True)
-def test_a_version_in_another_coding_is_told(harness):
+def test_a_version_in_another_coding_is_reported(harness):
     plain = small()
     header, payload = harness.server.aggregator.encoded()
     with pytest.raises(errors.WireError, match="other arrays"):

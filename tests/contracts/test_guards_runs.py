@@ -40,7 +40,7 @@ def committed_by(run, worker):
 
 
 @pytest.mark.parametrize("factor", [1e3, 1e6, 1e30])
-def test_a_model_far_away_is_rejected_and_the_others_go_on(tmp_path, factor):
+def test_a_distant_model_is_rejected_and_the_run_continues(tmp_path, factor):
     """The test stops the run once an update of the Byzantine worker has been rejected
     and two versions have been made since."""
     changes, rejected, since = Changes(), [], []
@@ -86,7 +86,7 @@ def test_liars_far_away_cost_no_accuracy():
     assert final >= wanted - 0.01
 
 
-def test_an_observed_run_takes_it_and_says_so(tmp_path):
+def test_an_observed_run_accepts_and_records_it(tmp_path):
     experiment = small(guards__mode="observe", timing__deadline_s=2.0)
     run, summary = run_with(tmp_path, experiment, moved(1e3))
     taken = committed_by(run, 0)
@@ -103,7 +103,7 @@ def test_an_observed_run_takes_it_and_says_so(tmp_path):
     assert "guards" in record["aggregated"]
 
 
-def test_a_guarded_run_comes_again_bit_for_bit(tmp_path):
+def test_a_guarded_run_replays_bit_for_bit(tmp_path):
     """Losses are raised to the median, shares held at one half."""
     changes = {"guards__min_loss_ratio": 1.0, "guards__max_share": 0.4}
     run, summary = run_with(tmp_path, small(guards__mode="enforce", **changes))
@@ -113,7 +113,7 @@ def test_a_guarded_run_comes_again_bit_for_bit(tmp_path):
     assert params_sha256(again.state.model.params) == summary["params_sha256"]
 
 
-def test_a_lied_loss_is_recorded_with_the_update_that_told_it(tmp_path):
+def test_a_false_loss_is_recorded_with_its_update(tmp_path):
     experiment = small(guards__mode="enforce", stop__max_versions=4)
     run, _ = run_with(tmp_path, experiment, saying(loss=0.0))
     lines = [

@@ -187,7 +187,7 @@ def test_every_executor_and_its_replay_compute_the_same(rule):
 
 
 @every_rule
-def test_a_real_run_comes_again_bit_for_bit(tmp_path, rule):
+def test_a_real_run_replays_bit_for_bit(tmp_path, rule):
     changes = {"strategy__asyn2f__aggregate": rule, "stop__max_versions": 5}
     run = LocalRun(tmp_path, small(**changes))
     for number in range(run.experiment.workers):

@@ -222,7 +222,7 @@ def test_what_was_sent_adds_up_to_the_changes_but_for_what_is_kept(changes):
     np.testing.assert_array_equal(total + memory["w"], expected)
 
 
-def test_who_trains_on_from_its_own_model_has_lost_nothing():
+def test_a_worker_that_keeps_its_model_loses_nothing():
     coding = CODINGS["topk"]
     assert codec_for(coding, keeps_model=True).blank() == ()
     assert codec_for(coding, keeps_model=False).blank() != ()
@@ -248,18 +248,18 @@ def test_a_coding_that_makes_no_sense_is_refused(coding, words):
 
 
 @pytest.mark.parametrize("places", [[2, 1], [1, 1], [-1, 0], [0, 4], [3, 2**31 - 1]])
-def test_places_that_no_codec_writes_are_told(places):
+def test_invalid_places_are_reported(places):
     coded = {"w": Sparse(np.ones(2, np.float32), np.array(places, np.int32))}
     assert "places" in problem_of(coded, [4])
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, 2e37 * 127, np.inf, -np.inf, np.nan])
-def test_scales_that_no_codec_writes_are_told(scale):
+def test_invalid_scales_are_reported(scale):
     coded = Quantised(np.ones(3, np.int8), np.array(scale, ml_dtypes.bfloat16))
     assert "scale" in problem_of({"v": np.ones(9), "w": coded}, [9, 3])
 
 
-def test_a_value_that_no_codec_writes_is_told():
+def test_an_invalid_value_is_reported():
     coded = Quantised(np.array([-128], np.int8), np.array(1.0, ml_dtypes.bfloat16))
     assert "-128" in problem_of(coded, [1])
 

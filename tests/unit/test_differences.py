@@ -46,7 +46,7 @@ def value_of(event, name):
     return getattr(event.info if isinstance(event, trace.Pushed) else event, name)
 
 
-def test_a_run_says_what_it_has_computed(executed):
+def test_a_trace_has_the_numbers_of_its_execution(executed):
     events, numbers = executed
     assert list(differences(recording_of(events), numbers, 0.0)) == []
 
@@ -79,7 +79,7 @@ def test_what_is_not_computed_is_not_compared():
     assert not agree([0.5], np.float32([0.5, 0.5]), 1.0)
 
 
-def test_a_real_run_says_what_it_has_computed(tmp_path):
+def test_so_has_the_trace_of_a_real_run(tmp_path):
     """Its workers' processes, and the executor, to the last bit."""
     run = RecordedRun(1, tmp_path, small())
     for number in range(3):

@@ -90,7 +90,7 @@ def test_an_order_whose_versions_are_finite_is_left_as_it_is():
     assert ended_by_divergence(order, empty_numbers(order)) is None
 
 
-def test_a_diverged_simulation_says_so_and_scores_no_version_of_it():
+def test_a_diverged_simulation_fails_and_scores_no_such_version():
     changes = {"task__hidden": (8,), "sim__executor": "serial"}
     config = config_with(workers=4, stop__max_versions=60, **(TOO_FAST | changes))
     found = simulate(config)

@@ -263,7 +263,7 @@ def test_there_are_no_findings_without_an_action_or_with_guards_off(guards_):
     assert findings(guards_, [], []) == []
 
 
-def test_a_simulated_run_says_what_its_guards_did():
+def test_a_simulated_run_records_the_actions_of_its_guards():
     experiment = experiment_in("enforce", "asyn2f", guards__min_loss_ratio=1.0)
     order = order_for(experiment, versions=4)
     result = execute_serially(experiment, order)

@@ -119,7 +119,7 @@ def test_work_can_be_done_in_parts(presence, start_s, one_s, other_s):
 
 
 @hypothesis.given(st.integers(0, 99), st.randoms(use_true_random=False))
-def test_drawn_outages_do_not_depend_on_who_asks_for_what(seed, random):
+def test_drawn_outages_do_not_depend_on_the_calls(seed, random):
     times_s = [float(k) for k in range(0, 60, 3)]
     in_order = drawn_outages(seed)
     expected = {now: in_order.next_outage(now) for now in times_s}

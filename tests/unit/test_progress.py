@@ -146,7 +146,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
-def test_a_simulation_that_is_ended_goes_on(undisturbed, tmp_path, by):
+def test_an_interrupted_simulation_resumes(undisturbed, tmp_path, by):
     whole, cut = undisturbed, tmp_path / "cut"
     with subprocess.Popen(
         command(cut, "--keep_every_s=0"), cwd=ROOT, stdout=subprocess.DEVNULL

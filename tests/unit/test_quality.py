@@ -96,9 +96,7 @@ def test_class_parity_worked_by_hand(counts, parity):
     ],
 )
 @fast
-def test_classes_that_a_worker_lacks_count_if_it_is_said_how_many_there_are(
-    labels, num_classes, parity
-):
+def test_missing_classes_count_if_their_number_is_given(labels, num_classes, parity):
     features = np.random.default_rng(0).normal(size=(len(labels), 2))
     found = quality_of(features, np.array(labels), num_classes)
     assert found.class_parity == pytest.approx(parity)
@@ -489,7 +487,7 @@ def test_too_few_examples_are_one_line_and_exit_code_2():
 
 
 @pytest.mark.slow
-def test_without_its_libraries_it_says_how_to_get_them():
+def test_without_its_libraries_it_names_the_extra():
     lines = "import runpy, sys; sys.modules['imblearn'] = None; "
     lines += "runpy.run_module('launch.quality', run_name='__main__', alter_sys=True)"
     code, out, err = run("-c", lines, *SMALL)

@@ -281,7 +281,7 @@ def test_a_run_needs_something_that_ends_it():
         ({"join_s": 0.5}, 2),
     ],
 )
-def test_a_run_whose_min_workers_never_come_says_so(late, most):
+def test_a_run_whose_min_workers_never_join_has_that_reason(late, most):
     # Worker 0 leaves after 1 s; two at a time are not enough.
     rows = [{"step_s": 1.0, "leave_s": 1.0}, {"step_s": 1.0, **late}]
     order = run(adopting(min_workers=3), rows, steps=1, max_versions=3)
@@ -339,7 +339,7 @@ def test_a_push_is_held_back_until_the_metric_is_reached():
     assert lines_of(order, o.PUSH) == ["6 0 push 0", "8 0 push 1"]
 
 
-def test_a_push_is_held_back_for_so_many_epochs_at_most():
+def test_a_push_is_held_back_for_a_limited_number_of_epochs():
     timing = asynchronous(push_min_accuracy=0.5, push_after_epochs=2)
     rows = [{"step_s": 1.0}]
     order = run(timing, rows, steps=2, max_time_s=5.0, signal_of=steps_by_ten)

@@ -56,7 +56,7 @@ def test_versions_that_came_and_went_during_a_cycle_are_never_used():
     assert found == ["1 1 adopt 0", "5 1 adopt 8"]
 
 
-def test_who_waits_has_the_next_version_after_one_transfer():
+def test_a_waiting_worker_has_the_next_version_after_one_transfer():
     # 1 s down, 2 steps, version 1 at 3 s, which is down at 4 s.
     rows = [{"step_s": 1.0, "download_mbps": 8.0}]
     for timing in (synchronous(), replace(asynchronous(), after_push="wait")):

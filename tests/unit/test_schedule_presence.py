@@ -15,7 +15,7 @@ from tests.unit.test_programs import adopting, asynchronous, synchronous
 PRESENCE = o.BEGIN, o.LEAVE, o.RETURN
 
 
-def test_who_joins_late_begins_with_the_newest_version():
+def test_a_late_worker_begins_with_the_newest_version():
     # Version n is made at n s.
     rows = [{"step_s": 1.0}, {"step_s": 1.0, "join_s": 2.5}]
     order = run(adopting(), rows, steps=1, max_time_s=4.0)
@@ -42,7 +42,7 @@ def test_an_update_that_has_not_arrived_when_its_worker_leaves_is_lost():
     ]
 
 
-def test_a_round_does_not_wait_for_who_has_left():
+def test_a_round_does_not_wait_for_a_worker_that_has_left():
     rows = [{"step_s": 1.0}, {"step_s": 9.0, "leave_s": 5.0}]
     order = run(synchronous(min_workers=2), rows, steps=1, max_versions=2)
     assert lines_of(order, o.AGGREGATE, o.LEAVE) == [
@@ -52,7 +52,7 @@ def test_a_round_does_not_wait_for_who_has_left():
     ]
 
 
-def test_who_has_left_while_it_waited_does_not_come_back():
+def test_a_worker_that_leaves_while_it_waits_does_not_return():
     # Worker 0 has pushed at 1 s, waits for worker 1 and leaves; the round ends at 4 s.
     rows = [{"step_s": 1.0, "leave_s": 2.0}, {"step_s": 4.0}]
     order = run(synchronous(min_workers=2), rows, steps=1, max_versions=2)
@@ -65,7 +65,7 @@ def test_who_has_left_while_it_waited_does_not_come_back():
     ]
 
 
-def test_who_has_left_before_the_run_begins_does_not_come_back():
+def test_a_worker_that_leaves_before_the_run_begins_does_not_return():
     rows = [{"leave_s": 1.0}, {"join_s": 2.0}, {"join_s": 2.0}]
     order = run(adopting(min_workers=2), rows, steps=1, max_time_s=3.0)
     assert lines_of(order, o.BEGIN, o.LEAVE, o.ADOPT)[:5] == [
@@ -77,7 +77,7 @@ def test_who_has_left_before_the_run_begins_does_not_come_back():
     ]
 
 
-def test_who_leaves_before_it_joins_turns_no_clock_back_or_is_refused():
+def test_leaving_before_joining_turns_no_clock_back_or_is_refused():
     rows = [{"step_s": 1.0}, {"step_s": 1.0, "join_s": 3.0, "leave_s": 2.0}]
     try:
         order = run(adopting(), rows, steps=1, max_time_s=5.0)
@@ -174,7 +174,7 @@ def test_an_outage_that_rounding_ends_as_it_would_be_noticed_is_not():
     assert lines_of(order, *PRESENCE) == ["0 0 begin"]
 
 
-def test_who_leaves_for_good_in_an_outage_is_missed_no_later_than_others():
+def test_leaving_for_good_in_an_outage_is_detected_as_soon_as_others():
     # Silent from 0.5 s on, missed after 3 s: the round need not wait until 50 s.
     rows = [{"step_s": 1.0}, {"step_s": 1.0, "outages": [[0.5, 99.0]], "leave_s": 50.0}]
     order = run(synchronous(min_workers=2), rows, steps=1, max_versions=1)

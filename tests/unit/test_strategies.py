@@ -142,7 +142,7 @@ def test_the_first_version_is_zero_with_the_parameters_given(name):
 
 
 @every_strategy
-def test_version_zero_says_that_no_data_is_behind_it(name):
+def test_version_zero_has_no_examples(name):
     first = strategies.BUILDERS[name]().init(model(5), 4).model
     assert float(first.num_examples) == 0
     assert float(first.loss) == 0
@@ -326,7 +326,7 @@ def test_a_merge_is_finite(name):
 
 
 @every_strategy
-def test_a_merge_says_which_share_it_kept(name):
+def test_a_merge_reports_its_share(name):
     _, metrics = merged(name)
     assert np.shape(metrics["share"]) == ()
     assert 0 <= float(metrics["share"]) <= 1

@@ -326,7 +326,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def test_a_cache_that_cannot_be_written_to_is_said_by_name(tmp_path, cache):
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, cache):
     prepare(tmp_path)
     (tmp_path / "file").write_text("in the way")  # a mode would not stop root
     with pytest.raises(DataError, match=r"mnist: cannot write .*/file/cache"):
@@ -364,7 +364,7 @@ LOSSES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES.keys())
-def test_what_is_missing_is_said_with_where_and_what_to_do(tmp_path, cache, lose):
+def test_a_missing_set_is_named_with_its_place_and_a_remedy(tmp_path, cache, lose):
     sets = tmp_path / "sets"
     prepare(sets)
     lose(sets)
@@ -403,7 +403,7 @@ def test_of_a_partial_set_the_missing_file_is_named(tmp_path, cache, number):
     assert f"{lost} is missing; delete {lost.parent} and prepare it anew" in message
 
 
-def test_a_folder_without_a_set_is_said_to_be_that(tmp_path, cache):
+def test_a_folder_without_a_set_is_refused(tmp_path, cache):
     message = refused(str(tmp_path), "", cache)
     assert f"no prepared data set in {tmp_path}" in message
     assert "dataset_info.json" in message
@@ -536,7 +536,7 @@ def test_parquet_is_refused_with_another_format(tmp_path, cache):
     assert "file_format='array_record'" in message
 
 
-def test_without_the_library_it_is_said_how_to_get_it(tmp_path, cache, monkeypatch):
+def test_without_the_library_the_error_names_the_extra(tmp_path, cache, monkeypatch):
     prepare(tmp_path)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     message = refused("mnist", tmp_path, cache)

@@ -123,7 +123,7 @@ def test_no_version_is_under_way_before_it_is_published():
 @pytest.mark.parametrize(
     "timing", [adopting(min_updates=1, min_workers=2), synchronous(min_workers=2)]
 )
-def test_who_downloads_once_a_cycle_pays_for_what_it_takes_in(timing):
+def test_one_download_per_cycle_counts_what_is_taken_in(timing):
     rows = [{"step_s": 1.0}, {"step_s": 10.0}]
     order, traffic = traffic_of(timing, rows, max_time_s=30.5)
     taken = {(did.worker, did.value) for did in events_in(order, o.ADOPT)}
