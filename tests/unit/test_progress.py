@@ -160,7 +160,7 @@ def test_an_interrupted_simulation_resumes(undisturbed, tmp_path, by):
     assert process.returncode != 0
     done = run(cut, "--resume")
     assert done.returncode == 0, done.stderr
-    assert "going on after " in done.stdout
+    assert "continuing after " in done.stdout
     assert summary_of(cut) == summary_of(whole)
     rows = [(f / "metrics.jsonl").read_text() for f in (whole, cut)]
     assert rows[0] == rows[1]
