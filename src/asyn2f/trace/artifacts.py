@@ -1,6 +1,6 @@
 """What a run leaves behind, and the view of it that the invariant checks share."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from asyn2f import trace
@@ -36,7 +36,7 @@ class Records(NamedTuple):
     keep_last: int = 1
     summary: Mapping[str, Any] = {}
     metrics: Sequence[Mapping[str, Any]] = ()
-    versions: Container[int] | None = None
+    versions: Collection[int] | None = None
 
 
 class RunArtifacts(NamedTuple):
