@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from asyn2f import errors, rundir
+from asyn2f.api.replaying import summary_of
 from asyn2f.api.results import Simulation, write_run
 from asyn2f.api.simulation import cycles_of, order_of_config, watched_of
 from asyn2f.cli import app, claim, machine, process
@@ -93,15 +94,11 @@ def _run(
 def _execute(
     config: build.Config, experiment: Experiment, order: Order, folder: Path
 ) -> dict[str, Any]:
-    """Executes a scheduled run in a claimed folder; returns the summary, which has been
-    written into the folder as well."""
+    """Executes a scheduled run; writes its files, and returns the summary."""
     settings = section(config, SimSettings)
+    watched = watched_of(order, settings.evaluate_every)
     execution = execution_of(
-        experiment,
-        order,
-        settings.executor,
-        settings.lanes,
-        watched_of(order, settings.evaluate_every),
+        experiment, order, settings.executor, settings.lanes, watched
     )
     print(f"executor: {execution.why}", flush=True)
     watcher = Watcher(experiment, folder, order.start_s)
@@ -177,10 +174,8 @@ def _finished(folder: Path, config: build.Config) -> dict[str, Any] | None:
         )
     stored = schema.plain(load_config(folder))
     identity.check_same_experiment(stored, config)
-    if not (folder / rundir.SUMMARY).exists():
-        return None
-    summary = rundir.read_json(folder / rundir.SUMMARY)
-    if summary["status"] != "finished":
+    summary = summary_of(folder)
+    if summary.get("status") != "finished":
         return None
     identity.check_same_schedule(stored, config)
     return summary | {"limits": section(stored, Stop)}
@@ -190,8 +185,7 @@ def _goes_further(order: Order, config: build.Config, finished: dict[str, Any]) 
     """Whether a schedule has more versions than a finished run, and does not end at an
     accuracy that the run has reached."""
     target, best = section(config, Stop).target_accuracy, finished["best_accuracy"] or 0
-    is_reached = 0.0 < target <= best
-    return len(order.version) - 1 > finished["versions"] and not is_reached
+    return len(order.version) - 1 > finished["versions"] and not 0.0 < target <= best
 
 
 # ---------------------------------------------------------------- callbacks
