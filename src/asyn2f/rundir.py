@@ -18,6 +18,7 @@ SPLIT = "split.json"  # class counts of each worker, digests of the data
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
+TIMELINE = "timeline.perfetto.json"  # for ui.perfetto.dev
 PROGRESS = "progress.npz"  # checkpoint of a simulation
 SERVER = "server.json"  # where the server of this run listens
 MODELS = "models"
@@ -26,7 +27,7 @@ LOGS = "logs"
 TENSORBOARD = "tensorboard"
 
 ENTRIES = (
-    *(CONFIG, RUN, SPLIT, SUMMARY, METRICS, REPORT, SERVER, PROGRESS),
+    *(CONFIG, RUN, SPLIT, SUMMARY, METRICS, REPORT, TIMELINE, SERVER, PROGRESS),
     *(MODELS, TRACE, LOGS, TENSORBOARD),
 )
 """The files and folders of a run."""

@@ -1,4 +1,4 @@
-"""A made-up run: to see what a report looks like before there is a run to report on."""
+"""A synthetic run, with all the files that a report reads."""
 
 import bisect
 import json
@@ -10,13 +10,13 @@ from typing import Any
 
 from asyn2f import rundir as folders
 from asyn2f import trace
-from asyn2f.report import summary as tally
+from asyn2f.report.summary import outcomes
 from asyn2f.types import UpdateInfo
 
 _NAME = "digits"
 _ZERO_S, _SIZE = 1_760_000_000.0, 1_600_000  # when it began; bytes of a model
 
-_Push = tuple[float, int, int]  # when, of which worker, the how-manieth
+_Push = tuple[float, int, int]  # time, worker, sequence number
 
 
 def made_up(
@@ -160,7 +160,7 @@ def _write_sums(
             score = {"accuracy": scores[-1][0], "loss": 0.2}
             rows.append({"kind": "score", **row, **score})
     best_accuracy, best_version = max(scores)
-    found = list(tally.outcomes(server).values())
+    found = list(outcomes(server).values())
     counts = {v: found.count(v) for v in ("committed", "superseded", "rejected")}
     summary = {
         "status": "finished",

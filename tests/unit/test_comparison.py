@@ -631,7 +631,7 @@ def test_the_page_survives(page_of, name, target):
     for strategy in {trial.strategy for trial in trials}:
         assert strategy in page.text
     if len({trial.seed for trial in trials}) == 1 or name == "one method":
-        assert "has nothing to be compared with" in page.text
+        assert "needs two methods and two seeds" in page.text
     if target == 0.999:
         assert "–" in page.text
         assert "99.9%" in page.text

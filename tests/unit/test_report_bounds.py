@@ -14,18 +14,16 @@ from asyn2f import trace
 from asyn2f.report import (
     curves,
     figures,
-    marks,
-    plots,
-    rows,
+    metrics,
     segments,
-    summary,
-    tables,
+    theme,
+    workers,
 )
 from asyn2f.report import load as run_module
 from asyn2f.report import timeline as timeline_module
 from asyn2f.report.load import Run, load_run
 from asyn2f.report.run_page import to_html, write_report
-from asyn2f.report.segments import Pieces
+from asyn2f.report.segments import Bars
 from tests.support.synthetic_run import made_up
 from tests.support.updates import update_info
 from tests.unit.test_report import Page, _no_library  # noqa: F401, a fixture for all
@@ -39,7 +37,7 @@ floats = st.floats(-1e6, 1e6, allow_nan=False)
 @given(st.lists(floats, min_size=1, max_size=300), st.integers(4, 60))
 def test_a_line_keeps_its_ends_and_its_extremes(values, most):
     values = np.array(values)
-    kept = plots.extremes(values, most)
+    kept = theme.extremes(values, most)
     assert len(kept) <= max(most, 4)
     assert (np.diff(kept) > 0).all()
     assert {0, len(values) - 1} <= set(kept.tolist())
@@ -61,7 +59,7 @@ def test_a_spike_of_one_workers_loss_stays():
         trace.Pushed(float(t), 0, "a", t, update_info(loss=9.0 if t == 777 else 0.5))
         for t in range(5_000)
     ]
-    (drawn,) = curves.losses(Run(events, [], None, None, ())).data
+    (drawn,) = figures.losses(Run(events, [], None, None, ())).data
     assert max(drawn.y) == 9.0
     assert len(drawn.y) <= curves.MAX_POINTS
 
@@ -69,54 +67,41 @@ def test_a_spike_of_one_workers_loss_stays():
 # ------------------------------------------------------------- the timeline
 
 
-def pieces_of(count: int, length_s: float = 1.0) -> Pieces:
-    """One row without gaps, of as many stretches from as many versions."""
+def bars_of(count: int, length_s: float = 1.0) -> Bars:
+    """One row without gaps, of as many bars from as many versions."""
     start_s = length_s * np.arange(count)
     zeros = np.zeros(count, int)
-    return Pieces(zeros, start_s, start_s + length_s, np.arange(count), zeros)
+    return Bars(zeros, start_s, start_s + length_s, np.arange(count), zeros)
 
 
-def test_in_its_windows_a_long_run_is_drawn_as_it_was():
-    pieces, windows = pieces_of(10_000), [(3_000.0, 3_050.0), (9_950.0, 10_000.0)]
-    few, slot_s = segments.with_detail(pieces, windows, num_rows=1, most=1_000)
-    assert len(few.row) <= 1_000
-    assert slot_s > 1.0
-    for start_s, end_s in windows:
-        inside = (few.end_s > start_s) & (few.start_s < end_s)
-        assert np.sort(few.base[inside]).tolist() == list(
-            range(int(start_s), int(end_s))
-        )
-        assert (few.end_s - few.start_s)[inside] == pytest.approx(1.0)
-
-
-def test_nothing_is_drawn_twice_and_little_is_left_blank():
-    few, slot_s = segments.with_detail(
-        pieces_of(10_000), [(3_000.0, 3_050.0)], num_rows=1, most=1_000
-    )
+def test_a_long_run_is_thinned_without_overlaps_and_with_hardly_a_gap():
+    few, slot_s = segments.thinned(bars_of(10_000), num_rows=1, max_bars=1_000)
+    assert len(few.row) <= 1_001
+    assert slot_s == pytest.approx(10.0)
     order = np.argsort(few.start_s)
     gaps = few.start_s[order][1:] - few.end_s[order][:-1]
-    assert gaps.min() >= -1e-9
+    assert np.abs(gaps).max() < 1e-6
     assert few.end_s.max() == pytest.approx(10_000, abs=slot_s)
-    assert np.sum(gaps) < 3 * slot_s
 
 
-def test_a_crowd_in_a_window_is_bounded_too():
-    few, _ = segments.with_detail(
-        pieces_of(10_000), [(0.0, 9_000.0)], num_rows=1, most=1_000
-    )
-    assert len(few.row) <= 1_000
+def test_a_bar_longer_than_a_slot_is_drawn_as_it_was():
+    bars = bars_of(10_000)
+    end_s = np.where(bars.base == 9_999, 12_345.0, bars.end_s)
+    few, slot_s = segments.thinned(bars._replace(end_s=end_s), 1, 1_000)
+    assert few.end_s.max() == 12_345.0
+    assert slot_s < 12_345.0 - 9_999.0
 
 
 def test_short_runs_are_drawn_whole():
-    pieces = pieces_of(100)
-    few, slot_s = segments.with_detail(pieces, [(3.0, 9.0)], num_rows=1, most=100)
-    assert few is pieces
+    bars = bars_of(100)
+    few, slot_s = segments.thinned(bars, num_rows=1, max_bars=100)
+    assert few is bars
     assert slot_s == 0.0
 
 
 def test_late_in_a_long_run_times_are_still_fine():
     """In 32 bits a week has steps of 0.06 s."""
-    late = plots.times([604_800.0, 604_800.01])
+    late = theme.times([604_800.0, 604_800.01])
     assert late[1] - late[0] == pytest.approx(0.01, abs=1e-6)
 
 
@@ -125,7 +110,7 @@ def test_late_in_a_long_run_times_are_still_fine():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_an_axis_of_shares_holds_them_and_never_goes_beyond_all(values):
-    low, high = plots.share_range(np.array(values))
+    low, high = curves.share_range(np.array(values))
     assert 0.0 <= low <= min(values)
     assert max(values) <= high <= 1.0
     assert low < high
@@ -140,7 +125,7 @@ def test_no_accuracy_is_drawn_beyond_one_hundred_percent():
 
 @given(st.integers(1, 5), st.integers(200, 400))
 def test_panels_in_a_column_do_not_touch(count, height):
-    changes = plots.stacked(count, height)
+    changes = curves.stacked(count, height)
     numbers = [f"yaxis{n + 1 if n else ''}" for n in range(count)]
     domains = [changes[name]["domain"] for name in numbers]
     assert domains[0][1] == 1.0
@@ -181,14 +166,13 @@ def test_of_a_thousand_workers_the_others_are_shown_as_one():
     behind = figures.staleness(run)
     assert len(behind.data) == figures.MAX_WORKERS + 1
     assert sum(sum(part.y) for part in behind.data) == 30_000
-    assert len(curves.losses(run).data) == curves.MAX_WORKERS
+    assert len(figures.losses(run).data) == figures.MAX_WORKERS
     assert len(figures.split(run).data[0].x) == figures.MAX_COLUMNS_OF_SPLIT
 
 
 def test_the_table_of_a_thousand_workers_sums_over_all():
-    workers = summary.tally(crowd(1_000, 3))
-    text = tables.to_html(workers)
-    assert text.count('<tr class="one">') == tables.MAX_ROWS
+    text = workers.table(workers.tally(crowd(1_000, 3)))
+    assert text.count('<tr class="one">') == workers.MAX_ROWS
     assert "and 800 more" in text
     assert "<td>3,000</td>" in text.rpartition('<tr class="total">')[2]
 
@@ -206,12 +190,12 @@ def test_a_long_run_has_a_page_as_small_as_a_short_one(tmp_path):
     page = Page(write_report(folder))
     assert (folder / "report.html").stat().st_size < 800_000  # without its library
     course = page.figures["timeline"]
-    pieces = course["layout"]["meta"]["fine"]["start"]
-    assert len(pieces["bdata"]) * 3 / 4 / 4 <= timeline_module.MAX_PIECES
+    bars = course["layout"]["meta"]["bars"]["start"]
+    assert len(bars["bdata"]) * 3 / 4 / 4 <= timeline_module.MAX_BARS + 100
     for part in course["data"]:
         if part.get("marker"):
-            assert len(part["x"]["bdata"]) * 3 / 4 / 4 <= marks.MAX_MARKS
-    assert "The run is long: it is drawn as it was in “Busiest”" in page.text
+            assert len(part["x"]["bdata"]) * 3 / 4 / 4 <= timeline_module.MAX_MARKS
+    assert "open timeline.perfetto.json in ui.perfetto.dev" in page.text
 
 
 @pytest.mark.slow
@@ -252,9 +236,9 @@ def test_times_and_shares_of_the_newest_part_are_those_of_that_part(
     monkeypatch.setattr(run_module, "MAX_TRACE_BYTES", 600_000)
     part = load_run(folder)
     assert part.start_s == whole.start_s
-    assert any("sums over workers begin there" in note for note in part.notes)
-    use = summary.time_use(summary.tally(part))
-    assert use == pytest.approx(summary.time_use(summary.tally(whole)), abs=0.01)
+    assert any("sums over workers begin after" in note for note in part.notes)
+    use = workers.time_use(workers.tally(part))
+    assert use == pytest.approx(workers.time_use(workers.tally(whole)), abs=0.01)
     window = timeline_module.timeline(part).windows[-1]
     assert window.start_s == pytest.approx(part.since_s - part.start_s)
     to_html(part)
@@ -276,9 +260,9 @@ def test_of_many_rows_the_curve_keeps_its_extremes_and_its_end(tmp_path):
         lines.append({"kind": "version", **clock})
         lines.append({"kind": "score", **clock, "accuracy": accuracy})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cut')
-    whole, cut = rows.read_curve(path, 10**6)
+    whole, cut = metrics.read_curve(path, 10**6)
     assert (len(whole), cut) == (20_000, 1)
-    kept, cut = rows.read_curve(path, 1_000)
+    kept, cut = metrics.read_curve(path, 1_000)
     assert cut == 1
     assert len(kept) <= 1_000
     assert kept[-2:] == whole[-2:]
@@ -289,4 +273,4 @@ def test_of_many_rows_the_curve_keeps_its_extremes_and_its_end(tmp_path):
 
 
 def test_without_a_file_there_are_no_rows(tmp_path):
-    assert rows.read_curve(tmp_path / "metrics.jsonl", 100) == ([], 0)
+    assert metrics.read_curve(tmp_path / "metrics.jsonl", 100) == ([], 0)

@@ -44,7 +44,7 @@ def with_mode(folder, mode):
 @pytest.mark.parametrize("mode", ["off", "observe", "enforce"])
 def test_a_run_of_honest_workers_shows_it_only_where_guards_are_on(tmp_path, mode):
     page = Page(write_report(with_mode(made_up(tmp_path, versions=20), mode)))
-    assert ("What guards and checks found" in page.text) == (mode != "off")
+    assert ("Guard findings" in page.text) == (mode != "off")
     assert ("The guards found nothing." in page.text) == (mode != "off")
     assert "guards" not in page.figures
 
@@ -81,7 +81,7 @@ def test_what_guards_only_observe_is_counted_and_said_to_be_observed():
     event = version_of([[0, "a", 1], [1, "a", 1]], [far, "loss 0 would be 0.1"])
     section = guards.section(run_of(event, mode="observe"))
     assert "only observed" in section.how_to_read
-    kinds = [one.kinds for one in guards.judged(run_of(event))]
+    kinds = [one.kinds for one in guards.findings_of(run_of(event))]
     assert kinds == [("rejected",), ("loss raised",)]
 
 
@@ -94,14 +94,14 @@ def test_a_check_that_is_always_on_is_shown_with_guards_off():
 
 def test_what_came_after_the_end_was_found_by_nobody():
     assert guards.section(run_of(rejected(1, 1, trace.TOO_LATE), mode="off")) is None
-    (found,) = guards.judged(run_of(rejected(1, 1, "of run a, this is b")))
+    (found,) = guards.findings_of(run_of(rejected(1, 1, "of run a, this is b")))
     assert found.kinds == ("rejected",)
 
 
 def test_what_two_processes_wrote_down_counts_once():
     """A server writes an outcome; so may the trace that it wrote in an earlier life."""
     events = [rejected(1, 7, too_far(9.0, 2.0)), rejected(1, 7, too_far(9.0, 2.0))]
-    assert len(guards.judged(run_of(*events))) == 1
+    assert len(guards.findings_of(run_of(*events))) == 1
 
 
 LINES = {
@@ -120,7 +120,7 @@ def test_the_table_adds_up(updates):
         version_of([[worker, "a", seq]], [line] if line else [])
         for seq, (worker, line) in enumerate(updates)
     ]
-    found = guards.judged(run_of(*events))
+    found = guards.findings_of(run_of(*events))
     wanted = Counter((w, kind) for w, line in updates for kind in LINES[line])
     assert Counter((one.worker, kind) for one in found for kind in one.kinds) == wanted
     assert len(found) == len(updates)
@@ -137,7 +137,7 @@ def test_of_many_workers_those_are_shown_of_whom_most_was_found():
         for seq in range(count)
     ]
     section = guards.section(run_of(*events))
-    assert "Of 100 workers, 40 are shown" in section.how_to_read
+    assert "40 of 100 workers are shown" in section.how_to_read
     rows = section.above.split('<tr class="one">')[1:]
     shown = [int(row.split("</span>")[1].split("<")[0]) for row in rows]
     hidden = set(range(100)) - set(shown)

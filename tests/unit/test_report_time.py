@@ -1,4 +1,4 @@
-"""How workers spent their time: one zero, one definition, and nothing made up."""
+"""How workers spent their time: one zero, one definition, nothing invented."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 
 from asyn2f import trace
-from asyn2f.report import run_page, summary, tables
+from asyn2f.report import run_page, workers
 from asyn2f.report.load import Run, load_run
 from asyn2f.report.run_page import to_html, write_report
 from tests.support.synthetic_run import made_up
@@ -34,7 +34,7 @@ BY_HAND = (
 
 
 def test_time_is_counted_within_the_run_and_while_the_worker_is_there():
-    (worker,) = summary.tally(run_of(*BY_HAND))
+    (worker,) = workers.tally(run_of(*BY_HAND))
     assert worker.trained_s == pytest.approx(3 + 2)
     assert worker.waited_s == pytest.approx(1 + 0.5)
     assert worker.present_s == pytest.approx(6 + 4)  # 10 to 16 s, 20 to 24 s
@@ -42,15 +42,15 @@ def test_time_is_counted_within_the_run_and_while_the_worker_is_there():
 
 
 def test_head_and_table_say_the_same_and_their_parts_add_up():
-    workers = summary.tally(run_of(*BY_HAND))
-    use = summary.time_use(workers)
+    tallies = workers.tally(run_of(*BY_HAND))
+    use = workers.time_use(tallies)
     assert use == pytest.approx((0.5, 0.15, 0.35))
     page = to_html(run_of(*BY_HAND))
     assert (
-        "Workers trained for 50 % of their time, waited for 15 %, and spent 35 % on "
-        "starting, merging, coding and sending."
+        "Workers spent 50 % of their time training, 15 % waiting, and 35 % starting, "
+        "merging, encoding and sending."
     ) in page
-    shares = re.findall(r"<td>(\d+) %</td>", tables.to_html(workers))
+    shares = re.findall(r"<td>(\d+) %</td>", workers.table(tallies))
     assert shares == ["50", "15", "35"]
     assert page.count("% of their time") == 1
 
@@ -69,23 +69,25 @@ def test_of_a_worker_without_a_trace_nothing_is_made_up(tmp_path):
     folder = made_up(tmp_path, versions=20)
     for path in folder.glob("trace/worker-*"):
         path.unlink()
-    workers = summary.tally(load_run(folder))
-    assert sum(worker.committed for worker in workers) == 40
-    assert summary.time_use(workers) is None
+    tallies = workers.tally(load_run(folder))
+    assert sum(worker.committed for worker in tallies) == 40
+    assert workers.time_use(tallies) is None
     page = Page(write_report(folder))
-    assert "The trace of workers 0, 1, 2, 3, 4 is not here" in page.text
-    assert "Workers trained for" not in page.text
-    assert "0 %" not in re.sub(r"\d0 %", "", page.text.partition("The workers")[2])
+    assert "The trace of workers 0, 1, 2, 3, 4 is missing" in page.text
+    assert "Workers spent" not in page.text
+    assert "0 %" not in re.sub(
+        r"\d0 %", "", page.text.partition("Shares of the time")[2]
+    )
 
 
 def test_what_one_missing_trace_does_not_tell_leaves_the_others_as_they_are(tmp_path):
     folder = made_up(tmp_path, versions=20)
-    before = {w.worker: w for w in summary.tally(load_run(folder))}
+    before = {w.worker: w for w in workers.tally(load_run(folder))}
     (folder / "trace" / "worker-2.jsonl").unlink()
     run = load_run(folder)
-    after = {w.worker: w for w in summary.tally(run)}
+    after = {w.worker: w for w in workers.tally(run)}
     assert [w for w in after if after[w] != before[w]] == [2]
-    rows = tables.to_html(list(after.values()))
+    rows = workers.table(list(after.values()))
     assert rows.count("<td>–</td>") >= 6
     total = rows.rpartition('<tr class="total">')[2]
     others = sum(w.steps for n, w in before.items() if n != 2)
@@ -95,7 +97,7 @@ def test_what_one_missing_trace_does_not_tell_leaves_the_others_as_they_are(tmp_
 def test_a_worker_that_is_there_and_never_trained_trained_for_nothing():
     joined = trace.WorkerJoined(11.0, 0, "a", 64)
     waited = trace.Blocked(19.0, 0, 11.0, 0)
-    use = summary.time_use(summary.tally(run_of(joined, waited)))
+    use = workers.time_use(workers.tally(run_of(joined, waited)))
     assert use == (0.0, 1.0, 0.0)
 
 
@@ -106,5 +108,5 @@ def test_a_run_without_scores_says_what_is_missing(tmp_path):
     kept = [json.dumps(row) for row in rows if row["kind"] != "score"]
     path.write_text("\n".join(kept) + "\n")
     page = Page(write_report(folder))
-    assert "No version has been scored: no evaluator took part" in page.text
+    assert "No version was evaluated: there was no evaluator" in page.text
     assert "accuracy" not in page.figures

@@ -55,7 +55,7 @@ class Claim:
                 (self._folder / _MOVING).mkdir()
                 _move(self._folder, self._folder / _MOVING)
                 (self._folder / _MOVING).rename(self._folder / _ASIDE)
-            for name in (rundir.SUMMARY, rundir.REPORT):
+            for name in (rundir.SUMMARY, rundir.REPORT, rundir.TIMELINE):
                 (self._folder / name).unlink(missing_ok=True)
 
     def _holds(self, name: str) -> bool:

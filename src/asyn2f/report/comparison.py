@@ -1,4 +1,4 @@
-"""What a comparison of methods says: curves, intervals, and which differences hold."""
+"""A comparison of methods: means, intervals, and tests of their differences."""
 
 import math
 from collections.abc import Sequence
@@ -11,28 +11,28 @@ from scipy.special import stdtr, stdtrit
 CONFIDENCE = 0.95
 
 HOW_BOLD = (
-    "Bold: the best at equal time and all methods that a paired t-test over the seeds, "
-    "corrected by Holm, does not tell apart from it at 5 %; none where it tells no "
-    "method apart from the best."
+    "Bold: the best at equal time, and all methods that do not differ from it at 5 % "
+    "in a paired t-test over the seeds with Holm's correction; none if no method "
+    "differs."
 )
 
 
 class Trial(NamedTuple):
-    """One simulated run of one method: where it stood at G equally spaced times."""
+    """One simulated run of one method, sampled at G equally spaced times."""
 
     strategy: str
-    settings: dict[str, Any]  # of it, by dotted key, where they are not the config's
+    settings: dict[str, Any]  # by dotted key, where they differ from the config
     seed: int
-    phase: str  # "choice": to choose settings by; "result"
-    key: str  # names all that its numbers depend on
+    phase: str  # "choice" (of settings) or "result"
+    key: str  # identifies everything that its numbers depend on
     time_s: list[float]  # [G], virtual, from the start of training
-    accuracy: list[float]  # [G], of the newest version there was
-    updates: list[int]  # [G]: pushed until then
-    num_bytes: list[int]  # [G]: up and down until then, as the method has it
-    broadcast_bytes: list[int]  # [G]: the same, with every version to every worker
-    staleness: list[int]  # [0] fresh updates, [1] updates one version behind, ...
+    accuracy: list[float]  # [G], of the newest version
+    updates: list[int]  # [G]: pushed so far
+    num_bytes: list[int]  # [G]: up and down so far
+    broadcast_bytes: list[int]  # [G]: the same, if every version went to every worker
+    staleness: list[int]  # number of updates by staleness 0, 1, ...
     versions: int
-    incomplete_versions: int  # of these: made without all updates that they wait for
+    incomplete_versions: int  # made without all updates that they wait for
     local_steps: int
     wall_s: float
     params_sha256: str
@@ -63,19 +63,19 @@ class Row(NamedTuple):
     reached: int  # seeds that reached the target
     time_to_target_s: float  # median of those
     bytes_to_target: float
-    broadcast_to_target: float  # with every version to every worker
+    broadcast_to_target: float  # if every version went to every worker
     versions: float  # mean
     incomplete: float  # share of all versions
     staleness: float  # mean of all updates
 
 
 class Difference(NamedTuple):
-    """Whether two methods differ in accuracy at equal time, seed by seed."""
+    """The difference of two methods in accuracy at equal time, paired by seed."""
 
     first: str
     second: str
     mean: float  # first - second
-    p: float  # paired t-test, two-sided, corrected by Holm for all pairs
+    p: float  # two-sided paired t-test with Holm's correction
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -93,22 +93,22 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def accuracy_at(trial: Trial, axis: str, limit: float) -> float:
-    """The accuracy of a trial when `axis` ("time_s", "updates", "num_bytes") was last
-    no more than `limit`."""
+    """The accuracy of a trial at the last time at which `axis` ("time_s", "updates" or
+    "num_bytes") was at most `limit`."""
     found = np.searchsorted(getattr(trial, axis), limit, side="right") - 1
     return trial.accuracy[max(int(found), 0)]
 
 
 def first_at(trial: Trial, target: float) -> int | None:
-    """The first of its G times at which it had reached the target."""
+    """The index of the first time at which the target was reached."""
     reached = np.flatnonzero(np.asarray(trial.accuracy) >= target)
     return int(reached[0]) if len(reached) else None
 
 
 def rows_of(trials: Sequence[Trial], target: float) -> list[Row]:
-    """The table, best at equal time first.
+    """The rows of the table, best at equal time first.
 
-    Equal updates and bytes are as many as the trial with the fewest has at its end.
+    Equal updates and bytes are those of the trial that ends with the fewest.
     """
     updates = min(trial.updates[-1] for trial in trials)
     num_bytes = min(trial.num_bytes[-1] for trial in trials)
@@ -148,9 +148,9 @@ def rows_of(trials: Sequence[Trial], target: float) -> list[Row]:
 
 
 def differences(trials: Sequence[Trial]) -> list[Difference]:
-    """All pairs of methods; none where there are fewer than two common seeds.
+    """The differences of all pairs of methods with at least two common seeds.
 
-    Trials of one seed share data, split and workers, so they are compared in pairs.
+    Trials of one seed share data, split and workers, hence the pairing.
     """
     found = []
     for (first, own), (second, other) in combinations(by_strategy(trials).items(), 2):
@@ -165,7 +165,7 @@ def differences(trials: Sequence[Trial]) -> list[Difference]:
             t = gaps.mean() / (gaps.std(ddof=1) / np.sqrt(len(gaps)))
             p = float(2 * stdtr(len(gaps) - 1, -abs(t)))
         found.append(Difference(first, second, float(gaps.mean()), p))
-    # Holm: the smallest of m times m, the next times m - 1, and never less than before.
+    # Holm: the smallest of m times m, the next times m - 1, and never decreasing.
     order = np.argsort([difference.p for difference in found])
     least = 0.0
     for place, index in enumerate(order.tolist()):
@@ -175,7 +175,7 @@ def differences(trials: Sequence[Trial]) -> list[Difference]:
 
 
 def leaders(rows: Sequence[Row], found: Sequence[Difference]) -> set[str]:
-    """What is printed bold: see `HOW_BOLD`."""
+    """The methods printed bold: see `HOW_BOLD`."""
     best = rows[0].strategy
     behind = {
         name
@@ -230,7 +230,7 @@ def to_markdown(rows: Sequence[Row], found: Sequence[Difference], target: float)
         lines += [
             "",
             "Differences at equal time (points of accuracy; paired t-test over seeds, "
-            "p corrected by Holm):",
+            "p with Holm's correction):",
             "",
             "| | | difference | p |",
             "|---|---|---|---|",
@@ -243,14 +243,14 @@ def to_markdown(rows: Sequence[Row], found: Sequence[Difference], target: float)
 
 
 def incomplete(rows: Sequence[Row]) -> str:
-    """A sentence on methods some of whose versions lack updates, or ""."""
+    """A sentence on methods with incomplete versions, or ""."""
     shares = [
         f"{row.strategy} {100 * row.incomplete:.3g} %" for row in rows if row.incomplete
     ]
     if not shares:
         return ""
     return (
-        "Versions made without all updates that they wait for (fewer than "
+        "Versions aggregated with missing updates (fewer than "
         "timing.min_updates, or a round that timing.deadline_s closed without a live "
         f"worker): {', '.join(shares)}."
     )

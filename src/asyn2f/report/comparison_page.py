@@ -1,4 +1,4 @@
-"""The report of a comparison: one page that needs nothing else."""
+"""The report of a comparison: one self-contained page."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 import plotly.graph_objects as go
 
-from asyn2f.report import comparison_curves, theme, units
+from asyn2f.report import curves, page, theme, units
 from asyn2f.report.comparison import (
     HOW_BOLD,
     Difference,
@@ -17,9 +17,9 @@ from asyn2f.report.comparison import (
     incomplete,
     leaders,
 )
-from asyn2f.report.sections import Section, to_page
+from asyn2f.report.page import Section, to_page
 
-_MOST_STALE = 12  # versions; what is staler shares the last bar
+_MOST_STALE = 12  # versions; the last column holds all above
 
 
 def to_html(
@@ -31,7 +31,7 @@ def to_html(
     setting: str,
 ) -> str:
     """The comparison as one page of HTML; `setting` describes workers and split."""
-    # Methods keep the look of their place in the alphabet, in every figure.
+    # The look of a method in every figure is that of its place in the alphabet.
     names = sorted({trial.strategy for trial in trials})
     places = {name: place for place, name in enumerate(names)}
     return to_page(
@@ -69,38 +69,38 @@ def _sections(
     yield Section(
         "accuracy",
         "Test accuracy",
-        "Lines are means over the seeds, bands their 95 % intervals: against the same "
-        "virtual time, against updates pushed, and against bytes moved.",
-        comparison_curves.curves(trials, rows, target, places),
-        "Nothing has been tried.",
+        "Means over the seeds and their 95 % intervals, over virtual time, updates "
+        "pushed and bytes transferred.",
+        curves.of_methods(trials, rows, target, places),
+        "There are no trials.",
     )
     yield Section(
         "ends",
         "At equal time",
-        "Accuracy of the newest version when the time is over: each seed, the mean, "
+        "Accuracy of the newest version at the end of the run: each seed, the mean, "
         "and its 95 % interval.",
-        comparison_curves.ends(trials, rows, places),
-        "Nothing has been tried.",
+        curves.final_accuracies(trials, rows, places),
+        "There are no trials.",
         half=True,
     )
     yield Section(
         "differences",
-        "Which differences hold",
-        "Row minus column in points of accuracy, seed by seed; grey where a paired "
-        "t-test, corrected by Holm, does not tell them apart at 5 %.",
+        "Significant differences",
+        "Row minus column in points of accuracy, paired by seed; grey if not "
+        "significant at 5 % in a paired t-test with Holm's correction.",
         _differences(rows, found),
-        "One seed, or one method, has nothing to be compared with.",
+        "A comparison needs two methods and two seeds.",
         half=True,
-        least_px=110 + 38 * len(rows),
+        min_px=110 + 38 * len(rows),
     )
     yield Section(
         "staleness",
         "Staleness of the updates",
-        "How many versions came out between the one an update builds on and the one it "
-        "went into; 0 is fresh.",
+        "Versions published between an update's base and the version that contains it; "
+        "0 is fresh.",
         _staleness(trials, rows),
         "No version was made.",
-        least_px=620,
+        min_px=620,
     )
 
 
@@ -140,7 +140,7 @@ def _differences(rows: Sequence[Row], found: Sequence[Difference]) -> go.Figure 
 
 
 def _staleness(trials: Sequence[Trial], rows: Sequence[Row]) -> go.Figure | None:
-    """One line of boxes per method, their darkness the share of updates."""
+    """One row of cells per method, shaded by the share of updates."""
     own = by_strategy(trials)
     shares = np.zeros((len(rows), _MOST_STALE + 1))
     for line, row in enumerate(rows):
@@ -166,12 +166,12 @@ def _staleness(trials: Sequence[Trial], rows: Sequence[Row]) -> go.Figure | None
             showscale=False,
             xgap=2,
             ygap=2,
-            hovertemplate="%{y}, %{x} behind: %{z:.1%}<extra></extra>",
+            hovertemplate="%{y}, staleness %{x}: %{z:.1%}<extra></extra>",
         )
     )
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(
-        title_text="versions behind (numbers: % of the method's updates)",
+        title_text="staleness, in versions (cells: % of the method's updates)",
         type="category",
         showgrid=False,
     )
@@ -204,7 +204,6 @@ def _table(
         first = f"<b>{first}</b>" if row.strategy in bold else first
         inner = "".join(f"<td>{cell}</td>" for cell in (first, *rest))
         lines.append(f"<tr><td>{dot}{escape(row.strategy)}</td>{inner}</tr>")
-    head = "".join(f"<th>{name}</th>" for name in heads)
     chosen = "".join(
         f"<li>{escape(row.strategy)}: "
         + escape(", ".join(f"{key} = {value}" for key, value in row.settings.items()))
@@ -212,15 +211,15 @@ def _table(
         for row in rows
         if row.settings
     )
+    lacking = incomplete(rows)
     return (
-        "<section><h2>In numbers</h2><p>Accuracy in percent, mean and 95 % interval "
-        "over the seeds; area is the mean accuracy over the time; “reached” counts the "
-        f"seeds that came to {target:.1%}, with their median time and bytes: those the "
-        "method moves, and those of a broadcast of every version. "
+        "<section><h2>Numbers</h2><p>Accuracy in percent, mean and 95 % interval over "
+        "the seeds; area is the mean accuracy over time; “reached” counts the seeds "
+        f"that reached {target:.1%}, with their median time and bytes: those "
+        "transferred, and those if every version were broadcast to all workers. "
         f"{HOW_BOLD}</p>"
-        f'<div class="scroll"><table><thead><tr><th>method</th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-        + (f"<p>{escape(incomplete(rows))}</p>" if incomplete(rows) else "")
+        + page.table(["method", *heads], "".join(lines))
+        + (f"<p>{escape(lacking)}</p>" if lacking else "")
         + (f"<p>Settings chosen:</p><ul>{chosen}</ul>" if chosen else "")
         + "</section>"
     )

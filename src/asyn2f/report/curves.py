@@ -1,27 +1,26 @@
-"""The curves of a run: accuracy and training loss."""
+"""Curves of test accuracy, of one run and of a comparison of methods."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from asyn2f import trace
-from asyn2f.report import plots, theme, units
+from asyn2f.report import theme, units
+from asyn2f.report.comparison import Row, Trial, by_strategy, estimate
 from asyn2f.report.load import Run
-from asyn2f.report.rows import number
+from asyn2f.report.metrics import number
 from asyn2f.report.summary import Score, best_score, scores
 
 MAX_POINTS = 1_000
 """Points of a curve: of more, those that keep its extremes."""
 
-MAX_LOSS_POINTS = 20_000
-"""Points of all workers' losses together."""
+_BETWEEN_PX = 84  # an axis, its title and a gap
+_SYMBOLS = 5  # on a line
 
-MAX_WORKERS = 60
-"""Workers whose loss is drawn: of more, so many at even distances."""
+_Look = dict[str, Any]  # of a plotly trace
 
 
 def accuracy(run: Run) -> go.Figure | None:
@@ -34,7 +33,10 @@ def accuracy(run: Run) -> go.Figure | None:
     axes = [
         ("seconds since the start", lambda s: s.time_s),
         ("version of the global model", lambda s: s.version),
-        (f"{unit} moved, up and down", lambda s: units.scaled(s.num_bytes, most)[0]),
+        (
+            f"{unit} transferred",
+            lambda s: units.scaled(s.num_bytes, most)[0],
+        ),
     ]
     axes = [axis for axis in axes if any(math.isfinite(axis[1](s)) for s in found)]
     if not axes:
@@ -48,9 +50,9 @@ def accuracy(run: Run) -> go.Figure | None:
     if target > 0:
         _add_target(figure, target)
         shown.append(target)
-    figure.update_yaxes(tickformat=".0%", range=plots.share_range(np.array(shown)))
+    figure.update_yaxes(tickformat=".0%", range=share_range(np.array(shown)))
     figure.update_yaxes(title_text="test accuracy", col=1)
-    narrow = plots.stacked(len(axes), 270)
+    narrow = stacked(len(axes), 270)
     return figure.update_layout(height=400, meta={"narrow": narrow})
 
 
@@ -61,10 +63,10 @@ def _add_curve(
     found: Sequence[Score],
     best: Score,
 ) -> None:
-    """Accuracy over what `of` says of an evaluation, and the best one."""
+    """Adds accuracy over the quantity `of` an evaluation, and marks the best one."""
     points = [(of(score), score.accuracy, score.version) for score in found]
     points = sorted(point for point in points if math.isfinite(point[0]))
-    kept = plots.extremes(np.array([y for _, y, _ in points]), MAX_POINTS)
+    kept = theme.extremes(np.array([y for _, y, _ in points]), MAX_POINTS)
     x, y, version = zip(*[points[index] for index in kept], strict=True)
     figure.add_scatter(
         x=x,
@@ -102,7 +104,7 @@ def _add_curve(
 def _add_target(figure: go.Figure, target: float) -> None:
     dashes = {"color": theme.GREY, "dash": "dash", "width": 1.5}
     figure.add_hline(y=target, line=dashes)
-    figure.add_scatter(  # for the legend, which lines across a figure do not enter
+    figure.add_scatter(  # for the legend, which does not list lines across a figure
         x=[None],
         y=[None],
         mode="lines",
@@ -111,50 +113,188 @@ def _add_target(figure: go.Figure, target: float) -> None:
     )
 
 
-def losses(run: Run) -> go.Figure | None:
-    """Training loss of every worker over time; None where no loss is known."""
-    points: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for kind in (trace.Pushed, trace.Trained):
-        for event in run.events:
-            if isinstance(event, kind):
-                told = event.info if isinstance(event, trace.Pushed) else event
-                if math.isfinite(told.loss):
-                    time_s = event.time_s - run.start_s
-                    points[event.worker].append((time_s, told.loss))
-        if points:
-            break
-    if not points:
-        return None
-    figure = go.Figure()
-    workers = plots.evenly(sorted(points), MAX_WORKERS)
-    most = min(MAX_POINTS, MAX_LOSS_POINTS // len(workers))
-    for worker in workers:
-        own = np.array(points[worker])
-        x, y = own[plots.extremes(own[:, 1], most)].T
+# ------------------------------------------------------------- of a comparison
+
+
+def of_methods(
+    trials: Sequence[Trial],
+    rows: Sequence[Row],
+    target: float,
+    places: dict[str, int],
+) -> go.Figure:
+    """Accuracy over time, updates and bytes: means of the seeds and their intervals.
+
+    Besides its colour, every method has a dash and a symbol.
+    """
+    own = by_strategy(trials)
+    most = max(trial.num_bytes[-1] for trial in trials)
+    scale, unit = units.scaled(most, most)
+    axes = [
+        ("seconds of virtual time", "time_s", 1.0),
+        ("updates pushed", "updates", 1.0),
+        (f"{unit} transferred", "num_bytes", scale / max(most, 1)),
+    ]
+    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.03)
+    for row in rows:
+        part, place = own[row.strategy], places[row.strategy]
+        said = f"{row.strategy}: %{{y:.2%}}<extra></extra>"
+        values = np.array([trial.accuracy for trial in part])
+        points = [estimate(column) for column in values.T.tolist()]
+        mean = np.array([point.mean for point in points])
+        half = np.nan_to_num([point.half for point in points])
+        for column, (_, axis, factor) in enumerate(axes, start=1):
+            x = np.mean([getattr(trial, axis) for trial in part], axis=0) * factor
+            for look in (
+                _band(x, mean, half, place),
+                _line(x, mean, place) | {"hovertemplate": said, "name": row.strategy},
+                _symbols(x, mean, place),
+            ):
+                figure.add_scatter(
+                    **look,
+                    legendgroup=row.strategy,
+                    showlegend=False,
+                    row=1,
+                    col=column,
+                )
+        key = {"name": row.strategy, "legendgroup": row.strategy}
+        figure.add_scatter(**_key(place), **key, row=1, col=1)
+    for column, (title, *_) in enumerate(axes, start=1):
+        figure.update_xaxes(title_text=title, rangemode="tozero", row=1, col=column)
+    dashes = {"color": theme.GREY, "dash": "dash", "width": 1.2}
+    figure.add_hline(y=target, line=dashes)
+    # Far below the final accuracies there is only the common initial rise.
+    ends = [trial.accuracy[-1] for trial in trials]
+    low = np.fmin.reduce([*ends, target]) - 0.25
+    shown = share_range(np.array([low, *ends, target]))
+    figure.update_yaxes(tickformat=".0%", range=shown)
+    figure.update_yaxes(title_text="test accuracy", row=1, col=1)
+    return figure.update_layout(height=460, meta={"narrow": stacked(3, 300)})
+
+
+def _band(x: np.ndarray, mean: np.ndarray, half: np.ndarray, place: int) -> _Look:
+    return {
+        "x": np.concatenate([x, x[::-1]]),
+        "y": np.concatenate([mean + half, (mean - half)[::-1]]).clip(0, 1),
+        "fill": "toself",
+        "fillcolor": theme.colour(place),
+        "opacity": 0.1,
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+    }
+
+
+def _line(x: Any, y: Any, place: int) -> _Look:
+    line = {"color": theme.colour(place), "width": 2, "dash": theme.dash(place)}
+    return {"x": x, "y": y, "mode": "lines", "line": line}
+
+
+def _symbols(x: np.ndarray, y: np.ndarray, place: int) -> _Look:
+    """Markers on some points of a line, at other places for each line."""
+    at = (np.arange(_SYMBOLS) + (0.5 + place % 10) / 10) * (len(x) - 1) / _SYMBOLS
+    shown = np.unique(at.round().astype(int))
+    return {
+        "x": x[shown],
+        "y": y[shown],
+        "mode": "markers",
+        "marker": _marker(place) | {"size": 8},
+        "hoverinfo": "skip",
+    }
+
+
+def _key(place: int) -> _Look:
+    """Line and symbol together, for the legend only."""
+    nothing = np.array([math.nan])
+    line = _line(nothing, nothing, place)
+    return line | {
+        "mode": "lines+markers",
+        "marker": _marker(place),
+        "showlegend": True,
+    }
+
+
+def _marker(place: int) -> dict[str, Any]:
+    return {"color": theme.colour(place), "symbol": theme.symbol(place)}
+
+
+def final_accuracies(
+    trials: Sequence[Trial], rows: Sequence[Row], places: dict[str, int]
+) -> go.Figure:
+    """Accuracy at the end: each seed, the mean and its interval."""
+    own, figure = by_strategy(trials), go.Figure()
+    shown = [trial.accuracy[-1] for trial in trials]
+    for row in rows[::-1]:
+        colour, end = theme.colour(places[row.strategy]), row.at_time
+        half = float(np.nan_to_num(end.half))
+        low, high = max(end.mean - half, 0.0), min(end.mean + half, 1.0)
+        shown += [low, high]
         figure.add_scatter(
-            x=plots.f32(x),
-            y=plots.f32(y),
-            mode="lines",
-            line={
-                "color": theme.colour(worker),
-                "dash": theme.dash(worker),
-                "width": 1.5,
-            },
-            name=f"worker {worker}",
-            hovertemplate=f"worker {worker}: %{{y:.4f}}<extra></extra>",
+            x=[trial.accuracy[-1] for trial in own[row.strategy]],
+            y=[row.strategy] * row.seeds,
+            mode="markers",
+            marker={"color": colour, "size": 7, "opacity": 0.45},
+            cliponaxis=False,
+            hovertemplate="%{x:.2%}<extra></extra>",
         )
-    figure.update_xaxes(title_text="seconds since the start", rangemode="tozero")
-    known = [loss for own in points.values() for _, loss in own]
-    if min(known) > 0 and max(known) > 8 * min(known):
-        # Else all but the first seconds would lie along the bottom.
-        low, high = (math.floor(math.log10(x)) for x in (min(known), max(known)))
-        figure.update_yaxes(type="log")
-        if high - low < 5:  # more decades get plotly's own ticks, one each
-            decades = range(low, high + 1)
-            ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
-            names = [f"{tick:g}" for tick in ticks]
-            figure.update_yaxes(tickvals=ticks, ticktext=names)
-    else:
-        figure.update_yaxes(rangemode="tozero")
-    figure.update_yaxes(title_text="training loss")
-    return plots.with_legend(figure, len(workers)).update_layout(height=400)
+        figure.add_scatter(
+            x=[end.mean],
+            y=[row.strategy],
+            error_x={
+                "array": [high - end.mean],
+                "arrayminus": [end.mean - low],
+                "thickness": 2,
+                "width": 5,
+            },
+            mode="markers",
+            marker=_marker(places[row.strategy]) | {"size": 12},
+            cliponaxis=False,
+            hovertemplate=f"{end} %<extra></extra>",
+        )
+    figure.update_xaxes(
+        tickformat=".0%",
+        title_text="test accuracy",
+        range=share_range(np.array(shown)),
+    )
+    return figure.update_layout(height=120 + 34 * len(rows), showlegend=False)
+
+
+# ------------------------------------------------------------- points and axes
+
+
+def share_range(values: np.ndarray) -> tuple[float, float]:
+    """The range of an axis for these shares: with a margin, within 0 and 1.
+
+    NaN is ignored.
+
+    >>> share_range(np.array([0.5, 0.9])), share_range(np.array([0.2, 1.0]))[1]
+    ((0.48, 0.92), 1.0)
+    """
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return 0.0, 1.0
+    low, high = float(np.min(known)), float(np.max(known))
+    air = max(0.05 * (high - low), 0.01)
+    return max(round(low - air, 6), 0.0), min(round(high + air, 6), 1.0)
+
+
+def stacked(count: int, height: int) -> dict[str, Any]:
+    """Changes to a layout that stack its panels in a column.
+
+    Args:
+      count: panels, which have the axes x, x2, ... and y, y2, ...
+      height: pixels of a panel with its axis.
+
+    >>> stacked(2, 300)["xaxis2"]["domain"]
+    [0.0, 1.0]
+    """
+    changes: dict[str, Any] = {"height": count * height}
+    gap = _BETWEEN_PX / (count * height)
+    each = (1 - (count - 1) * gap) / count
+    for place in range(count):
+        number = str(place + 1) if place else ""
+        top = 1 - place * (each + gap)
+        changes[f"xaxis{number}"] = {"domain": [0.0, 1.0]}
+        changes[f"yaxis{number}"] = {
+            "domain": [max(top - each, 0.0), top],
+            "showticklabels": True,
+        }
+    return changes

@@ -1,4 +1,4 @@
-"""The figures of a run that count and compare; `timeline` draws its course."""
+"""The figures of a run: losses, coefficients, data, staleness and merges."""
 
 import math
 from collections import Counter, defaultdict
@@ -8,27 +8,79 @@ import numpy as np
 import plotly.graph_objects as go
 
 from asyn2f import trace
-from asyn2f.report import plots, theme
+from asyn2f.report import curves, theme
 from asyn2f.report.load import Run
 
 MIN_COLUMNS, MAX_COLUMNS = 24, 80
-"""Columns of the picture of coefficients, in a long run: finer ones look like noise."""
+"""Columns of the figure of coefficients: finer ones look like noise."""
+
+MAX_LOSS_POINTS = 20_000
+"""Points of all workers' losses together."""
 
 MAX_WORKERS = 60
-"""Workers that get a colour in a picture; of more, the others are shown as one."""
+"""Workers in a figure: of more, the others are left out, or shown as one."""
 
 MAX_CLASSES = 24
-"""Classes that get a colour of their own in the picture of the split."""
+"""Classes with a colour of their own in the figure of the split."""
 
 MAX_COLUMNS_OF_SPLIT = 400
-"""Workers in the picture of the split: of more, so many at even distances."""
+"""Workers in the figure of the split: of more, a subset at even distances."""
+
+
+def losses(run: Run) -> go.Figure | None:
+    """Training loss of every worker over time; None if no loss is known."""
+    points: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for kind in (trace.Pushed, trace.Trained):
+        for event in run.events:
+            if isinstance(event, kind):
+                scalars = event.info if isinstance(event, trace.Pushed) else event
+                if math.isfinite(scalars.loss):
+                    time_s = event.time_s - run.start_s
+                    points[event.worker].append((time_s, scalars.loss))
+        if points:
+            break
+    if not points:
+        return None
+    figure = go.Figure()
+    workers = theme.evenly(sorted(points), MAX_WORKERS)
+    most = min(curves.MAX_POINTS, MAX_LOSS_POINTS // len(workers))
+    for worker in workers:
+        own = np.array(points[worker])
+        x, y = own[theme.extremes(own[:, 1], most)].T
+        figure.add_scatter(
+            x=theme.f32(x),
+            y=theme.f32(y),
+            mode="lines",
+            line={
+                "color": theme.colour(worker),
+                "dash": theme.dash(worker),
+                "width": 1.5,
+            },
+            name=f"worker {worker}",
+            hovertemplate=f"worker {worker}: %{{y:.4f}}<extra></extra>",
+        )
+    figure.update_xaxes(title_text="seconds since the start", rangemode="tozero")
+    known = [loss for own in points.values() for _, loss in own]
+    if min(known) > 0 and max(known) > 8 * min(known):
+        # On a linear axis all but the first seconds would lie at the bottom.
+        low, high = (math.floor(math.log10(x)) for x in (min(known), max(known)))
+        figure.update_yaxes(type="log")
+        if high - low < 5:  # of more decades, plotly ticks each
+            decades = range(low, high + 1)
+            ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+            names = [f"{tick:g}" for tick in ticks]
+            figure.update_yaxes(tickvals=ticks, ticktext=names)
+    else:
+        figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title_text="training loss")
+    return theme.with_legend(figure, len(workers)).update_layout(height=400)
 
 
 def coefficients(run: Run) -> tuple[go.Figure, int] | None:
-    """The share of each worker in each version, and how many versions a column means.
+    """The share of each worker in each version, and the number of versions per column.
 
-    None without an aggregation. A version made twice, before and after a crash, shows
-    as it was made last.
+    None without an aggregation. Of a version made again after a crash, the last one is
+    shown.
     """
     made = {
         event.version: event
@@ -70,25 +122,25 @@ def coefficients(run: Run) -> tuple[go.Figure, int] | None:
     figure.update_yaxes(title_text="share of the new version", tickformat=".0%")
     top = max(1.0, float(np.sum(list(shares.values()), axis=0).max()))
     figure.update_yaxes(range=[0, top])
-    return plots.with_legend(figure, len(shares)).update_layout(height=400), group
+    return theme.with_legend(figure, len(shares)).update_layout(height=400), group
 
 
 def split(run: Run) -> go.Figure | None:
-    """How many examples of each class each worker has; None where it is not known.
+    """The number of examples per worker and class; None if unknown.
 
-    Of more classes than colours, each worker's are shown as shares of all colours, the
-    largest class at the bottom.
+    If there are more classes than colours, a colour is a rank: each worker's largest
+    class is at the bottom.
     """
     if run.split is None:
         return None
-    workers = plots.evenly(range(len(run.split)), MAX_COLUMNS_OF_SPLIT)
+    workers = theme.evenly(range(len(run.split)), MAX_COLUMNS_OF_SPLIT)
     figure = go.Figure()
     counts = run.split[workers]
     is_named = counts.shape[1] <= MAX_CLASSES
     if not is_named:
         counts = -np.sort(-counts, axis=1)[:, :MAX_CLASSES]
     for place in np.flatnonzero(counts.any(axis=0)):
-        kind = f"class {place}" if is_named else f"its class of rank {place + 1}"
+        kind = f"class {place}" if is_named else f"class of rank {place + 1}"
         figure.add_bar(
             x=workers,
             y=counts[:, place],
@@ -104,11 +156,11 @@ def split(run: Run) -> go.Figure | None:
     figure.update_yaxes(title_text="examples")
     figure.update_layout(barmode="stack", bargap=0.15 if len(workers) <= 60 else 0.0)
     named = int(np.count_nonzero(counts.any(axis=0))) if is_named else math.inf
-    return plots.with_legend(figure, named).update_layout(height=340)
+    return theme.with_legend(figure, named).update_layout(height=340)
 
 
 def _versions_per_column(made: list[trace.Aggregated]) -> int:
-    """So many versions that most workers have an update or two in a column."""
+    """As many versions as give most workers an update or two per column."""
     num_updates = sum(len(event.updates) for event in made)
     num_workers = len({key[0] for event in made for key in event.updates})
     least = math.ceil(len(made) / MAX_COLUMNS)
@@ -119,9 +171,9 @@ def _versions_per_column(made: list[trace.Aggregated]) -> int:
 
 
 def staleness(run: Run) -> go.Figure | None:
-    """How stale the updates of each worker were; None without an aggregation."""
+    """Staleness of each worker's updates; None without an aggregation."""
     pairs = [
-        (key[0], behind)
+        (key[0], max(behind, 0))
         for event in run.events
         if isinstance(event, trace.Aggregated)
         for key, behind in zip(event.updates, event.staleness, strict=True)
@@ -151,12 +203,12 @@ def staleness(run: Run) -> go.Figure | None:
     if len(x) <= 12:
         figure.update_xaxes(dtick=width)
     figure.update_yaxes(title_text="updates")
-    figure = plots.with_legend(figure, len(np.unique(workers)))
+    figure = theme.with_legend(figure, len(np.unique(workers)))
     return figure.update_layout(height=380, barmode="stack")
 
 
 def merges(run: Run) -> go.Figure | None:
-    """Where in the epoch versions were merged; None without a merge."""
+    """Merges by position in the epoch; None without a merge."""
     found = [event for event in run.events if isinstance(event, trace.Merged)]
     known = [event for event in found if math.isfinite(event.epoch_fraction)]
     if not known:
@@ -187,7 +239,7 @@ def merges(run: Run) -> go.Figure | None:
         hovertemplate="keeps %{y:.0%}<extra></extra>",
     )
     figure.update_xaxes(
-        title_text="part of the epoch done", tickformat=".0%", range=[-0.01, 1.01]
+        title_text="progress of the epoch", tickformat=".0%", range=[-0.01, 1.01]
     )
     figure.update_layout(
         height=380,
@@ -206,12 +258,12 @@ def merges(run: Run) -> go.Figure | None:
     return figure
 
 
-_OTHERS = 2**53  # in place of a worker's number; after all of those
+_OTHERS = 2**53  # in place of a worker's number, above all of them
 
 
 def _named(workers: Iterable[int]) -> dict[int, int]:
-    """Each worker by itself; of more than `MAX_WORKERS`, all but those with the most
-    updates as `_OTHERS`."""
+    """Maps workers to themselves; of more than `MAX_WORKERS`, all but those with
+    the most updates to `_OTHERS`."""
     often = Counter(workers).most_common()
     shown = dict.fromkeys((worker for worker, _ in often[:MAX_WORKERS]))
     return {worker: worker if worker in shown else _OTHERS for worker, _ in often}
@@ -226,7 +278,7 @@ def _colour(worker: int) -> str:
 
 
 def _pattern(place: int) -> dict[str, str]:
-    """For the eleventh and later areas, whose colours repeat."""
+    """From the eleventh area on, whose colours repeat."""
     shape = "" if place == _OTHERS else theme.pattern(place)
     return {"shape": shape, "fillmode": "overlay"} if shape else {}
 

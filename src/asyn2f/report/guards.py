@@ -1,4 +1,4 @@
-"""What guards and checks found: which worker's updates, when, and why."""
+"""Findings of the guards and checks: which worker's updates, when, and why."""
 
 import re
 from collections import Counter, defaultdict
@@ -10,18 +10,18 @@ import plotly.graph_objects as go
 
 from asyn2f import trace
 from asyn2f.kernels.guards import KINDS, Kind, kinds_of
-from asyn2f.report import theme, units
+from asyn2f.report import page, theme, units
 from asyn2f.report.load import Run
-from asyn2f.report.plots import f32
-from asyn2f.report.sections import Section
+from asyn2f.report.page import Section
+from asyn2f.report.theme import f32
 
 MAX_ROWS = 40
-"""Workers that are shown: of more, those of whom most was found."""
+"""Workers shown: of more, those with the most findings."""
 
 MAX_MARKS = 1_000
-"""Updates of one kind in the figure: of more, so many at even distances."""
+"""Updates of one kind in the figure: of more, a subset at even distances."""
 
-_MOST_REASONS = 3  # said of one worker
+_MAX_REASONS = 3  # per worker
 _NUMBER = re.compile(r"\b(?:inf|nan|\d[\w.+-]*)")
 _COLOURS: dict[Kind | None, str] = {
     "rejected": theme.colour(5),
@@ -35,57 +35,62 @@ _HUES: dict[Kind | None, str] = {
     "share held": theme.css_colour(0),
 }
 _HOW_TO_READ = {
-    "off": "The guards were off; this was rejected by checks that are always on.",
-    "observe": "The guards only observed: what is marked they would have done, and "
-    "nothing was changed; only what can never be used was rejected.",
-    "enforce": "An update too far from the global model is rejected, a loss too small "
-    "to be believed is raised, and no share may be larger than the cap.",
+    "off": "The guards were off; these updates were rejected by checks that are always "
+    "on.",
+    "observe": "The guards only observed: marks show what they would have done. Only "
+    "updates that can never be used were rejected.",
+    "enforce": "Updates too far from the global model are rejected, implausibly small "
+    "losses are raised, and coefficients are capped.",
 }
 
 
-class Judged(NamedTuple):
-    """An update that was rejected or went into a version, and what was found of it."""
+class GuardFinding(NamedTuple):
+    """An update that was rejected or aggregated, and what was found about it."""
 
     worker: int
     time_s: float  # since the start
     kinds: tuple[Kind, ...]
-    line: str  # "" = nothing was found
+    line: str  # "" = nothing
 
 
-def judged(run: Run) -> list[Judged]:
-    """Every such update once, but for those that came after the end."""
-    found: dict[tuple, Judged] = {}
+def findings_of(run: Run) -> list[GuardFinding]:
+    """Every such update once, except those that arrived after the run's end."""
+    found: dict[tuple, GuardFinding] = {}
     for event in run.events:
         time_s = event.time_s - run.start_s
         if isinstance(event, trace.UpdateSettled) and event.outcome == "rejected":
             if event.reason != trace.TOO_LATE:
                 key = event.worker, event.session, event.seq
-                found[key] = Judged(event.worker, time_s, ("rejected",), event.reason)
+                found[key] = GuardFinding(
+                    event.worker, time_s, ("rejected",), event.reason
+                )
         elif isinstance(event, trace.Aggregated):
             lines = event.guards or [""] * len(event.updates)
             for (worker, *rest), line in zip(event.updates, lines, strict=True):
-                found[worker, *rest] = Judged(worker, time_s, kinds_of(line), line)
+                found[worker, *rest] = GuardFinding(
+                    worker, time_s, kinds_of(line), line
+                )
     return list(found.values())
 
 
 def section(run: Run) -> Section | None:
-    """The part of the report; None where the guards are off and nothing was found."""
+    """The section of the report; None if the guards are off and nothing was found."""
     settings = (run.config or {}).get("guards")
     mode = settings.get("mode") if isinstance(settings, dict) else "off"
-    all_judged = judged(run)
-    found = [one for one in all_judged if one.line]
+    updates = findings_of(run)
+    found = [one for one in updates if one.line]
     if not found and mode not in ("observe", "enforce"):
         return None
-    by_worker: dict[int, list[Judged]] = defaultdict(list)
-    for one in all_judged:
+    by_worker: dict[int, list[GuardFinding]] = defaultdict(list)
+    for one in updates:
         by_worker[one.worker].append(one)
     often = Counter(one.worker for one in found)
     rows = sorted(sorted(by_worker, key=lambda w: (-often[w], w))[:MAX_ROWS])
     hidden = len(by_worker) - len(rows)
-    some = f" Of {len(by_worker):,} workers, {MAX_ROWS} are shown." if hidden else ""
+    some = f" {MAX_ROWS} of {len(by_worker):,} workers are shown." if hidden else ""
     return Section(
         "guards",
-        "What guards and checks found",
+        "Guard findings",
         _HOW_TO_READ.get(str(mode), _HOW_TO_READ["off"]) + some,
         figure([one for w in rows for one in by_worker[w]], rows) if found else None,
         "The guards found nothing.",
@@ -93,11 +98,11 @@ def section(run: Run) -> Section | None:
     )
 
 
-def figure(updates: Iterable[Judged], workers: list[int]) -> go.Figure:
-    """A row per worker, a mark per update; one of which two things were found has both
+def figure(updates: Iterable[GuardFinding], workers: list[int]) -> go.Figure:
+    """A row per worker and a mark per update; an update with two findings has both
     marks, the second within the first."""
     places = {worker: row for row, worker in enumerate(workers)}
-    marks: dict[Kind | None, list[Judged]] = {kind: [] for kind in (None, *KINDS)}
+    marks: dict[Kind | None, list[GuardFinding]] = {kind: [] for kind in (None, *KINDS)}
     for one in updates:
         for kind in one.kinds or (None,):
             marks[kind].append(one)
@@ -128,42 +133,34 @@ def figure(updates: Iterable[Judged], workers: list[int]) -> go.Figure:
     return drawn.update_layout(height=130 + 30 * len(workers))
 
 
-def table(by_worker: dict[int, list[Judged]]) -> str:
-    """A row per worker: how many updates, of how many what was found, and why."""
-    head = "".join(f"<th>{name}</th>" for name in ("updates", *KINDS, ""))
+def table(by_worker: dict[int, list[GuardFinding]]) -> str:
+    """A row per worker: its updates, findings by kind, and reasons."""
     rows = "".join(_row(worker, own) for worker, own in by_worker.items())
-    return (
-        f'<div class="scroll"><table><thead><tr><th>worker</th>{head}'
-        f'<th class="said">reasons</th></tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    return page.table(["worker", "updates", *KINDS, "", "reasons"], rows, said=True)
 
 
-def _row(worker: int, updates: list[Judged]) -> str:
+def _row(worker: int, updates: list[GuardFinding]) -> str:
     counts = Counter(kind for one in updates for kind in one.kinds)
     cells = "".join(
         f"<td>{units.as_number(count)}</td>"
         for count in (len(updates), *(counts[kind] for kind in KINDS))
     )
-    # An update counts once in the bar: for the gravest of what was found.
+    # An update counts once in the bar, for its gravest finding.
     gravest = Counter(min(one.kinds, key=KINDS.index) for one in updates if one.kinds)
-    bar = "".join(
-        f'<i style="width:{100 * gravest[kind] / len(updates):.1f}%;'
-        f'background:{_HUES[kind]}"></i>'
-        for kind in KINDS
-    )
+    bar = page.share_bar((_HUES[kind], gravest[kind] / len(updates)) for kind in KINDS)
     said = "".join(f"<div>{escape(reason)}</div>" for reason in reasons(updates))
     dot = f'<span class="dot" style="background:{theme.css_colour(worker)}"></span>'
     return (
         f'<tr class="one"><td>{dot}{worker}</td>{cells}'
-        f'<td><span class="share">{bar}</span></td>'
+        f"<td>{bar}</td>"
         f'<td class="said">{said}</td></tr>'
     )
 
 
-def reasons(updates: Iterable[Judged]) -> list[str]:
-    """What was said most often, with the numbers of the last time.
+def reasons(updates: Iterable[GuardFinding]) -> list[str]:
+    """The most frequent findings, each with the numbers of its last occurrence.
 
-    >>> reasons([Judged(0, t, ("loss raised",), f"loss 0 taken as 0.{t}")
+    >>> reasons([GuardFinding(0, t, ("loss raised",), f"loss 0 taken as 0.{t}")
     ...          for t in (4, 3)])
     ['2 times: loss 0 taken as 0.3']
     """
@@ -172,5 +169,5 @@ def reasons(updates: Iterable[Judged]) -> list[str]:
     often = Counter(_NUMBER.sub("#", part) for part in parts)
     return [
         (f"{count:,} times: " if count > 1 else "") + last[text]
-        for text, count in often.most_common(_MOST_REASONS)
+        for text, count in often.most_common(_MAX_REASONS)
     ]

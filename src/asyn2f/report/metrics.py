@@ -1,11 +1,12 @@
-"""The curve of a run: rows of scalars, in a file of lines and in TensorBoard."""
+"""Metrics of a run: rows of scalars, in `metrics.jsonl` and in TensorBoard."""
 
+import itertools
 import json
 import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,32 @@ from tensorboardX import SummaryWriter
 
 from asyn2f import rundir as folders
 
+Row = dict[str, Any]
+
 
 class MetricsWriter:
     """Appends rows to `metrics.jsonl` and mirrors their scalars to TensorBoard.
 
-    Every row is one line and one write to the file: a kill can cut the last line short,
-    which `read_metrics` leaves out, and loses nothing before it. While the disk is full
-    rows are dropped, and the run goes on. Threads may share it.
-    After `close`, rows are dropped, as they are by `trace.TraceWriter`.
+    Every row is one write of one line: a kill can tear the last line, which readers
+    ignore, and loses nothing before it. While the disk is full, rows are dropped and
+    the run continues. Threads may share a writer. After `close`, rows are dropped.
     """
 
     def __init__(self, workdir: Path) -> None:
-        """Opens the files, which may hold rows of an earlier life of the run.
+        """Opens the files, which may hold rows written before a resume.
 
         Args:
-          workdir: the run's folder; made if it is not there.
+          workdir: the run's folder; created if missing.
         """
         folders.make_folder(workdir)
         self._file = folders.append_to(workdir / folders.METRICS)
-        self._is_cut = _is_cut(self._file)  # the next row begins a line of its own
+        self._is_cut = _is_cut(self._file)  # the next row begins a new line
         self._folder = str(workdir / folders.TENSORBOARD)
         self._board = _new_board(self._folder)
         self._lock = threading.Lock()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends a row. Nothing is refused: NaN becomes null, an unknown type text."""
+        """Appends a row. NaN becomes null, a value of an unknown type its text."""
         plain = _plain(row)
         line = json.dumps(plain, allow_nan=False) + "\n"
         with self._lock:
@@ -73,39 +75,18 @@ class MetricsWriter:
                     self._board.close()
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of a run, in the order written; none where there is no file.
-
-    What a kill has cut short is left out.
-    """
-    return [row for row in each_row(workdir / folders.METRICS) if row is not None]
-
-
-def each_row(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The rows of one file, and None for a line that is none; nothing without it."""
-    if not path.is_file():
-        return
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
-                row = None
-            yield row if isinstance(row, dict) else None
-
-
 def _new_board(folder: str) -> SummaryWriter:
     return SummaryWriter(logdir=folder, flush_secs=5, max_queue=100)
 
 
 def _is_alive(board: SummaryWriter) -> bool:
-    """Whether it still writes. It does so on a thread, which a full disk ends; whoever
-    then goes on filling its queue, or closes it, waits for ever."""
+    """Whether its thread is alive. A full disk ends that thread, and then filling its
+    queue or closing it would block for ever."""
     return bool(board.file_writer.event_writer._worker.is_alive())
 
 
 def _is_cut(file: Any) -> bool:
-    """Whether the last line has no end, so that the next would be glued to it."""
+    """Whether the last line lacks its newline."""
     if file.seek(0, 2) == 0:
         return False
     file.seek(-1, 2)
@@ -117,7 +98,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it; scalars of NumPy and JAX become plain numbers."""
+    """The value in types of JSON; scalars of NumPy and JAX become plain numbers."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -129,3 +110,121 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     return str(value)
+
+
+# ------------------------------------------------------------- reading
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of a run in the order written, without torn lines; [] without a file."""
+    return [row for row in each_row(workdir / folders.METRICS) if row is not None]
+
+
+def each_row(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The rows of a file, and None for each invalid line; nothing without a file."""
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError):
+                row = None
+            yield row if isinstance(row, dict) else None
+
+
+def read_curve(path: Path, most: int) -> tuple[list[Row], int]:
+    """The rows of a run with continuous clocks, and the number of invalid lines.
+
+    Of a longer file, each of `most / 4` equally long parts keeps its last row of each
+    kind and, of its scores, the worst and the best.
+    """
+    rows = _ValidRows(each_row(path))
+    length = _num_lines(path)
+    if length <= most:
+        return list(_continuous(rows)), rows.invalid
+    size = -(-length // (most // 4))
+    continuous, kept = _continuous(rows), list[Row]()
+    while part := list(itertools.islice(continuous, size)):
+        kept += _extremes(part)
+    return kept, rows.invalid
+
+
+def _num_lines(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    with open(path, "rb") as lines:
+        return sum(1 for _ in lines)
+
+
+class _ValidRows:
+    """Iterates over valid rows and counts the others."""
+
+    def __init__(self, rows: Iterable[Row | None]) -> None:
+        self._rows = rows
+        self.invalid = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self._rows:
+            if row is None:
+                self.invalid += 1
+            else:
+                yield row
+
+
+def _extremes(rows: list[Row]) -> list[Row]:
+    """The last row of each kind, and the scores of the lowest and highest accuracy."""
+    last = {str(row.get("kind")): place for place, row in enumerate(rows)}
+    scores = [(number(row, "accuracy"), place) for place, row in enumerate(rows)]
+    known = [(accuracy, place) for accuracy, place in scores if accuracy == accuracy]
+    places = {*last.values()}
+    if known:
+        places |= {min(known)[1], max(known, key=lambda score: score[0])[1]}
+    return [rows[place] for place in sorted(places)]
+
+
+def number(row: dict[str, Any] | None, *path: str) -> float:
+    """The number at `path` of a nested record; NaN if there is none.
+
+    >>> number({"stop": {"target_accuracy": 0.9}}, "stop", "target_accuracy")
+    0.9
+    >>> number({"loss": None}, "loss")
+    nan
+    """
+    value: Any = row
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.nan
+
+
+def _continuous(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, with clocks and counters that restarted made continuous.
+
+    One process writes the rows of kind "version" in order: if such a row precedes its
+    predecessor in time, the run was resumed, and what has decreased restarted.
+    """
+    counters = ("time_s", "bytes_up", "bytes_down")
+    offsets: dict[str, float] = dict.fromkeys(counters, 0.0)
+    largest: dict[str, float] = dict.fromkeys(counters, 0.0)
+    last_s = -math.inf
+    for row in rows:
+        found = {name: number(row, name) for name in counters}
+        if row.get("kind") == "version" and not math.isnan(found["time_s"]):
+            if found["time_s"] < last_s:
+                for name in counters:
+                    if found[name] + offsets[name] < largest[name]:
+                        offsets[name] = largest[name]
+            last_s = found["time_s"]
+        moved = {
+            name: row[name] + offsets[name] if offsets[name] else row[name]
+            for name, value in found.items()
+            if not math.isnan(value)
+        }
+        for name, value in moved.items():
+            largest[name] = max(largest[name], value)
+        yield {**row, **moved}

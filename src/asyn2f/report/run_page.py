@@ -1,60 +1,71 @@
-"""The report of a run: one page that needs nothing else, made of what is there."""
+"""The report of a run: one self-contained page, and a file for ui.perfetto.dev."""
 
 import contextlib
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from asyn2f import trace
+from asyn2f import rundir, trace
 from asyn2f.report import (
     bottlenecks,
-    cards,
     curves,
     figures,
     guards,
+    perfetto,
     summary,
-    tables,
     units,
+    workers,
 )
 from asyn2f.report.load import Run, is_simulated, load_run
-from asyn2f.report.sections import Section, to_page
-from asyn2f.report.summary import WorkerTally
+from asyn2f.report.page import Section, to_page
 from asyn2f.report.timeline import Timeline, timeline
-from asyn2f.rundir import REPORT
+from asyn2f.report.workers import WorkerTally
 
 
 def write_report(workdir: Path) -> Path:
-    """The path of the report, `workdir`/report.html, written whole or not at all.
+    """Writes report.html and timeline.perfetto.json, each whole or not at all.
 
     Args:
-      workdir: a run's folder; what it lacks the report lacks, and says so.
+      workdir: a run's folder; the report names what is missing in it.
+
+    Returns:
+      The path of the report.
 
     Raises:
-      ValueError: no such folder, or nothing of a run in it.
+      ValueError: there is no such folder, or no run in it.
+      TraceFormatError: the trace was written in another format.
     """
     workdir = Path(workdir)
-    # Of a run that diverges, numbers may overflow.
-    with np.errstate(all="ignore"), _collecting_no_garbage():
-        text = to_html(load_run(workdir))
-    part = workdir / f".{REPORT}.{os.getpid()}"
+    # In a run that diverges, numbers may overflow.
+    with np.errstate(all="ignore"), _without_garbage_collection():
+        run = load_run(workdir)
+        text = to_html(run)
+        _replace(workdir / rundir.REPORT, lambda p: p.write_text(text, "utf-8"))
+        _replace(
+            workdir / rundir.TIMELINE,
+            lambda part: perfetto.write_timeline(part, run.events, run.start_s),
+        )
+    return workdir / rundir.REPORT
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, workdir / REPORT)
+        write(part)
+        os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-    return workdir / REPORT
 
 
 @contextlib.contextmanager
-def _collecting_no_garbage() -> Iterator[None]:
-    """Half a million events in memory, among which there are no cycles, would be looked
-    through again and again."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Half a million events without cycles would be traversed again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -66,133 +77,133 @@ def _collecting_no_garbage() -> Iterator[None]:
 
 def to_html(run: Run) -> str:
     """The report of a run as one page of HTML."""
-    workers = summary.tally(run)
+    tallies = workers.tally(run)
     return to_page(
         f"{_title(run)} · {_name(run)}",
-        head=_head(run, workers) + _cards(run),
-        sections=list(_sections(run)),
-        tail=_workers(workers) + _settings(run),
+        head=_head(run, tallies) + _cards(run),
+        sections=[section for section in _sections(run) if section is not None],
+        tail=_workers(tallies) + _settings(run),
     )
 
 
-def _sections(run: Run) -> Iterator[Section]:
+def _sections(run: Run) -> Iterator[Section | None]:
     yield Section(
         "accuracy",
         "Test accuracy",
-        "The same evaluations three times: against the clock, against the versions of "
-        "the global model, and against the bytes that went over the wire.",
+        "The same evaluations over time, versions and bytes transferred.",
         curves.accuracy(run),
-        "No version has been evaluated: no evaluator took part, or its scores are not "
-        "in this folder.",
+        "No version was evaluated: there was no evaluator, or its scores are missing.",
     )
-    course = timeline(run)
-    yield Section(
-        "timeline",
-        "Who did what, when",
-        "A bar is a worker in training, its colour the number of versions that came "
-        "out since the one it builds on; a diamond is a version merged into a model in "
-        "training, hatching a worker that waits. Marks appear as you zoom in."
-        + _coarse(course),
-        course.figure if course else None,
-        "No worker has left a trace.",
-        above=_buttons(course) if course else "",
-    )
-    if bounds := bottlenecks.section(run):
-        yield bounds
-    shares = figures.coefficients(run)
-    yield Section(
-        "coefficients",
-        "What the versions are made of",
-        "Each column is a version, and each colour the share of one worker's updates "
-        "in it." + (_grouped(shares[1]) if shares else ""),
-        shares[0] if shares else None,
-        "The trace has no aggregation.",
-    )
-    if found := guards.section(run):
-        yield found
+    yield _timeline(run)
+    yield bottlenecks.section(run)
+    yield _coefficients(run)
+    yield guards.section(run)
     yield Section(
         "losses",
         "Training loss",
-        "The mean loss of each worker over the epoch before each of its updates; "
-        "workers keep their colour on the whole page.",
-        curves.losses(run),
+        "The mean loss of each worker in the epoch before each of its updates. Workers "
+        "have the same colour in all figures.",
+        figures.losses(run),
         "No worker has reported a loss.",
     )
     yield Section(
         "split",
-        "Who has which data",
-        "The training examples of each worker; a colour is a class.",
+        "Data of the workers",
+        "Training examples per worker; a colour is a class.",
         figures.split(run),
-        "This run has not recorded its split.",
+        "This run has no record of its split.",
     )
     yield Section(
         "staleness",
         "Staleness of the updates",
-        "How many versions came out between the one an update builds on and the one it "
-        "went into; 0 is fresh.",
+        "Versions published between an update's base and the version that contains it; "
+        "0 is fresh.",
         figures.staleness(run),
         "The trace has no aggregation.",
         half=True,
     )
-    merged = sum(isinstance(event, trace.Merged) for event in run.events)
+    count = sum(isinstance(event, trace.Merged) for event in run.events)
     yield Section(
         "merges",
-        "Where in the epoch workers merged",
-        f"{merged:,} fresh versions were merged into models in training; the line is "
-        "the share of the local model that they kept.",
+        "Merges within the epoch",
+        f"{count:,} versions were merged into models in training; the line is the "
+        "share of the local model that was kept.",
         figures.merges(run),
-        "No worker merged a version: each trained on undisturbed, or waited.",
+        "No worker merged a version: each trained without interruption, or waited.",
         half=True,
     )
 
 
-def _coarse(course: Timeline | None) -> str:
-    if course is None:
-        return ""
-    some = ""
-    if course.num_rows < course.num_workers:
-        some = f" {course.num_rows} of {course.num_workers:,} workers are drawn."
-    if not course.slot_s and course.has_all_marks:
-        return some
-    named = ", ".join(f"“{window.label}”" for window in course.windows[:-1])
-    some += f" The run is long: it is drawn as it was in {named or 'no window'}."
-    if course.slot_s:
-        shortest = units.as_duration(course.slot_s)
-        some += f" Elsewhere what is shorter than {shortest} is one bar with its "
-        some += "neighbours."
-    return some if course.has_all_marks else some + " Marks are left out elsewhere."
+def _timeline(run: Run) -> Section:
+    drawn = timeline(run)
+    return Section(
+        "timeline",
+        "Timeline",
+        "A bar is a worker in training, coloured by staleness: the number of versions "
+        "published since its base. Diamonds are versions merged into a model in "
+        "training; hatched bars are workers waiting. Marks appear as you zoom in."
+        + (_resolution(drawn) if drawn else ""),
+        drawn.figure if drawn else None,
+        "No worker has left a trace.",
+        above=_buttons(drawn) if drawn else "",
+    )
 
 
-def _grouped(group: int) -> str:
-    return f" A column is the mean of {group} versions." if group > 1 else ""
+def _resolution(drawn: Timeline) -> str:
+    """What the figure leaves out, in sentences."""
+    text = ""
+    if drawn.num_rows < drawn.num_workers:
+        text += f" {drawn.num_rows} of {drawn.num_workers:,} workers are shown."
+    if drawn.slot_s:
+        shortest = units.as_duration(drawn.slot_s)
+        text += f" Bars shorter than {shortest} are joined with their neighbours."
+    if not drawn.has_all_marks:
+        text += " Only some of the marks are shown."
+    if text:
+        text += f" For every event, open {rundir.TIMELINE} in ui.perfetto.dev."
+    return text
 
 
-def _buttons(course: Timeline) -> str:
-    names = ["on", *[""] * (len(course.windows) - 1)]
+def _buttons(drawn: Timeline) -> str:
+    names = ["on", *[""] * (len(drawn.windows) - 1)]
     names[-1] += " whole"
     jumps = [
         f'<button class="{name}" data-from="{window.start_s:.9g}" '
         f'data-to="{window.end_s:.9g}">{escape(window.label)}</button>'
-        for name, window in zip(names, course.windows, strict=True)
+        for name, window in zip(names, drawn.windows, strict=True)
     ]
     moves = [
         f'<button data-{action}="{by}" title="{title}">{sign}</button>'
         for action, by, sign, title in (
             ("move", -1, "←", "earlier"),
             ("move", 1, "→", "later"),
-            ("zoom", 0.5, "+", "closer"),
-            ("zoom", 2, "−", "wider"),
+            ("zoom", 0.5, "+", "zoom in"),
+            ("zoom", 2, "−", "zoom out"),
         )
     ]
     return f'<div class="windows">{"".join(jumps + moves)}</div>'
 
 
+def _coefficients(run: Run) -> Section:
+    shares = figures.coefficients(run)
+    figure, group = shares if shares else (None, 1)
+    mean = f" A column is the mean of {group} versions." if group > 1 else ""
+    return Section(
+        "coefficients",
+        "Composition of the versions",
+        "Each column is a version, each colour the share of one worker's updates."
+        + mean,
+        figure,
+        "The trace has no aggregation.",
+    )
+
+
 def _title(run: Run) -> str:
-    """What was run, as far as the config tells; else the run's name."""
+    """Strategy and data set if the config names them, else the run's name."""
     task = (run.config or {}).get("task")
     dataset = task.get("dataset") if isinstance(task, dict) else None
-    if dataset and cards.strategy(run) != units.NONE:
-        return f"{cards.strategy(run)} on {dataset}"
+    if dataset and summary.strategy(run) != units.NONE:
+        return f"{summary.strategy(run)} on {dataset}"
     return _name(run) or "A run"
 
 
@@ -203,30 +214,31 @@ def _name(run: Run) -> str:
     return str((run.summary or {}).get("run") or next(heads, ""))
 
 
-def _head(run: Run, workers: list[WorkerTally]) -> str:
+def _head(run: Run, tallies: list[WorkerTally]) -> str:
     status = (run.summary or {}).get("status")
     pill = f'<span class="pill">{escape(str(status))}</span>' if status else ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
     return (
         f'<header><div class="kicker">run {escape(_name(run))}{pill}</div>'
         f"<h1>{escape(_title(run))}</h1>"
-        f'<p class="lede">{escape(_lede(run, workers))}</p></header>'
+        f'<p class="lede">{escape(_lede(run, tallies))}</p></header>'
         + (f'<ul class="notes">{notes}</ul>' if notes else "")
     )
 
 
-def _lede(run: Run, workers: list[WorkerTally]) -> str:
+def _lede(run: Run, tallies: list[WorkerTally]) -> str:
     """The run in two sentences."""
-    versions, wall_s = cards.num_versions(run), cards.duration_s(run)
+    versions, wall_s = summary.num_versions(run), summary.duration_s(run)
     made = f"{units.as_number(versions)} version{'s'[: versions != 1]}"
-    crowd = f"{len(workers)} worker{'s'[: len(workers) != 1]}" if workers else "The run"
+    count = len(tallies)
+    who = f"{count} worker{'s'[: count != 1]}" if count else "The run"
     took = units.as_duration(wall_s) + (" of virtual time" * is_simulated(run.events))
-    text = f"{crowd} made {made} of the global model in {took}."
-    if use := summary.time_use(workers):
+    text = f"{who} made {made} of the global model in {took}."
+    if use := workers.time_use(tallies):
         parts = [units.as_percent(part, 0) for part in use]
         text += (
-            f" Workers trained for {parts[0]} of their time, waited for {parts[1]}, "
-            f"and spent {parts[2]} on starting, merging, coding and sending."
+            f" Workers spent {parts[0]} of their time training, {parts[1]} waiting, "
+            f"and {parts[2]} starting, merging, encoding and sending."
         )
     return text
 
@@ -236,18 +248,17 @@ def _cards(run: Run) -> str:
         f'<div class="card"><div class="label">{escape(figure.label)}</div>'
         f'<div class="value">{escape(figure.value)}</div>'
         f'<div class="note">{escape(figure.note)}</div></div>'
-        for figure in cards.key_figures(run)
+        for figure in summary.key_figures(run)
     )
     return f'<div class="cards">{shown}</div>'
 
 
-def _workers(workers: list[WorkerTally]) -> str:
-    rows = tables.to_html(workers)
+def _workers(tallies: list[WorkerTally]) -> str:
+    rows = workers.table(tallies)
     return (
-        "<section><h2>The workers</h2><p>Shares of time count from the start of the "
-        "run, or from when a worker joined, to its last event, without the time that "
-        "it was away. Blue is training, hatching is waiting, the rest is starting, "
-        "merging, coding and sending. A dash: its trace is not here.</p>"
+        "<section><h2>Workers</h2><p>Shares of the time between a worker's first and "
+        "last event, without absences: blue is training, hatched is waiting, the rest "
+        "is starting, merging, encoding and sending. A dash: its trace is missing.</p>"
         f"{rows or '<p class=empty>No worker has left a trace.</p>'}</section>"
     )
 
@@ -258,7 +269,7 @@ def _settings(run: Run) -> str:
         blocks.append(("Settings", run.config))
     blocks += [
         (
-            f"Where {event.actor} ran (incarnation {event.incarnation})",
+            f"Environment of the {event.actor} (incarnation {event.incarnation})",
             event.environment,
         )
         for event in run.events

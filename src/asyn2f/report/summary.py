@@ -1,50 +1,19 @@
-"""The sums of a run: what each worker did, and how the versions scored."""
+"""The summary of a run: scores, outcomes of updates, and the key figures."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 from asyn2f import trace
-from asyn2f.report.load import Run, with_traces, worker_of
-from asyn2f.report.rows import number
-
-
-class WorkerTally(NamedTuple):
-    """One worker over the whole run; NaN where the trace does not tell."""
-
-    worker: int
-    num_examples: float
-    steps: float
-    epochs: float
-    pushed: float
-    committed: int
-    superseded: int
-    rejected: int
-    merges: float
-    share: float  # mean share of the local model that its merges kept
-    trained_s: float
-    waited_s: float
-    present_s: float  # from the start of the run, or its first event if later, to its
-    # last, without the time from its leaving to its return
-    staleness: float  # mean over its updates that went into a version
-
-    @property
-    def rest_s(self) -> float:
-        """What is neither training nor waiting: starting, merging, coding, sending."""
-        return max(self.present_s - self.trained_s - self.waited_s, 0.0)
-
-
-class TimeUse(NamedTuple):
-    """Shares of the time of all workers together; they add up to 1."""
-
-    trained: float
-    waited: float
-    rest: float
+from asyn2f.report import units
+from asyn2f.report.load import Run, is_simulated
+from asyn2f.report.metrics import number
 
 
 class Score(NamedTuple):
-    """An evaluation; NaN where the row does not tell."""
+    """An evaluation; NaN where unknown."""
 
     time_s: float
     version: float
@@ -54,7 +23,7 @@ class Score(NamedTuple):
 
 
 def scores(run: Run) -> list[Score]:
-    """The evaluations, from the metrics or else from the trace, by time."""
+    """The evaluations by time, from the metrics or else from the trace."""
     found = [
         Score(
             time_s=number(row, "time_s"),
@@ -86,10 +55,10 @@ def best_score(run: Run) -> Score | None:
 
 
 def outcomes(events: Iterable[trace.Event]) -> dict[tuple, str]:
-    """The last word on every update, by (worker, session, seq).
+    """The outcome of every update, by (worker, session, seq).
 
-    Server and worker may both have written it down, or either one alone may have left
-    its trace; an update that is part of a version counts as committed in any case.
+    The trace of the server or of the worker may be missing; an update in a version
+    counts as committed in any case.
     """
     found: dict[tuple, str] = {}
     for event in events:
@@ -100,118 +69,127 @@ def outcomes(events: Iterable[trace.Event]) -> dict[tuple, str]:
     return found
 
 
-def tally(run: Run) -> list[WorkerTally]:
-    """The sums of every worker that the trace names, by number."""
-    own: dict[int, list[trace.Event]] = defaultdict(list)
-    staleness: dict[int, list[int]] = defaultdict(list)
-    for event in run.events:
-        if isinstance(event, trace.Aggregated):
-            for key, behind in zip(event.updates, event.staleness, strict=True):
-                staleness[key[0]].append(behind)
-        elif (worker := worker_of(event)) is not None:
-            own[worker].append(event)
-    counts: dict[int, Counter[str]] = defaultdict(Counter)
-    for (worker, *_), outcome in outcomes(run.events).items():
-        counts[worker][outcome] += 1
-    told, zero_s = with_traces(run.events), max(run.start_s, run.since_s)
-    batch_size = number(run.config, "training", "batch_size")
-    found = []
-    for worker in sorted(own.keys() | counts.keys() | staleness.keys()):
-        of_server = (counts[worker], staleness[worker], batch_size)
-        tallied = _tally_worker(worker, own[worker], zero_s, *of_server)
-        if worker not in told:
-            tallied = tallied._replace(**_UNTOLD)
-        found.append(tallied)
-    return found
+class KeyFigure(NamedTuple):
+    """A card at the top of the report."""
+
+    label: str
+    value: str
+    note: str
 
 
-_UNTOLD: dict[str, Any] = dict.fromkeys(
-    (
-        *("steps", "epochs", "pushed", "merges", "share"),
-        *("trained_s", "waited_s", "present_s"),
-    ),
-    math.nan,
-)
-"""Of a worker whose own trace is not there."""
-
-
-def time_use(workers: Iterable[WorkerTally]) -> TimeUse | None:
-    """How all workers together spent their time, of those whose trace is there.
-
-    >>> one = WorkerTally(0, *[0] * 9, trained_s=6.0, waited_s=1.0, present_s=8.0,
-    ...                   staleness=0.0)
-    >>> time_use([one])
-    TimeUse(trained=0.75, waited=0.125, rest=0.125)
-    """
-    told = [worker for worker in workers if worker.present_s > 0]
-    if not told:
-        return None
-    trained_s, waited_s, rest_s = (
-        sum(getattr(worker, name) for worker in told)
-        for name in ("trained_s", "waited_s", "rest_s")
+def key_figures(run: Run) -> list[KeyFigure]:
+    """The cards, from the summary or else computed from metrics and trace."""
+    summary, best = run.summary, best_score(run)
+    accuracy = number(summary, "best_accuracy")
+    version = number(summary, "best_version")
+    if math.isnan(accuracy) and best:
+        accuracy, version = best.accuracy, best.version
+    final = number(summary, "final_accuracy")
+    versions, wall_s = num_versions(run), duration_s(run)
+    up, down = (_last(run, f"bytes_{way}") for way in ("up", "down"))
+    every_bytes = number(summary, "broadcast_bytes_down")
+    every = f" ({units.as_bytes(every_bytes)} as a broadcast)"
+    every = "" if math.isnan(every_bytes) else every
+    found = Counter(outcomes(run.events).values())
+    committed, superseded, rejected = (
+        units.as_number(_or(number(summary, "updates", name), found[name]))
+        for name in ("committed", "superseded", "rejected")
     )
-    whole_s = trained_s + waited_s + rest_s
-    return TimeUse(trained_s / whole_s, waited_s / whole_s, rest_s / whole_s)
+    merges = [event for event in run.events if isinstance(event, trace.Merged)]
+    midway = sum(0.0 < event.epoch_fraction < 1.0 for event in merges)
+    digest = str((summary or {}).get("params_sha256") or "")
+    per_s = units.as_rate(versions / wall_s if wall_s > 0 else math.nan)
+    return [
+        KeyFigure("Strategy", strategy(run), _seed(run)),
+        KeyFigure(
+            "Best accuracy",
+            units.as_percent(accuracy),
+            _join(_known("at version", version), _known_percent("last", final)),
+        ),
+        KeyFigure("Versions", units.as_number(versions), f"{per_s} per second"),
+        KeyFigure(
+            "Virtual time" if is_simulated(run.events) else "Wall time",
+            units.as_duration(wall_s),
+            _began(run),
+        ),
+        KeyFigure(
+            "Updates committed",
+            committed,
+            f"{superseded} superseded, {rejected} rejected",
+        ),
+        KeyFigure(
+            "Merges mid-epoch",
+            units.as_number(midway),
+            f"and {len(merges) - midway:,} between epochs" if merges else "",
+        ),
+        KeyFigure(
+            "Bytes moved",
+            units.as_bytes(up + down),
+            f"{units.as_bytes(up)} up, {units.as_bytes(down)} down{every}",
+        ),
+        KeyFigure("Parameters", digest[:12] or units.NONE, "SHA-256, shortened"),
+    ]
 
 
-_SIGNS_OF_LIFE = (trace.WorkerJoined, trace.Trained, trace.Blocked)
+def strategy(run: Run) -> str:
+    """The name of the strategy, or a dash."""
+    named = (run.summary or {}).get("strategy")
+    if named is None:
+        named = (run.config or {}).get("strategy")
+    if isinstance(named, dict):
+        named = named.get("name")
+    return str(named) if named else units.NONE
 
 
-def _present_s(events: Iterable[trace.Event], zero_s: float) -> float:
-    """See `WorkerTally.present_s`; the events are those of one worker, by time."""
-    total_s, until_s = 0.0, zero_s
-    since_s: float | None = None  # None: it is away
-    for event in events:
-        if since_s is None:
-            if not isinstance(event, _SIGNS_OF_LIFE):
-                continue
-            since_s = max(getattr(event, "start_s", event.time_s), until_s)
-        until_s = max(event.time_s, until_s)
-        if isinstance(event, trace.WorkerLeft):
-            total_s += until_s - since_s
-            since_s = None
-    return total_s + (until_s - since_s if since_s is not None else 0.0)
+def _seed(run: Run) -> str:
+    """All digits: seeds have up to 64 bits."""
+    seed = (run.summary or {}).get("seed")
+    return f"seed {seed}" if type(seed) is int else ""
 
 
-def _tally_worker(
-    worker: int,
-    events: list[trace.Event],
-    zero_s: float,
-    counts: Counter[str],
-    staleness: list[int],
-    batch_size: float,
-) -> WorkerTally:
-    trained = [event for event in events if isinstance(event, trace.Trained)]
-    waited = [event for event in events if isinstance(event, trace.Blocked)]
-    merges = [event for event in events if isinstance(event, trace.Merged)]
-    joins = [event for event in events if isinstance(event, trace.WorkerJoined)]
-    pushes = [event for event in events if isinstance(event, trace.Pushed)]
-    steps = sum(event.steps for event in trained)
-    num_examples = float(joins[-1].num_examples) if joins else math.nan
-    batches = num_examples / batch_size  # of an epoch; NaN where either is unknown
-    return WorkerTally(
-        worker=worker,
-        num_examples=num_examples,
-        steps=steps,
-        epochs=steps / (math.ceil(batches) if math.isfinite(batches) else math.nan),
-        pushed=len({(event.session, event.seq) for event in pushes}),
-        committed=counts["committed"],
-        superseded=counts["superseded"],
-        rejected=counts["rejected"],
-        merges=len(merges),
-        share=_mean(event.share for event in merges),
-        trained_s=sum(_after(zero_s, event) for event in trained),
-        waited_s=sum(_after(zero_s, event) for event in waited),
-        present_s=_present_s(events, zero_s),
-        staleness=_mean(staleness),
-    )
+def _began(run: Run) -> str:
+    """Date and time of the start of the run, "" of a virtual clock."""
+    if not 1e9 < run.start_s < 1e11:  # Unix time: 2001 or later
+        return ""
+    return f"{datetime.fromtimestamp(run.start_s, UTC):from %Y-%m-%d %H:%M} UTC"
 
 
-def _after(zero_s: float, event: trace.Trained | trace.Blocked) -> float:
-    """Seconds of the stretch that lie after the start of the run."""
-    return max(event.time_s - max(event.start_s, zero_s), 0.0)
+def num_versions(run: Run) -> float:
+    """Versions made after the initial one; NaN if unknown."""
+    rows = [number(row, "version") for row in run.metrics]
+    made = [
+        event.version for event in run.events if isinstance(event, trace.Aggregated)
+    ]
+    counted = max((v for v in [*rows, *made] if math.isfinite(v)), default=math.nan)
+    return _or(number(run.summary, "versions"), counted)
 
 
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return sum(known) / len(known) if known else math.nan
+def duration_s(run: Run) -> float:
+    """How long the run took, or has taken so far; NaN if unknown."""
+    ends = [number(row, "time_s") for row in run.metrics]
+    if run.events:
+        ends.append(run.events[-1].time_s - run.start_s)
+    counted = max((end for end in ends if math.isfinite(end)), default=math.nan)
+    return _or(number(run.summary, "wall_s"), counted)
+
+
+def _last(run: Run, name: str) -> float:
+    values = (number(row, name) for row in run.metrics)
+    counted = max((value for value in values if math.isfinite(value)), default=math.nan)
+    return _or(number(run.summary, name), counted)
+
+
+def _or(value: float, otherwise: float) -> float:
+    return otherwise if math.isnan(value) else value
+
+
+def _known(label: str, value: float) -> str:
+    return f"{label} {value:,.0f}" if math.isfinite(value) else ""
+
+
+def _known_percent(label: str, value: float) -> str:
+    return f"{label} {units.as_percent(value)}" if math.isfinite(value) else ""
+
+
+def _join(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)

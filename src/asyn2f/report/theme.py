@@ -1,13 +1,20 @@
-"""One look for everything: colours that colour-blind readers tell apart, light and
-dark."""
+"""The look of all figures: colours that colour-blind readers distinguish, light and
+dark, and numbers no larger than needed."""
 
-from typing import NamedTuple
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import plotly.graph_objects as go
+
+_LEGEND_UP_TO = 24  # entries; more would push the figure away
+
+T = TypeVar("T")
 
 
 class Hue(NamedTuple):
-    """One colour of the palette, as drawn on a light and on a dark page."""
+    """One colour of the palette, on a light and on a dark page."""
 
     light: str
     dark: str
@@ -44,9 +51,9 @@ _SYMBOLS = (
 )
 
 PANEL = Hue("#FFFFFF", "#171F2D")
-"""What figures stand on."""
+"""The background of figures."""
 
-ACCENT = "#2187C9"  # this and the next two have enough contrast on both panels
+ACCENT = "#2187C9"  # these three have enough contrast on both panels
 BEST = "#D55E00"
 GREY = "#7485A0"
 
@@ -58,7 +65,7 @@ STALENESS = (
     (5, "5 to 8", "#D9583B"),
     (9, "9 or more", "#8E1B3A"),
 )
-"""Bins of staleness as (smallest value, label, colour): from cool to hot."""
+"""Bins of staleness as (smallest value, label, colour), from cool to hot."""
 
 TOP_PX = 48
 """Margin above a figure, for its legend."""
@@ -68,7 +75,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-ser
 
 def colour(place: int) -> str:
     """The colour of a worker, method or class, the same in every figure; on a dark page
-    the script draws `DARK` of it.
+    the script replaces it by its entry in `DARK`.
 
     >>> colour(0), colour(10)
     ('#0496DD', '#0496DD')
@@ -77,7 +84,7 @@ def colour(place: int) -> str:
 
 
 def css_colour(place: int) -> str:
-    """The same in HTML, where the style sheet knows light and dark.
+    """The same for HTML, as a variable of the style sheet.
 
     >>> css_colour(12)
     'var(--hue-2)'
@@ -86,7 +93,7 @@ def css_colour(place: int) -> str:
 
 
 def dash(place: int) -> str:
-    """The dash of its line: fifty lines before colour and dash repeat together.
+    """The dash of its line: colour and dash repeat together after fifty lines.
 
     >>> [dash(place) for place in (0, 1, 5, 10)]
     ['solid', 'dash', 'solid', 'dash']
@@ -95,7 +102,7 @@ def dash(place: int) -> str:
 
 
 def symbol(place: int) -> str:
-    """The marker on its line: another one for each of ten.
+    """The marker on its line, out of ten.
 
     >>> symbol(1)
     'square'
@@ -104,7 +111,7 @@ def symbol(place: int) -> str:
 
 
 def pattern(place: int) -> str:
-    """The pattern of its area: none for the first ten, then one for every ten.
+    """The pattern of its area: "" for the first ten, then one for every ten.
 
     >>> pattern(3), pattern(13)
     ('', '/')
@@ -163,4 +170,63 @@ def template(*, dark: bool) -> go.layout.Template:
             "margin": {"l": 56, "r": 20, "t": TOP_PX, "b": 52},
             "hovermode": "closest",
         }
+    )
+
+
+# ------------------------------------------------------------- numbers of figures
+
+
+def extremes(values: np.ndarray, most: int) -> np.ndarray:
+    """Indices, i64 [<= most], that preserve the look of a line: the first, the last
+    and, of each of equally long parts, the smallest and the largest value.
+
+    Args:
+      values: f64 [n], in the order of the line; none is NaN.
+      most: how many points there may be, at least 4.
+
+    >>> extremes(np.array([0.0, 1.0, 9.0, 2.0, 3.0, 2.5, -7.0, 1.0]), most=6).tolist()
+    [0, 2, 4, 6, 7]
+    """
+    if len(values) <= most:
+        return np.arange(len(values))
+    edges = np.linspace(0, len(values), (most - 2) // 2 + 1).astype(int)
+    parts = [np.arange(a, b) for a, b in itertools.pairwise(edges)]
+    found = [
+        index
+        for part in parts
+        for index in (part[values[part].argmin()], part[values[part].argmax()])
+    ]
+    return np.unique([0, *found, len(values) - 1])
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the items, at even distances.
+
+    >>> evenly([0, 1, 2, 3, 4, 5, 6], most=3)
+    [0, 3, 6]
+    """
+    count = min(len(items), most)
+    places = np.linspace(0, len(items) - 1, count).round().astype(int)
+    return [items[place] for place in places]
+
+
+def f32(values: object) -> np.ndarray:
+    """As float32: half the size of the page, and finer than a pixel."""
+    return np.asarray(values, dtype=np.float32)
+
+
+def times(seconds: object) -> np.ndarray:
+    """As float32 if that is finer than a millisecond, else as float64.
+
+    >>> times([0.5, 4_000.0]).dtype.name, times([0.5, 600_000.0]).dtype.name
+    ('float32', 'float64')
+    """
+    exact = np.asarray(seconds, dtype=np.float64)
+    return exact if np.nanmax(exact, initial=0.0) > 8_000 else f32(exact)
+
+
+def with_legend(figure: go.Figure, entries: float) -> go.Figure:
+    """The figure, with a legend unless it has too many entries."""
+    return figure.update_layout(
+        showlegend=entries <= _LEGEND_UP_TO, legend_traceorder="normal"
     )

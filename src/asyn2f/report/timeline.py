@@ -1,53 +1,46 @@
-"""The picture of an asynchronous run: who trained, waited, merged and pushed when."""
+"""The timeline: which worker trained, waited, merged and pushed when."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
 
 from asyn2f import trace
 from asyn2f.report import segments, theme
-from asyn2f.report.bars import HALF, add_bars
 from asyn2f.report.load import Run, worker_of
-from asyn2f.report.marks import add_marks, row_height
-from asyn2f.report.plots import f32, times
+from asyn2f.report.segments import WAITING, Bars, Window
+from asyn2f.report.theme import evenly, f32, times
 
-MAX_PIECES = 24_000
-"""Stretches of training or waiting in the figure: more would make the page heavy. Half
-of them are for the windows, which show them as they were."""
+MAX_BARS = 20_000  # of training or waiting
+MAX_VERSIONS = 4_000  # ticks in the server's row
+MAX_MARKS = 5_000  # of one kind
+MAX_ROWS = 100  # workers
+"""Limits of the figure. A longer run is drawn more coarsely."""
 
-MAX_PIECES_FROM_AFAR = 8_000
-"""The same in a view of the whole run: more would make it slow."""
-
-MAX_VERSIONS = 4_000
-"""Ticks in the server's row: of more, those in the windows, and so many of all."""
-
-MAX_ROWS = 100
-"""Workers in the figure: of more, so many are drawn, at even distances."""
-
-_WINDOW_CYCLES = 7.0  # a window shows at most so many cycles of a typical worker,
-_WINDOW_MARKS = 26.0  # and at most so many of its merges and pushes
-
-
-class Window(NamedTuple):
-    """A stretch of time worth looking at."""
-
-    label: str
-    start_s: float
-    end_s: float
+_CROWD = 130  # marks of a kind in a row of the view: more are hidden until one zooms in
+_HALF = 0.34  # half the height of a bar, in rows
+_DARK, _LIGHT = "#1E293B", "#FFFFFF"
+_HATCHED = {
+    "shape": "/",
+    "size": 6,
+    "solidity": 0.25,
+    "fgcolor": theme.GREY,
+    "bgcolor": "rgba(148,163,184,0.18)",
+}
 
 
 class Timeline(NamedTuple):
-    """The figure, where to look, and how coarse it is."""
+    """The figure and its resolution."""
 
     figure: go.Figure
-    windows: tuple[Window, ...]  # the first is the one shown at the beginning
-    slot_s: float  # 0 = every stretch is drawn as it was
-    num_rows: int  # workers that are drawn ...
+    windows: tuple[Window, ...]  # the first is shown initially
+    slot_s: float  # shortest bar of a long run; 0 = every bar is drawn as recorded
+    num_rows: int  # workers drawn ...
     num_workers: int  # ... of so many
-    has_all_marks: bool  # else those in the windows
+    has_all_marks: bool
 
 
 def timeline(run: Run) -> Timeline | None:
@@ -56,59 +49,176 @@ def timeline(run: Run) -> Timeline | None:
     Args:
       run: any run; a worker whose trace is missing has an empty row.
     """
-    zero_s = run.start_s
-    workers = _workers(run.events)
+    workers = sorted({w for w in map(worker_of, run.events) if w is not None})
     if not workers:
         return None
-    rows = _rows(workers)
+    rows = {worker: row for row, worker in enumerate(evenly(workers, MAX_ROWS))}
     events = run.events
     if len(rows) < len(workers):
         events = [e for e in events if worker_of(e) is None or worker_of(e) in rows]
-    windows = _windows(events, zero_s, max(run.since_s - zero_s, 0.0))
-    spans = [(window.start_s, window.end_s) for window in windows[:-1]]
-    pieces = segments.pieces_of(events, rows, zero_s)
-    fine, slot_s = segments.with_detail(pieces, spans, len(rows), MAX_PIECES)
-    coarse, _ = segments.fewer(pieces, len(rows), MAX_PIECES_FROM_AFAR)
+    bars = segments.bars_of(events, rows, run.start_s)
+    bars, slot_s = segments.thinned(bars, len(rows), MAX_BARS)
+    windows = segments.windows_of(
+        events, run.start_s, max(run.since_s - run.start_s, 0.0)
+    )
+    if slot_s:
+        windows = windows[-1:]  # no part is drawn in more detail than the whole
     figure = go.Figure()
-    _add_versions(figure, events, len(rows), zero_s, spans)
-    add_bars(figure, fine, coarse, list(rows))
-    has_all = add_marks(figure, events, rows, zero_s, spans)
+    _add_versions(figure, events, len(rows), run.start_s)
+    _add_bars(figure, bars, list(rows))
+    kinds = [_add_marks(figure, look, events, rows, run.start_s) for look in _LOOKS]
     _lay_out(figure, list(rows), windows[0])
-    return Timeline(figure, windows, slot_s, len(rows), len(workers), has_all)
+    return Timeline(figure, windows, slot_s, len(rows), len(workers), all(kinds))
 
 
-def _workers(events: Sequence[trace.Event]) -> list[int]:
-    named = (worker_of(event) for event in events)
-    return sorted({worker for worker in named if worker is not None})
+# ------------------------------------------------------------- bars
 
 
-def _rows(workers: list[int]) -> dict[int, int]:
-    """The row of each worker that is drawn."""
-    count = min(len(workers), MAX_ROWS)
-    places = np.linspace(0, len(workers) - 1, count).round().astype(int)
-    return {workers[place]: row for row, place in enumerate(places)}
+def _add_bars(figure: go.Figure, bars: Bars, workers: list[int]) -> None:
+    """Adds one filled shape per bin of staleness, and hover texts.
+
+    The traces are empty: the page's script draws the bars from the columns in the
+    figure's `meta`, which are a fraction of the size of their outlines.
+    """
+    least = [least for least, *_ in theme.STALENESS]
+    bins = np.searchsorted(least, bars.staleness, side="right") - 1
+    for index in np.unique(bins).tolist():
+        look: dict[str, Any] = {"fillpattern": _HATCHED, "name": "waiting"}
+        if index != WAITING:
+            _, label, colour = theme.STALENESS[index]
+            look = {"fillcolor": colour, "name": label}
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            meta={"bin": index},
+            mode="lines",
+            fill="toself",
+            line={"width": 0},
+            hoverinfo="skip",
+            legend="legend2" if index == WAITING else "legend",
+            **look,
+        )
+    for waits, text in (
+        (False, "trains from version %{customdata[1]}<br>staleness %{customdata[2]}"),
+        (True, "waits<br>newest version %{customdata[1]}"),
+    ):
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            meta={"waits": waits},
+            mode="lines",
+            line={"width": 0},
+            hovertemplate=f"worker %{{customdata[0]}} {text}, "
+            "for %{customdata[3]:.3g} s<extra></extra>",
+            showlegend=False,
+        )
+    columns = {
+        "row": f32(bars.row),
+        "start": times(bars.start_s),
+        "end": times(bars.end_s),
+        "base": f32(bars.base),
+        "staleness": f32(bars.staleness),
+        "bin": f32(bins),
+    }
+    figure.update_layout(meta={"bars": columns, "workers": workers, "half": _HALF})
+
+
+# ------------------------------------------------------------- marks
+
+
+class _Look(NamedTuple):
+    """How one kind of event is marked."""
+
+    kind: type
+    label: str
+    symbol: str
+    size: float  # pixels, where rows are high
+    colour: str
+    edge: str
+    fields: tuple[str, ...]  # of the event, for the hover text
+    hover: str
+    shift: float = 0.0  # rows downwards from the middle of the bar
+    shown: bool = True
+
+
+_LOOKS = (
+    _Look(
+        *(trace.Merged, "merged a version", "diamond", 9, _LIGHT, _DARK),
+        ("worker", "version", "from_version", "epoch_fraction", "share"),
+        "worker %{customdata[0]} merges version %{customdata[1]} into its model"
+        "<br>previous base: %{customdata[2]}, at %{customdata[3]:.0%} of an epoch, "
+        "keeps %{customdata[4]:.0%}",
+    ),
+    _Look(
+        *(trace.Pushed, "pushed an update", "triangle-up", 8, _DARK, _LIGHT),
+        ("worker", "seq", "info.base_version", "info.loss"),
+        "worker %{customdata[0]} pushes update %{customdata[1]}"
+        "<br>base version %{customdata[2]}, loss %{customdata[3]:.4f}",
+        shift=_HALF,
+    ),
+    _Look(
+        *(trace.WorkerLeft, "left", "x", 9, theme.BEST, _LIGHT),
+        ("worker",),
+        "worker %{customdata[0]} left",
+    ),
+    _Look(
+        *(trace.Received, "received a version", "circle", 5, theme.GREY, _LIGHT),
+        ("worker", "version"),
+        "version %{customdata[1]} has reached worker %{customdata[0]}",
+        shift=-_HALF,
+        shown=False,
+    ),
+)
+
+
+def _add_marks(
+    figure: go.Figure,
+    look: _Look,
+    events: Sequence[trace.Event],
+    rows: dict[int, int],
+    zero_s: float,
+) -> bool:
+    """Adds the marks of one kind; returns whether all of them are drawn."""
+    found: list[Any] = [event for event in events if isinstance(event, look.kind)]
+    if not found:
+        return True
+    shown = evenly(found, MAX_MARKS)
+    fields = [attrgetter(name) for name in look.fields]
+    row = np.array([rows[event.worker] for event in shown])
+    figure.add_scatter(
+        x=times([event.time_s - zero_s for event in shown]),
+        y=f32(row + look.shift),
+        mode="markers",
+        marker={
+            "symbol": look.symbol,
+            "size": look.size * min(1.0, row_height(len(rows)) / 26.0),
+            "color": look.colour,
+            "line": {"color": look.edge, "width": 1},
+        },
+        customdata=f32([[field(event) for field in fields] for event in shown]),
+        meta={"crowd": _CROWD * len(np.unique(row))},
+        hovertemplate=f"{look.hover}<extra></extra>",
+        name=look.label,
+        legend="legend2",
+        visible=True if look.shown else "legendonly",
+    )
+    return len(shown) == len(found)
 
 
 def _add_versions(
-    figure: go.Figure,
-    events: Sequence[trace.Event],
-    num_rows: int,
-    zero_s: float,
-    windows: Sequence[tuple[float, float]],
+    figure: go.Figure, events: Sequence[trace.Event], num_rows: int, zero_s: float
 ) -> None:
     """Ticks in the server's row, and hairlines down to the workers."""
     times_s, versions = segments.published(events, zero_s)
     if not len(times_s):
         return
-    shown = np.zeros(len(times_s), bool)
-    shown[:: -(-len(shown) // MAX_VERSIONS)] = True
-    shown |= segments.within(times_s, windows)
+    shown = evenly(range(len(times_s)), MAX_VERSIONS)
     times_s, versions = times_s[shown], versions[shown]
     for top, bottom, width, opacity, meta in (
-        (-1 + HALF, num_rows - 0.5, 1, 0.5, {"stride": 3, "crowd": 120}),
-        (-1 - HALF, -1 + HALF, 2, 1.0, {"stride": 3}),
+        (-1 + _HALF, num_rows - 0.5, 1, 0.5, {"crowd": 3 * _CROWD}),
+        (-1 - _HALF, -1 + _HALF, 2, 1.0, {}),
     ):
-        x, y = _ticks(times_s, np.full(len(times_s), top), bottom - top)
+        x, y = _ticks(times_s, top, bottom)
         figure.add_scatter(
             x=x,
             y=y,
@@ -125,33 +235,32 @@ def _add_versions(
         mode="lines",
         line={"width": 0},
         customdata=f32(versions[:, None]),
-        meta={"stride": 1},
         hovertemplate="version %{customdata[0]} published<br>%{x:.2f} s<extra></extra>",
         showlegend=False,
     )
 
 
-def _windows(
-    events: Sequence[trace.Event], zero_s: float, since_s: float
-) -> tuple[Window, ...]:
-    end_s = max(events[-1].time_s - zero_s, 1e-6)
-    pushes = [event for event in events if isinstance(event, trace.Pushed)]
-    merges = [event for event in events if isinstance(event, trace.Merged)]
-    length_s = min(
-        _WINDOW_CYCLES * segments.interval_s(pushes),
-        _WINDOW_MARKS * segments.interval_s([*pushes, *merges]),
-    )
-    whole = Window("Whole run", since_s, end_s)
-    if not 0 < length_s < end_s - since_s:
-        return (whole,)
-    marks = np.array([event.time_s - zero_s for event in merges or pushes])
-    busiest_s = segments.busiest_window(marks, length_s, end_s)
-    return (
-        Window("Busiest", busiest_s, busiest_s + length_s),
-        Window("Beginning", since_s, since_s + length_s),
-        Window("End", end_s - length_s, end_s),
-        whole,
-    )
+def _ticks(
+    time_s: np.ndarray, top: float, bottom: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vertical lines, [3 n], with a gap after each."""
+    gap = np.full(len(time_s), math.nan)
+    x = np.stack([time_s, time_s, gap], axis=1)
+    ends = np.full(len(gap), top), np.full(len(gap), bottom)
+    y = np.stack([*ends, gap], axis=1)
+    return times(x.ravel()), f32(y.ravel())
+
+
+# ------------------------------------------------------------- layout
+
+
+def row_height(num_workers: int) -> float:
+    """Pixels of a worker's row: the fewer, the more workers.
+
+    >>> row_height(8), row_height(50)
+    (34.0, 22.0)
+    """
+    return min(34.0, max(11.0, 1100.0 / num_workers))
 
 
 def _lay_out(figure: go.Figure, workers: list[int], window: Window) -> None:
@@ -165,17 +274,14 @@ def _lay_out(figure: go.Figure, workers: list[int], window: Window) -> None:
     ]
     top = {"x": 0.0, "xanchor": "left", "yanchor": "bottom", "yref": "container"}
     height = 134 + row_px * (len(workers) + 1)
+    title = {"text": "training, staleness of its base: "}
     figure.update_layout(
         height=height,
         margin={"t": 66, "b": 56},
         dragmode="pan",
         hoverdistance=30,
-        legend=top
-        | {
-            "y": 1 - 30 / height,
-            "title": {"text": "training, staleness of its base: "},
-        },
-        legend2=top | {"y": 1 - 56 / height, "orientation": "h"},
+        legend={**top, "y": 1 - 30 / height, "title": title},
+        legend2={**top, "y": 1 - 56 / height, "orientation": "h"},
         xaxis={
             "range": [window.start_s, window.end_s],
             "title": {"text": "seconds since the start"},
@@ -189,13 +295,3 @@ def _lay_out(figure: go.Figure, workers: list[int], window: Window) -> None:
             "fixedrange": True,
         },
     )
-
-
-def _ticks(
-    time_s: np.ndarray, top: np.ndarray, length: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Upright lines, [3 n], with a gap after each."""
-    gap = np.full(len(time_s), math.nan)
-    x = np.stack([time_s, time_s, gap], axis=1)
-    y = np.stack([top, top + length, gap], axis=1)
-    return times(x.ravel()), f32(y.ravel())

@@ -1,4 +1,4 @@
-"""What bounds a run, worked out by hand."""
+"""Bottlenecks of a run, computed by hand."""
 
 import math
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asyn2f import trace
-from asyn2f.report.bottlenecks import limits, section
+from asyn2f.report.bottlenecks import bottlenecks, section
 from asyn2f.report.load import Run
 from asyn2f.report.run_page import to_html
 from tests.support.handmade_trace import hand_made
@@ -60,21 +60,23 @@ def by_hand() -> list[trace.Event]:
     return events
 
 
-def test_bounds_and_stretches_are_those_worked_out_by_hand():
-    found = limits(run_of(by_hand()))
+def test_bounds_and_segments_are_those_worked_out_by_hand():
+    found = bottlenecks(run_of(by_hand()))
     assert found.reached_per_s == pytest.approx(1 / 1.5)
     bounds = {bound.name: bound.per_s for bound in found.bounds}
     # A push a second from each of two workers, two in a version.
     assert bounds["compute"] == pytest.approx(1.0)
     assert bounds["store"] == pytest.approx(5.0)
     # Two updates up and two copies down, 0.1 s each.
-    assert bounds["wire"] == pytest.approx(2.5)
-    assert [bound.name for bound in found.bounds] == ["compute", "wire", "store"]
-    means = [float(stretch.seconds.mean()) for stretch in found.stretches]
+    assert bounds["network"] == pytest.approx(2.5)
+    assert [bound.name for bound in found.bounds] == ["compute", "network", "store"]
+    means = [float(segment.seconds.mean()) for segment in found.segments]
     assert means == pytest.approx([0.15, 0.2, 0.05, 0.1])
     said = section(run_of(by_hand())).how_to_read
-    assert "Compute is the nearest bound: 1 versions a second were possible, " in said
-    assert "0.667 were reached (67 %)" in said
+    assert (
+        "Compute is the tightest bound: it allows 1 versions/s, of which 0.667 (67 %)"
+        in said
+    )
 
 
 def test_announced_early_the_store_is_not_in_the_way():
@@ -84,7 +86,7 @@ def test_announced_early_the_store_is_not_in_the_way():
         else event
         for event in by_hand()
     ]
-    means = [float(s.seconds.mean()) for s in limits(run_of(events)).stretches]
+    means = [float(s.seconds.mean()) for s in bottlenecks(run_of(events)).segments]
     assert means == pytest.approx([0.15, 0.0, 0.25, 0.1])
 
 
@@ -93,26 +95,26 @@ def test_announced_early_the_store_is_not_in_the_way():
 )
 def test_what_the_trace_does_not_tell_is_not_there(left_out):
     events = [event for event in by_hand() if not isinstance(event, left_out)]
-    found = limits(run_of(events))
+    found = bottlenecks(run_of(events))
     names = {bound.name for bound in found.bounds}
     missing = {
         trace.Saved: {"store"},
-        trace.Received: {"wire"},
-        trace.Published: {"wire"},
+        trace.Received: {"network"},
+        trace.Published: {"network"},
         trace.Pushed: {"compute"},
     }[left_out]
-    assert names == {"compute", "store", "wire"} - missing
-    assert bool(found.stretches) == (left_out is trace.Saved)
-    assert "What bounds this run" in to_html(run_of(events))
+    assert names == {"compute", "store", "network"} - missing
+    assert bool(found.segments) == (left_out is trace.Saved)
+    assert "Bottlenecks" in to_html(run_of(events))
     above = section(run_of(events)).above
     assert above.count("not recorded") == len(missing)
 
 
 def test_of_a_run_of_one_version_nothing_is_said():
     events = [e for e in by_hand() if getattr(e, "version", 1) == 1]
-    assert limits(run_of(events)) is None
+    assert bottlenecks(run_of(events)) is None
     assert section(run_of(events)) is None
-    assert limits(run_of([])) is None
+    assert bottlenecks(run_of([])) is None
 
 
 @hypothesis.given(
@@ -124,23 +126,23 @@ def test_whatever_clocks_say_stretches_are_parts_of_the_way(shifts):
         event._replace(time_s=event.time_s + shift)
         for event, shift in zip(by_hand(), shifts, strict=True)
     ]
-    found = limits(run_of(events))
+    found = bottlenecks(run_of(events))
     if found is None:
         return
     assert found.reached_per_s > 0
     assert all(bound.per_s > 0 for bound in found.bounds)
-    for stretch in found.stretches:
-        assert (stretch.seconds >= 0).all()
+    for segment in found.segments:
+        assert (segment.seconds >= 0).all()
     assert to_html(run_of(events))
 
 
 def test_they_add_up_to_the_way_of_each_update():
-    found = limits(run_of(by_hand()))
-    whole = np.sum([stretch.seconds for stretch in found.stretches], axis=0)
+    found = bottlenecks(run_of(by_hand()))
+    whole = np.sum([segment.seconds for segment in found.segments], axis=0)
     assert whole == pytest.approx([0.5] * 8)
 
 
 def test_a_trace_with_a_crash_in_it_is_accounted_for():
-    found = limits(run_of(hand_made()))
+    found = bottlenecks(run_of(hand_made()))
     assert math.isfinite(found.reached_per_s)
     assert section(run_of(hand_made())) is not None

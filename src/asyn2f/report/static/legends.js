@@ -1,6 +1,6 @@
-// The legends of figures: text of the page, which wraps; a click hides or shows.
+// Legends as text of the page, which wraps; a click hides or shows a trace.
 
-// Corners, degrees turned, and the inner radius of a star.
+// Number of corners, rotation in degrees, and the inner radius of a star.
 const SHAPES = {
   square: [4, 45], diamond: [4, 0], "triangle-up": [3, 0], "triangle-down": [3, 180],
   star: [5, 0, 0.45], x: [4, 45, 0.4], circle: [24, 0],
@@ -67,7 +67,7 @@ function keyOf(name, data, trace) {
   key.innerHTML = swatch(trace);
   key.append(trace.name);
   const first = data.indexOf(trace);
-  const group = trace.legendgroup ?? NaN; // which equals nothing
+  const group = trace.legendgroup ?? NaN; // NaN equals nothing
   const all = data.flatMap((other, k) =>
     k === first || other.legendgroup === group ? [k] : []);
   const look = (hidden) => key.classList.toggle("off", hidden);

@@ -1,15 +1,26 @@
-// What draws the figures of a page; they and Plotly stand in it.
+// Draws the figures of the page, which contains them and Plotly.
 const byId = (id) => document.getElementById(id);
 let page; // the figures, their themes, the colours of a dark page
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const settings = { displayModeBar: false, responsive: true };
 const NARROW = 640; // pixels of a figure
-const TOP = 14; // margin of a figure on the page; a saved one has its legend there
+const TOP = 14; // margin of a figure on the page; saved figures have their legend there
 
 // ---------------------------------------------------------------- look
 
-const inScheme = (value) => !dark.matches ? value : JSON.parse(
-  JSON.stringify(value).replace(/#[0-9A-F]{6}/g, (c) => page.dark[c] ?? c));
+// The same with the colours of a dark page, if this is one. Arrays of numbers stay.
+function inScheme(value) {
+  if (!dark.matches || ArrayBuffer.isView(value)) return value;
+  if (typeof value === "string") {
+    return value.replace(/#[0-9A-F]{6}/g, (c) => page.dark[c] ?? c);
+  }
+  if (Array.isArray(value)) {
+    return typeof value[0] === "number" ? value : value.map(inScheme);
+  }
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(
+    ([name, inner]) => [name, name === "bdata" ? inner : inScheme(inner)]));
+}
 
 function merged(layout, changes) {
   const result = { ...layout };
@@ -34,31 +45,99 @@ function layoutOf(name, { layout }) {
   };
 }
 
-// What a click on the legend has hidden or shown stays so.
+// Traces stay hidden or shown as chosen in the legend.
 const keep = (name, data) => data.map((trace, k) =>
   ({ ...trace, visible: byId(name).data?.[k]?.visible ?? trace.visible ?? true }));
 
 const shownRange = () => byId("timeline").layout.xaxis.range.map(Number);
 
+// ---------------------------------------------------------------- timeline
+
+function bytesOf(text) {
+  return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+}
+
+function numbers({ bdata, dtype }) {
+  const { buffer } = bytesOf(bdata);
+  return dtype === "f8" ? new Float64Array(buffer) : new Float32Array(buffer);
+}
+
+// Draws the bars of the timeline from columns, which are smaller than their outlines.
+function expandTimeline({ data, layout }) {
+  const { workers, half, bars: packed } = layout.meta;
+  const bars = Object.fromEntries(
+    Object.entries(packed).map(([name, column]) => [name, numbers(column)]));
+  const { row, start, end, base, staleness, bin } = bars;
+  const indices = Array.from(row.keys());
+  const outlines = (items) => { // closed, with a gap after each
+    const x = new Float64Array(6 * items.length), y = new Float32Array(6 * items.length);
+    items.forEach((i, k) => {
+      const [low, high] = [row[i] + half, row[i] - half];
+      x.set([start[i], end[i], end[i], start[i], start[i], NaN], 6 * k);
+      y.set([low, low, high, high, low, NaN], 6 * k);
+    });
+    return { x, y };
+  };
+  const middles = (items) => ({ // points for the mouse
+    x: items.map((i) => (start[i] + end[i]) / 2),
+    y: items.map((i) => row[i]),
+    customdata: items.map((i) =>
+      [workers[row[i]], base[i], staleness[i], end[i] - start[i]]),
+  });
+  return data.map((trace) => {
+    const { bin: own, waits, crowd } = trace.meta ?? {};
+    if (own !== undefined) {
+      return { ...trace, ...outlines(indices.filter((i) => bin[i] === own)) };
+    }
+    if (waits !== undefined) {
+      const items = indices.filter((i) => (staleness[i] < 0) === waits);
+      return { ...trace, ...middles(items) };
+    }
+    if (crowd) crowds.push({ trace: data.indexOf(trace), times: numbers(trace.x), crowd });
+    return trace;
+  });
+}
+
+const crowds = []; // marks that are hidden where there are too many of them
+
+// Hides marks of which more than a crowd are in view, so that one sees the bars.
+function hideCrowds() {
+  const [from, to] = shownRange();
+  const scale = Math.min(1, byId("timeline").clientWidth / 1000);
+  for (const mark of crowds) {
+    const inView = mark.times.filter((time) => from <= time && time <= to).length;
+    const hidden = inView > mark.crowd * scale;
+    if (hidden === mark.hidden) continue;
+    mark.hidden = hidden;
+    const { opacity = 1, hoverinfo = "all" } = page.figures.timeline.data[mark.trace];
+    const look = hidden ? { opacity: 0, hoverinfo: "skip" } : { opacity, hoverinfo };
+    Plotly.restyle("timeline", look, [mark.trace]);
+  }
+}
+
 // ---------------------------------------------------------------- drawing
 
-function draw(name, range) {
-  const figure = page.figures[name];
-  const layout = layoutOf(name, inScheme({ layout: figure.layout }));
-  let data;
-  if (name === "timeline") {
-    layout.xaxis = { ...layout.xaxis, range: range ?? shownRange() };
-    data = dataIn(layout.xaxis.range);
-  } else {
-    data = inScheme(figure.data);
+function draw(name) {
+  const layout = layoutOf(name, inScheme({ layout: page.figures[name].layout }));
+  if (name === "timeline" && byId(name).layout) {
+    layout.xaxis = { ...layout.xaxis, range: shownRange() };
   }
+  const data = inScheme(page.figures[name].data);
   byId(name).style.height = `${layout.height}px`; // however Plotly resizes meanwhile
   Plotly.react(name, keep(name, data), layout, settings);
+  if (name === "timeline") {
+    for (const mark of crowds) mark.hidden = undefined;
+    hideCrowds();
+  }
+}
+
+function show(from, to) {
+  Plotly.relayout("timeline", { "xaxis.range": [from, to] });
 }
 
 function legend(name) {
-  const data = name === "timeline" ? looks() : inScheme(page.figures[name].data);
-  drawLegend(name, { data, layout: page.figures[name].layout });
+  const { data, layout } = page.figures[name];
+  drawLegend(name, { data: inScheme(data), layout });
 }
 
 function save(name) {
@@ -81,7 +160,7 @@ function press(button) {
   for (const other of button.parentElement.children) other.classList.remove("on");
   if (from) {
     button.classList.add("on");
-    draw("timeline", [Number(from), Number(to)]);
+    show(Number(from), Number(to));
     return;
   }
   const whole = document.querySelector(".windows .whole").dataset;
@@ -90,10 +169,10 @@ function press(button) {
   const length = Math.min((end - start) * Number(zoom ?? 1), last - first);
   const middle = (start + end) / 2 + 0.8 * (end - start) * Number(move ?? 0);
   const next = Math.min(Math.max(middle - length / 2, first), last - length);
-  draw("timeline", [next, next + length]);
+  show(next, next + length);
 }
 
-// A table or figure that is wider or higher than its box fades out there, and says so.
+// A table or figure that is larger than its box fades out at the edge, with a hint.
 function watchScrolling(box) {
   const hint = document.createElement("div");
   hint.className = "hint";
@@ -128,10 +207,11 @@ async function begin() {
   const library = document.createElement("script");
   library.textContent = await unpacked("library");
   document.head.append(library);
-  if (page.figures.timeline) timeline = parseTimeline(page.figures.timeline);
+  const { timeline } = page.figures;
+  if (timeline) timeline.data = expandTimeline(timeline);
   const names = Object.keys(page.figures);
   for (const name of names) {
-    draw(name, page.figures[name].layout.xaxis?.range);
+    draw(name);
     legend(name);
     let narrow = isNarrow(name);
     new ResizeObserver(() => {
@@ -140,8 +220,7 @@ async function begin() {
     }).observe(byId(name));
   }
   byId("timeline")?.on?.("plotly_relayout", (change) => {
-    const changed = Object.keys(change);
-    if (changed.some((key) => key.startsWith("xaxis"))) draw("timeline");
+    if (Object.keys(change).some((key) => key.startsWith("xaxis"))) hideCrowds();
   });
   dark.addEventListener("change", () => names.forEach((name) => {
     draw(name);
