@@ -38,7 +38,7 @@ def version(number, keys, made_s, saved_s, given_s, received_s):
         yield trace.Received(time_s, worker, number)
 
 
-def by_hand() -> list[trace.Event]:
+def by_hand(save_s=0.2, message_s=0.1) -> list[trace.Event]:
     """Two workers train one second for a push and wait half of one; two updates a
     version, a version every 1.5 s; saving takes 0.2 s, a message 0.1 s."""
     events: list[trace.Event] = []
@@ -49,15 +49,27 @@ def by_hand() -> list[trace.Event]:
             end_s = start_s + 1.0
             events += [trained(worker, start_s, end_s), pushed(worker, end_s, number)]
             events.append(trace.Blocked(start_s + 1.5, worker, end_s, number + 1))
-        events += version(
-            number + 1,
-            keys,
-            start_s + 1.15,
-            start_s + 1.35,
-            start_s + 1.4,
-            [start_s + 1.5] * 2,
-        )
+        saved_s = start_s + 1.15 + save_s
+        published_s = saved_s + 0.05
+        times_s = (start_s + 1.15, saved_s, published_s)
+        events += version(number + 1, keys, *times_s, [published_s + message_s] * 2)
     return events
+
+
+@pytest.mark.parametrize(
+    ("changes", "tightest", "per_s"),
+    [
+        ({}, "compute", 1.0),
+        ({"save_s": 1.25}, "store", 0.8),
+        ({"message_s": 0.5}, "network", 0.5),  # four messages of half a second
+    ],
+)
+def test_the_tightest_bound_is_named(changes, tightest, per_s):
+    events = by_hand(**changes)
+    first = bottlenecks(run_of(events)).bounds[0]
+    assert (first.name, first.per_s) == (tightest, pytest.approx(per_s))
+    sentence = f"{tightest.capitalize()} is the tightest bound: it allows {per_s:g} "
+    assert section(run_of(events)).how_to_read.startswith(sentence)
 
 
 def test_bounds_and_segments_are_those_worked_out_by_hand():

@@ -10,6 +10,7 @@ from asyn2f import trace
 from asyn2f.report import units
 from asyn2f.report.load import Run, is_simulated
 from asyn2f.report.metrics import number
+from asyn2f.trace.history import surviving
 
 
 class Score(NamedTuple):
@@ -55,18 +56,26 @@ def best_score(run: Run) -> Score | None:
 
 
 def outcomes(events: Iterable[trace.Event]) -> dict[tuple, str]:
-    """The outcome of every update, by (worker, session, seq).
+    """The outcome of every settled update, by (worker, session, seq).
 
-    The trace of the server or of the worker may be missing; an update in a version
-    counts as committed in any case.
+    The trace of the server or of the worker may be missing. An update in a surviving
+    version is committed in any case.
     """
-    found: dict[tuple, str] = {}
-    for event in events:
-        if isinstance(event, trace.UpdateSettled):
-            found[(event.worker, event.session, event.seq)] = event.outcome
-        elif isinstance(event, trace.Aggregated):
-            found.update((tuple(key), "committed") for key in event.updates)
+    written = [event for event in events if isinstance(event, _BY_SERVERS)]
+    found = {
+        (event.worker, event.session, event.seq): event.outcome
+        for event in written
+        if isinstance(event, trace.UpdateSettled)
+    }
+    for made in surviving(written):
+        found.update((tuple(key), "committed") for key in made.updates)
     return found
+
+
+_BY_SERVERS = (
+    *(trace.ProcessStarted, trace.Resumed, trace.Aggregated),
+    *(trace.Published, trace.UpdateSettled),
+)
 
 
 class KeyFigure(NamedTuple):
