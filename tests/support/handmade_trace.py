@@ -1,8 +1,8 @@
-"""Traces of runs that have not happened but can: to check the checks of traces.
+"""Synthetic traces of possible runs, to test the checks of traces.
 
-`hand_made()` is small and has everything: merges, a superseded update, a version that a
-crash takes and that is made again, a worker that begins anew. `random_trace(seed, n)`
-is of any length.
+`hand_made()` is small and complete: merges, a superseded update, a version that is lost
+in a crash and made again, a worker that restarts. `random_trace(seed, n)` has any
+length.
 """
 
 import random
@@ -48,7 +48,7 @@ def hand_made() -> list[trace.Event]:
         _pushed(2.8, 0, "a", 2, 1, 0, 8),
         _trained(3.0, 1, 2.5, 1, 4, 1),
         _pushed(3.0, 1, "b", 1, 1, 0, 4),
-        # Announced early, and lost with the server.
+        # Published before it was saved, and lost with the server.
         _aggregated(3.2, 2, 1, {(0, "a", 2): 1, (1, "b", 1): 1}, [0.5, 0.5]),
         trace.Published(3.3, 2, NUM_BYTES, 2),
         _trained(3.5, 0, 2.9, 2, 10, 1),
@@ -121,7 +121,7 @@ def _aggregated(
 
 
 def files_of(events: Iterable[Any]) -> list[list[list[Any]]]:
-    """The same as the lives of processes, each with a file of its own."""
+    """The same events as lives of processes, each with a file of its own."""
     files: dict[str, list[list[Any]]] = {}
     for event in events:
         own = _actor_of(event)
@@ -133,13 +133,13 @@ def files_of(events: Iterable[Any]) -> list[list[list[Any]]]:
 
 
 def _actor_of(event: Any) -> str:
-    """Who writes an event down."""
+    """The process that records an event."""
     theirs = trace.Adopted | trace.Trained | trace.Merged | trace.Pushed
     theirs |= trace.Blocked | trace.Received | trace.OutcomeReceived
-    is_given_up = (
+    is_withdrawn = (
         isinstance(event, trace.UpdateSettled) and event.outcome == "withdrawn"
     )
-    if isinstance(event, theirs) or is_given_up:
+    if isinstance(event, theirs) or is_withdrawn:
         return f"worker-{event.worker}"
     if isinstance(event, trace.Evaluated):
         return "evaluator"
@@ -200,28 +200,28 @@ class _Worker:
 
 
 class _Run:
-    """A run in which anything that can happen does so by chance."""
+    """A run in which everything that is possible happens at random."""
 
     def __init__(self, seed: int, workers: int, crashes: float) -> None:
         self.chance, self.now, self.crashes = random.Random(seed), 0.0, crashes
         self.events: list[Any] = []
         self.workers = [_Worker(worker) for worker in range(workers)]
-        self.given = (1, 0)  # incarnation and version that is given out
-        self.pending: dict[int, trace.Pushed] = {}  # may be used
-        self.unsaved: list[trace.Pushed] = []  # stand in a version that may be lost
-        self.saved = (0, 1)  # version, and which incarnation made it
+        self.given = (1, 0)  # incarnation and number of the published version
+        self.pending: dict[int, trace.Pushed] = {}  # usable
+        self.unsaved: list[trace.Pushed] = []  # in a version that may be lost
+        self.saved = (0, 1)  # version, and the incarnation that made it
         self.note(trace.ProcessStarted, "server", RUN, 1, {})
         for worker in self.workers:
             self.note(trace.ProcessStarted, f"worker-{worker.worker}", "", 0, {})
         self.note(trace.Published, 0, NUM_BYTES, 0)
 
     def note(self, kind: Any, *fields: Any) -> Any:
-        """The event, noted, a moment after the one before."""
+        """Records an event, a moment after the previous one."""
         self.now += self.chance.uniform(0.001, 0.01)
         self.events.append(kind(self.now, *fields))
         return self.events[-1]
 
-    def go_on(self) -> None:
+    def advance(self) -> None:
         what = self.chance.random()
         if what < self.crashes:
             self.crash()
@@ -263,7 +263,7 @@ class _Run:
             self.note(trace.ProcessStarted, f"worker-{k}", "", 0, {})
 
     def merge_times(self, worker: int) -> None:
-        """Lets a stretch begin where the worker's event before it ended, at times."""
+        """Sometimes lets training start where the worker's previous event ended."""
         trained = self.events[-1]
         before = next(
             (
@@ -304,7 +304,7 @@ class _Run:
         self.note(trace.UpdateSettled, *key, outcome, version, "")
 
     def crash(self) -> None:
-        """The server's; what it had not saved is lost, and the updates come again."""
+        """Crashes the server: unsaved versions are lost, their updates sent again."""
         version, made_in = self.saved
         again = {u.worker: u for u in self.unsaved} | self.pending
         self.unsaved = []
@@ -321,8 +321,8 @@ class _Run:
 def random_trace(
     seed: int, num_events: int, workers: int = 3, crashes: float = 0.01
 ) -> list[trace.Event]:
-    """A trace of about so many events, the same for the same arguments."""
+    """A trace of about `num_events`, deterministic in its arguments."""
     run = _Run(seed, workers, crashes)
     while len(run.events) < num_events:
-        run.go_on()
+        run.advance()
     return run.events

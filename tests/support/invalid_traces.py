@@ -1,4 +1,4 @@
-"""Traces of what cannot have happened, each the hand-made one with one change."""
+"""Impossible traces, each the hand-made one with one change."""
 
 import math
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from tests.support.handmade_trace import At, changed, having, without
 
 
 class Broken(NamedTuple):
-    """A trace, the events that cannot both be true, and words of the rule."""
+    """A trace, two contradicting events, and words of the rule they break."""
 
     events: list[Any]
     cause: At | None

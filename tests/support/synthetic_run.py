@@ -27,9 +27,9 @@ def made_up(
     synchronous: bool = False,
     steps: int = 30,
 ) -> Path:
-    """The folder of a plausible run, the same for the same arguments.
+    """The folder of a plausible run, deterministic in its arguments.
 
-    Every worker trains epochs of `steps` steps at a speed of its own. Asynchronously,
+    Every worker trains epochs of `steps` steps at its own speed. Asynchronously,
     two updates make a version, which workers merge at their next step; synchronously,
     all workers' updates make one, and workers wait for it.
     """
@@ -89,7 +89,7 @@ def _serve(
 
 
 def _newest(arrivals_s: list[float], time_s: float) -> int:
-    """The newest version that has arrived by then."""
+    """The newest version that has arrived by that time."""
     return bisect.bisect_right(arrivals_s, time_s) - 1
 
 

@@ -1,4 +1,4 @@
-"""What must be true of a run however it was disturbed, by what its traces say."""
+"""Checks that hold for every run, however it was disturbed, from its traces alone."""
 
 import contextlib
 import math
@@ -25,11 +25,11 @@ def check_trace(
         which the last making of a version counts.
 
     Raises:
-      AssertionError: an update is lost or counted twice, its worker was told what is
-        not so, a version is missing, or somebody was given an older one than before.
+      AssertionError: an update is lost or counted twice, its worker received a wrong
+        outcome, a version is missing, or a worker regressed to an older one.
     """
     found = RunArtifacts(trace.read(folder), commits={})
-    # Workers that are pretended train nothing, so not every trace is one of workers.
+    # Stub workers do not train, so their traces are not causal.
     violations = [v for v in check(found).violations if v.invariant != "causality"]
     assert not violations, violations[:5]
     lives = list(_lives(folder))
@@ -39,12 +39,12 @@ def check_trace(
     counted = Counter(key for keys in versions.values() for key in keys)
     twice = [key for key, times in counted.items() if times > 1]
     assert not twice, f"counted twice: {twice}"
-    told: dict[UpdateKey, str] = {}
+    received: dict[UpdateKey, str] = {}
     for life in lives:
         _check_order(life)
-        told |= _outcomes(life)
-    wrong = {k: v for k, v in told.items() if (v == "committed") != (k in counted)}
-    assert not wrong, f"in a version or not, and the last word was another: {wrong}"
+        received |= _outcomes(life)
+    wrong = {k: v for k, v in received.items() if (v == "committed") != (k in counted)}
+    assert not wrong, f"in a version or not, contrary to the outcome: {wrong}"
     outcomes = {key: "committed" for key in counted}
     pushed = set()
     for life in lives:
@@ -54,7 +54,7 @@ def check_trace(
                 key = UpdateKey(event.worker, event.session, event.seq)
                 assert key not in pushed, f"pushed twice: {key}"
                 pushed.add(key)
-                outcomes.setdefault(key, told.get(key, "lost" if ended else "died"))
+                outcomes.setdefault(key, received.get(key, "lost" if ended else "died"))
         for key in _settled(life, "withdrawn"):
             if outcomes[key] in ("lost", "died"):
                 outcomes[key] = "withdrawn"
@@ -94,12 +94,12 @@ def _settled(life: list[Any], *outcomes: str) -> dict[UpdateKey, str]:
 
 
 def _outcomes(life: list[Any]) -> dict[UpdateKey, str]:
-    """A server's; those of its next life are the last word, if there are any."""
+    """Those of a server; its next life's take precedence."""
     return _settled(life, "committed", "superseded", "rejected")
 
 
 def _check_order(life: list[Any]) -> None:
-    """A worker is given newer and newer versions; another server may begin lower."""
+    """A worker receives ever newer versions; another server may begin lower."""
     newest = -math.inf
     for event in life:
         if isinstance(event, trace.Registered):

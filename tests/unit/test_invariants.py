@@ -1,4 +1,4 @@
-"""Runs that kept their promises, and each promise broken by hand."""
+"""A run in which all invariants hold, and each invariant violated by hand."""
 
 import dataclasses
 import json
@@ -120,7 +120,7 @@ BROKEN = {
     "I5 a sum that is not one": ("I5", with_shares(2, 2, [0.7, 0.25])),
     "I5 a negative share": ("I5", with_shares(2, 2, [1.25, -0.25])),
     "I5 no number": ("I5", with_shares(2, 2, [float("nan"), 1.0])),
-    "I6 given out, then saved": (
+    "I6 published, then saved": (
         "I6",
         RunArtifacts(
             [e for e in GOOD.events if e.time_s < 3.1]
@@ -129,7 +129,7 @@ BROKEN = {
             finished=False,
         ),
     ),
-    "I6 given out in place of one that was saved": (
+    "I6 published in place of one that was saved": (
         "I6",
         RunArtifacts(
             [
@@ -189,37 +189,37 @@ BROKEN = {
 }
 
 
-def test_a_run_with_crashes_that_kept_its_promises():
-    judgement = check(GOOD)
-    assert judgement.violations == []
-    assert judgement.outcomes == Counter(
+def test_all_invariants_hold_in_a_run_with_crashes():
+    report = check(GOOD)
+    assert report.violations == []
+    assert report.outcomes == Counter(
         {"committed": 6, "superseded": 1, "rejected": 1, "lost with its worker": 1}
     )
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_promise_is_named(name):
+def test_a_violation_is_named(name):
     invariant, found = BROKEN[name]
     broken = {violation.invariant for violation in check(found).violations}
     assert invariant in broken
 
 
-def test_every_promise_is_broken_once_here_or_left_to_the_simulation():
+def test_every_invariant_is_violated_here_or_left_to_the_simulation():
     by_hand = {invariant for invariant, _ in BROKEN.values()}
     left = {k for k, why in check(GOOD).unverified.items() if "simulation" in why}
     assert by_hand | left == set(INVARIANTS)
 
 
-def test_a_run_that_goes_on_has_updates_under_way():
+def test_a_running_run_has_pending_updates():
     until = [event for event in GOOD.events if event.time_s < 5.95]
     found = GOOD._replace(events=until, commits={}, best=None, finished=False)
-    judgement = check(found)
-    assert judgement.violations == []
-    assert judgement.outcomes["pending"] == 2
-    assert "I7" in judgement.unverified
+    report = check(found)
+    assert report.violations == []
+    assert report.outcomes["pending"] == 2
+    assert "I7" in report.unverified
 
 
-def test_a_damaged_version_may_be_gone_back_behind():
+def test_a_server_may_resume_from_before_a_damaged_version():
     events = [
         *GOOD.events,
         trace.ProcessStarted(8.0, "server", "run-1", 3, {}),
@@ -230,7 +230,7 @@ def test_a_damaged_version_may_be_gone_back_behind():
     assert "I9" not in {v.invariant for v in check(found).violations}
 
 
-def test_a_simulated_run_ends_with_updates_under_way():
+def test_a_simulated_run_ends_with_updates_in_flight():
     events = [
         trace.ProcessStarted(0.0, "simulation", "run-1", 1, {}),
         trace.Published(0.0, 0, 400, 1),
@@ -239,26 +239,26 @@ def test_a_simulated_run_ends_with_updates_under_way():
         trace.Pushed(1.0, 0, "simulated", 0, update_info(step=8)),
         trace.Stopped(1.5, "simulation", "1.5 s have passed"),
     ]
-    judgement = check(RunArtifacts(events, {}))
-    assert judgement.outcomes == Counter({"pending": 1})
-    assert judgement.violations == []
-    assert "simulated" in judgement.unverified["I7"]
+    report = check(RunArtifacts(events, {}))
+    assert report.outcomes == Counter({"pending": 1})
+    assert report.violations == []
+    assert "simulated" in report.unverified["I7"]
 
 
-def test_traces_of_old_are_judged_by_what_they_have():
-    old = [
+def test_what_lacks_events_is_unverified():
+    few = [
         e for e in GOOD.events if not isinstance(e, trace.Saved | trace.OutcomeReceived)
     ]
-    judgement = check(GOOD._replace(events=old, before_save=False))
-    assert judgement.violations == []
-    assert {"I3", "I4", "I6", "I12"} <= set(judgement.unverified)
+    report = check(GOOD._replace(events=few, before_save=False))
+    assert report.violations == []
+    assert {"I3", "I4", "I6", "I12"} <= set(report.unverified)
 
 
 # ------------------------------------------------------------- real runs
 
 
 @pytest.mark.parametrize("announce", ["after_save", "before_save"])
-def test_a_real_run_keeps_its_promises(tmp_path, announce):
+def test_all_invariants_of_a_real_run_hold(tmp_path, announce):
     settings = dataclasses.replace(SETTINGS, publish=announce)
     store = OrbaxStore(tmp_path / "models")
     run = LocalRun(tmp_path, small(), "zmq", settings, store)
@@ -271,10 +271,10 @@ def test_a_real_run_keeps_its_promises(tmp_path, announce):
         commits={version: commit_of(record) for version, record in records.items()},
         before_save=announce == "before_save",
     )
-    judgement = check(found)
-    assert judgement.violations == []
-    assert {"I3", "I7", "I12"}.isdisjoint(judgement.unverified)
-    assert ("I6" in judgement.unverified) == (announce == "before_save")
+    report = check(found)
+    assert report.violations == []
+    assert {"I3", "I7", "I12"}.isdisjoint(report.unverified)
+    assert ("I6" in report.unverified) == (announce == "before_save")
 
 
 def verify(folder, *flags):
@@ -302,7 +302,7 @@ def write(folder, found):
 
 
 @pytest.mark.processes
-def test_the_program_says_what_held_and_what_did_not(tmp_path):
+def test_the_program_reports_what_holds_and_what_is_broken(tmp_path):
     good, bad = tmp_path / "good", tmp_path / "bad"
     write(good, GOOD)
     code, out, err = verify(good)
@@ -318,7 +318,7 @@ def test_the_program_says_what_held_and_what_did_not(tmp_path):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("content", ["", "no trace", '{"kind": "Settled"}\n{}\n'])
-def test_what_cannot_be_judged_is_one_line_and_exit_code_2(tmp_path, content):
+def test_what_cannot_be_verified_is_one_line_and_exit_code_2(tmp_path, content):
     if content:
         (tmp_path / "trace").mkdir()
         (tmp_path / "trace" / "server.jsonl").write_text(content + "\n" + content)

@@ -65,7 +65,7 @@ def test_version_0_is_the_initial_model():
     assert found.time_s == 0.4
     assert (found.update_bytes, found.max_staleness) == (0, 0)
     assert math.isnan(found.mean_staleness)
-    assert "initial model, drawn from the seed; given out at 0.000 s" in describe(found)
+    assert "initial model, drawn from the seed; published at 0.000 s" in describe(found)
     assert describe(explain([], 0)).endswith("drawn from the seed")
 
 

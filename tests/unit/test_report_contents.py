@@ -1,4 +1,4 @@
-"""The report of the hand-made run, computed by hand, and of damaged and hostile ones."""
+"""The report of the hand-made run, computed by hand; of damaged and hostile runs."""
 
 import json
 import math

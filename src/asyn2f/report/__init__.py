@@ -1,1 +1,1 @@
-"""What a person looks at: metrics, the live table and the report of a run."""
+"""Metrics, the live view and the report of a run."""

@@ -1,4 +1,4 @@
-"""The live view of a run: a table on a terminal, a line now and then elsewhere."""
+"""The live view of a run: a table on a terminal, occasional lines elsewhere."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +20,10 @@ from asyn2f.report import units
 LINE_EVERY_S = 2.0
 """Seconds between two plain lines, unless the accuracy has improved."""
 
-_WIDE, _WIDEST = 110, 132  # columns: room for everything; wider, and the eye is lost
+_WIDE, _WIDEST = (
+    110,
+    132,
+)  # columns: enough for every column; a wider table is hard to read
 _STATES = {
     "training": ("●", "green"),
     "registered": ("○", ""),
@@ -31,7 +34,7 @@ _STATES = {
 
 
 class View(NamedTuple):
-    """A run as it stands, fitted to the terminal that shows it."""
+    """The status of a run, fitted to the terminal."""
 
     status: RunStatus
 
@@ -40,7 +43,7 @@ class View(NamedTuple):
     ) -> RenderResult:
         options = options.update(max_width=min(options.max_width, _WIDEST))
         head = console.render_lines(_head(self.status), options)
-        # Of the rows that are left, one is the table's head and one the cursor's.
+        # One of the remaining rows is the table's head, one the cursor's.
         room = max((options.height or console.height) - len(head) - 2, 2)
         body = _table(self.status, room, wide=options.max_width >= _WIDE)
         for line in [*head, *console.render_lines(body, options)]:
@@ -49,16 +52,16 @@ class View(NamedTuple):
 
 
 def render(status: RunStatus) -> View:
-    """The status as something rich can print: a head, and a row per worker.
+    """The status as a rich renderable: a head, and a row per worker.
 
-    It fits the width and the height of the console; workers that find no room are
-    counted in a last row.
+    It fits the width and height of the console; a last row counts the workers that do
+    not fit.
     """
     return View(status)
 
 
 def plain_line(status: RunStatus) -> str:
-    """The status in one line of plain text, for logs.
+    """The status as one line of plain text, for logs.
 
     >>> status = RunStatus("r", "asyn2f", "running", 75.0, 12, 100, 0.12, 0.5, 0.9, 0.3,
     ...                    0.91, 10, 24, 1, 0, 4_000_000, 9_000_000, ())
@@ -77,17 +80,17 @@ def plain_line(status: RunStatus) -> str:
         f"{status.rejected} rejected",
         f"up {units.as_bytes(status.bytes_up)}, "
         f"down {units.as_bytes(status.bytes_down)}",
-        _crowd(status.workers) or "no workers",
+        _states(status.workers) or "no workers",
     ]
     return " | ".join(parts)
 
 
 class LiveView:
-    """Shows a run as it goes on; a context manager.
+    """Shows the progress of a run; a context manager.
 
-    On a terminal the view is redrawn in place. Elsewhere `plain_line` is printed, at
-    most every `LINE_EVERY_S` seconds of the run and whenever its accuracy has improved;
-    the last status always has its line. There, lines begin with date and time.
+    On a terminal the view is redrawn in place. Elsewhere `plain_line` is printed with
+    date and time, at most every `LINE_EVERY_S` seconds of the run, whenever the best
+    accuracy improves, and for the last status.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class LiveView:
             self._print_line()
 
     def update(self, status: RunStatus) -> None:
-        """Shows this status in place of the one before."""
+        """Replaces the status shown."""
         self._status = status
         if self._live:
             self._live.update(render(status), refresh=True)
@@ -128,7 +131,7 @@ class LiveView:
             self._print_line()
 
     def message(self, text: str) -> None:
-        """Shows a message, above the view, for good."""
+        """Prints a message above the view."""
         self._print(text)
 
     def _print(self, text: str) -> None:
@@ -149,7 +152,7 @@ class LiveView:
 
 
 def _head(status: RunStatus) -> Padding:
-    """Four lines: whose run, how far, how good, at what cost."""
+    """Four lines: name, progress, accuracy, and cost."""
     title = Table.grid(expand=True)
     title.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     title.add_column(justify="right", no_wrap=True)
@@ -193,7 +196,7 @@ def _progress(status: RunStatus) -> Table:
 
 
 def _table(status: RunStatus, room: int, *, wide: bool) -> Table | Text:
-    """The workers, as many as there is room for, and a row that counts the others."""
+    """As many workers as fit, and a row that counts the others."""
     workers = status.workers
     if not workers:
         return Text("  no workers yet", "dim")
@@ -212,10 +215,10 @@ def _table(status: RunStatus, room: int, *, wide: bool) -> Table | Text:
         table.add_row(*_cells(worker, wide=wide))
     rest = workers[len(shown) :]
     if rest:
-        # A row that spans all columns, which only a table of its own can have.
+        # A row that spans all columns needs a table of its own.
         more = Table.grid(expand=True)
         more.add_row(table)
-        more.add_row(Text(f"  … and {len(rest)} more: {_crowd(rest)}", "dim"))
+        more.add_row(Text(f"  … and {len(rest)} more: {_states(rest)}", "dim"))
         return more
     return table
 
@@ -252,8 +255,8 @@ def _cells(worker: WorkerStatus, *, wide: bool) -> list[Text]:
     return cells
 
 
-def _crowd(workers: tuple[WorkerStatus, ...]) -> str:
-    """How many workers are in which state."""
+def _states(workers: tuple[WorkerStatus, ...]) -> str:
+    """The number of workers in each state."""
     counts = Counter(worker.state for worker in workers)
     return ", ".join(f"{count} {state}" for state, count in counts.most_common())
 
@@ -269,5 +272,5 @@ def _rate(status: RunStatus) -> str:
 
 
 def _ascii(text: str) -> str:
-    """The text with a hyphen for a dash: a log may know no other characters."""
+    """The text with a hyphen for a dash, for logs in ASCII."""
     return text.replace(units.NONE, "-")

@@ -1,7 +1,4 @@
-"""Numbers as people read them: one spelling for the report and for the live table.
-
-What is not known, None or NaN, is a dash.
-"""
+"""Formats numbers for reports and the live view; None and NaN become a dash."""
 
 import math
 from typing import TypeGuard
@@ -34,14 +31,14 @@ def as_bytes(num_bytes: float | None) -> str:
 
 
 def scaled(num_bytes: float, largest: float) -> tuple[float, str]:
-    """`num_bytes` in the unit that suits `largest`, and that unit.
+    """`num_bytes` in the unit that fits `largest`, and that unit.
 
     >>> scaled(500_000, largest=2_000_000)
     (0.5, 'MB')
     """
     unit, size = "B", 1.0
     for bigger in ("kB", "MB", "GB", "TB", "PB"):
-        # 999.5, not 1000: what would be rounded up to 1000 kB reads better as 1.00 MB.
+        # 999.5, not 1000: 1.00 MB rather than 1000 kB.
         if largest < 999.5 * size:
             break
         unit, size = bigger, size * 1000.0
@@ -49,7 +46,7 @@ def scaled(num_bytes: float, largest: float) -> tuple[float, str]:
 
 
 def as_duration(seconds: float | None) -> str:
-    """Seconds as a person says them.
+    """Seconds in a suitable unit.
 
     >>> as_duration(0.25), as_duration(42.04), as_duration(134), as_duration(7_384)
     ('0.25 s', '42.0 s', '2 min 14 s', '2 h 03 min')
@@ -65,7 +62,7 @@ def as_duration(seconds: float | None) -> str:
 
 
 def as_clock(seconds: float | None) -> str:
-    """Seconds as hours, minutes and seconds, in a width that stays the same.
+    """Seconds as hours, minutes and seconds, at constant width.
 
     >>> as_clock(134.6)
     '00:02:14'

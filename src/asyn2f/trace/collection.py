@@ -1,4 +1,4 @@
-"""Traces of processes on other machines, brought into the folder of their run."""
+"""Collects the traces of processes on other machines into the folder of their run."""
 
 import os
 import re
@@ -13,34 +13,34 @@ _ACTORS = re.compile(r"worker-(0|[1-9]\d{0,8})|evaluator")
 
 
 class Collected(NamedTuple):
-    """What was taken from one file."""
+    """What was copied from one file."""
 
     source: Path
-    target: Path | None  # None: nothing of this run is in it
+    target: Path | None  # None: it contains nothing of this run
     lives: int
     events: int
-    others: tuple[str, ...]  # runs of which other lives in it are
+    others: tuple[str, ...]  # ids of other runs in it
 
 
 def collect(folder: Path, sources: Sequence[Path]) -> Iterator[Collected]:
-    """Copies what the processes of a run wrote elsewhere into its folder.
+    """Copies the traces that processes of a run wrote elsewhere into its folder.
 
-    Of each file the lives that the run's server let in are taken, by the name of the
-    run in `Registered`: a folder may have been used for several runs. What has been
-    collected before is replaced if there is more of it now.
+    From each file the lives that registered with the run are taken, by the run id in
+    `Registered`: a folder may have been used for several runs. A trace collected before
+    is replaced if it is longer now.
 
     Args:
       folder: of the run, with its server's trace.
       sources: folders of other processes, or their traces.
 
     Raises:
-      RunDirError: a folder is not what it should be, or cannot be read or written.
-      ValueError: a line is none of a trace.
+      RunDirError: a folder is not that of a run, or cannot be read or written.
+      ValueError: a line is not a trace event.
     """
     run = rundir.read_json(folder / rundir.RUN)["run"]
     here = folder / rundir.TRACE
     if not here.is_dir():
-        raise errors.RunDirError(f"{folder} holds no trace: give the server's folder")
+        raise errors.RunDirError(f"{folder} has no trace: pass the server's folder")
     for source in sources:
         there = source / rundir.TRACE if (source / rundir.TRACE).is_dir() else source
         if there.resolve() == here.resolve():
@@ -48,8 +48,8 @@ def collect(folder: Path, sources: Sequence[Path]) -> Iterator[Collected]:
         files = segments.files_of(there) if there.is_dir() else {}
         if not files:
             raise errors.RunDirError(
-                f"{source} holds no trace; give what a worker or an evaluator was "
-                f"given as --workdir, with its folder {rundir.TRACE!r}"
+                f"{source} has no trace; pass the --workdir of a worker or evaluator, "
+                f"with its folder {rundir.TRACE!r}"
             )
         for paths in files.values():
             yield _collected(run, paths, here)
@@ -73,7 +73,7 @@ def _collected(run: str, paths: list[Path], here: Path) -> Collected:
 
 
 def _target(here: Path, actor: str, head: trace.Event) -> Path:
-    """The file that begins with this event, or the first that is not there."""
+    """The file that begins with this event, or the first free name."""
     number, path = 1, here / f"{actor}.jsonl"
     while os.path.lexists(path):
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -86,7 +86,7 @@ def _target(here: Path, actor: str, head: trace.Event) -> Path:
 
 def _write(target: Path, events: Sequence[trace.Event]) -> None:
     if target.exists() and sum(map(len, trace.lives_in(target))) >= len(events):
-        return  # all of it is there
+        return  # it is complete
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with beside.open("x", encoding="utf-8") as file:

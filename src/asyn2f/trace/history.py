@@ -1,7 +1,7 @@
-"""Which version came of which: the history that the servers of a run have made.
+"""The history of versions that the servers of a run have made.
 
-A version is a *node*, by the incarnation that made it and its number: a crash can take
-a version, and the next one of that number is another model.
+A version is a *node*, identified by the incarnation that made it and its number: a
+crash can lose a version, and the next one of its number is another model.
 """
 
 import math
@@ -14,7 +14,7 @@ from asyn2f.errors import IncompleteTraceError
 Key = tuple[Any, ...]  # of an update: worker, session, seq
 Node = tuple[int, int]  # of a version: incarnation, number; number 0 = the initial one
 
-_TOLD_BY_SERVERS = {
+_BY_SERVERS = {
     trace.ProcessStarted,
     trace.Resumed,
     trace.Aggregated,
@@ -24,10 +24,10 @@ _TOLD_BY_SERVERS = {
 
 
 def zero_s(events: Iterable[trace.Event]) -> float:
-    """When the first version was given out: zero of all times that people read.
+    """When the first version was published: zero of all times shown to users.
 
-    Processes begin before: they load, compile, and wait for each other. Of a trace
-    without that event, its first event; NaN of none.
+    Processes start earlier: they load, compile, and wait for each other. Without a
+    publication, the time of the first event; NaN without events.
 
     >>> joined = trace.WorkerJoined(3.0, worker=0, session="a", num_examples=8)
     >>> given = trace.Published(7.5, version=0, num_bytes=80, receivers=1)
@@ -43,9 +43,9 @@ def zero_s(events: Iterable[trace.Event]) -> float:
 
 
 def surviving(events: Iterable[trace.Event]) -> list[trace.Aggregated]:
-    """The versions that the newest one descends from, and itself, in ascending order.
+    """The newest version and its ancestors, in ascending order.
 
-    Left out are those that a crash has taken, and a last one that could not be saved.
+    Versions lost in a crash, and a last one that could not be saved, are left out.
 
     >>> def made(version, incarnation):
     ...     return trace.Aggregated(0.0, version, incarnation, [], [], [], [], 0.1)
@@ -60,8 +60,8 @@ def surviving(events: Iterable[trace.Event]) -> list[trace.Aggregated]:
 
 
 def absent(events: Iterable[trace.Event]) -> list[str]:
-    """The processes whose traces are missing: the server; workers of which the server
-    speaks, with a life of theirs that made an update.
+    """The processes whose traces are missing: the server, and workers named in its
+    trace, as far as a session of theirs pushed an update.
 
     >>> absent([trace.WorkerJoined(1.0, worker=3, session="s", num_examples=9)])
     ['worker-3']
@@ -93,7 +93,7 @@ _ONLY_SERVERS = {trace.Published, trace.Aggregated, trace.Resumed, trace.WorkerJ
 
 
 def absence_of(actors: Sequence[str]) -> str:
-    """A sentence that names the processes whose traces are missing, or "".
+    """A sentence naming the processes whose traces are missing, or "".
 
     >>> absence_of(["worker-0", "worker-2"]).partition(":")[0]
     'the traces of worker-0, worker-2 are missing'
@@ -109,21 +109,21 @@ def absence_of(actors: Sequence[str]) -> str:
 
 
 def check_complete(events: Iterable[trace.Event]) -> None:
-    """Checks that the trace of every process is there.
+    """Raises IncompleteTraceError unless the trace of every process is present.
 
     Raises:
-      IncompleteTraceError: which are not.
+      IncompleteTraceError: names the missing ones.
     """
     if absence := absence_of(absent(events)):
         raise IncompleteTraceError(absence)
 
 
 class History:
-    """What the servers made and gave out, and what the workers pushed."""
+    """The versions made and published by servers, and the updates pushed by workers."""
 
     def __init__(self, events: Iterable[trace.Event]) -> None:
         self.made: dict[Node, trace.Aggregated] = {}
-        self.given: dict[Node, trace.Event] = {}  # by the incarnation that gave it out
+        self.given: dict[Node, trace.Event] = {}  # by the publishing incarnation
         self.resumed: dict[int, trace.Resumed] = {}
         self.pushed: dict[Key, trace.Pushed] = {}
         self.newest: Node = (1, 0)
@@ -132,10 +132,10 @@ class History:
         for event in events:
             if isinstance(event, trace.Pushed):
                 self.pushed[event.worker, event.session, event.seq] = event
-            elif type(event) in _TOLD_BY_SERVERS:
-                self._hear(event)
+            elif type(event) in _BY_SERVERS:
+                self._add(event)
 
-    def _hear(self, event: trace.Event) -> None:
+    def _add(self, event: trace.Event) -> None:
         match event:
             case trace.ProcessStarted(actor="server" | "simulation"):
                 self._incarnation = event.incarnation
@@ -163,19 +163,20 @@ class History:
                 self._in_doubt
             ):
                 key = worker, session, seq
-                if self._in_doubt == {key}:  # the last one: it could not be saved
+                if self._in_doubt == {key}:  # it could not be saved
                     self.newest = self.parent_of(self.newest)
                 self._in_doubt.discard(key)
             case trace.UpdateSettled(outcome="committed"):
                 self._in_doubt = set()
 
     def parent_of(self, node: Node) -> Node:
-        """The version that this one, above 0, was made of."""
+        """The predecessor of a version above 0."""
         incarnation, version = node
         return self.maker_of(incarnation, version - 1), version - 1
 
     def maker_of(self, incarnation: int, version: int) -> int:
-        """Which incarnation made the version of this number that `incarnation` had."""
+        """The incarnation that made the version of this number in the history of
+        `incarnation`."""
         while resumed := self.resumed.get(incarnation):
             if version > resumed.version or resumed.made_in >= incarnation:
                 break
@@ -183,7 +184,7 @@ class History:
         return incarnation
 
     def line_of(self, node: Node) -> Iterator[Node]:
-        """This version and its ancestors above 0, the newest first."""
+        """This version and its ancestors above 0, newest first."""
         while node[1] > 0:
             yield node
             node = self.parent_of(node)

@@ -1,14 +1,14 @@
-"""The events of several processes in one order: every effect after its cause.
+"""Merges the events of several processes in causal order: effects after causes.
 
 Clocks of different machines disagree by milliseconds or by hours, so the wall times of
-two processes do not say which event came first. What does is that a version is given
-out before a worker receives it, an update pushed before a server uses or settles it, a
-outcome written before its worker hears it, and one server ends before its successor
-resumes. Where these leave a choice, the times decide.
+two processes do not determine their order. The protocol does: a version is published
+before a worker receives it, an update pushed before a server uses or settles it, an
+outcome recorded before its worker receives it, and one server ends before its successor
+resumes. Where this leaves a choice, the times decide.
 
-A process whose clock contradicts the server's is moved to it as a whole: each version
-received bounds its offset from below, each update used from above (as in NTP, RFC 5905,
-section 8), and the offset is the middle of what they allow.
+If a process's clock contradicts the server's, all its times are shifted: each version
+received bounds the offset from below, each update used from above (as in NTP, RFC 5905,
+section 8), and the offset is the middle of the interval.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,19 +22,20 @@ from asyn2f.trace import events as e
 _SLACK_S = 0.01  # clocks of one machine: a contradiction of less moves no process
 
 Fact = tuple[Any, ...]
-Life = list[e.Event]  # of one process, by its own clock
-Step = tuple[e.Event, Fact | None, list[Fact]]  # with what it makes true and relies on
+Life = list[e.Event]  # of one process, on its own clock
+# An event, the fact that it establishes, and those that it requires.
+Step = tuple[e.Event, Fact | None, list[Fact]]
 
 
 def by_cause(files: Sequence[Sequence[Life]]) -> list[e.Event]:
     """All events in one order, on the clock of the server.
 
     Args:
-      files: the lives of each process, in the order in which they were lived.
+      files: the lives of each process, in order.
 
     Returns:
-      The events. Those that contradict each other, so that there is no such order, come
-      by time: `causality.check` names them.
+      The events. Those that contradict each other are sorted by time;
+      `causality.check` names them.
 
     >>> served = [e.Published(100.0, 0, 400, 1), e.Aggregated(102.0, 1, 1,
     ...           [[0, "a", 0]], [0], [0], [1.0], 0.1), e.Published(102.1, 1, 400, 1)]
@@ -77,18 +78,18 @@ def by_cause(files: Sequence[Sequence[Life]]) -> list[e.Event]:
 
 
 def shifted(event: e.Event, by_s: float) -> e.Event:
-    """The event with all its times so much later."""
+    """The event with all its times shifted by `by_s`."""
     names = {"time_s", "start_s"} & {*event._fields}
     changes: dict[str, Any] = {name: getattr(event, name) + by_s for name in names}
     return event._replace(**changes)
 
 
-# ------------------------------------------------------------- what depends on what
+# ------------------------------------------------------------- dependencies
 
 
 def _steps(life: Life) -> list[Step]:
-    """Each event with the fact that it makes true, and those that it relies on."""
-    incarnation = 1  # of the server that speaks, or that was listened to last
+    """Each event with the fact it establishes and those it requires."""
+    incarnation = 1  # of this server, or of the one last registered with
     sessions = {event.session for event in life if isinstance(event, e.Pushed)}
     steps: list[Step] = []
     for event in life:
@@ -129,8 +130,8 @@ def _steps(life: Life) -> list[Step]:
 
 
 def _with_successions(steps: list[list[Step]]) -> list[list[Step]]:
-    """The same, each life of a server relying on the end of that of its predecessor:
-    what that has written without knowing of its successor came before, in effect."""
+    """The same, with each life of a server requiring the end of its predecessor's: what
+    that wrote without knowing its successor took effect before."""
     served = []
     for number, life in enumerate(steps):
         head = life[0][0]
@@ -138,7 +139,7 @@ def _with_successions(steps: list[list[Step]]) -> list[list[Step]]:
             served.append((head.incarnation, number))
     served.sort()
     for (_, before), (_, number) in pairwise(served):
-        end = e.Stopped(steps[before][-1][0].time_s, "", "")  # left out of the result
+        end = e.Stopped(steps[before][-1][0].time_s, "", "")  # not part of the result
         steps[before].append((end, ("over", before), []))
         event, fact, needs = steps[number][0]
         steps[number][0] = event, fact, [*needs, ("over", before)]
@@ -146,8 +147,8 @@ def _with_successions(steps: list[list[Step]]) -> list[list[Step]]:
 
 
 def _keep_known(life: list[Step], made_true: dict[Fact, tuple[int, float]]) -> None:
-    """Leaves out what nothing in the trace makes true: it is not waited for. A version
-    whose server died before it could write that it gave it out, was made."""
+    """Drops requirements that no event in the trace establishes. A publication that is
+    missing, as its server died, is replaced by the making of the version."""
     for place, (event, fact, needs) in enumerate(life):
         known = []
         for need in needs:
@@ -164,7 +165,7 @@ def _keep_known(life: list[Step], made_true: dict[Fact, tuple[int, float]]) -> N
 def _offsets(
     steps: list[list[Step]], made_true: dict[Fact, tuple[int, float]]
 ) -> list[float]:
-    """By how much each life's clock is behind the servers'; 0 of those that agree."""
+    """How far each life's clock is behind the servers'; 0 if they agree."""
     is_server = [any(fact and fact[0] in _SERVED for _, fact, _ in x) for x in steps]
     least, most = [-inf] * len(steps), [inf] * len(steps)
     for number, life in enumerate(steps):
@@ -194,8 +195,8 @@ def _offset(least_s: float, most_s: float) -> float:
 
 
 def _merged(files: list[list[Step]]) -> list[e.Event]:
-    """Of the processes whose next event relies on nothing that is still to come, the
-    one whose event is earliest goes on; if there is none, the earliest of all."""
+    """Repeatedly takes the earliest of the next events whose requirements are met; if
+    there is none, the earliest of all."""
     order: list[e.Event] = []
     true: set[Fact] = set()
     ready: list[tuple[float, int]] = []
@@ -211,8 +212,8 @@ def _merged(files: list[list[Step]]) -> list[e.Event]:
         else:
             waiting.setdefault(lacking, []).append(file)
 
-    def go_on(file: int) -> Iterator[int]:
-        """Takes the event, and says whom that lets go on."""
+    def advance(file: int) -> Iterator[int]:
+        """Takes the next event of a file; yields the files to look at again."""
         event, fact, _ = head.pop(file)
         if fact is None or fact[0] != "over":
             order.append(event)
@@ -239,6 +240,6 @@ def _merged(files: list[list[Step]]) -> list[e.Event]:
             waiting[fact].remove(file)
             if not waiting[fact]:
                 del waiting[fact]
-        for each in go_on(file):
+        for each in advance(file):
             look(each)
     return order

@@ -1,4 +1,4 @@
-"""What a version was made of: every update in it, and how that came about.
+"""The provenance of a version: every update in it, and how it was made.
 
 print(describe(explain(trace.read(folder), version=12)))
 """
@@ -21,21 +21,21 @@ class Contribution(NamedTuple):
     info: UpdateInfo[int, float]
     staleness: int
     coefficient: float
-    steps: int  # local ones since its worker's previous push, or since that began
-    merged: tuple[int, ...]  # versions taken into it on the way, in this order
+    steps: int  # since its worker's previous push, or since the worker started
+    merged: tuple[int, ...]  # versions merged into it, in this order
     pushed_s: float
     waited_s: float  # from the push until it was aggregated
 
 
 class Provenance(NamedTuple):
-    """A version, and the updates that it was made of, in order of arrival."""
+    """A version and its updates, in order of arrival."""
 
     version: int
-    incarnation: int  # of the server that made it; 0 = nobody, it is the initial model
+    incarnation: int  # of the server that made it; 0 = the initial model
     parent: int  # the version before; -1 for version 0
-    time_s: float  # when it was made; NaN if the trace does not tell
-    start_s: float  # `lineage.zero_s`, from which its times are counted
-    num_bytes: int  # of a model, and so of an update; 0 if the trace does not tell
+    time_s: float  # when it was made; NaN if unknown
+    start_s: float  # `history.zero_s`, zero of the times shown
+    num_bytes: int  # of a model, and of an update; 0 if unknown
     contributions: tuple[Contribution, ...]
 
     @property
@@ -56,7 +56,7 @@ class Provenance(NamedTuple):
 
 
 class _Cycle:
-    """What a worker has done since it pushed, or began."""
+    """What a worker has done since its last push, or since it started."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -64,14 +64,14 @@ class _Cycle:
 
 
 def explain(events: Iterable[trace.Event], version: int) -> Provenance:
-    """Where a version of the surviving history comes from.
+    """The provenance of a version of the surviving history.
 
     Args:
       events: of all processes, as `trace.read` gives them.
       version: its number; 0 = the initial model.
 
     Raises:
-      ValueError: the trace does not hold this version, or lacks a push that it needs.
+      ValueError: the trace lacks this version, or a push that it contains.
 
     >>> explain([trace.Published(1.5, version=0, num_bytes=80, receivers=2)], 0).time_s
     1.5
@@ -106,7 +106,7 @@ def explain(events: Iterable[trace.Event], version: int) -> Provenance:
 def _cycles(
     events: Iterable[trace.Event], keys: set[Key]
 ) -> dict[Key, tuple[trace.Pushed, _Cycle]]:
-    """The pushes of these updates, and what led to each."""
+    """The pushes of these updates, and the cycle before each."""
     found: dict[Key, tuple[trace.Pushed, _Cycle]] = {}
     cycles: dict[int, _Cycle] = {}
     for event in events:
@@ -134,8 +134,8 @@ def _contribution(
     worker, session, seq = event.updates[index]
     if (worker, session, seq) not in cycles:
         raise ValueError(
-            f"version {event.version} holds update {seq} of worker {worker}, session "
-            f"{session}, and the trace does not say when that was pushed"
+            f"version {event.version} contains update {seq} of worker {worker}, "
+            f"session {session}, whose push is not in the trace"
         )
     pushed, cycle = cycles[worker, session, seq]
     return Contribution(
@@ -153,16 +153,16 @@ def _contribution(
 
 
 def describe(provenance: Provenance) -> str:
-    """Lines for a person to read; times are seconds since the first version.
+    """The provenance as text; times are seconds since the first version.
 
     >>> print(describe(Provenance(0, 0, -1, 1.5, 1.0, 80, ())))
-    version 0 is the initial model, drawn from the seed; given out at 0.500 s
+    version 0 is the initial model, drawn from the seed; published at 0.500 s
     """
     at = ""
     if not math.isnan(provenance.time_s):
         at = f" at {provenance.time_s - provenance.start_s:.3f} s"
     if provenance.version == 0:
-        given = f"; given out{at}" if at else ""
+        given = f"; published{at}" if at else ""
         return f"version 0 is the initial model, drawn from the seed{given}"
     contributions = provenance.contributions
     known = provenance.num_bytes > 0
@@ -174,7 +174,7 @@ def describe(provenance: Provenance) -> str:
     mean, highest = provenance.mean_staleness, provenance.max_staleness
     foot = (
         f"{len(contributions)} updates, {size}; "
-        f"staleness {mean:.2f} in the mean, {highest} at most"
+        f"staleness {mean:.2f} on average, at most {highest}"
     )
     rows = [_row(update, provenance.start_s) for update in contributions]
     return "\n".join([head, *_aligned([_COLUMNS, *rows]), foot])
@@ -205,7 +205,7 @@ def _row(update: Contribution, start_s: float) -> list[str]:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """The rows as lines, their cells under each other."""
+    """The rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
