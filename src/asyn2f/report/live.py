@@ -23,7 +23,7 @@ LINE_EVERY_S = 2.0
 _WIDE, _WIDEST = (
     110,
     132,
-)  # columns: enough for every column; a wider table is hard to read
+)  # columns: enough for all; wider is hard to read
 _STATES = {
     "training": ("●", "green"),
     "registered": ("○", ""),
