@@ -97,7 +97,7 @@ def test_the_description_has_a_line_per_update_in_columns():
         *("5.400", "0.300"),
     ]
     assert "2,1,2" in lines[3]
-    assert lines[4] == "2 updates, 800 bytes; staleness 0.50 in the mean, 1 at most"
+    assert lines[4] == "2 updates, 800 bytes; staleness 0.50 on average, at most 1"
     assert len({len(line) for line in lines[1:4]}) == 1
     assert len(lines) == 5
 

@@ -194,7 +194,7 @@ def test_a_long_run_has_a_page_as_small_as_a_short_one(tmp_path):
     assert len(bars["bdata"]) * 3 / 4 / 4 <= timeline_module.MAX_BARS + 100
     for part in course["data"]:
         if part.get("marker"):
-            assert len(part["x"]["bdata"]) * 3 / 4 / 4 <= timeline_module.MAX_MARKS
+            assert len(part["x"]["bdata"]) * 3 // 4 // 4 <= timeline_module.MAX_MARKS
     assert "open timeline.perfetto.json in ui.perfetto.dev" in page.text
 
 
