@@ -6,7 +6,7 @@ import math
 import pytest
 
 from asyn2f import rundir, trace
-from asyn2f.report import perfetto, segments, summary, workers
+from asyn2f.report import segments, summary, workers
 from asyn2f.report.load import Run, load_run
 from asyn2f.report.run_page import to_html, write_report
 from tests.support.handmade_trace import hand_made
@@ -120,7 +120,7 @@ def test_windows_lie_within_the_run_and_the_busiest_has_the_most_marks():
 def test_the_chrome_trace_has_a_track_per_process_and_all_their_events(tmp_path):
     path = tmp_path / rundir.TIMELINE
     diverged = trace.Trained(7.0, 0, 6.0, 2, 18, 2, math.nan, 0.5)
-    perfetto.write_timeline(path, [*hand_made(), diverged], zero_s=0.4)
+    segments.write_chrome_trace(path, [*hand_made(), diverged], zero_s=0.4)
     found = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert found.keys() == {"displayTimeUnit", "traceEvents"}
     entries = found["traceEvents"]
@@ -148,7 +148,7 @@ def test_the_chrome_trace_has_a_track_per_process_and_all_their_events(tmp_path)
 
 
 def test_the_chrome_trace_of_no_events_is_valid(tmp_path):
-    perfetto.write_timeline(tmp_path / "empty", [], zero_s=0.0)
+    segments.write_chrome_trace(tmp_path / "empty", [], zero_s=0.0)
     assert json.loads((tmp_path / "empty").read_text())["traceEvents"] == []
 
 

@@ -17,7 +17,7 @@ from asyn2f.report import (
     curves,
     figures,
     guards,
-    perfetto,
+    segments,
     summary,
     units,
     workers,
@@ -49,7 +49,7 @@ def write_report(workdir: Path) -> Path:
         _replace(workdir / rundir.REPORT, lambda p: p.write_text(text, "utf-8"))
         _replace(
             workdir / rundir.TIMELINE,
-            lambda part: perfetto.write_timeline(part, run.events, run.start_s),
+            lambda part: segments.write_chrome_trace(part, run.events, run.start_s),
         )
     return workdir / rundir.REPORT
 
