@@ -187,7 +187,9 @@ def test_contributing_draws_the_arrows_of_the_layers():
     block = re.search(r"```text\n(.*?)```", TEXTS["CONTRIBUTING.md"], re.S)[1]
     lines = re.sub(r"\n +", " ", block).strip().splitlines()
     drawn = {k.strip(): v.split() for k, v in (line.split("->") for line in lines)}
-    assert drawn == {room: to.split() for room, to in ARROWS.items() if to}
+    wanted = [f"{room:<13} -> {to}" for room, to in ARROWS.items() if to]
+    told = f"write into CONTRIBUTING.md:\n{chr(10).join(wanted)}"
+    assert drawn == {room: to.split() for room, to in ARROWS.items() if to}, told
 
 
 def test_decisions_are_dated_and_have_reasons():
