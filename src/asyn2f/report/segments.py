@@ -229,13 +229,15 @@ def write_chrome_trace(
     with open(path, "w", encoding="utf-8") as file:
         file.write('{"displayTimeUnit":"ms","traceEvents":[\n')
         separator = ""
-        for entry in _entries(events, zero_s):
-            file.write(separator + json.dumps(entry, separators=(",", ":")))
+        for line in _chrome_lines(events, zero_s):
+            file.write(separator + line)
             separator = ",\n"
         file.write("\n]}\n")
 
 
-def _entries(events: Iterable[trace.Event], zero_s: float) -> Iterator[dict[str, Any]]:
+def _chrome_lines(events: Iterable[trace.Event], zero_s: float) -> Iterator[str]:
+    """One JSON object per event; by format string, as there may be half a million."""
+    encode = json.JSONEncoder(separators=(",", ":")).encode
     readers = {
         kind: [(field.rpartition(".")[2], attrgetter(field)) for field in fields]
         for kind, (_, fields) in _LOOKS.items()
@@ -251,16 +253,19 @@ def _entries(events: Iterable[trace.Event], zero_s: float) -> Iterator[dict[str,
             named.add(thread)
             track = {"ph": "M", "pid": 0, "tid": thread}
             name = "server" if worker is None else f"worker {worker}"
-            yield track | {"name": "thread_name", "args": {"name": name}}
-            yield track | {"name": "thread_sort_index", "args": {"sort_index": thread}}
-        args = {name: _plain(read(event)) for name, read in readers[kind]}
-        entry = {"name": _LOOKS[kind][0], "pid": 0, "tid": thread, "args": args}
-        time_us = _us(event.time_s - zero_s)
+            yield encode(track | {"name": "thread_name", "args": {"name": name}})
+            order = {"name": "thread_sort_index", "args": {"sort_index": thread}}
+            yield encode(track | order)
+        args = encode({name: _plain(read(event)) for name, read in readers[kind]})
+        end_us = start_us = _us(event.time_s - zero_s)
+        phase = '"ph":"i","s":"t"'
         if isinstance(event, trace.Trained | trace.Blocked):
             start_us = _us(event.start_s - zero_s)
-            yield entry | {"ph": "X", "ts": start_us, "dur": max(time_us - start_us, 0)}
-        else:
-            yield entry | {"ph": "i", "s": "t", "ts": time_us}
+            phase = f'"ph":"X","dur":{max(end_us - start_us, 0)}'
+        yield (
+            f'{{"name":"{_LOOKS[kind][0]}",{phase},"ts":{start_us},"pid":0,'
+            f'"tid":{thread},"args":{args}}}'
+        )
 
 
 def _plain(value: Any) -> Any:
