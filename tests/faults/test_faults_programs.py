@@ -17,6 +17,7 @@ from tests.programs.test_launch import (
     start,
     wait_for_line,
 )
+from tests.support.crashed_run import newest_saved
 from tests.support.patience import Crowd
 
 pytestmark = pytest.mark.processes
@@ -73,11 +74,6 @@ def scores(folder: Path) -> set[int]:
     return {event.version for event in events if isinstance(event, trace.Evaluated)}
 
 
-def saved(folder: Path) -> int:
-    names = (path.name for path in (folder / "models").iterdir())
-    return max(int(name) for name in names if name.isdigit())
-
-
 @pytest.mark.slow
 def test_every_program_ends_in_time_while_it_works(tmp_path, started):
     folder = tmp_path / "run"
@@ -93,11 +89,11 @@ def test_every_program_ends_in_time_while_it_works(tmp_path, started):
     wait_for_line(server, r"version \d\d")
     # nobody misses a stopped evaluator, and it goes on with the newest version.
     evaluator.send_signal(signal.SIGSTOP)
-    before = saved(folder)
+    before = newest_saved(folder / "models")
     wait_for_line(server, rf"version ({before + 10}|{before + 11}|\d\d\d)|3 training")
-    while saved(folder) < before + 10:
+    while newest_saved(folder / "models") < before + 10:
         wait_for_line(server, "version")
-    newest, scored = saved(folder), scores(folder)
+    newest, scored = newest_saved(folder / "models"), scores(folder)
     evaluator.send_signal(signal.SIGCONT)
     while max(scores(folder), default=0) < newest:
         wait_for_line(server, "version")

@@ -9,7 +9,7 @@ import pytest
 from asyn2f import rundir, trace
 from asyn2f.api.verification import artifacts_of
 from asyn2f.trace import invariants
-from tests.support.crashed_run import SMALL, VERSIONS, processes
+from tests.support.crashed_run import SMALL, VERSIONS, newest_saved, processes
 from tests.support.patience import PATIENCE_S, Crowd
 
 ENDED_S = 2.0  # promised
@@ -28,7 +28,7 @@ def test_a_second_server_takes_a_live_run_over_with_its_workers(tmp_path):
         wait_until(first, lambda: (folder / rundir.SERVER).exists())
         peers = [start("worker", *flags, f"--worker={n}") for n in (0, 1)]
         peers.append(start("evaluator", *flags))
-        wait_until(first, lambda: (folder / "models" / "3").exists())
+        wait_until(first, lambda: newest_saved(folder / "models") >= 3)
         last = f"--config.stop.max_versions={5 * VERSIONS}"
         second = start("server", *flags, last, "--resume")
         begun = folder / "models" / "incarnations" / "2"

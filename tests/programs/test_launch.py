@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from asyn2f import trace
+from tests.support.crashed_run import newest_saved
 from tests.support.patience import PATIENCE_S, Crowd
 
 ROOT = Path(__file__).parents[2]
@@ -62,11 +63,6 @@ def wait_for_line(process: subprocess.Popen, pattern: str) -> str:
         if re.search(pattern, line):
             return line
     raise AssertionError(f"{process.args} ended: {process.stderr.read()}")
-
-
-def newest_saved(folder: Path) -> int:
-    names = [path.name for path in (folder / "models").iterdir()]
-    return max(int(name) for name in names if name.isdigit())
 
 
 def children_of(pid: int) -> set[int]:
@@ -309,7 +305,7 @@ def test_neither_its_output_nor_its_fork_server_is_needed_to_finish(tmp_path):
     flags = [*FAST, f"--config.stop.max_versions={last}", f"--workdir={folder}"]
     with open("/dev/full", "w") as full:
         process = start("local", *flags, stdout=full)
-    while not list((folder / "models").glob("[1-9]*")):
+    while newest_saved(folder / "models") < 1:
         assert process.poll() is None
         os.sched_yield()
     family = children_of(process.pid)
@@ -374,7 +370,7 @@ def test_a_killed_worker_delays_no_other_and_is_replaced(tmp_path):
     wait_for_line(local, "worker-1 ended")
     newcomer = start("worker", *flags, "--worker=1", stderr=subprocess.STDOUT)
     wait_for_line(newcomer, "joined run")
-    joined_at = newest_saved(folder)
+    joined_at = newest_saved(folder / "models")
     for program in ("simulate", "server"):  # which must not delete a live run
         code, out, err = run(program, *flags, "--overwrite")
         assert (code, out) == (2, "")
@@ -485,7 +481,7 @@ def test_a_killed_server_comes_back_and_its_workers_with_it(tmp_path):
     wait_for_line(server, r"version [5-9]|version \d\d")
     server.kill()
     server.communicate()
-    lived_until = newest_saved(folder)
+    lived_until = newest_saved(folder / "models")
     again = start("server", *flags, "--resume")
     while True:
         version = re.search(r"version (\d+)", wait_for_line(again, WORKING))

@@ -51,7 +51,9 @@ def _words(it: Any) -> str:
             return f"update {it.session},{it.seq} of base {it.info.base_version}"
         case messages.Heartbeat():
             known = f"newest {it.newest}, below {it.settled_below}"
-            return f"Beat({it.session}, {it.state}, {known}, {it.unsettled})"
+            return (
+                f"Heartbeat({it.session}, {it.progress.state}, {known}, {it.unsettled})"
+            )
         case messages.Hello():
             return f"Hello({it.session})"
         case p.ShowStatus():

@@ -15,7 +15,7 @@ from asyn2f.api.verification import artifacts_of
 from asyn2f.trace import invariants
 from asyn2f.trace.artifacts import RunArtifacts
 from tests.soak.figures import Figure
-from tests.support.crashed_run import SMALL, processes
+from tests.support.crashed_run import SMALL, newest_saved, processes
 from tests.support.patience import PATIENCE_S
 
 ENDED_S = 2.0  # promised: after SIGCONT the one that was replaced is gone
@@ -37,20 +37,20 @@ def takeover(folder: Path, seed: int, stopped_s: float) -> list[Figure]:
         until(first, (run / rundir.SERVER).exists)
         peers = [start("worker", *flags, f"--worker={n}") for n in (0, 1)]
         peers.append(start("evaluator", *flags))
-        until(first, lambda: newest(models) >= 3)
+        until(first, lambda: newest_saved(models) >= 3)
         threading.Event().wait(chance.uniform(0.0, 1.0))
         first.send_signal(signal.SIGSTOP)
-        before, begun_s = newest(models), time.monotonic()
+        before, begun_s = newest_saved(models), time.monotonic()
         second = start("server", *flags, "--resume")
         until(second, (models / "incarnations" / "2").exists)
         left_s = begun_s + stopped_s - time.monotonic()
         threading.Event().wait(max(0.0, left_s))
-        frozen, continued_s = newest(models), time.monotonic()
+        frozen, continued_s = newest_saved(models), time.monotonic()
         first.send_signal(signal.SIGCONT)
         code = first.wait(PATIENCE_S)
         ended_s = time.monotonic() - continued_s
-        goal = newest(models) + 5
-        until(second, lambda: newest(models) >= goal)
+        goal = newest_saved(models) + 5
+        until(second, lambda: newest_saved(models) >= goal)
         second.send_signal(signal.SIGTERM)
         codes = [each.wait(PATIENCE_S) for each in (second, *peers)]
     print(f"stopped at {before}, continued at {frozen}, ended with {code}; {codes}")
@@ -78,8 +78,8 @@ def memory(folder: Path, seed: int, times: int) -> list[Figure]:
         until(server, (run / rundir.SERVER).exists)
         peers = [start("worker", *flags, f"--worker={n}") for n in (0, 1)]
         for _ in range(times):
-            goal = newest(models) + 2
-            until(server, lambda goal=goal: newest(models) >= goal)
+            goal = newest_saved(models) + 2
+            until(server, lambda goal=goal: newest_saved(models) >= goal)
             starve(server.pid, chance.randrange(32 * MIB))
             try:
                 code = server.wait(STANDS_STILL_S)
@@ -90,10 +90,10 @@ def memory(folder: Path, seed: int, times: int) -> list[Figure]:
                 silent += not any(words in said for words in SAID)
                 server.kill()
                 code = server.wait()
-            print(f"version {newest(models)}: ended with {code}", flush=True)
+            print(f"version {newest_saved(models)}: ended with {code}", flush=True)
             server = start("server", *flags, "--resume")
-        goal = newest(models) + 3
-        until(server, lambda: newest(models) >= goal)
+        goal = newest_saved(models) + 3
+        until(server, lambda: newest_saved(models) >= goal)
         server.send_signal(signal.SIGTERM)
         codes = [each.wait(PATIENCE_S) for each in (server, *peers)]
     print(f"{died} died, {stood_still} stood still and were killed; {codes}")
@@ -119,13 +119,6 @@ def broken(found: RunArtifacts) -> Figure:
     for violation in violations:
         print(f"BROKEN {violation.invariant}: {violation.what}")
     return Figure("broken", len(violations), 0)
-
-
-def newest(models: Path) -> int:
-    """The newest version in a run's store; -1 = none yet."""
-    names = [*models.iterdir()] if models.exists() else []
-    names += [*(models / "ahead").iterdir()] if (models / "ahead").exists() else []
-    return max((int(p.name) for p in names if p.name.isdecimal()), default=-1)
 
 
 def until(process: subprocess.Popen, holds: Callable[[], bool]) -> None:

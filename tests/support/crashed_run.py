@@ -158,3 +158,9 @@ def _back_s(events) -> float | None:
         if isinstance(event, trace.Registered) and event.incarnation == last.incarnation
     ]
     return max(welcomed) - last.time_s if welcomed else None
+
+
+def newest_saved(models: Path) -> int:
+    """The newest version in a store, as a checkpoint or write-ahead; -1 = none yet."""
+    paths = [*models.glob("*"), *(models / "ahead").glob("*")]
+    return max((int(path.name) for path in paths if path.name.isdigit()), default=-1)

@@ -85,8 +85,8 @@ class ServerProtocol:
         """The effects of an event, in this order."""
         self._effects.now = now
         match event:
-            case p.FromWire(Channel.UPDATE, _, messages.UpdateHeader()):
-                self._on_update(event)
+            case p.FromWire(Channel.UPDATE, _, messages.UpdateHeader() as header):
+                self._on_update(header, event)
             case p.FromWire(Channel.CONTROL, peer, message):
                 changes = self._membership.on_message(peer, message, event.identity)
                 for change in changes:
@@ -193,9 +193,8 @@ class ServerProtocol:
         if limit and version >= limit:
             self._end("finished", f"version {version} reached")
 
-    def _on_update(self, event: p.FromWire) -> None:
-        header, payload = event.message, event.payload
-        assert isinstance(header, messages.UpdateHeader)
+    def _on_update(self, header: messages.UpdateHeader, event: p.FromWire) -> None:
+        payload = event.payload
         self._counters.bytes_up += published_bytes(event.sender, header, payload)
         if not self._membership.is_from(event.identity, header.session):
             return
