@@ -165,11 +165,11 @@ def to_device(params: Params) -> Params:
 def to_numbers(info: UpdateInfo[Any, Any]) -> UpdateInfo[int, float]:
     """An update's scalars as numbers of Python, for a message or an event.
 
-    >>> info = UpdateInfo(*np.int32([3, 2, 40]), *np.float32([10, 0.5, 1, 0, 0]))
+    >>> info = UpdateInfo(*np.int32([3, 2, 40]), *np.float32([10, 0.5, 1, 0]))
     >>> to_numbers(info)[:4]
     (3, 2, 40, 10.0)
     """
-    return UpdateInfo(*(x.item() for x in jax.device_get(info)))
+    return UpdateInfo(*(np.asarray(x).item() for x in jax.device_get(info)))
 
 
 def to_scalars(info: UpdateInfo[int, float]) -> UpdateInfo[Any, Any]:

@@ -49,7 +49,8 @@ class UpdateInfo(NamedTuple, Generic[Int, Float]):
 
     `Int` and `Float` are i32 and f32 arrays in a `WorkerUpdate`, numbers of Python in
     a message or an event. A field that is added here, with a default, travels with
-    every update; `trainer.report` computes its value.
+    every update; `trainer.report` computes its value. A new field changes messages, so
+    `protocol.messages.PROTOCOL` is raised; in simulated traces `sim.to_trace` sets it.
     """
 
     base_version: Int  # the last version taken in (adopted or merged)

@@ -176,10 +176,13 @@ def _dense(kind: str, shapes: Params, needs_base: bool) -> Codec:
     def encode_leaf(leaf, x):
         if not _is_coded(leaf):
             return x
-        if kind == "int8":
-            return quantised(x)
-        # Rounded first: XLA may drop a pair of conversions within one program.
-        return jax.lax.reduce_precision(x, 8, 7).astype(jnp.bfloat16)
+        match kind:
+            case "int8":
+                return quantised(x)
+            case "bfloat16":
+                # Rounded first: XLA may drop a pair of conversions within one program.
+                return jax.lax.reduce_precision(x, 8, 7).astype(jnp.bfloat16)
+        raise NotImplementedError(f"the coding {kind!r}")
 
     def decode_leaf(leaf, coded):
         if not _is_coded(leaf):

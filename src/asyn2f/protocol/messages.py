@@ -8,6 +8,8 @@ from typing import NamedTuple
 from asyn2f.types import UpdateInfo
 
 PROTOCOL = 6
+"""Raised with every change of the fields of a message, or of `UpdateInfo`: a server
+refuses peers of another protocol."""
 
 
 # ------------------------------------------------------------- messages about a peer

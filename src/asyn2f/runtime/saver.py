@@ -1,4 +1,5 @@
-"""Checkpoint thread: saves versions, records the best one, polls the fencing token."""
+"""The store's thread: makes every version durable, records the best one, polls the
+fencing token. Which versions become Orbax checkpoints is decided in `store.orbax`."""
 
 import logging
 import threading

@@ -156,14 +156,9 @@ class OrbaxStore:
                 self._warn(error)
 
     def _convert_newest(self, is_last: bool) -> None:
-        """Converts the newest version and the best to checkpoints; in the last round
-        also the other versions that are kept by number. A file that cannot be converted
+        """Converts write-ahead files to checkpoints. A file that cannot be converted
         serves until a later round."""
-        wanted = dict.fromkeys([*self.versions()[-1:], self._best])
-        if is_last:
-            wanted |= dict.fromkeys(self.versions()[-self._keep[0] :])
-        ahead = self._folder.versions_ahead()
-        for version in [v for v in wanted if v in ahead]:
+        for version in self._unconverted(is_last):
             try:
                 self._convert(version)
             except Exception as error:  # Orbax raises whatever its layers raise
@@ -269,9 +264,10 @@ class OrbaxStore:
             self._start_converter()  # an earlier server may have left some
         self._closing.set()
         is_over = self._converter is None or self._has_converted(self._converter)
-        newest = sorted(self._saved_s)[-self._keep[0] :]
-        kept = {*newest, self._best}
-        if left := [v for v in self._folder.versions_ahead() if v in kept]:
+        left: list[int] = []
+        with contextlib.suppress(OSError):  # the folder is gone
+            left = self._unconverted(is_last=True)
+        if left:
             logging.warning(
                 "versions %s have no Orbax checkpoint; their write-ahead files in %s "
                 "serve as well, and are converted when this run is resumed",
@@ -280,6 +276,15 @@ class OrbaxStore:
             )
         if is_over:
             self._folder.checkpointer.close()
+
+    def _unconverted(self, is_last: bool) -> list[int]:
+        """The versions that are to be Orbax checkpoints and are not yet: the newest and
+        the best, in the last round also the others that are kept by number."""
+        saved = self.versions()
+        rest = saved[-self._keep[0] :] if is_last else []
+        ahead = self._folder.versions_ahead()
+        wanted = dict.fromkeys([*saved[-1:], self._best, *rest])
+        return [version for version in wanted if version in ahead]
 
     def _has_converted(self, thread: threading.Thread) -> bool:
         """Waits for the last round; False if it hangs."""
