@@ -182,7 +182,7 @@ def _dense(kind: str, shapes: Params, needs_base: bool) -> Codec:
             case "bfloat16":
                 # Rounded first: XLA may drop a pair of conversions within one program.
                 return jax.lax.reduce_precision(x, 8, 7).astype(jnp.bfloat16)
-        raise NotImplementedError(f"the coding {kind!r}")
+        raise ValueError(f"updates: no encoder for {kind!r}")
 
     def decode_leaf(leaf, coded):
         if not _is_coded(leaf):

@@ -207,7 +207,7 @@ def write_progress(path: Path, key: str, progress: Progress, scores: Scores) -> 
 
 
 def read_progress(path: Path, key: str, like: Carry) -> tuple[Progress, Scores] | None:
-    """Reads a progress file; None if there is none of this execution.
+    """Reads a progress file; None if it belongs to another execution or is missing.
 
     Args:
       path: the file.
