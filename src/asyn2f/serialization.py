@@ -181,7 +181,7 @@ def to_scalars(info: UpdateInfo[int, float]) -> UpdateInfo[Any, Any]:
 
 
 def aligned(size: int) -> np.ndarray:
-    """So many bytes, uint8, that begin at a multiple of `ALIGNMENT`."""
+    """An array of `size` bytes, uint8, that begins at a multiple of `ALIGNMENT`."""
     whole = np.empty(size + ALIGNMENT, np.uint8)
     start = -whole.ctypes.data % ALIGNMENT
     return whole[start : start + size]

@@ -461,8 +461,8 @@ def test_a_worker_says_how_far_it_is_also_in_the_middle_of_a_cycle(tmp_path):
     run.start_worker(0)
     steps, deadline_s = [0], time.monotonic() + PATIENCE_S
     while len(steps) < 4:
-        assert time.monotonic() < deadline_s, f"its beats said {steps}"
-        time.sleep(0.05)  # nothing tells of a beat
+        assert time.monotonic() < deadline_s, f"its heartbeats said {steps}"
+        time.sleep(0.05)  # no event reports a heartbeat
         status = run.server._status
         step = status.workers[0].step if status and status.workers else 0
         steps += [step] * (step > steps[-1])

@@ -122,13 +122,13 @@ def test_a_peer_that_does_not_fit_is_refused_at_once_and_for_good(
     with SocketRun(tmp_path, workers=2, size=1000) as run:
         run.start_worker(0, total=10)
         start_s = time.monotonic()
-        stranger = run.start_worker(1, **wrong)
-        run.until("it has ended", lambda: stranger.finish)
+        refused = run.start_worker(1, **wrong)
+        run.until("it has ended", lambda: refused.finish)
         took_s = time.monotonic() - start_s
-        assert stranger.finish.status == "refused"
-        assert words in stranger.finish.reason
-        assert stranger.machine.heard["Refused"] == 1  # asked once, answered once
-        assert stranger.machine.made == 0
+        assert refused.finish.status == "refused"
+        assert words in refused.finish.reason
+        assert refused.machine.heard["Refused"] == 1  # asked once, answered once
+        assert refused.machine.made == 0
         run.until("the other works on", lambda: run.workers[0].machine.is_done)
         assert run.finish() == {"committed": 10}
     print(f"refused after {took_s:.2f} s")

@@ -147,7 +147,8 @@ def pour(run, keys, chance, count):
 
 
 def flooded(tmp_path, seed, count, with_keys):
-    """A run during which strangers send whatever they like; what the server dropped."""
+    """A run during which unauthenticated peers send arbitrary bytes; what the server
+    dropped."""
     chance = random.Random(seed)
     ring = Keyring(tmp_path / "keys", workers=2) if with_keys else None
     server = ring.server if ring else None

@@ -555,9 +555,9 @@ def test_no_kind_of_message_carries_control_characters(kind):
 
 def test_no_progress_carries_control_characters():
     progress = messages.NO_PROGRESS._replace(state="x\x1b[0m")
-    beat = messages.Heartbeat("0", 1, progress, 0, True, True, 0, ())
+    heartbeat = messages.Heartbeat("0", 1, progress, 0, True, True, 0, ())
     with pytest.raises(errors.WireError, match=r"progress: state is not printable"):
-        wire_format.decode(msgpack.packb(["Heartbeat", *beat]))
+        wire_format.decode(msgpack.packb(["Heartbeat", *heartbeat]))
 
 
 def test_long_words_and_wild_numbers_do_not_spoil_the_view():
@@ -567,8 +567,8 @@ def test_long_words_and_wild_numbers_do_not_spoil_the_view():
         *(MARKUP + "x" * 400, 2**62, float("inf"), float("nan"), -1e300),
         *(2**62, 2**62, 1e300),
     )
-    beat = messages.Heartbeat("0", 1, progress, 2**62, True, True, 0, ())
-    server.hear("0", beat)
+    heartbeat = messages.Heartbeat("0", 1, progress, 2**62, True, True, 0, ())
+    server.hear("0", heartbeat)
     status = server.machine.status()
     assert all(len(worker.state) <= 20 for worker in status.workers)
     assert len(plain_line(status)) < 400

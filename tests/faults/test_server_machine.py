@@ -31,7 +31,7 @@ from tests.support.messages import (
     made,
     server_settings,
 )
-from tests.support.protocol_harness import ASYN2F, FEDAVG, beat_of, with_
+from tests.support.protocol_harness import ASYN2F, FEDAVG, heartbeat_of, with_
 
 WORKERS = 3
 MOST_OPEN = 4
@@ -179,13 +179,13 @@ class ServerMachine(RuleBasedStateMachine):
 
     @has_begun
     @rule(worker=workers)
-    def beat(self, worker):
+    def heartbeat(self, worker):
         """And asks for what it has; knows the last word on all below that."""
         session = self.session(worker)
         mine = sorted(key.seq for key in self.kept if key.session == session)
         below = min(mine, default=self.next_seq.get(session, 0))
-        beat = beat_of(session, *mine[:16])._replace(settled_below=below)
-        self.say(worker, beat)
+        heartbeat = heartbeat_of(session, *mine[:16])._replace(settled_below=below)
+        self.say(worker, heartbeat)
 
     # ------------------------------------------------------------- the server's threads
 
@@ -244,7 +244,7 @@ class ServerMachine(RuleBasedStateMachine):
         """And those who are there say so."""
         self.now += seconds
         for worker in range(WORKERS):
-            self.beat(worker)
+            self.heartbeat(worker)
         self.tell(p.Tick())
 
     @precondition(lambda self: self.given_out > self.begun_with)

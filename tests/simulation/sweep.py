@@ -25,7 +25,7 @@ from tests.simulation.world import World, draw_world
 
 SETTLE_S = 20.0  # after the last fault all that is older has its outcome
 # After the stop all processes have ended; a peer of a server that was killed does so a
-# lease (8 s) after that one's last word, which comes up to 4.3 s late, and a beat.
+# lease (8 s) after that one's last word, which comes up to 4.3 s late, and a heartbeat.
 LEAVE_S = 13.0
 _LOOK_S = 1.0
 _CHUNK = 100  # seeds

@@ -101,7 +101,7 @@ def most_in_a_second(times: list[float]) -> int:
 def _are_in(server: StubServer, count: int) -> bool:
     """Whether so many have been welcomed, and have said since how they are."""
     sessions = list(server.machine._sessions)
-    return sum(s.welcomed and s.beat is not None for s in sessions) == count
+    return sum(s.welcomed and s.heartbeat is not None for s in sessions) == count
 
 
 class _Counted:

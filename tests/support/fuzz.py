@@ -39,7 +39,7 @@ from asyn2f.runtime.startup import (
     check_record,
 )
 from tests.contracts.test_runtime import small
-from tests.support.protocol_harness import WELCOME, PeerHarness, beat_of
+from tests.support.protocol_harness import WELCOME, PeerHarness, heartbeat_of
 from tests.support.server_harness import ServerHarness
 from tests.support.updates import update_info
 
@@ -326,7 +326,7 @@ def captures(harness: ServerHarness) -> list[messages.Message]:
         messages.Registered(1, 1, 5571, 5572, True),
         WELCOME,
         messages.Refused("no", retry=False),
-        beat_of("w0", 1, 2),
+        heartbeat_of("w0", 1, 2),
         messages.HeartbeatAck(1, 3, True),
         messages.UnknownSession(1),
         messages.FetchModel("w0", 0),

@@ -98,8 +98,8 @@ class ProtocolHarness:
             effects += self.on(Subscribed(topic_of(session)))
         return effects
 
-    def beat(self, session, *unsettled):
-        return self.hear(session, beat_of(session, *unsettled))
+    def heartbeat(self, session, *unsettled):
+        return self.hear(session, heartbeat_of(session, *unsettled))
 
     def receive(self, session, seq, base=0, identity="", **changes):
         """An update arrives."""
@@ -130,7 +130,7 @@ def key_of(session, seq):
     return UpdateKey(int(session[0]), session, seq)
 
 
-def beat_of(session, *unsettled):
+def heartbeat_of(session, *unsettled):
     progress = wire.NO_PROGRESS._replace(state="training", base_version=0)
     return wire.Heartbeat(session, 1, progress, 0, True, True, 0, unsettled)
 
@@ -186,8 +186,10 @@ class PeerHarness:
 
     def unsettled(self):
         """The updates that the next heartbeat asks about."""
-        beats = messages(self.wait(2 * RUNTIME["heartbeat_interval_s"]), wire.Heartbeat)
-        return beats[-1].unsettled
+        heartbeats = messages(
+            self.wait(2 * RUNTIME["heartbeat_interval_s"]), wire.Heartbeat
+        )
+        return heartbeats[-1].unsettled
 
 
 def joined(*sessions, timing=ASYN2F, publish="after_save", **changes):

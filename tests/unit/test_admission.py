@@ -18,7 +18,7 @@ from tests.support.protocol_harness import (
     FEDAVG,
     PeerHarness,
     ProtocolHarness,
-    beat_of,
+    heartbeat_of,
     joined,
     messages,
     outcomes,
@@ -121,7 +121,7 @@ def test_messages_in_the_name_of_another_peer_are_ignored():
     server = joined("0", "1", "e")
     before = server.machine.status()
     spoken = [
-        server.hear("1", beat_of("0", 0), "worker-1"),
+        server.hear("1", heartbeat_of("0", 0), "worker-1"),
         server.hear("1", wire.Goodbye("0", "farewell"), "worker-1"),
         server.hear("1", wire.EvalResult("e", 0, 1.0, 0.1, 1.0), "worker-1"),
         server.receive("0", 0, identity="worker-1"),
@@ -193,8 +193,8 @@ def test_an_evaluator_that_was_silent_registers_again():
     server = joined("0", "e")
     for _ in range(8):
         server.wait(0.5)
-        server.beat("0")
-    assert messages(server.hear("e", beat_of("e")), wire.UnknownSession)
+        server.heartbeat("0")
+    assert messages(server.hear("e", heartbeat_of("e")), wire.UnknownSession)
     assert messages(server.hear("e", hello_of(-1, "e")), wire.Welcome)
 
 
@@ -257,7 +257,7 @@ def test_no_peer_registers_with_the_session_of_another(session, identity):
     (refused,) = messages(effects, wire.Refused, to="x")
     assert "its session belongs to another" in refused.reason
     assert not refused.retry
-    assert messages(server.beat("0"), wire.HeartbeatAck, to="0"), (
+    assert messages(server.heartbeat("0"), wire.HeartbeatAck, to="0"), (
         "and it changes nothing"
     )
     sent = messages(server.make(1) + server.save(1), wire.UpdateOutcome, to="0")
@@ -276,22 +276,22 @@ def test_a_session_belongs_to_its_worker_at_the_next_server_too():
 
 def test_without_keys_a_live_connection_keeps_its_session():
     server = joined("0")
-    assert server.hear("x", beat_of("0")) == []
+    assert server.hear("x", heartbeat_of("0")) == []
     assert server.hear("x", wire.Goodbye("0", "farewell")) == []
     (refused,) = messages(server.hear("x", hello_of(0, "0")), wire.Refused, to="x")
     assert refused.retry
-    assert messages(server.beat("0"), wire.HeartbeatAck, to="0")
+    assert messages(server.heartbeat("0"), wire.HeartbeatAck, to="0")
     server.wait(
         2 * RUNTIME["heartbeat_interval_s"]
     )  # it has fallen silent, as when it connects anew
-    assert messages(server.hear("x", beat_of("0")), wire.HeartbeatAck, to="x")
+    assert messages(server.hear("x", heartbeat_of("0")), wire.HeartbeatAck, to="x")
 
 
 def test_without_keys_a_peer_that_connects_anew_is_stopped_at_once():
     """The server ends within two heartbeats."""
     server = joined("0")
     server.on(p.StopRequested("enough"))
-    for message in (beat_of("0"), hello_of(0, "0")):
+    for message in (heartbeat_of("0"), hello_of(0, "0")):
         (stop,) = messages(server.hear("x", message), wire.StopRun, to="x")
         assert stop.reason == "enough"
     assert not messages(server.hear("x", hello_of(1, "1")), wire.StopRun)
@@ -301,7 +301,7 @@ def test_with_keys_a_peer_that_connects_anew_is_heard_at_once():
     server = ProtocolHarness()
     server.hear("0", hello_of(0, "0"), "worker-0")
     assert messages(
-        server.hear("x", beat_of("0"), "worker-0"), wire.HeartbeatAck, to="x"
+        server.hear("x", heartbeat_of("0"), "worker-0"), wire.HeartbeatAck, to="x"
     )
 
 

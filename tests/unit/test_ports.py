@@ -17,7 +17,7 @@ from tests.support.protocol_harness import (
     WELCOME,
     PeerHarness,
     ProtocolHarness,
-    beat_of,
+    heartbeat_of,
     joined,
     messages,
     those,
@@ -145,8 +145,8 @@ def test_a_server_reports_a_closed_port_once():
     server = joined("0", "1")
     said = []
     for _ in range(round(SOON_S / 0.5) + 4):
-        closed = beat_of("1")._replace(hears=False, is_heard=False)
-        said += server.beat("0") + server.hear("1", closed) + server.wait(0.5)
+        closed = heartbeat_of("1")._replace(hears=False, is_heard=False)
+        said += server.heartbeat("0") + server.hear("1", closed) + server.wait(0.5)
     (text,) = warnings(said)
     assert "worker-1" in text
     assert "port 1 (models) and port 2 (updates)" in text
@@ -155,9 +155,13 @@ def test_a_server_reports_a_closed_port_once():
 def test_a_heartbeat_ack_tells_whether_the_subscription_has_arrived():
     server = joined("1")
     server.hear("0", hello_of(0, "0"))
-    assert [m.hears for m in messages(server.beat("0"), wire.HeartbeatAck)] == [False]
+    assert [m.hears for m in messages(server.heartbeat("0"), wire.HeartbeatAck)] == [
+        False
+    ]
     server.on(Subscribed(topic_of("0")))
-    assert [m.hears for m in messages(server.beat("0"), wire.HeartbeatAck)] == [True]
+    assert [m.hears for m in messages(server.heartbeat("0"), wire.HeartbeatAck)] == [
+        True
+    ]
 
 
 @pytest.mark.parametrize("link", ["model", "update"])

@@ -127,13 +127,13 @@ def test_an_unknown_subscription_is_sent_nothing():
 
 def test_a_heartbeat_is_acknowledged():
     server = joined("0")
-    assert messages(server.beat("0"), wire.HeartbeatAck, to="0") == [
+    assert messages(server.heartbeat("0"), wire.HeartbeatAck, to="0") == [
         wire.HeartbeatAck(1, 0, True)
     ]
 
 
 def test_the_heartbeat_of_an_unknown_session_is_answered_as_such():
-    assert messages(ProtocolHarness().beat("0"), wire.UnknownSession, to="0") == [
+    assert messages(ProtocolHarness().heartbeat("0"), wire.UnknownSession, to="0") == [
         wire.UnknownSession(1)
     ]
 
@@ -172,14 +172,14 @@ def test_a_silent_worker_is_not_waited_for():
     server = joined("0", "1", timing=with_(FEDAVG, min_workers=2))
     assert not those(server.push("0", 0), p.AggregateVersion)
     server.wait(1.0)
-    server.beat("0")
+    server.heartbeat("0")
     (make,) = those(server.wait(1.0), p.AggregateVersion)
     assert make.keys == (key_of("0", 0),)
 
 
 def test_a_silent_worker_is_shown_and_recorded_as_silent():
     server = joined("0")
-    server.beat("0")
+    server.heartbeat("0")
     recorded = [record.event for record in those(server.wait(2.0), p.RecordEvent)]
     assert [(e.worker, e.reason) for e in recorded] == [(0, "silent")]
     assert server.machine.status().workers[0].state == "silent"
@@ -188,10 +188,10 @@ def test_a_silent_worker_is_shown_and_recorded_as_silent():
 def test_a_silent_worker_is_live_again_with_its_next_heartbeat():
     server = joined("0", "1", timing=with_(FEDAVG, min_workers=2))
     server.wait(2.0)
-    recorded = [record.event for record in those(server.beat("0"), p.RecordEvent)]
+    recorded = [record.event for record in those(server.heartbeat("0"), p.RecordEvent)]
     assert [type(event) for event in recorded] == [trace.WorkerJoined]
     assert server.machine.status().workers[0].state == "training"
-    server.beat("1")
+    server.heartbeat("1")
     assert not those(server.push("0", 0), p.AggregateVersion)
 
 
@@ -205,7 +205,7 @@ def test_a_worker_that_says_goodbye_is_gone_at_once():
 def test_the_late_goodbye_of_a_process_does_not_remove_its_successor():
     server = joined("0", "1", timing=with_(FEDAVG, min_workers=2))
     server.wait(1.0)
-    server.beat("1")
+    server.heartbeat("1")
     server.wait(1.0)  # session 0 is silent by now
     server.join("0b")
     server.hear("0", wire.Goodbye("0", "the terminal was closed"))
@@ -218,7 +218,7 @@ def test_a_replaced_process_is_not_admitted_again():
     server = joined("0")
     server.wait(2.0)
     server.join("0b")
-    server.beat("0")
+    server.heartbeat("0")
     server.push("1", 0)
     assert [w.worker for w in server.machine.status().workers] == [0]
     server.push("0b", 1)
@@ -230,7 +230,7 @@ def test_a_replaced_process_is_not_admitted_again():
 def test_an_update_of_a_replaced_process_replaces_none():
     server = joined("0", "1", timing=with_(ASYN2F, min_updates=2, min_workers=2))
     server.wait(1.0)
-    server.beat("1")
+    server.heartbeat("1")
     server.wait(1.0)
     server.join("0b")
     server.push("0b", 1)
@@ -390,7 +390,7 @@ def test_a_heartbeat_is_answered_with_the_state_of_each_unsettled_update():
     server = joined("0", "1", timing=with_(ASYN2F, min_updates=2, min_workers=2))
     server.push("0", 0)
     server.push("0", 1)
-    effects = server.beat("0", 0, 1, 2)
+    effects = server.heartbeat("0", 0, 1, 2)
     assert outcomes(effects) == [("0", 0, "superseded")]
     assert messages(effects, wire.UpdateReceived) == [wire.UpdateReceived("0", 1)]
     assert messages(effects, wire.Resend) == [wire.Resend("0", 2)]
@@ -404,7 +404,7 @@ def test_an_outcome_is_repeated_as_long_as_its_worker_asks(later):
     )
     for seq in range(later + 1):
         server.push("0", seq)
-    assert outcomes(server.beat("0", 0)) == [("0", 0, "superseded")]
+    assert outcomes(server.heartbeat("0", 0)) == [("0", 0, "superseded")]
 
 
 def test_memory_is_bounded_while_a_version_is_saved():
@@ -434,7 +434,7 @@ def test_after_save_publishes_no_version_before_it_is_saved():
     effects = server.make(1)
     assert [save.version for save in those(effects, p.SaveVersion)] == [1]
     assert not those(effects, p.Broadcast)
-    assert messages(server.beat("0"), wire.HeartbeatAck) == [
+    assert messages(server.heartbeat("0"), wire.HeartbeatAck) == [
         wire.HeartbeatAck(1, 0, True)
     ]
     effects = server.save(1)
@@ -455,7 +455,7 @@ def test_nothing_is_committed_before_it_is_saved(publish):
     server = joined("0", publish=publish)
     server.push("0", 0)
     assert outcomes(server.make(1)) == []
-    assert outcomes(server.beat("0", 0)) == []
+    assert outcomes(server.heartbeat("0", 0)) == []
     (outcome,) = messages(server.save(1), wire.UpdateOutcome)
     assert (outcome.outcome, outcome.version) == ("committed", 1)
 
@@ -724,7 +724,7 @@ def test_a_peer_that_registers_after_the_end_is_refused():
 def test_a_stop_is_repeated_with_the_next_heartbeat():
     server = joined("0")
     server.on(p.StopRequested("enough"))
-    assert messages(server.beat("0"), wire.StopRun, to="0")
+    assert messages(server.heartbeat("0"), wire.StopRun, to="0")
 
 
 def test_the_server_finishes_when_all_have_said_goodbye():
@@ -741,8 +741,8 @@ def test_the_server_finishes_when_nobody_says_goodbye():
     server.on(p.StopRequested("enough"))
     for _ in range(4):
         server.wait(0.25)
-        server.beat("0")
-        server.beat("1")
+        server.heartbeat("0")
+        server.heartbeat("1")
     server.end(1.0)
 
 
@@ -752,7 +752,7 @@ def test_the_server_waits_for_the_score_of_the_last_version():
     server.make(1)
     effects = server.save(1) + server.hear("0", wire.Goodbye("0", ""))
     for _ in range(4):
-        effects += server.beat("e") + server.wait(0.5)
+        effects += server.heartbeat("e") + server.wait(0.5)
     assert not messages(effects, wire.StopRun, to="e")
     assert messages(server.hear("e", scored(1, 0.7)), wire.StopRun, to="e")
     assert those(server.hear("e", wire.Goodbye("e", "")), p.Finish)
@@ -765,7 +765,7 @@ def test_the_server_does_not_wait_for_a_score_forever():
     effects = server.save(1)
     while not those(effects, p.Finish):
         assert server.now < 13.0
-        effects = server.beat("e") + server.wait(0.5)
+        effects = server.heartbeat("e") + server.wait(0.5)
 
 
 @pytest.mark.parametrize("timing", [ASYN2F, FEDAVG], ids=["asyn2f", "fedavg"])
@@ -929,17 +929,18 @@ def test_the_time_before_asking_doubles_with_each_send():
     for _ in range(4):
         start_s = peer.now
         while not any(
-            beat.unsettled for beat in messages(peer.wait(0.1), wire.Heartbeat)
+            heartbeat.unsettled
+            for heartbeat in messages(peer.wait(0.1), wire.Heartbeat)
         ):
             pass
         asked_s.append(peer.now - start_s)
         assert pushed(peer.hear(wire.Resend("0", 0))) == [0]
     heartbeat_interval_s = RUNTIME["heartbeat_interval_s"]
-    for found_s, beats in zip(asked_s, (1, 2, 4, 4), strict=True):
+    for found_s, heartbeats in zip(asked_s, (1, 2, 4, 4), strict=True):
         assert (
-            beats * heartbeat_interval_s
+            heartbeats * heartbeat_interval_s
             <= found_s + 0.01
-            <= (beats + 1) * heartbeat_interval_s + 0.2
+            <= (heartbeats + 1) * heartbeat_interval_s + 0.2
         )
 
 
@@ -984,8 +985,8 @@ def test_a_heartbeat_fits_its_header_however_many_updates_are_unsettled():
     for seq in range(80):
         peer.push()
         peer.hear(wire.UpdateReceived("0", seq))
-    beat = messages(peer.wait(1.0), wire.Heartbeat)[-1]
-    assert wire_format.decode(wire_format.encode(beat)) == beat
+    heartbeat = messages(peer.wait(1.0), wire.Heartbeat)[-1]
+    assert wire_format.decode(wire_format.encode(heartbeat)) == heartbeat
 
 
 def test_heartbeats_ask_about_every_overdue_update_in_turn():
@@ -995,9 +996,13 @@ def test_heartbeats_ask_about_every_overdue_update_in_turn():
         peer.push()
         peer.hear(wire.UpdateReceived("0", seq))
     peer.wait(2 * RUNTIME["heartbeat_interval_s"])
-    beats = messages(peer.wait(3 * RUNTIME["heartbeat_interval_s"]), wire.Heartbeat)
-    assert {seq for beat in beats for seq in beat.unsettled} == set(range(40))
-    assert all(len(set(beat.unsettled)) == 16 for beat in beats)
+    heartbeats = messages(
+        peer.wait(3 * RUNTIME["heartbeat_interval_s"]), wire.Heartbeat
+    )
+    assert {seq for heartbeat in heartbeats for seq in heartbeat.unsettled} == set(
+        range(40)
+    )
+    assert all(len(set(heartbeat.unsettled)) == 16 for heartbeat in heartbeats)
 
 
 def test_a_peer_that_ends_withdraws_its_unsettled_updates():

@@ -11,7 +11,7 @@ from tests.simulation.sweep import simulate
 from tests.support.messages import RUNTIME
 from tests.support.protocol_harness import (
     FEDAVG,
-    beat_of,
+    heartbeat_of,
     joined,
     those,
     with_,
@@ -30,7 +30,7 @@ def heartbeats_for(server, seconds, *sessions):
     effects = []
     for _ in range(round(seconds / RUNTIME["heartbeat_interval_s"])):
         for session in sessions:
-            effects += server.beat(session)
+            effects += server.heartbeat(session)
         effects += server.wait(RUNTIME["heartbeat_interval_s"])
     return effects
 
@@ -157,9 +157,9 @@ def test_a_slow_worker_is_waited_for_while_it_trains(timing):
     refused(server, "0")
     for step in range(10):
         assert not ends(heartbeats_for(server, LEASE_S, "0", "1"))
-        beat = beat_of("1")
-        progress = beat.progress._replace(step=step + 1)
-        server.hear("1", beat._replace(progress=progress))
+        heartbeat = heartbeat_of("1")
+        progress = heartbeat.progress._replace(step=step + 1)
+        server.hear("1", heartbeat._replace(progress=progress))
     assert not ends(heartbeats_for(server, LEASE_S, "0", "1"))
     assert not ends(heartbeats_for(server, deadline_s - 0.5, "0", "1"))
     assert "none comes from worker-1" in ends(heartbeats_for(server, 1.0, "0", "1"))

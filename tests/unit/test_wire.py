@@ -134,8 +134,8 @@ def test_a_wrong_header_is_refused_with_a_reason(frame, words):
 
 def test_a_diverged_worker_can_say_so():
     progress = wire.NO_PROGRESS._replace(loss=float("nan"))
-    beat = wire.Heartbeat("s", 1, progress, 0, True, True, 0, ())
-    assert np.isnan(wire_format.decode(wire_format.encode(beat)).progress.loss)
+    heartbeat = wire.Heartbeat("s", 1, progress, 0, True, True, 0, ())
+    assert np.isnan(wire_format.decode(wire_format.encode(heartbeat)).progress.loss)
 
 
 MODEL = {

@@ -186,15 +186,15 @@ class Membership:
         self._send(peer, answer)
 
     def _on_heartbeat(
-        self, session: Session, peer: bytes, beat: messages.Heartbeat
+        self, session: Session, peer: bytes, heartbeat: messages.Heartbeat
     ) -> None:
-        session.note(beat, self._now)
+        session.note(heartbeat, self._now)
         incarnation, hears = self._settings.incarnation, session.hears_models
         self._send(peer, messages.HeartbeatAck(incarnation, self._version, hears))
         if self._is_to_stop(session):  # an earlier one may be lost
             self._send(peer, self._stop)
-        self._ledger.forget(session.name, beat.settled_below)
-        for seq in beat.unsettled:
+        self._ledger.forget(session.name, heartbeat.settled_below)
+        for seq in heartbeat.unsettled:
             self._updates.answer(session, seq)
 
     def _is_to_stop(self, session: Session) -> bool:

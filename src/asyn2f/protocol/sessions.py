@@ -50,12 +50,12 @@ class Session:
     def welcomed(self) -> bool:
         return self.welcomed_s < math.inf
 
-    def note(self, beat: messages.Heartbeat, now: float) -> None:
+    def note(self, heartbeat: messages.Heartbeat, now: float) -> None:
         """Records a heartbeat."""
         before = self.heartbeat
-        if before is None or beat.progress.step > before.progress.step:
+        if before is None or heartbeat.progress.step > before.progress.step:
             self.moved_s = now
-        self.heartbeat = beat
+        self.heartbeat = heartbeat
 
     @property
     def may_come_back(self) -> bool:
@@ -120,10 +120,14 @@ class SessionRegistry:
         """Sentences on registered peers that cannot reach a port; one per session."""
         found = []
         for session in self:
-            beat, hears, is_heard = session.heartbeat, session.hears_models, True
+            heartbeat, hears, is_heard = session.heartbeat, session.hears_models, True
             since_s = session.joined_s
-            if beat is not None:
-                hears, is_heard, since_s = beat.hears, beat.is_heard, session.welcomed_s
+            if heartbeat is not None:
+                hears, is_heard, since_s = (
+                    heartbeat.hears,
+                    heartbeat.is_heard,
+                    session.welcomed_s,
+                )
             elif session.welcomed or session.hello.first >= 0:
                 continue  # its heartbeats will report it
             is_due = session.live and now > since_s + CONNECT_S

@@ -227,8 +227,8 @@ def _worker_statuses(
 def _worker_status(
     session: Session, version: int, updates: int, now: float
 ) -> WorkerStatus:
-    beat = session.heartbeat
-    progress = messages.NO_PROGRESS if beat is None else beat.progress
+    heartbeat = session.heartbeat
+    progress = messages.NO_PROGRESS if heartbeat is None else heartbeat.progress
     since_s = now - session.heard_s if progress.merged_s_ago >= 0 else 0.0
     state = progress.state[:_MAX_STATE] if session.live else "silent"
     base = progress.base_version

@@ -39,7 +39,7 @@ class Timeline(NamedTuple):
     windows: tuple[Window, ...]  # the first is shown initially
     slot_s: float  # shortest bar of a long run; 0 = every bar is drawn as recorded
     num_rows: int  # workers drawn ...
-    num_workers: int  # ... of so many
+    num_workers: int  # ... out of how many
     has_all_marks: bool
 
 

@@ -168,7 +168,7 @@ def _digest(record: Record, arrays: ServerState) -> str:
     """XXH3-128, hex, over the record and the arrays' bytes in tree order.
 
     It detects damage, at the speed of memory. It does not detect tampering, nor would
-    SHA-256: whoever can write the version can write a matching digest.
+    SHA-256: a process that can write the version can write a matching digest.
     """
     digest = xxhash.xxh3_128(json.dumps(record, sort_keys=True).encode())
     for leaf in jax.tree.leaves(arrays):

@@ -211,7 +211,7 @@ def _read_public(path: Path) -> bytes:
 
 
 def _check_folder(folder: Path) -> None:
-    """Whoever can write into the folder of keys can replace the folders in it."""
+    """A user with write access to the folder of keys can replace the folders in it."""
     _check_mode(folder, 0o022, "others can change its content", "go-w")
 
 
