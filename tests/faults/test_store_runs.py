@@ -21,15 +21,13 @@ from asyn2f.runtime.server import Server
 from asyn2f.serialization import params_sha256
 from asyn2f.sim.from_trace import recording_of
 from asyn2f.sim.serial import execute_serially
-from asyn2f.store.base import (
-    MemoryStore,
-)
+from asyn2f.store.base import MemoryStore
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.trace.artifacts import RunArtifacts, commit_of
 from asyn2f.trace.invariants import check
 from tests.contracts.test_runtime import SETTINGS, LocalRun, small
 from tests.programs.test_launch import ENDLESS, ROOT, finish, start, wait_for_line
-from tests.support.patience import PATIENCE_S, Crowd
+from tests.support.patience import PATIENCE_S, Crowd, wait_until
 
 pytestmark = pytest.mark.usefixtures("patient_stores")
 
@@ -59,13 +57,6 @@ def checked(run, **rest):
     records = {v: run.store._versions[v].record for v in run.store.versions()}
     commits = {version: commit_of(record) for version, record in records.items()}
     return check(RunArtifacts(trace.read(run.folder / "trace"), commits, **rest))
-
-
-def wait_until(condition) -> None:
-    until_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < until_s, "the condition has not come to hold"
-        threading.Event().wait(0.02)
 
 
 @pytest.mark.parametrize("announce", ["after_save", "before_save"])

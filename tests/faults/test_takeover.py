@@ -1,7 +1,6 @@
 """A second server on a live run takes it over, with its workers."""
 
 import os
-import subprocess
 import time
 
 import pytest
@@ -10,7 +9,7 @@ from asyn2f import rundir, trace
 from asyn2f.api.verification import artifacts_of
 from asyn2f.trace import invariants
 from tests.support.crashed_run import SMALL, VERSIONS, newest_saved, processes
-from tests.support.patience import PATIENCE_S, Crowd
+from tests.support.patience import PATIENCE_S, Crowd, wait_until
 
 ENDED_S = 2.0  # promised
 
@@ -25,14 +24,14 @@ def test_a_second_server_takes_a_live_run_over_with_its_workers(tmp_path):
     flags = [*SMALL, "--config.stop.max_versions=100000", f"--workdir={folder}"]
     with Crowd() as crowd, processes(logs) as start:
         first = start("server", *flags)
-        wait_until(first, lambda: (folder / rundir.SERVER).exists())
+        wait_until(lambda: (folder / rundir.SERVER).exists(), first)
         peers = [start("worker", *flags, f"--worker={n}") for n in (0, 1)]
         peers.append(start("evaluator", *flags))
-        wait_until(first, lambda: newest_saved(folder / "models") >= 3)
+        wait_until(lambda: newest_saved(folder / "models") >= 3, first)
         last = f"--config.stop.max_versions={5 * VERSIONS}"
         second = start("server", *flags, last, "--resume")
         begun = folder / "models" / "incarnations" / "2"
-        wait_until(second, begun.exists)
+        wait_until(begun.exists, second)
         assert first.wait(PATIENCE_S) == 2
         ended_s = time.time() - os.stat(begun).st_mtime
         codes = [process.wait(PATIENCE_S) for process in (second, *peers)]
@@ -49,15 +48,3 @@ def test_a_second_server_takes_a_live_run_over_with_its_workers(tmp_path):
     made = [e for e in found.events if isinstance(e, trace.Aggregated)]
     assert {event.incarnation for event in made} == {1, 2}
     assert max(found.commits) == 5 * VERSIONS
-
-
-def wait_until(process: subprocess.Popen, condition) -> None:
-    """Raises AssertionError: it ended, or that took too long."""
-    give_up_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up_s
-        try:
-            code = process.wait(0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        raise AssertionError(f"{process.args} ended with {code}")

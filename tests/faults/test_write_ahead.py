@@ -6,7 +6,6 @@ import multiprocessing
 import random
 import shutil
 import threading
-import time
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import initial_server_state
 from tests.contracts.test_runtime import small
 from tests.contracts.test_store import state_of
-from tests.support.patience import PATIENCE_S
+from tests.support.patience import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("patient_stores")
 
@@ -77,13 +76,6 @@ def orbax(monkeypatch):
 def same(one, other) -> bool:
     pairs = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one, other)
     return jax.tree.all(pairs)
-
-
-def wait_until(condition) -> None:
-    until_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < until_s, "the condition has not come to hold"
-        time.sleep(0.02)
 
 
 def names(folder) -> set[str]:

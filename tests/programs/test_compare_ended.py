@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,23 +26,13 @@ from tests.support.comparisons import (
     running,
     trials_of,
 )
-from tests.support.patience import PATIENCE_S, Crowd
+from tests.support.patience import PATIENCE_S, Crowd, wait_until
 from tests.support.replays import Outcome
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 SOON_S = 8.0
 # One trial after the other, each of which takes minutes.
 LONG = [*SMALL, "--strategies=fedavg", "--jobs=1", "--config.stop.max_time_s=3000"]
-
-
-def wait_until(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
-    """Looks again and again while the program runs."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.05)
-            raise AssertionError(f"ended too early: {finish(process)}")
 
 
 def has_loaded(process: subprocess.Popen, library: str) -> bool:
@@ -75,12 +64,12 @@ class Disturbed(NamedTuple):
 def disturb(folder: Path) -> Disturbed:
     flags = [*COMPARED, "--jobs=1"]
     with running(folder, *flags) as process:
-        wait_until(process, lambda: count_of(folder) > 1)
+        wait_until(lambda: count_of(folder) > 1, process)
         os.killpg(process.pid, signal.SIGINT)
         interrupted = finish(process)
     kept = results_of(folder)
     with running(folder, *flags) as process:
-        wait_until(process, lambda: count_of(folder) > kept.count("\n"))
+        wait_until(lambda: count_of(folder) > kept.count("\n"), process)
         os.killpg(process.pid, signal.SIGKILL)
         killed = finish(process)
     more = results_of(folder)
@@ -94,7 +83,7 @@ def interrupt(folder: Path, library: str) -> tuple[Outcome, float, float]:
     """The outcome of an interruption when a trial's process has loaded a library, and
     how long that takes, and how long it may."""
     with running(folder, *LONG) as process:
-        wait_until(process, lambda: has_loaded(process, library))
+        wait_until(lambda: has_loaded(process, library), process)
         os.killpg(process.pid, signal.SIGINT)
         since_s = time.monotonic()
         with Crowd() as crowd, contextlib.suppress(subprocess.TimeoutExpired):
@@ -108,7 +97,7 @@ def interrupt(folder: Path, library: str) -> tuple[Outcome, float, float]:
 def terminate(folder: Path) -> list[int]:
     """Which of its processes live on when it has been terminated."""
     with running(folder, *SMALL, "--strategies=fedavg", "--jobs=1") as process:
-        wait_until(process, lambda: has_loaded(process, "jaxlib"))
+        wait_until(lambda: has_loaded(process, "jaxlib"), process)
         family = [process.pid, *children_of(process.pid)]
         process.terminate()
         by_s = time.monotonic() + PATIENCE_S

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from asyn2f import rundir
@@ -16,7 +15,7 @@ from asyn2f.trace import invariants
 from asyn2f.trace.artifacts import RunArtifacts
 from tests.soak.figures import Figure
 from tests.support.crashed_run import SMALL, newest_saved, processes
-from tests.support.patience import PATIENCE_S
+from tests.support.patience import PATIENCE_S, wait_until
 
 ENDED_S = 2.0  # promised: after SIGCONT the one that was replaced is gone
 STANDS_STILL_S = 20.0  # then it is killed, as an operator would
@@ -34,15 +33,15 @@ def takeover(folder: Path, seed: int, stopped_s: float) -> list[Figure]:
     flags = [*ENDLESS, all_kept, f"--workdir={run}"]
     with _programs(folder) as start:
         first = start("server", *flags)
-        until(first, (run / rundir.SERVER).exists)
+        wait_until((run / rundir.SERVER).exists, first)
         peers = [start("worker", *flags, f"--worker={n}") for n in (0, 1)]
         peers.append(start("evaluator", *flags))
-        until(first, lambda: newest_saved(models) >= 3)
+        wait_until(lambda: newest_saved(models) >= 3, first)
         threading.Event().wait(chance.uniform(0.0, 1.0))
         first.send_signal(signal.SIGSTOP)
         before, begun_s = newest_saved(models), time.monotonic()
         second = start("server", *flags, "--resume")
-        until(second, (models / "incarnations" / "2").exists)
+        wait_until((models / "incarnations" / "2").exists, second)
         left_s = begun_s + stopped_s - time.monotonic()
         threading.Event().wait(max(0.0, left_s))
         frozen, continued_s = newest_saved(models), time.monotonic()
@@ -50,7 +49,7 @@ def takeover(folder: Path, seed: int, stopped_s: float) -> list[Figure]:
         code = first.wait(PATIENCE_S)
         ended_s = time.monotonic() - continued_s
         goal = newest_saved(models) + 5
-        until(second, lambda: newest_saved(models) >= goal)
+        wait_until(lambda: newest_saved(models) >= goal, second)
         second.send_signal(signal.SIGTERM)
         codes = [each.wait(PATIENCE_S) for each in (second, *peers)]
     print(f"stopped at {before}, continued at {frozen}, ended with {code}; {codes}")
@@ -75,11 +74,11 @@ def memory(folder: Path, seed: int, times: int) -> list[Figure]:
     died, stood_still, silent, logs = 0, 0, 0, folder / "logs"
     with _programs(folder) as start:
         server = start("server", *flags)
-        until(server, (run / rundir.SERVER).exists)
+        wait_until((run / rundir.SERVER).exists, server)
         peers = [start("worker", *flags, f"--worker={n}") for n in (0, 1)]
         for _ in range(times):
             goal = newest_saved(models) + 2
-            until(server, lambda goal=goal: newest_saved(models) >= goal)
+            wait_until(lambda goal=goal: newest_saved(models) >= goal, server)
             starve(server.pid, chance.randrange(32 * MIB))
             try:
                 code = server.wait(STANDS_STILL_S)
@@ -93,7 +92,7 @@ def memory(folder: Path, seed: int, times: int) -> list[Figure]:
             print(f"version {newest_saved(models)}: ended with {code}", flush=True)
             server = start("server", *flags, "--resume")
         goal = newest_saved(models) + 3
-        until(server, lambda: newest_saved(models) >= goal)
+        wait_until(lambda: newest_saved(models) >= goal, server)
         server.send_signal(signal.SIGTERM)
         codes = [each.wait(PATIENCE_S) for each in (server, *peers)]
     print(f"{died} died, {stood_still} stood still and were killed; {codes}")
@@ -119,18 +118,6 @@ def broken(found: RunArtifacts) -> Figure:
     for violation in violations:
         print(f"BROKEN {violation.invariant}: {violation.what}")
     return Figure("broken", len(violations), 0)
-
-
-def until(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
-    """Raises AssertionError: the process ended before, or it took too long."""
-    give_up_s = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < give_up_s, f"{process.args} makes no progress"
-        try:
-            code = process.wait(0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        raise AssertionError(f"{process.args} ended with {code}")
 
 
 def _started(log: Path) -> int:

@@ -7,7 +7,10 @@ they allow is the promise times `Crowd.factor`, which is 1 there.
 """
 
 import os
+import subprocess
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +19,27 @@ import numpy as np
 PATIENCE_S = 240.0
 _SAMPLE_S = 0.1
 _WINDOW = 10  # samples: about a second
+_POLL_S = 0.02
+
+
+def wait_until(
+    holds: Callable[[], bool], process: subprocess.Popen | None = None
+) -> None:
+    """Waits for a condition that nothing announces, such as a file of another process.
+
+    Args:
+      holds: the condition.
+      process: has to run until then.
+
+    Raises:
+      AssertionError: the process ended, or `PATIENCE_S` passed.
+    """
+    give_up_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < give_up_s, "the condition has not come to hold"
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"{process.args} ended with {process.returncode}")
+        threading.Event().wait(_POLL_S)
 
 
 class Crowd:
