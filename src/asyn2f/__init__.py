@@ -71,9 +71,7 @@ if TYPE_CHECKING:
     from asyn2f.trace.causality import CausalityError as CausalityError
     from asyn2f.training.experiment import Experiment as Experiment
     from asyn2f.training.experiment import make_experiment as make_experiment
-    from asyn2f.training.settings import (
-        Training as Training,
-    )
+    from asyn2f.training.settings import Training as Training
     from asyn2f.types import GlobalModel as GlobalModel
     from asyn2f.types import ServerState as ServerState
     from asyn2f.types import UpdateInfo as UpdateInfo

@@ -19,12 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyn2f.api.results import (
-    bytes_by,
-)
-from asyn2f.api.simulation import (
-    simulate,
-)
+from asyn2f.api.results import bytes_by
+from asyn2f.api.simulation import simulate
 from asyn2f.report.load import load_run
 from asyn2f.report.summary import scores
 from asyn2f.sim import order as o

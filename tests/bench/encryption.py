@@ -16,11 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from asyn2f.protocol.channels import (
-    Channel,
-    Frames,
-    Subscribed,
-)
+from asyn2f.protocol.channels import Channel, Frames, Subscribed
 from asyn2f.transport import keys
 from asyn2f.transport.keys import PeerKeys
 from asyn2f.transport.zmq import ZmqTransport

@@ -17,9 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asyn2f import trace
-from asyn2f.api.simulation import (
-    simulate,
-)
+from asyn2f.api.simulation import simulate
 from asyn2f.config import build
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.training.experiment import Experiment, make_experiment

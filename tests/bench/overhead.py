@@ -14,9 +14,7 @@ import jax
 from asyn2f.config import build
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.worker import Worker
-from asyn2f.training.batches import (
-    shard_of,
-)
+from asyn2f.training.batches import shard_of
 from asyn2f.training.experiment import initial_server_state
 from configs.digits import get_config
 from tests.bench.figures import Figure, compared, in_turns

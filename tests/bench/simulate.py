@@ -28,9 +28,7 @@ from asyn2f.tasks.classification import make_classification_task
 from asyn2f.tasks.data import Dataset, digits
 from asyn2f.timing import Stop, Timing
 from asyn2f.training.experiment import Experiment, make_experiment
-from asyn2f.training.settings import (
-    Training,
-)
+from asyn2f.training.settings import Training
 
 REPETITIONS = 5
 ASYN2F = Timing(while_training="merge", after_push="continue", quorum="some")

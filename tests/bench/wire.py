@@ -15,12 +15,7 @@ import numpy as np
 import zmq
 
 from asyn2f import serialization
-from asyn2f.protocol.channels import (
-    UPDATES,
-    Channel,
-    Frames,
-    Subscribed,
-)
+from asyn2f.protocol.channels import UPDATES, Channel, Frames, Subscribed
 from asyn2f.transport.shared_memory import SharedMemoryTransport
 from asyn2f.transport.zmq import ZmqTransport
 from tests.bench.figures import Figure, compared, in_turns

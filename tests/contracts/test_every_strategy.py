@@ -27,10 +27,7 @@ from asyn2f.sim import order as o
 from asyn2f.sim.from_trace import order_of
 from asyn2f.sim.lanes import Limits
 from asyn2f.sim.machine import Machine
-from asyn2f.sim.order import (
-    Order,
-    Result,
-)
+from asyn2f.sim.order import Order, Result
 from asyn2f.sim.serial import Follower, execute_serially
 from asyn2f.sim.vectorised import calls_of, execute_in_lanes
 from asyn2f.timing import Stop, Timing

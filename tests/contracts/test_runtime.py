@@ -16,18 +16,11 @@ from asyn2f.errors import StoreError
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.io_thread import Journal
-from asyn2f.runtime.server import (
-    Observer,
-)
-from asyn2f.runtime.startup import (
-    create_server,
-    start_of,
-)
+from asyn2f.runtime.server import Observer
+from asyn2f.runtime.startup import create_server, start_of
 from asyn2f.runtime.worker import Worker
 from asyn2f.serialization import params_sha256
-from asyn2f.store.base import (
-    MemoryStore,
-)
+from asyn2f.store.base import MemoryStore
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport.base import MemoryNetwork

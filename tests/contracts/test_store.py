@@ -15,10 +15,7 @@ from hypothesis import strategies as st
 
 from asyn2f.errors import StoreError
 from asyn2f.store import formats
-from asyn2f.store.base import (
-    MemoryStore,
-    superfluous,
-)
+from asyn2f.store.base import MemoryStore, superfluous
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.strategies.base import initial_state
 from asyn2f.types import ServerState

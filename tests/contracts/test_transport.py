@@ -7,18 +7,9 @@ import time
 import pytest
 
 from asyn2f.errors import AddressError
-from asyn2f.protocol.channels import (
-    UPDATES,
-    Channel,
-    Frames,
-    Malformed,
-    Subscribed,
-)
+from asyn2f.protocol.channels import UPDATES, Channel, Frames, Malformed, Subscribed
 from asyn2f.transport import shared_memory
-from asyn2f.transport.base import (
-    MemoryNetwork,
-    parse_address,
-)
+from asyn2f.transport.base import MemoryNetwork, parse_address
 from asyn2f.transport.shared_memory import SharedMemoryTransport
 from asyn2f.transport.zmq import ZmqTransport
 from tests.support.patience import PATIENCE_S

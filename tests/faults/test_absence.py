@@ -8,10 +8,7 @@ import asyn2f
 from asyn2f import trace
 from asyn2f.errors import IncompleteTraceError, RunDirError
 from asyn2f.trace.artifacts import RunArtifacts
-from asyn2f.trace.history import (
-    absent,
-    check_complete,
-)
+from asyn2f.trace.history import absent, check_complete
 from asyn2f.trace.invariants import check
 from configs.digits import get_config
 from tests.programs.test_verify import run

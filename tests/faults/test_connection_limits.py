@@ -7,9 +7,7 @@ import time
 
 import pytest
 
-from asyn2f.protocol.channels import (
-    Frames,
-)
+from asyn2f.protocol.channels import Frames
 from asyn2f.transport import zmq_limits
 from asyn2f.transport.zmq import ZmqTransport
 from asyn2f.transport.zmq_limits import max_connections

@@ -8,9 +8,7 @@ import time
 import pytest
 
 from asyn2f.protocol import messages
-from asyn2f.protocol.channels import (
-    Frames,
-)
+from asyn2f.protocol.channels import Frames
 from tests.support.patience import PATIENCE_S, Crowd
 from tests.support.socket_run import SocketRun
 

@@ -11,9 +11,7 @@ import zmq
 
 from asyn2f.protocol import messages as wire
 from asyn2f.protocol import wire_format
-from asyn2f.protocol.channels import (
-    UPDATES,
-)
+from asyn2f.protocol.channels import UPDATES
 from asyn2f.transport.zmq_auth import curve_options
 from tests.support.messages import header_of, hello_of
 from tests.support.patience import PATIENCE_S, Crowd

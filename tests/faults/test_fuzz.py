@@ -11,11 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyn2f.protocol import messages, wire_format
-from asyn2f.protocol.channels import (
-    UPDATES,
-    Channel,
-    Frames,
-)
+from asyn2f.protocol.channels import UPDATES, Channel, Frames
 from tests.support.fuzz import Fuzz, Target, decode, read_line
 
 NAMES = ("wire", "payload", "model", "trace", "record", "server", "peer")

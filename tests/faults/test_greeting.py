@@ -10,9 +10,7 @@ import pytest
 from asyn2f.protocol.messages import Refused
 from asyn2f.protocol.wire_format import decode
 from asyn2f.transport.zmq import ZmqTransport
-from asyn2f.transport.zmq_auth import (
-    mechanism_of,
-)
+from asyn2f.transport.zmq_auth import mechanism_of
 from tests.support.patience import PATIENCE_S
 from tests.support.rogue_peers import Keyring
 

@@ -16,25 +16,16 @@ from rich.console import Console
 from asyn2f import errors, serialization, trace
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages, wire_format
-from asyn2f.protocol.channels import (
-    Channel,
-    Frames,
-)
+from asyn2f.protocol.channels import Channel, Frames
 from asyn2f.protocol.messages import UpdateHeader
 from asyn2f.report.live import plain_line, render
 from asyn2f.report.run_page import write_report
-from asyn2f.runtime.aggregator import (
-    problem_of,
-)
+from asyn2f.runtime.aggregator import problem_of
 from asyn2f.runtime.peer import ReceivedModel, decode_model
-from asyn2f.runtime.startup import (
-    start_of,
-)
+from asyn2f.runtime.startup import start_of
 from asyn2f.runtime.worker import Worker
 from asyn2f.serialization import template_of
-from asyn2f.store.base import (
-    MemoryStore,
-)
+from asyn2f.store.base import MemoryStore
 from asyn2f.training.experiment import initial_server_state
 from asyn2f.types import UpdateInfo
 from tests.contracts.test_runtime import small

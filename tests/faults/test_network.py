@@ -10,9 +10,7 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from asyn2f.protocol.channels import (
-    UPDATES,
-)
+from asyn2f.protocol.channels import UPDATES
 from asyn2f.transport import zmq_limits
 from tests.support.fake_network import FakeNetwork
 from tests.support.networks import End, Network

@@ -9,9 +9,7 @@ import pytest
 
 from asyn2f.programs import UpdateKey
 from asyn2f.protocol.ledger import Ledger, Outcome
-from asyn2f.runtime.startup import (
-    start_of,
-)
+from asyn2f.runtime.startup import start_of
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.strategies import BUILDERS
 from asyn2f.types import UpdateInfo, WorkerUpdate

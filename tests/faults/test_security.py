@@ -11,17 +11,9 @@ import zmq
 
 from asyn2f.errors import AddressError
 from asyn2f.protocol import messages, wire_format
-from asyn2f.protocol.channels import (
-    UPDATES,
-    Channel,
-    Frames,
-    Malformed,
-    Subscribed,
-)
+from asyn2f.protocol.channels import UPDATES, Channel, Frames, Malformed, Subscribed
 from asyn2f.transport import keys, zmq_auth, zmq_limits
-from asyn2f.transport.keys import (
-    AllowList,
-)
+from asyn2f.transport.keys import AllowList
 from asyn2f.transport.zmq import ZmqTransport
 from tests.support.messages import header_of, hello_of
 from tests.support.patience import PATIENCE_S

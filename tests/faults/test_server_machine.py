@@ -15,22 +15,11 @@ from asyn2f import programs
 from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
-from asyn2f.protocol.channels import (
-    UPDATES,
-    Channel,
-    Subscribed,
-    topic_of,
-)
+from asyn2f.protocol.channels import UPDATES, Channel, Subscribed, topic_of
 from asyn2f.protocol.server import ServerProtocol
 from asyn2f.protocol.settings import RuntimeSettings
 from tests.simulation.bugs import BUGS
-from tests.support.messages import (
-    RUNTIME,
-    header_of,
-    hello_of,
-    made,
-    server_settings,
-)
+from tests.support.messages import RUNTIME, header_of, hello_of, made, server_settings
 from tests.support.protocol_harness import ASYN2F, FEDAVG, heartbeat_of, with_
 
 WORKERS = 3

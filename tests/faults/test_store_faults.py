@@ -17,9 +17,7 @@ import numpy as np
 import pytest
 
 from asyn2f.errors import FencedError, StoreError
-from asyn2f.runtime.startup import (
-    start_of,
-)
+from asyn2f.runtime.startup import start_of
 from asyn2f.store import fencing as fences
 from asyn2f.store import folder as folders
 from asyn2f.store.base import is_as_signed, signed

@@ -18,20 +18,13 @@ import pytest
 
 from asyn2f.cli import trials
 from asyn2f.cli.claim import in_use
-from asyn2f.cli.trials import (
-    GRIDS,
-    Job,
-    Results,
-    inputs_digest,
-)
+from asyn2f.cli.trials import GRIDS, Job, Results, inputs_digest
 from asyn2f.config import build
 from asyn2f.config.schema import flatten
 from asyn2f.errors import RunDirError
 from asyn2f.report import comparison
 from asyn2f.strategies import BUILDERS
-from asyn2f.training.batches import (
-    make_evaluate,
-)
+from asyn2f.training.batches import make_evaluate
 from asyn2f.training.experiment import initial_server_state
 from configs.digits import get_config as digits
 from tests.programs.test_replay import assert_ends_with, assert_refused

@@ -12,13 +12,8 @@ import numpy as np
 import pytest
 
 from asyn2f.config import schema
-from asyn2f.training.batches import (
-    shard_of,
-)
-from asyn2f.training.settings import (
-    Training,
-    length_for,
-)
+from asyn2f.training.batches import shard_of
+from asyn2f.training.settings import Training, length_for
 from tests.support.experiments import experiment_with
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,7 @@ from asyn2f.config import build
 from asyn2f.config.schema import section
 from asyn2f.errors import AddressError
 from asyn2f.protocol.settings import RuntimeSettings
-from asyn2f.transport.base import (
-    parse_address,
-)
+from asyn2f.transport.base import parse_address
 from asyn2f.transport.zmq import ZmqTransport
 from tests.support.experiments import config_with, experiment_with
 

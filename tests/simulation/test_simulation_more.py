@@ -2,12 +2,7 @@
 
 import pytest
 
-from tests.simulation.test_simulation import (
-    CHUNK,
-    SEEDS,
-    check_floors,
-    check_seeds,
-)
+from tests.simulation.test_simulation import CHUNK, SEEDS, check_floors, check_seeds
 
 pytestmark = pytest.mark.slow
 MORE = range(SEEDS, 5 * SEEDS)

@@ -15,11 +15,7 @@ from typing import TYPE_CHECKING
 
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages, wire_format
-from asyn2f.protocol.channels import (
-    UPDATES,
-    Channel,
-    Subscribed,
-)
+from asyn2f.protocol.channels import UPDATES, Channel, Subscribed
 from tests.simulation.node import Line, Node
 
 if TYPE_CHECKING:

@@ -12,13 +12,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from asyn2f.protocol import messages, wire_format
-from asyn2f.protocol.channels import (
-    Channel,
-    Frames,
-)
-from asyn2f.transport.base import (
-    Transport,
-)
+from asyn2f.protocol.channels import Channel, Frames
+from asyn2f.transport.base import Transport
 from asyn2f.transport.zmq import ZmqTransport
 from tests.faults.test_floods import seconds_until_all_are_in
 from tests.soak.figures import Figure

@@ -15,9 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Literal, NamedTuple
 
-from asyn2f.protocol.channels import (
-    Channel,
-)
+from asyn2f.protocol.channels import Channel
 from tests.support.patience import PATIENCE_S
 
 _PIECE_BYTES = 65_536

@@ -6,10 +6,7 @@ from typing import Any
 
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
-from asyn2f.protocol.channels import (
-    UPDATES,
-    Subscribed,
-)
+from asyn2f.protocol.channels import UPDATES, Subscribed
 from tests.simulation.network import Net
 from tests.simulation.node import Node
 from tests.simulation.world import TIMINGS, World

@@ -27,17 +27,11 @@ import numpy as np
 from asyn2f import errors, serialization, trace
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages, wire_format
-from asyn2f.protocol.channels import (
-    UPDATES,
-    Channel,
-    Frames,
-)
+from asyn2f.protocol.channels import UPDATES, Channel, Frames
 from asyn2f.protocol.ledger import Ledger
 from asyn2f.protocol.status import RunCounters
 from asyn2f.runtime.peer import ReceivedModel, decode_model
-from asyn2f.runtime.startup import (
-    check_record,
-)
+from asyn2f.runtime.startup import check_record
 from tests.contracts.test_runtime import small
 from tests.support.protocol_harness import WELCOME, PeerHarness, heartbeat_of
 from tests.support.server_harness import ServerHarness

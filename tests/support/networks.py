@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from asyn2f.protocol.channels import (
-    Channel,
-)
+from asyn2f.protocol.channels import Channel
 
 
 @dataclass(eq=False)

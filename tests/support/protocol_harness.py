@@ -6,13 +6,7 @@ from asyn2f import programs
 from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages as wire
-from asyn2f.protocol.channels import (
-    ALL,
-    UPDATES,
-    Channel,
-    Subscribed,
-    topic_of,
-)
+from asyn2f.protocol.channels import ALL, UPDATES, Channel, Subscribed, topic_of
 from asyn2f.protocol.peer import PeerProtocol
 from asyn2f.protocol.server import ServerProtocol
 from asyn2f.protocol.settings import RuntimeSettings

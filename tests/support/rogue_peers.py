@@ -12,9 +12,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from asyn2f.transport import keys
 from asyn2f.transport.keys import PeerKeys
-from asyn2f.transport.zmq_auth import (
-    curve_options,
-)
+from asyn2f.transport.zmq_auth import curve_options
 
 _IN = zmq.EVENT_HANDSHAKE_SUCCEEDED
 KINDS = (zmq.DEALER, zmq.SUB, zmq.XPUB)  # for CONTROL, MODEL and UPDATE

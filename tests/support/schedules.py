@@ -11,17 +11,11 @@ import numpy as np
 
 from asyn2f import trace
 from asyn2f.sim import order as o
-from asyn2f.sim.order import (
-    Numbers,
-    Order,
-    empty_numbers,
-)
+from asyn2f.sim.order import Numbers, Order, empty_numbers
 from asyn2f.sim.profiles import Profiles, profiles_of
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.to_trace import events_of
-from asyn2f.sim.virtual_worker import (
-    Presence,
-)
+from asyn2f.sim.virtual_worker import Presence
 from asyn2f.timing import Stop, Timing
 from asyn2f.training.experiment import NO_GUARDS
 

@@ -15,30 +15,16 @@ import numpy as np
 
 from asyn2f import serialization, trace
 from asyn2f.protocol import messages, wire_format
-from asyn2f.protocol.channels import (
-    UPDATES,
-    Channel,
-    Frames,
-    Subscribed,
-)
+from asyn2f.protocol.channels import UPDATES, Channel, Frames, Subscribed
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
-from asyn2f.runtime.server import (
-    Observer,
-)
-from asyn2f.runtime.startup import (
-    create_server,
-    shards_of,
-)
+from asyn2f.runtime.server import Observer
+from asyn2f.runtime.startup import create_server, shards_of
 from asyn2f.serialization import params_sha256
-from asyn2f.store.base import (
-    MemoryStore,
-)
+from asyn2f.store.base import MemoryStore
 from asyn2f.training.agreement import data_digest
 from asyn2f.training.experiment import Experiment
-from asyn2f.transport.base import (
-    MemoryNetwork,
-)
+from asyn2f.transport.base import MemoryNetwork
 from asyn2f.types import WorkerUpdate
 from tests.contracts.test_runtime import small
 from tests.support.updates import replaced

@@ -20,12 +20,7 @@ from asyn2f.transport.keys import ServerKeys
 from asyn2f.transport.zmq import ZmqTransport
 from tests.support.messages import made, server_settings
 from tests.support.patience import PATIENCE_S
-from tests.support.stub_worker import (
-    RUNTIME,
-    Changes,
-    body_of,
-    open_journal,
-)
+from tests.support.stub_worker import RUNTIME, Changes, body_of, open_journal
 
 # Every update is committed: what is lost cannot hide behind what is superseded.
 EVERY_UPDATE = Timing(

@@ -9,17 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyn2f import trace
-from asyn2f.store.base import (
-    MemoryStore,
-)
-from asyn2f.trace import (
-    Adopted,
-    Aggregated,
-    Merged,
-    Published,
-    Pushed,
-    UpdateSettled,
-)
+from asyn2f.store.base import MemoryStore
+from asyn2f.trace import Adopted, Aggregated, Merged, Published, Pushed, UpdateSettled
 from asyn2f.trace.causality import CausalityError, check
 from asyn2f.trace.history import surviving
 from tests.contracts.test_runtime import SETTINGS, LocalRun, small

@@ -8,15 +8,10 @@ import pytest
 from sklearn.metrics import f1_score
 
 from asyn2f.tasks import data
-from asyn2f.tasks.classification import (
-    crop_and_flip,
-    make_classification_task,
-)
+from asyn2f.tasks.classification import crop_and_flip, make_classification_task
 from asyn2f.tasks.data import Dataset
 from asyn2f.tasks.models import CNN, MLP
-from asyn2f.training.batches import (
-    make_evaluate,
-)
+from asyn2f.training.batches import make_evaluate
 
 KEY = jax.random.key(0)
 

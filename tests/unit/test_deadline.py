@@ -5,10 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from asyn2f.api.simulation import (
-    cycles_of,
-    order_of_config,
-)
+from asyn2f.api.simulation import cycles_of, order_of_config
 from asyn2f.cli import server
 from asyn2f.config import build
 from asyn2f.config.default import get_config as default

@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 
 from asyn2f import trace
-from asyn2f.sim.from_trace import (
-    agree,
-    differences,
-    recording_of,
-)
+from asyn2f.sim.from_trace import agree, differences, recording_of
 from asyn2f.sim.serial import execute_serially
 from tests.contracts.test_runtime import small
 from tests.support.executions import events_for, experiment_of, order_for

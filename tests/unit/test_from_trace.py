@@ -9,9 +9,7 @@ from asyn2f import trace
 from asyn2f.errors import OrderError
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
-from asyn2f.sim.from_trace import (
-    order_of,
-)
+from asyn2f.sim.from_trace import order_of
 from asyn2f.sim.order import Order
 from asyn2f.sim.serial import execute_serially
 from asyn2f.trace.ordering import by_cause, shifted
@@ -22,13 +20,7 @@ from tests.support.executions import (
     in_lanes,
     order_for,
 )
-from tests.support.handmade_trace import (
-    At,
-    files_of,
-    hand_made,
-    random_trace,
-    without,
-)
+from tests.support.handmade_trace import At, files_of, hand_made, random_trace, without
 
 COMPUTED = (o.ADOPT, o.TRAIN, o.MERGE, o.PUSH, o.AGGREGATE)  # something, by executors
 SETTLED = (o.SUPERSEDE, o.REJECT)

@@ -8,10 +8,7 @@ import pytest
 from asyn2f import rundir
 from asyn2f.cli import server
 from asyn2f.errors import RunDirError
-from asyn2f.rundir import (
-    SERVER,
-    Listening,
-)
+from asyn2f.rundir import SERVER, Listening
 
 GOOD = Listening("tcp://127.0.0.1:5570", (5570, 5571, 5572), "run", "t0ken")
 

@@ -7,9 +7,7 @@ import pytest
 
 from asyn2f.tasks import models
 from asyn2f.tasks.data import digits
-from asyn2f.tasks.models import (
-    Conv,
-)
+from asyn2f.tasks.models import Conv
 
 
 def made(model, x):

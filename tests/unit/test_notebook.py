@@ -6,19 +6,13 @@ import numpy as np
 import pytest
 
 import asyn2f
-from asyn2f.api.results import (
-    bytes_by,
-)
+from asyn2f.api.results import bytes_by
 from asyn2f.api.simulation import check_agrees
 from asyn2f.config import build
 from asyn2f.errors import ConfigError
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
-from asyn2f.training.experiment import (
-    initial_server_state,
-    make_experiment,
-    root_key,
-)
+from asyn2f.training.experiment import initial_server_state, make_experiment, root_key
 from tests.support import golden_run
 from tests.support.compilation import nothing_compiles
 

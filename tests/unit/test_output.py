@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asyn2f.cli.process import (
-    Output,
-)
+from asyn2f.cli.process import Output
 from asyn2f.errors import OutputError
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,7 @@ import pytest
 from asyn2f.errors import PlanError
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Order
-from asyn2f.sim.plan import (
-    Plan,
-    plan,
-)
+from asyn2f.sim.plan import Plan, plan
 from asyn2f.sim.profiles import draw_profiles
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.settings import SimSettings

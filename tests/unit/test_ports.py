@@ -4,12 +4,7 @@ import pytest
 
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages as wire
-from asyn2f.protocol.channels import (
-    CONNECT_S,
-    UPDATES,
-    Subscribed,
-    topic_of,
-)
+from asyn2f.protocol.channels import CONNECT_S, UPDATES, Subscribed, topic_of
 from tests.support.chaos import ChaosProxy
 from tests.support.messages import RUNTIME, hello_of
 from tests.support.protocol_harness import (

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from asyn2f.sim.profiles import profiles_of
-from asyn2f.sim.virtual_worker import (
-    Presence,
-)
+from asyn2f.sim.virtual_worker import Presence
 
 
 def given_outages(*spans):

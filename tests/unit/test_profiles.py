@@ -5,15 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from asyn2f.sim.profiles import (
-    Profiles,
-    draw_profiles,
-    profiles_of,
-)
+from asyn2f.sim.profiles import Profiles, draw_profiles, profiles_of
 from asyn2f.sim.settings import SimSettings
-from asyn2f.sim.virtual_worker import (
-    Presence,
-)
+from asyn2f.sim.virtual_worker import Presence
 
 COLUMNS = [name for name in Profiles._fields if name != "outages"]
 

@@ -12,13 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from asyn2f.sim.execute import (
-    read_progress,
-    write_progress,
-)
-from asyn2f.sim.machine import (
-    Progress,
-)
+from asyn2f.sim.execute import read_progress, write_progress
+from asyn2f.sim.machine import Progress
 from asyn2f.sim.vectorised import execute_in_lanes
 from tests.support.executions import (
     Seen,

@@ -9,13 +9,7 @@ from asyn2f import trace
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages as wire
 from asyn2f.protocol import wire_format
-from asyn2f.protocol.channels import (
-    ALL,
-    UPDATES,
-    Channel,
-    Subscribed,
-    topic_of,
-)
+from asyn2f.protocol.channels import ALL, UPDATES, Channel, Subscribed, topic_of
 from asyn2f.timing import Stop
 from tests.support.messages import RUNTIME, header_of, hello_of, made
 from tests.support.protocol_harness import (

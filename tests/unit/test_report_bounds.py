@@ -11,14 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyn2f import trace
-from asyn2f.report import (
-    curves,
-    figures,
-    metrics,
-    segments,
-    theme,
-    workers,
-)
+from asyn2f.report import curves, figures, metrics, segments, theme, workers
 from asyn2f.report import load as run_module
 from asyn2f.report import timeline as timeline_module
 from asyn2f.report.load import Run, load_run

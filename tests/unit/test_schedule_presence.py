@@ -6,9 +6,7 @@ import pytest
 
 from asyn2f.sim import order as o
 from asyn2f.sim import schedule as scheduling
-from asyn2f.sim.virtual_worker import (
-    Presence,
-)
+from asyn2f.sim.virtual_worker import Presence
 from tests.support.schedules import MEGABYTE, lines_of, run, same
 from tests.unit.test_programs import adopting, asynchronous, synchronous
 

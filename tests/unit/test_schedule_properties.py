@@ -11,9 +11,7 @@ import pytest
 
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Order, cut, until
-from asyn2f.sim.virtual_worker import (
-    Presence,
-)
+from asyn2f.sim.virtual_worker import Presence
 from asyn2f.trace import causality
 from tests.support.schedules import (
     EPS_S,

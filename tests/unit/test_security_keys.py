@@ -11,19 +11,11 @@ from asyn2f import errors
 from asyn2f.cli import tools
 from asyn2f.errors import AddressError, KeysError
 from asyn2f.protocol import messages, wire_format
-from asyn2f.protocol.channels import (
-    Channel,
-    Frames,
-)
+from asyn2f.protocol.channels import Channel, Frames
 from asyn2f.runtime.io_thread import IoThread
 from asyn2f.transport import keys
-from asyn2f.transport.base import (
-    check_safe,
-    is_loopback,
-)
-from asyn2f.transport.keys import (
-    AllowList,
-)
+from asyn2f.transport.base import check_safe, is_loopback
+from asyn2f.transport.keys import AllowList
 from asyn2f.transport.zmq import ZmqTransport
 from tests.support.messages import hello_of
 from tests.support.rogue_peers import Keyring

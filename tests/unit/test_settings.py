@@ -14,9 +14,7 @@ from asyn2f.errors import ConfigError, RunDirError
 from asyn2f.settings import check, settings_of
 from asyn2f.strategies import BUILDERS, parameters
 from asyn2f.timing import Stop
-from asyn2f.training.settings import (
-    Training,
-)
+from asyn2f.training.settings import Training
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = schema.all_settings()

@@ -9,16 +9,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from asyn2f.protocol.channels import (
-    UPDATES,
-    Channel,
-    Frames,
-    Subscribed,
-)
+from asyn2f.protocol.channels import UPDATES, Channel, Frames, Subscribed
 from asyn2f.transport import shared_memory
-from asyn2f.transport.arena import (
-    Arena,
-)
+from asyn2f.transport.arena import Arena
 from asyn2f.transport.base import MemoryNetwork, Transport
 from asyn2f.transport.shared_memory import (
     SharedMemoryTransport,

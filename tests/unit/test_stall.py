@@ -9,13 +9,7 @@ from asyn2f.protocol import messages
 from tests.simulation.bugs import BUGS
 from tests.simulation.sweep import simulate
 from tests.support.messages import RUNTIME
-from tests.support.protocol_harness import (
-    FEDAVG,
-    heartbeat_of,
-    joined,
-    those,
-    with_,
-)
+from tests.support.protocol_harness import FEDAVG, heartbeat_of, joined, those, with_
 
 ASYNCHRONOUS = with_(FEDAVG, quorum="each", max_staleness=None)
 DEAD_AFTER_S, LEASE_S = RUNTIME["heartbeat_timeout_s"], RUNTIME["server_timeout_s"]

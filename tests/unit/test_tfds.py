@@ -25,9 +25,7 @@ from asyn2f import errors
 from asyn2f.config import build
 from asyn2f.errors import DataError
 from asyn2f.tasks import data
-from asyn2f.tasks.tfds import (
-    read_prepared,
-)
+from asyn2f.tasks.tfds import read_prepared
 from tests.support.experiments import config_with
 
 ROOT = Path(__file__).parents[2]

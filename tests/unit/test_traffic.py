@@ -6,12 +6,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from asyn2f.api.results import (
-    bytes_by,
-)
-from asyn2f.api.simulation import (
-    order_of_config,
-)
+from asyn2f.api.results import bytes_by
+from asyn2f.api.simulation import order_of_config
 from asyn2f.sim import order as o
 from asyn2f.sim.profiles import profiles_of
 from asyn2f.sim.schedule import _over_links, carried, schedule

@@ -12,15 +12,9 @@ from asyn2f.tasks.classification import make_classification_task
 from asyn2f.tasks.data import Dataset
 from asyn2f.tasks.models import CNN, MLP
 from asyn2f.timing import Stop
-from asyn2f.training.batches import (
-    shard_of,
-    steps_per_epoch,
-)
+from asyn2f.training.batches import shard_of, steps_per_epoch
 from asyn2f.training.experiment import initial_server_state, make_experiment
-from asyn2f.training.settings import (
-    Training,
-    annealed,
-)
+from asyn2f.training.settings import Training, annealed
 from tests.support.compilation import nothing_compiles
 
 

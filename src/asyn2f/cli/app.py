@@ -20,10 +20,7 @@ from asyn2f.cli.process import open_output
 from asyn2f.config import build, config_file, reference, schema
 from asyn2f.config.default import load_config
 from asyn2f.errors import Asyn2fError, ExecutionError
-from asyn2f.transport.base import (
-    check_safe,
-    is_exposed,
-)
+from asyn2f.transport.base import check_safe, is_exposed
 
 USAGE_ERROR = 2
 # Those that need no agreement with processes on other machines.

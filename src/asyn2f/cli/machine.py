@@ -16,9 +16,7 @@ import asyn2f
 from asyn2f import rundir, trace
 from asyn2f.errors import DeviceError
 from asyn2f.runtime.io_thread import Journal
-from asyn2f.tasks.cache import (
-    cache_folder,
-)
+from asyn2f.tasks.cache import cache_folder
 from asyn2f.training import agreement
 
 # By XLA's names, each with the flags of /proc/cpuinfo that it adds. Under another set,

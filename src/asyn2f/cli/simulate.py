@@ -28,15 +28,8 @@ from asyn2f.config import build, identity, schema
 from asyn2f.config.default import load_config
 from asyn2f.config.schema import section
 from asyn2f.sim import order as o
-from asyn2f.sim.execute import (
-    Execution,
-    execution_of,
-    read_progress,
-    write_progress,
-)
-from asyn2f.sim.machine import (
-    Progress,
-)
+from asyn2f.sim.execute import Execution, execution_of, read_progress, write_progress
+from asyn2f.sim.machine import Progress
 from asyn2f.sim.order import Order, ended_by_divergence
 from asyn2f.sim.serial import stage
 from asyn2f.sim.settings import SimSettings

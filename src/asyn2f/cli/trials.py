@@ -17,12 +17,8 @@ import xxhash
 
 import asyn2f
 from asyn2f import errors
-from asyn2f.api.results import (
-    bytes_by,
-)
-from asyn2f.api.simulation import (
-    order_of_config,
-)
+from asyn2f.api.results import bytes_by
+from asyn2f.api.simulation import order_of_config
 from asyn2f.cli import machine
 from asyn2f.config import build, identity, schema
 from asyn2f.config import config_file as config_file
@@ -33,17 +29,13 @@ from asyn2f.report.comparison import Trial
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import execution_of
-from asyn2f.sim.order import (
-    ended_by_divergence,
-)
+from asyn2f.sim.order import ended_by_divergence
 from asyn2f.sim.settings import SimSettings
 from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop
 from asyn2f.training.agreement import flags
-from asyn2f.training.batches import (
-    make_evaluate,
-)
+from asyn2f.training.batches import make_evaluate
 from asyn2f.training.experiment import initial_server_state, published
 
 TIMES = 60  # evaluations of each run

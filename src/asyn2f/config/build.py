@@ -21,12 +21,8 @@ from asyn2f.strategies._asyn2f import ROBUST
 from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop, Timing
 from asyn2f.training.experiment import Experiment, make_experiment
-from asyn2f.training.settings import (
-    Training,
-)
-from asyn2f.transport.base import (
-    parse_address,
-)
+from asyn2f.training.settings import Training
+from asyn2f.transport.base import parse_address
 
 
 def check(config: Config) -> None:

@@ -22,9 +22,7 @@ from asyn2f.sim.settings import SimSettings
 from asyn2f.store.base import StoreSettings
 from asyn2f.strategies import BUILDERS
 from asyn2f.timing import Stop, Timing
-from asyn2f.training.settings import (
-    Training,
-)
+from asyn2f.training.settings import Training
 
 Config = Mapping[str, Any]
 """A config as plain nested dicts, whole: every key of `asyn2f.config.default`."""

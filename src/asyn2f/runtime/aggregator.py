@@ -15,20 +15,10 @@ from asyn2f.kernels import codecs, guards
 from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages, wire_format
-from asyn2f.store.base import (
-    ModelStore,
-    Record,
-)
+from asyn2f.store.base import ModelStore, Record
 from asyn2f.strategies.base import push_params
 from asyn2f.training.experiment import Experiment, initial_server_state
-from asyn2f.types import (
-    Buffer,
-    Metrics,
-    Params,
-    ServerState,
-    UpdateInfo,
-    WorkerUpdate,
-)
+from asyn2f.types import Buffer, Metrics, Params, ServerState, UpdateInfo, WorkerUpdate
 
 _SUM_TO_1_WITHIN = 1e-4  # coefficients are float32
 _CACHED_BASES = 8  # in memory; older ones are read from the store

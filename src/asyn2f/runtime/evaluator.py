@@ -19,9 +19,7 @@ from asyn2f.runtime.peer import (
     no_token,
     zero_params,
 )
-from asyn2f.training.batches import (
-    make_evaluate,
-)
+from asyn2f.training.batches import make_evaluate
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport.base import Transport
 

@@ -21,9 +21,7 @@ from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import IoThread, Journal
 from asyn2f.training.agreement import data_digest
 from asyn2f.training.experiment import Experiment
-from asyn2f.training.settings import (
-    Training,
-)
+from asyn2f.training.settings import Training
 from asyn2f.transport.base import Transport
 from asyn2f.types import Buffer, GlobalModel, Params
 

@@ -10,10 +10,7 @@ from typing import Any
 from asyn2f import failpoints
 from asyn2f.errors import FencedError, StoreError
 from asyn2f.protocol import events as p
-from asyn2f.store.base import (
-    ModelStore,
-    Record,
-)
+from asyn2f.store.base import ModelStore, Record
 from asyn2f.types import ServerState
 
 _LOOK_S = 0.5

@@ -16,10 +16,7 @@ from asyn2f.protocol.settings import RuntimeSettings, ServerSettings
 from asyn2f.runtime.aggregator import Aggregator
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.server import Observer, Server
-from asyn2f.store.base import (
-    ModelStore,
-    Record,
-)
+from asyn2f.store.base import ModelStore, Record
 from asyn2f.training.agreement import data_digests
 from asyn2f.training.experiment import Experiment, initial_server_state
 from asyn2f.transport.base import Transport

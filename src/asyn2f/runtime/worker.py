@@ -23,10 +23,7 @@ from asyn2f.runtime.peer import (
     no_token,
     zero_model,
 )
-from asyn2f.training.batches import (
-    shard_of,
-    steps_per_epoch,
-)
+from asyn2f.training.batches import shard_of, steps_per_epoch
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport.base import Transport
 from asyn2f.types import GlobalModel, UpdateInfo, WorkerState

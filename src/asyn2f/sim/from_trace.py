@@ -9,11 +9,7 @@ import numpy as np
 from asyn2f import trace
 from asyn2f.errors import OrderError
 from asyn2f.sim import order as o
-from asyn2f.sim.order import (
-    Log,
-    Numbers,
-    Order,
-)
+from asyn2f.sim.order import Log, Numbers, Order
 from asyn2f.trace.history import History, Key, Node
 
 _INITIAL: Node = (0, 0)

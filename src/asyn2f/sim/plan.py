@@ -18,10 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from asyn2f.errors import PlanError
-from asyn2f.sim.order import (
-    Order,
-    uses_of,
-)
+from asyn2f.sim.order import Order, uses_of
 from asyn2f.sim.stretches import KEEP, Stretches
 
 # The overhead of a wave, in steps of all its lanes.

@@ -15,11 +15,7 @@ from asyn2f import programs
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Order
 from asyn2f.sim.profiles import Profiles
-from asyn2f.sim.virtual_worker import (
-    Presence,
-    VirtualWorker,
-    soon,
-)
+from asyn2f.sim.virtual_worker import Presence, VirtualWorker, soon
 from asyn2f.sim.world import Accepts, SignalOf, World
 from asyn2f.timing import Stop, Timing
 

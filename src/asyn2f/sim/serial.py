@@ -13,9 +13,7 @@ from asyn2f.errors import Asyn2fError, ExecutionError
 from asyn2f.serialization import all_finite
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Log, Order, Result, empty_numbers, uses_of
-from asyn2f.training.batches import (
-    shard_of,
-)
+from asyn2f.training.batches import shard_of
 from asyn2f.training.experiment import Experiment, initial_server_state, published
 from asyn2f.types import GlobalModel, ServerState, Shard, WorkerState, WorkerUpdate
 

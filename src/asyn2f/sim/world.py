@@ -7,15 +7,7 @@ from random import Random
 from typing import Any
 
 from asyn2f import programs
-from asyn2f.programs import (
-    Adopt,
-    Arrived,
-    Push,
-    Seen,
-    Train,
-    UpdateKey,
-    Wait,
-)
+from asyn2f.programs import Adopt, Arrived, Push, Seen, Train, UpdateKey, Wait
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Log, Order
 from asyn2f.sim.virtual_server import Handler, VirtualServer

@@ -13,13 +13,7 @@ from typing import NamedTuple
 
 from asyn2f import errors, rundir
 from asyn2f.trace import ordering, segments
-from asyn2f.trace.events import (
-    Event,
-    ProcessStarted,
-    Published,
-    Stopped,
-    WorkerJoined,
-)
+from asyn2f.trace.events import Event, ProcessStarted, Published, Stopped, WorkerJoined
 from asyn2f.trace.lines import from_line
 
 _HEAD_BYTES = 64 * 1024  # of a file that is not read whole

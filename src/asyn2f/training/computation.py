@@ -18,15 +18,8 @@ from asyn2f.serialization import Template, template_of
 from asyn2f.strategies import Strategy
 from asyn2f.strategies.base import push_params
 from asyn2f.tasks.base import Init, Loss
-from asyn2f.training.settings import (
-    Training,
-    global_learning_rate,
-)
-from asyn2f.training.trainer import (
-    Decode,
-    Trainer,
-    make_trainer,
-)
+from asyn2f.training.settings import Training, global_learning_rate
+from asyn2f.training.trainer import Decode, Trainer, make_trainer
 from asyn2f.types import Metrics, Params, ServerState, WorkerUpdate
 
 

@@ -23,12 +23,8 @@ from asyn2f.training.computation import (
     Publication,
     compiled_for,
 )
-from asyn2f.training.settings import (
-    Training,
-)
-from asyn2f.training.trainer import (
-    Trainer,
-)
+from asyn2f.training.settings import Training
+from asyn2f.training.trainer import Trainer
 from asyn2f.types import GlobalModel, Metrics, ServerState, WorkerUpdate
 
 NO_GUARDS = Guards(mode="off")
