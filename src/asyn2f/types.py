@@ -9,6 +9,7 @@ arrays alike.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:  # traces are read without JAX
@@ -19,6 +20,41 @@ Params = Any
 
 Buffer = bytes | bytearray | memoryview
 """Encoded bytes: of a message, a payload, a file."""
+
+Scores = dict[str, float]
+"""The named numbers of a version on the test set."""
+
+
+class Metric(NamedTuple):
+    """The headline of a task: best version, stop target and comparisons follow it."""
+
+    name: str  # one of the names of the evaluation
+    higher_is_better: bool = True
+    is_fraction: bool = False  # shown in percent
+
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Whether a value is better than another one, or the first one (None). A value
+        that is not finite never is.
+
+        >>> Metric("loss", higher_is_better=False).is_better(0.1, than=0.2)
+        True
+        >>> Metric("return").is_better(float("inf"), than=3.0)
+        False
+        """
+        if not math.isfinite(value) or than is None:
+            return math.isfinite(value)
+        return value > than if self.higher_is_better else value < than
+
+    def reaches(self, value: float, target: float | None) -> bool:
+        """Whether a finite value is the target or better; False without a target.
+
+        >>> Metric("loss", higher_is_better=False).reaches(0.1, target=0.1)
+        True
+        """
+        if target is None or not math.isfinite(value):
+            return False
+        return value >= target if self.higher_is_better else value <= target
+
 
 Metrics = dict[str, "jax.Array"]
 """What a pure function wants a person to see; never fed back into the mathematics."""
@@ -59,7 +95,7 @@ class UpdateInfo(NamedTuple, Generic[Int, Float]):
     num_examples: Float  # size of the worker's shard, > 0
     loss: Float  # mean training loss of the epoch, without the L2 term
     quality: Float  # in (0, 1]
-    metric: Float  # mean training metric of the epoch (accuracy)
+    metric: Float  # mean training metric of the epoch
     # What the push may have depended on: the strategy's signal, or `metric`; 0 in the
     # trace of a simulation.
     signal: Float = 0.0  # type: ignore[assignment]
@@ -94,6 +130,8 @@ class WorkerState(NamedTuple):
     loss_sum: jax.Array  # f32 []: over the steps of the present epoch
     metric_sum: jax.Array  # f32 []
     epoch_steps: jax.Array  # i32 []: steps behind the two sums
+    # the task's own, kept over versions; () where it has none
+    carry: Any
     # what its pushes are coded with; () where the codec needs none
     base: Params = ()  # the version of `base_version`
     memory: Any = ()  # what has not been sent so far

@@ -90,7 +90,7 @@ def simulated(
     made_s = run.order.time_s[run.order.kind == o.AGGREGATE][nodes - 1]
     moved = bytes_by(config.to_dict(), run.experiment, run.order, made_s)
     num_bytes = moved.up + moved.down
-    found = [run.scores[node].accuracy for node in nodes]
+    found = [run.scores[node]["accuracy"] for node in nodes]
     return reached(zip(found, num_bytes, strict=True), target)
 
 

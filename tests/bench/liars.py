@@ -103,7 +103,7 @@ def simulated(seed: int, lie: str, changes: dict[str, Any]) -> tuple[float, floa
         experiment = with_liars(experiment, {LIAR}, told)
     config["sim"] |= {"executor": "serial", "evaluate_every": 10}
     scores = simulate(config, experiment).scores
-    accuracies = [score.accuracy for node, score in scores.items() if node]
+    accuracies = [score["accuracy"] for node, score in scores.items() if node]
     return max(accuracies), accuracies[-1]
 
 

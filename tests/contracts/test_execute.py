@@ -168,8 +168,8 @@ def broken(experiment, stage):
     task, strategy = experiment.task, experiment.strategy
     right = task.loss
 
-    def loss(params, batch, key):
-        return right(params, batch | {"label": batch["label"][:-1]}, key)
+    def loss(params, carry, batch, key):
+        return right(params, carry, batch | {"label": batch["label"][:-1]}, key)
 
     def aggregate(state, updates, mask):
         loss = jnp.ones(7) @ updates.info.loss

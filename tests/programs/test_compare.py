@@ -314,7 +314,7 @@ def initial_accuracy(seed: int, half: int) -> float:
     experiment = build.build_experiment(config.to_dict())
     test = {name: rows[half::2] for name, rows in experiment.task.test.items()}
     evaluate = make_evaluate(experiment.task._replace(test=test))
-    return evaluate(initial_server_state(experiment).model.params).accuracy
+    return evaluate(initial_server_state(experiment).model.params)["accuracy"]
 
 
 def test_a_target_is_nearly_the_best_if_none_is_given(started, folder, chosen):

@@ -22,9 +22,9 @@ from asyn2f.sim.serial import execute_serially
 from asyn2f.sim.to_trace import events_of
 from asyn2f.sim.vectorised import execute_in_lanes, mesh_of
 from asyn2f.timing import Stop
-from asyn2f.training.batches import Score, steps_per_epoch
+from asyn2f.training.batches import steps_per_epoch
 from asyn2f.training.experiment import Experiment
-from asyn2f.types import ServerState
+from asyn2f.types import Scores, ServerState
 from tests.support.experiments import experiment_with
 
 ROUNDING = 1e-5  # relative to the largest value of an array
@@ -227,7 +227,7 @@ def events_for(
     experiment: Experiment,
     order: Order,
     result: Result,
-    scores: Mapping[int, Score] | None = None,
+    scores: Mapping[int, Scores] | None = None,
     **head: Any,
 ) -> list[trace.Event]:
     """The trace of a simulated run."""

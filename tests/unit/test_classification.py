@@ -8,7 +8,11 @@ import pytest
 from sklearn.metrics import f1_score
 
 from asyn2f.tasks import data
-from asyn2f.tasks.classification import crop_and_flip, make_classification_task
+from asyn2f.tasks.classification import (
+    crop_and_flip,
+    evaluation_of,
+    make_classification_task,
+)
 from asyn2f.tasks.data import Dataset
 from asyn2f.tasks.models import CNN, MLP
 from asyn2f.training.batches import make_evaluate
@@ -31,8 +35,20 @@ def task_of(dataset: Dataset, model=None, **settings):
     model = model or MLP((5,), dataset.num_classes)
     task = make_classification_task("any", model, dataset, shards, [1.0], **settings)
     # Compiled as one program, not operation by operation.
-    return task._replace(
-        init=jax.jit(task.init), loss=jax.jit(task.loss), score=jax.jit(task.score)
+    sums = jax.jit(task.evaluation.sums)
+    evaluation = task.evaluation._replace(sums=sums)
+    init, loss = jax.jit(task.init), jax.jit(task.loss)
+    return task._replace(init=init, loss=loss, evaluation=evaluation)
+
+
+def losses_of(task, params, batch):
+    """The loss of each example, in evaluation mode."""
+    count = len(batch["label"])
+    return np.array(
+        [
+            task.evaluation.sums(params, batch, row)[0]
+            for row in np.eye(count, dtype=bool)
+        ]
     )
 
 
@@ -49,8 +65,9 @@ class Seen(MLP):
 
 
 def seen_by(task, dataset):
-    _, (found, _) = task.loss({**task.init(KEY), "seen": {}}, batch_of(dataset), KEY)
-    return found["seen"]["x"][0]
+    params = {**task.init(KEY), "seen": {}}
+    _, aux = task.loss(params, (), batch_of(dataset), KEY)
+    return aux.statistics["seen"]["x"][0]
 
 
 # ------------------------------------------------------------- inputs
@@ -84,13 +101,14 @@ def test_images_vary_in_training_and_never_in_evaluation():
     dataset = images()
     task = task_of(dataset, augment="crop_flip")
     batch, params = batch_of(dataset), task.init(KEY)
-    losses = {float(task.loss(params, batch, jax.random.key(k))[0]) for k in range(5)}
+    keys = [jax.random.key(k) for k in range(5)]
+    losses = {float(task.loss(params, (), batch, key)[0]) for key in keys}
     assert len(losses) == 5
-    same = [task.loss(params, batch, KEY)[0] for _ in range(2)]
+    same = [task.loss(params, (), batch, KEY)[0] for _ in range(2)]
     assert same[0] == same[1]
     plain = task_of(dataset)
     np.testing.assert_array_equal(
-        task.score(params, batch)[0], plain.score(params, batch)[0]
+        losses_of(task, params, batch), losses_of(plain, params, batch)
     )
 
 
@@ -132,14 +150,14 @@ def test_balanced_weights_are_N_over_C_n_c():
     dataset = images()
     plain, balanced = task_of(dataset), task_of(dataset, class_weights="balanced")
     params, batch = plain.init(KEY), batch_of(dataset, slice(10))
-    losses, _ = plain.score(params, batch)
+    losses = losses_of(plain, params, batch)
     counts = np.bincount(dataset.train["label"])
     weights = 40 / (3 * counts[dataset.train["label"][:10]])
-    found, _ = balanced.loss(params, batch, KEY)
+    found, _ = balanced.loss(params, (), batch, KEY)
     np.testing.assert_allclose(found, (losses * weights).mean(), rtol=1e-5)
     # Over the whole set they are 1 in the mean.
     assert np.isclose((40 / (3 * counts[dataset.train["label"]])).mean(), 1.0)
-    np.testing.assert_array_equal(balanced.score(params, batch)[0], losses)
+    np.testing.assert_array_equal(losses_of(balanced, params, batch), losses)
 
 
 def test_bfloat16_computes_so_and_keeps_its_parameters_in_float32():
@@ -151,12 +169,12 @@ def test_bfloat16_computes_so_and_keeps_its_parameters_in_float32():
         for a, b in zip(*map(jax.tree.leaves, (params, exact.init(KEY))), strict=True):
             assert a.dtype == jnp.float32
             np.testing.assert_array_equal(a, b)
-        (loss, _), (same, _) = (t.loss(params, batch, KEY) for t in (task, exact))
+        (loss, _), (same, _) = (t.loss(params, (), batch, KEY) for t in (task, exact))
         assert loss.dtype == jnp.float32
         assert loss != same
         np.testing.assert_allclose(loss, same, rtol=0.03)
         of = jax.jit(
-            jax.grad(lambda p: task.loss({**params, "params": p}, batch, KEY)[0])
+            jax.grad(lambda p: task.loss({**params, "params": p}, (), batch, KEY)[0])
         )
         grads = jax.tree.leaves(of(params["params"]))
         assert all(leaf.dtype == jnp.float32 for leaf in grads)
@@ -176,12 +194,12 @@ def test_scores_are_those_of_scikit_learn(classes, batch_size):
         params, jnp.asarray(dataset.test["input"], jnp.float32) / 255, train=False
     )
     predicted, label = np.argmax(logits, axis=1), dataset.test["label"]
-    assert score.accuracy == np.mean(np.asarray(predicted) == label)
+    assert score["accuracy"] == np.mean(np.asarray(predicted) == label)
     average = "binary" if classes == 2 else "macro"
     expected = f1_score(label, predicted, average=average, zero_division=0.0)
-    np.testing.assert_allclose(score.f1, expected, rtol=1e-6)
+    np.testing.assert_allclose(score["f1"], expected, rtol=1e-6)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(label))
-    np.testing.assert_allclose(score.loss, losses.mean(), rtol=1e-5)
+    np.testing.assert_allclose(score["loss"], losses.mean(), rtol=1e-5)
 
 
 def test_f1_worked_by_hand():
@@ -191,12 +209,13 @@ def test_f1_worked_by_hand():
     arrays = {"input": np.arange(5), "label": label}
     task = task_of(images())._replace(
         test=arrays,
-        num_classes=2,
-        score=lambda params, batch: (jnp.zeros(5), held[batch["input"]]),
+        evaluation=evaluation_of(
+            lambda params, batch: (jnp.zeros(5), held[batch["input"]]), num_classes=2
+        ),
     )
     score = make_evaluate(task)({})
-    assert score.accuracy == 0.6
-    np.testing.assert_allclose(score.f1, 2 / 3)
+    assert score["accuracy"] == 0.6
+    np.testing.assert_allclose(score["f1"], 2 / 3)
 
 
 def test_digits_are_those_of_scikit_learn_however_they_are_read(monkeypatch):

@@ -70,18 +70,18 @@ def test_all_bits_of_a_seed_count():
 
 def test_versions_are_scored_from_the_first_to_the_last(simulated):
     assert list(simulated.scores) == list(range(11))
-    assert simulated.scores[10].accuracy > simulated.scores[0].accuracy
+    assert simulated.scores[10]["accuracy"] > simulated.scores[0]["accuracy"]
     seldom = asyn2f.simulate(config_with(sim={"evaluate_every": 4}))
     assert list(seldom.scores) == [0, 4, 8, 10]
     assert all(simulated.scores[node] == score for node, score in seldom.scores.items())
 
 
 def test_a_target_ends_it(simulated):
-    target = sorted(score.accuracy for score in simulated.scores.values())[5]
+    target = sorted(score["accuracy"] for score in simulated.scores.values())[5]
     run = asyn2f.simulate(config_with(stop={"target_accuracy": target}))
     *before, last = run.scores.values()
-    assert last.accuracy >= target
-    assert all(score.accuracy < target for score in before)
+    assert last["accuracy"] >= target
+    assert all(score["accuracy"] < target for score in before)
     assert len(run.order.version) == len(run.scores) < 11
     assert "target accuracy" in run.order.reason
     # A replay executes all that was recorded, also beyond other limits.
@@ -165,7 +165,7 @@ def test_history_has_a_row_for_each_version(simulated):
     assert [row["bytes_down"] for row in rows] == moved.down.tolist()
     for version, row in enumerate(rows):
         score = simulated.scores[version]
-        assert (row["accuracy"], row["test_loss"]) == (score.accuracy, score.loss)
+        assert (row["accuracy"], row["test_loss"]) == (score["accuracy"], score["loss"])
         members = order.members_of(version)
         assert row["updates"] == len(members)
         if version == 0:
@@ -199,9 +199,9 @@ def test_params_and_summary_are_of_the_newest_version(simulated):
     summary = simulated.summary()
     assert (summary["status"], summary["versions"]) == ("finished", 10)
     assert summary["params_sha256"] == sha256(simulated)
-    best = max(simulated.scores.values(), key=lambda score: score.accuracy)
-    assert summary["best_accuracy"] == best.accuracy
-    assert summary["final_accuracy"] == simulated.scores[10].accuracy
+    best = max(simulated.scores.values(), key=lambda score: score["accuracy"])
+    assert summary["best_accuracy"] == best["accuracy"]
+    assert summary["final_accuracy"] == simulated.scores[10]["accuracy"]
     assert summary["bytes_up"] >= simulated.history()[-1]["bytes_up"]
 
 

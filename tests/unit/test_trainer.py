@@ -1,5 +1,6 @@
 import functools
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import optax
 import pytest
 
 from asyn2f.strategies import asyn2f
+from asyn2f.tasks.base import Aux, Metric, Task, mean_evaluation
 from asyn2f.tasks.classification import make_classification_task
 from asyn2f.tasks.data import Dataset
 from asyn2f.tasks.models import CNN, MLP
@@ -291,3 +293,104 @@ def test_too_many_updates_are_refused():
     update = made.trainer.report(run(made, 1))
     with pytest.raises(ValueError, match="found 3, allowed 1 to 2"):
         made.aggregate(initial_server_state(made), [update] * 3)
+
+
+# ------------------------------------------------------------- carry
+
+
+class Counted(NamedTuple):
+    steps: jax.Array  # i32 []
+    mean: jax.Array  # f32 []: of the inputs so far, half forgotten at each step
+
+
+def averaging(params, carry, batch, key):
+    """A loss whose target is the carry: the mean of the worker's own past batches."""
+    mean = 0.5 * carry.mean + 0.5 * batch["x"].mean()
+    loss = (params["params"] - carry.mean) ** 2
+    return loss, Aux(carry=Counted(carry.steps + 1, mean))
+
+
+def averaging_experiment(loss=averaging, init_carry=None, strategy=None, **training):
+    def first(key, worker):
+        return Counted(jnp.int32(0), jnp.float32(100) * worker.astype(jnp.float32))
+
+    x = np.arange(8, dtype=np.float32)
+    task = Task(
+        name="averaging",
+        init=lambda key: {"params": jnp.float32(0.0)},
+        loss=loss,
+        evaluation=mean_evaluation({"loss": lambda params, batch: batch["x"]}),
+        metric=Metric("loss", higher_is_better=False),
+        train={"x": x},
+        test={"x": x},
+        shards=(np.arange(4), np.arange(4, 8)),
+        qualities=(1.0, 1.0),
+        init_carry=init_carry or first,
+    )
+    settings = {"momentum": 0.0, "weight_decay": 0.0, "learning_rate": 0.25} | training
+    training = Training(batch_size=4, **settings)
+    return make_experiment(task, strategy or asyn2f(), training, Stop(), seed=1)
+
+
+def test_a_loss_sees_the_carry_of_the_step_before():
+    """Worker 0 has 0 1 2 3: means 0, 0.75, 1.125; p <- p - 0.5 (p - mean)."""
+    made = averaging_experiment()
+    state = run(made, 3)
+    assert state.carry.steps == 3
+    np.testing.assert_allclose(state.carry.mean, 1.5 * (1 - 0.5**3))
+    np.testing.assert_allclose(state.params["params"], (0.375 + 1.125) / 2)
+
+
+def test_each_worker_begins_with_a_carry_of_its_own():
+    made = averaging_experiment()
+    assert [float(started(made, k)[0].carry.mean) for k in range(2)] == [0.0, 100.0]
+    drawn = averaging_experiment(
+        init_carry=lambda key, worker: Counted(0, jax.random.normal(key))
+    )
+    means = [started(drawn, k)[0].carry.mean for k in (0, 0, 1)]
+    assert means[0] == means[1] != means[2]
+
+
+def test_a_carry_is_kept_by_adopt_merge_and_push():
+    made = averaging_experiment()
+    state, carry = run(made, 2), jax.device_get(run(made, 2).carry)
+    model = initial_server_state(made).model
+    state, _ = made.trainer.merge(state, model)
+    assert jax.device_get(state.carry) == carry
+    _, state = made.trainer.push(state)
+    assert jax.device_get(state.carry) == carry
+    assert jax.device_get(made.trainer.adopt(state, model).carry) == carry
+
+
+def test_a_step_with_a_carry_compiles_once():
+    made = averaging_experiment(init_carry=lambda key, worker: Counted(0, 0.0))
+    state, shard = started(made)
+    state, _ = made.trainer.advance(state, shard)
+    with nothing_compiles():
+        made.trainer.advance(state, shard)
+
+
+@pytest.mark.parametrize(
+    ("carry", "found"),
+    [((), r"\(\)"), (Counted(jnp.int32(1), jnp.ones(2)), r"float32\[2\]")],
+)
+def test_a_loss_that_changes_the_form_of_the_carry_is_an_error(carry, found):
+    made = averaging_experiment(
+        lambda p, c, b, k: (jnp.sum(p["params"]), Aux(carry=carry))
+    )
+    state, shard = started(made)
+    with pytest.raises(ValueError, match=f"Aux.carry = .*{found}.*allowed"):
+        made.trainer.advance(state, shard)
+
+
+def test_statistics_that_a_loss_leaves_out_stay_as_they_are():
+    def loss(params, carry, batch, key):
+        return params["params"] ** 2, Aux(statistics={"seen": params["seen"] + 1})
+
+    made = averaging_experiment(loss, lambda key, worker: ())
+    first = {"params": jnp.float32(1), "seen": jnp.int32(3), "kept": jnp.ones(2)}
+    task = made.task._replace(init=lambda key: first)
+    made = make_experiment(task, asyn2f(), made.training, Stop(), seed=1)
+    params = run(made, 2).params
+    assert params["seen"] == 5
+    np.testing.assert_array_equal(params["kept"], [1, 1])

@@ -138,7 +138,7 @@ def compare(
         before = store.load(version, shapes).state.model.params
         found.append(_difference(version, before, state.model.params))
         if version == best_version:
-            best = evaluate(published(experiment, state.model).params).accuracy
+            best = evaluate(published(experiment, state.model).params)["accuracy"]
         return False
 
     result = run(execution, watch)

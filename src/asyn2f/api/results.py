@@ -22,9 +22,9 @@ from asyn2f.sim.order import Order, Result
 from asyn2f.sim.schedule import carried
 from asyn2f.sim.to_trace import events_of
 from asyn2f.tasks.base import class_counts
-from asyn2f.training.batches import Score, steps_per_epoch
+from asyn2f.training.batches import steps_per_epoch
 from asyn2f.training.experiment import Experiment
-from asyn2f.types import Params
+from asyn2f.types import Params, Scores
 
 Row = dict[str, Any]
 _BYTES = ("bytes_up", "bytes_down", "broadcast_bytes_down")
@@ -41,7 +41,7 @@ class Simulation(NamedTuple):
     experiment: Experiment
     order: Order  # of events; up to the first version that is not finite
     result: Result  # the newest state; numbers of each update and version
-    scores: dict[int, Score]  # by node of the order: 0, and those evaluated
+    scores: dict[int, Scores]  # by node of the order: 0, and those evaluated
     means: Means  # of the execution
     is_replay: bool = False  # of a run of processes
 
@@ -100,14 +100,16 @@ class Simulation(NamedTuple):
                 row["staleness_max"] = max(staleness)
             score = self.scores.get(node)
             for name, field in _SCORES.items():
-                row[name] = getattr(score, field) if score else None
+                row[name] = score[field] if score else None
             rows.append(row)
         return rows
 
     def summary(self) -> Row:
         """The run in a few numbers, as in `summary.json` of a run's folder."""
         order, newest = self.order, self.order.newest
-        best = max(self.scores, key=lambda node: self.scores[node].accuracy, default=0)
+        best = max(
+            self.scores, key=lambda node: self.scores[node]["accuracy"], default=0
+        )
         final = None if self.has_diverged else self.scores.get(newest)
         end = self._moved(np.array([order.end_s]))
         rejected = np.isin(order.kind, (o.REJECT, o.REFUSE))
@@ -118,9 +120,9 @@ class Simulation(NamedTuple):
             "seed": self.experiment.seed,
             "versions": int(order.version[newest]),
             "best_version": int(order.version[best]) if self.scores else None,
-            "best_accuracy": self.scores[best].accuracy if self.scores else None,
-            "final_accuracy": final.accuracy if final else None,
-            "final_f1": final.f1 if final else None,
+            "best_accuracy": self.scores[best]["accuracy"] if self.scores else None,
+            "final_accuracy": final["accuracy"] if final else None,
+            "final_f1": final["f1"] if final else None,
             "wall_s": order.end_s - order.start_s,  # virtual
             "updates": {
                 "committed": len(order.members),

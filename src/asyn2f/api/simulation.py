@@ -17,9 +17,9 @@ from asyn2f.sim.schedule import schedule
 from asyn2f.sim.serial import Follower, stage
 from asyn2f.sim.settings import SimSettings
 from asyn2f.strategies import BUILDERS
-from asyn2f.training.batches import Score, make_evaluate
+from asyn2f.training.batches import make_evaluate
 from asyn2f.training.experiment import Experiment, initial_server_state, published
-from asyn2f.types import ServerState
+from asyn2f.types import Scores, ServerState
 
 _EVALUATIONS = 200  # of a run, unless the config states their interval
 
@@ -85,13 +85,13 @@ def executed(
     settings = section(config, SimSettings)
     evaluate = make_evaluate(experiment.task)
 
-    def score_of(node: int, state: ServerState) -> Score:
+    def score_of(node: int, state: ServerState) -> Scores:
         with stage(experiment, "evaluate", int(order.version[node])):
             return evaluate(published(experiment, state.model).params)
 
     def watch(node: int, time_s: float, state: ServerState) -> bool:
         scores[node] = score_of(node, state)
-        return 0.0 < target <= scores[node].accuracy
+        return 0.0 < target <= scores[node]["accuracy"]
 
     with debugging(settings.executor):
         with stage(experiment, "init", 0):

@@ -245,7 +245,7 @@ def _print_accuracies(execution: Execution, events: list[trace.Event]) -> int:
         version = int(state.model.version)
         before = recorded.get(version)
         text = "-" if before is None else f"{before:.4f}"
-        accuracy = evaluate(published(experiment, state.model).params).accuracy
+        accuracy = evaluate(published(experiment, state.model).params)["accuracy"]
         print(f"{version:8d}  {text:>10}  {accuracy:.4f}", flush=True)
         return False
 

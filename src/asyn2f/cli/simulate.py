@@ -35,9 +35,9 @@ from asyn2f.sim.serial import stage
 from asyn2f.sim.settings import SimSettings
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.timing import Stop, deadline_warning
-from asyn2f.training.batches import Score, make_evaluate
+from asyn2f.training.batches import make_evaluate
 from asyn2f.training.experiment import Experiment, published
-from asyn2f.types import ServerState
+from asyn2f.types import Scores, ServerState
 
 _KEEP_EVERY = flags.DEFINE_float(
     "keep_every_s",
@@ -188,7 +188,7 @@ class Watcher:
     """Evaluates versions as they are made, keeps the best, and knows when to stop."""
 
     def __init__(self, experiment: Experiment, folder: Path, start_s: float) -> None:
-        self.scores: dict[int, Score] = {}
+        self.scores: dict[int, Scores] = {}
         self.status = "finished"
         self.reason: str | None = None  # why it has stopped the run, if so
         self._experiment = experiment
@@ -204,18 +204,18 @@ class Watcher:
             params = published(self._experiment, state.model).params
             score = self.scores[node] = self._evaluate(params)
         best, _ = self._store.best()
-        if best is None or score.accuracy > best:
+        if best is None or score["accuracy"] > best:
             self._keep(node, state)
-            self._store.set_best(node, score.accuracy)
+            self._store.set_best(node, score["accuracy"])
         if time.monotonic() - self._shown_s > 2.0:
             self._shown_s = time.monotonic()
             elapsed_s = time_s - self._start_s
             print(
                 f"{elapsed_s:9.1f} virtual s  version {node:6d}  "
-                f"accuracy {score.accuracy:.4f}  best {self.best[0]:.4f}",
+                f"accuracy {score['accuracy']:.4f}  best {self.best[0]:.4f}",
                 flush=True,
             )
-        if self._target and score.accuracy >= self._target:
+        if self._target and score["accuracy"] >= self._target:
             self.reason = f"target accuracy {self._target:g} reached"
         return self.reason is not None
 
@@ -261,7 +261,7 @@ class Keeper:
         if read is None:
             return None
         progress, scores = read
-        self._watcher.scores |= {node: Score(*score) for node, score in scores.items()}
+        self._watcher.scores |= scores
         waves = len(self._execution.machine.plan.steps)
         print(f"continuing after {progress.wave:,} of {waves:,} waves", flush=True)
         return progress

@@ -222,12 +222,15 @@ def quality() -> int:
 
 def _quality_of_worker(task: Task, seed: int, worker: int) -> Quality:
     rows = task.shards[worker]
+    if task.labels is None:
+        app.fail(f"{task.name}: has no labels, which the quality of data is defined by")
     if len(rows) > _MOST.value:
         rng = np.random.default_rng([seed, worker])
         rows = np.sort(rng.permutation(rows)[: _MOST.value])
     try:
         features = _features(task.train["input"][rows])
-        return quality_of(features, task.train["label"][rows], task.num_classes)
+        classes = int(task.labels.max(initial=-1)) + 1
+        return quality_of(features, task.labels[rows], classes)
     except ImportError as error:
         app.fail(f'{error}; pip install "asyn2f[quality]"')
     except ValueError as error:

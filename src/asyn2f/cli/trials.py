@@ -178,10 +178,10 @@ def run_trial(job: Job) -> Trial:
     )
     evaluate = make_evaluate(_part_of(experiment.task, job.half))
     first = initial_server_state(experiment)
-    accuracy = {0: evaluate(published(experiment, first.model).params).accuracy}
+    accuracy = {0: evaluate(published(experiment, first.model).params)["accuracy"]}
 
     def watch(node, time_s, state):
-        accuracy[node] = evaluate(published(experiment, state.model).params).accuracy
+        accuracy[node] = evaluate(published(experiment, state.model).params)["accuracy"]
         return False
 
     result = execution.run(watch)

@@ -70,5 +70,7 @@ class Evaluator:
             return
         score = self._evaluate(model.params)
         now = time.monotonic()
-        self._journal.write(trace.Evaluated(now, version, score.accuracy, score.loss))
-        self._client.post(p.VersionEvaluated(version, *score))
+        self._journal.write(
+            trace.Evaluated(now, version, score["accuracy"], score["loss"])
+        )
+        self._client.post(p.VersionEvaluated(version, *score.values()))

@@ -18,6 +18,7 @@ from asyn2f.sim.serial import Watch, execute_serially
 from asyn2f.sim.settings import Executor
 from asyn2f.sim.vectorised import Keep, execute_in_lanes, prepare
 from asyn2f.training.experiment import Experiment
+from asyn2f.types import Scores
 
 # Measured, see `choose`. A step's cost is its dispatch, and its arithmetic in units of
 # that: one per so many parameters times examples.
@@ -177,18 +178,18 @@ def _in_words(lanes: int, devices: int) -> str:
     return f"{riders} on {where}"
 
 
-Scores = Mapping[int, tuple[float, ...]]
+Evaluated = Mapping[int, Scores]
 """The scores of evaluated nodes."""
 
 
-def write_progress(path: Path, key: str, progress: Progress, scores: Scores) -> None:
+def write_progress(path: Path, key: str, progress: Progress, scores: Evaluated) -> None:
     """Writes a progress file, which is replaced atomically.
 
     Args:
       path: the file, .npz.
       key: identifies everything that the execution depends on.
       progress: of the execution.
-      scores: tuples of one length.
+      scores: of the same names.
     """
     leaves = jax.tree.leaves(progress.carry)
     arrays: dict[str, Any] = {
@@ -197,7 +198,10 @@ def write_progress(path: Path, key: str, progress: Progress, scores: Scores) -> 
     arrays |= {f"numbers-{k}": v for k, v in progress.numbers._asdict().items()}
     arrays |= {"key": np.array(key), "wave": np.array(progress.wave)}
     arrays["nodes"] = np.array(list(scores), np.int64)
-    arrays["scores"] = np.array(list(scores.values()), np.float64)
+    names = list(next(iter(scores.values()), {}))
+    arrays["names"] = np.array(names, np.str_)
+    values = [[score[name] for name in names] for score in scores.values()]
+    arrays["scores"] = np.array(values, np.float64)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(beside, "wb") as file:
         np.savez(file, **arrays)
@@ -206,7 +210,9 @@ def write_progress(path: Path, key: str, progress: Progress, scores: Scores) -> 
     beside.replace(path)
 
 
-def read_progress(path: Path, key: str, like: Carry) -> tuple[Progress, Scores] | None:
+def read_progress(
+    path: Path, key: str, like: Carry
+) -> tuple[Progress, Evaluated] | None:
     """Reads a progress file; None if it belongs to another execution or is missing.
 
     Args:
@@ -228,7 +234,10 @@ def read_progress(path: Path, key: str, like: Carry) -> tuple[Progress, Scores] 
             progress = Progress(
                 int(found["wave"]), jax.tree.unflatten(structure, carry), numbers
             )
-            nodes, scores = found["nodes"].tolist(), found["scores"].tolist()
+            nodes, names = found["nodes"].tolist(), found["names"].tolist()
+            rows = [
+                dict(zip(names, row, strict=True)) for row in found["scores"].tolist()
+            ]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return progress, dict(zip(nodes, map(tuple, scores), strict=True))
+    return progress, dict(zip(nodes, rows, strict=True))

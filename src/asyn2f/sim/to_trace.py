@@ -9,8 +9,7 @@ from asyn2f import trace
 from asyn2f.kernels.guards import Guards, findings
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Numbers, Order
-from asyn2f.training.batches import Score
-from asyn2f.types import UpdateInfo
+from asyn2f.types import Scores, UpdateInfo
 
 ACTOR = "simulation"
 SESSION = "simulated"
@@ -19,7 +18,7 @@ SESSION = "simulated"
 def events_of(
     order: Order,
     numbers: Numbers,
-    scores: Mapping[int, Score],
+    scores: Mapping[int, Scores],
     *,
     run: str,
     environment: dict[str, Any],
@@ -59,7 +58,7 @@ def events_of(
             yield from writer.server_event(time_s, kind, worker, value)
             if kind == o.AGGREGATE and value in scores:
                 score = scores[value]
-                yield trace.Evaluated(time_s, value, score.accuracy, score.loss)
+                yield trace.Evaluated(time_s, value, score["accuracy"], score["loss"])
     yield trace.Stopped(order.end_s, ACTOR, order.reason)
 
 

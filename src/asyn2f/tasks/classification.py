@@ -1,6 +1,6 @@
 """Supervised classification: cross-entropy loss and accuracy; augmentation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asyn2f.tasks.base import Batch, Init, Loss, Score, Task
+from asyn2f.tasks.base import Aux, Batch, Evaluation, Init, Loss, Metric, Task
 from asyn2f.tasks.data import Dataset
-from asyn2f.types import Params
+from asyn2f.types import Params, Scores
+
+ACCURACY = Metric("accuracy", higher_is_better=True, is_fraction=True)
 
 Augment = Literal["none", "crop_flip"]
 ClassWeights = Literal["none", "balanced"]
@@ -54,22 +56,29 @@ def make_classification_task(
     channels = _of_channels(dataset) if normalise else None
     first = dataset.train["input"][:1]
     kind = _Kind(
-        first.shape, first.dtype.str, dataset.scale, channels, augment, weights
+        shape=first.shape,
+        dtype=first.dtype.str,
+        num_classes=dataset.num_classes,
+        scale=dataset.scale,
+        channels=channels,
+        augment=augment,
+        weights=weights,
     )
     try:
-        init, loss, score = _functions(model, kind)
+        init, loss, evaluation = _functions(model, kind)
     except TypeError:  # a model that cannot be hashed
-        init, loss, score = _functions.__wrapped__(model, kind)
+        init, loss, evaluation = _functions.__wrapped__(model, kind)
     return Task(
         name=name,
         init=init,
         loss=loss,
-        score=score,
+        evaluation=evaluation,
+        metric=ACCURACY,
         train=dataset.train,
         test=dataset.test,
-        num_classes=dataset.num_classes,
         shards=tuple(shards),
         qualities=tuple(qualities or [1.0] * len(shards)),
+        labels=dataset.train["label"],
     )
 
 
@@ -78,6 +87,7 @@ class _Kind(NamedTuple):
 
     shape: tuple[int, ...]  # of an input, [1, ...]
     dtype: str
+    num_classes: int
     scale: float | None
     # Mean and deviation of each channel; None = inputs are not normalised.
     channels: tuple[tuple[float, ...], ...] | None
@@ -86,9 +96,9 @@ class _Kind(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def _functions(model: nn.Module, kind: _Kind) -> tuple[Init, Loss, Score]:
-    """`init`, `loss` and `score`; cached, so that tasks of one kind share compiled
-    programs."""
+def _functions(model: nn.Module, kind: _Kind) -> tuple[Init, Loss, Evaluation]:
+    """`init`, `loss` and the evaluation; cached, so that tasks of one kind share
+    compiled programs."""
     weight = None if kind.weights is None else np.array(kind.weights, np.float32)
 
     def prepared(inputs: jax.Array) -> jax.Array:
@@ -105,7 +115,7 @@ def _functions(model: nn.Module, kind: _Kind) -> tuple[Init, Loss, Score]:
         first = jnp.zeros(kind.shape, kind.dtype)
         return dict(model.init(key, prepared(first), train=False))
 
-    def loss(params: Params, batch: Batch, key: jax.Array):
+    def loss(params: Params, carry: tuple[()], batch: Batch, key: jax.Array):
         collections = [name for name in params if name != "params"]
         inputs = batch["input"]
         if kind.augment == "crop_flip":
@@ -121,18 +131,59 @@ def _functions(model: nn.Module, kind: _Kind) -> tuple[Init, Loss, Score]:
         hits = (predicted == batch["label"]).astype(jnp.float32)
         if weight is not None:
             losses = losses * jnp.asarray(weight)[batch["label"]]
-        return jnp.mean(losses), (dict(statistics), jnp.mean(hits))
+        return jnp.mean(losses), Aux(jnp.mean(hits), dict(statistics))
 
     def score(params: Params, batch: Batch):
         logits: Any = model.apply(params, prepared(batch["input"]), train=False)
         return _score(logits, batch["label"])
 
-    return init, loss, score
+    return init, loss, evaluation_of(score, kind.num_classes)
 
 
 def _score(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     return losses, jnp.argmax(logits, axis=-1)
+
+
+def evaluation_of(
+    score: Callable[[Params, Batch], tuple[jax.Array, jax.Array]], num_classes: int
+) -> Evaluation:
+    """Accuracy, mean loss and F1, of class 1 where there are two classes, else the mean
+    over the classes.
+
+    Args:
+      score: (params, batch) -> loss f32 [B] and predicted class i32 [B].
+      num_classes: C.
+    """
+
+    def sums(params: Params, batch: Batch, mask: jax.Array):
+        losses, predicted = score(params, batch)
+        label, ones = batch["label"], mask.astype(jnp.int32)
+        is_right = (predicted == label).astype(jnp.int32)
+        # Per class: true positives, and the actual plus the predicted positives.
+        right = jnp.bincount(label, ones * is_right, length=num_classes)
+        both = sum(
+            jnp.bincount(x, ones, length=num_classes) for x in (predicted, label)
+        )
+        return jnp.sum(losses, where=mask), right, both
+
+    def values(sums: tuple[Any, Any, Any], count: int) -> Scores:
+        loss, right, both = sums
+        accuracy = float(right.sum() / count)
+        return {
+            "accuracy": accuracy,
+            "loss": float(loss / count),
+            "f1": _f1(right, both),
+        }
+
+    return Evaluation(sums, values)
+
+
+def _f1(right: np.ndarray, both: np.ndarray) -> float:
+    """2 TP / (2 TP + FP + FN), of the true positives of each class, and its actual plus
+    predicted positives."""
+    each = 2 * right / np.maximum(both, 1)
+    return float(each[1] if len(each) == 2 else each[both > 0].mean())
 
 
 def _of_channels(dataset: Dataset) -> tuple[tuple[float, ...], ...]:

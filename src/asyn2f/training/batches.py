@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asyn2f.tasks.base import Task
-from asyn2f.types import Params, Shard
+from asyn2f.tasks.base import Metric, Task, num_rows
+from asyn2f.types import Params, Scores, Shard
 
 _ORDERS_PER_CALL = 512
 
@@ -125,60 +125,43 @@ def make_orders(key: jax.Array, length: int) -> Orders:
     return orders
 
 
-class Score(NamedTuple):
-    accuracy: float  # fraction of test examples classified correctly
-    loss: float  # mean loss
-    f1: float  # of class 1 where there are two, else the mean over the classes
-
-
-def make_evaluate(task: Task, batch_size: int = 500) -> Callable[[Params], Score]:
-    """A function from parameters to their score on the whole test set.
+def make_evaluate(task: Task, batch_size: int = 500) -> Callable[[Params], Scores]:
+    """A function from parameters to their named numbers on the whole test set.
 
     The test set is cut into equal batches, the last one padded and masked, so that one
     program is compiled. Sums are taken in float64 on the host.
     """
-    count = len(task.test["label"])
+    evaluation, count = task.evaluation, num_rows(task.test)
     batch_size = min(batch_size, count)
     num_batches = -(-count // batch_size)
     padded = np.arange(num_batches * batch_size)
     rows = np.minimum(padded, count - 1).reshape(num_batches, batch_size)
     masks = (padded < count).reshape(num_batches, batch_size)
 
-    def evaluate(params: Params) -> Score:
-        parts = [
-            _sums(
-                task.score,
-                task.num_classes,
-                params,
-                {k: v[row] for k, v in task.test.items()},
-                mask,
-            )
-            for row, mask in zip(rows, masks, strict=True)
-        ]
-        loss, right, both = (
-            np.sum([np.asarray(part[k], np.float64) for part in parts], axis=0)
-            for k in range(3)
+    def evaluate(params: Params) -> Scores:
+        parts = []
+        for row, mask in zip(rows, masks, strict=True):
+            batch = {name: array[row] for name, array in task.test.items()}
+            parts.append(_sums(evaluation.sums, params, batch, mask))
+        sums = jax.tree.map(
+            lambda *x: np.sum([np.asarray(part, np.float64) for part in x], axis=0),
+            *parts,
         )
-        f1 = _f1(right, both)
-        return Score(float(right.sum() / count), float(loss / count), f1)
+        return _checked(evaluation.values(sums, count), task.metric)
 
     return evaluate
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _sums(score, classes, params, batch, mask):
-    """Of one batch: the loss f32 [], and per class, i32 [classes], the true positives,
-    and the actual plus the predicted positives."""
-    losses, predicted = score(params, batch)
-    label, ones = batch["label"], mask.astype(jnp.int32)
-    is_right = (predicted == label).astype(jnp.int32)
-    right = jnp.bincount(label, ones * is_right, length=classes)
-    both = sum(jnp.bincount(x, ones, length=classes) for x in (predicted, label))
-    return jnp.sum(losses, where=mask), right, both
+@partial(jax.jit, static_argnums=0)
+def _sums(sums, params, batch, mask):
+    return sums(params, batch, mask)
 
 
-def _f1(right: np.ndarray, both: np.ndarray) -> float:
-    """2 TP / (2 TP + FP + FN), of the true positives of each class, and its actual plus
-    predicted positives."""
-    each = 2 * right / np.maximum(both, 1)
-    return float(each[1] if len(each) == 2 else each[both > 0].mean())
+def _checked(scores: Scores, metric: Metric) -> Scores:
+    """The scores as numbers of Python. Raises ValueError without the headline."""
+    if metric.name not in scores:
+        raise ValueError(
+            f"evaluation: found {', '.join(scores) or 'nothing'}, but the metric of "
+            f"the task is {metric.name}: let `values` return it, or name another one"
+        )
+    return {name: float(value) for name, value in scores.items()}

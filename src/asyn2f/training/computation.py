@@ -17,7 +17,7 @@ from asyn2f.kernels.guards import Guards, clamp_losses
 from asyn2f.serialization import Template, template_of
 from asyn2f.strategies import Strategy
 from asyn2f.strategies.base import push_params
-from asyn2f.tasks.base import Init, Loss
+from asyn2f.tasks.base import Init, InitCarry, Loss
 from asyn2f.training.settings import Training, global_learning_rate
 from asyn2f.training.trainer import Decode, Trainer, make_trainer
 from asyn2f.types import Metrics, Params, ServerState, WorkerUpdate
@@ -63,6 +63,7 @@ class Computation(NamedTuple):
 
     init: Init
     loss: Loss
+    init_carry: InitCarry
     strategy: Strategy
     training: Training  # without the values of `Hyperparams`
     guards: Guards
@@ -83,7 +84,7 @@ class Functions(NamedTuple):
 
 def functions_of(computation: Computation, hyperparams: Hyperparams) -> Functions:
     """The functions of a computation; the hyperparameters may be traced."""
-    init, loss, strategy, training, guards, coding, workers = computation
+    init, loss, init_carry, strategy, training, guards, coding, workers = computation
     rates: dict[str, Any] = hyperparams._asdict()
     del rates["init_key"], rates["train_key"]
     training = replace(training, **rates)
@@ -108,7 +109,7 @@ def functions_of(computation: Computation, hyperparams: Hyperparams) -> Function
         return _with_learning_rate(state, training), metrics
 
     return Functions(
-        trainer=make_trainer(loss, strategy, training, train_key, codec),
+        trainer=make_trainer(loss, strategy, training, train_key, codec, init_carry),
         init_server=init_server,
         advance_server=advance_server,
         publication=_publication(version_codec(coding, shapes), shapes),

@@ -97,7 +97,14 @@ def make_experiment(
         training, learning_rate=0.0, learning_rate_min=0.0, schedule_length=1
     )
     computation = Computation(
-        task.init, task.loss, strategy, no_rates, guards, coding, len(task.shards)
+        init=task.init,
+        loss=task.loss,
+        init_carry=task.init_carry,
+        strategy=strategy,
+        training=no_rates,
+        guards=guards,
+        coding=coding,
+        workers=len(task.shards),
     )
     key = root_key(seed)
     hyperparams = Hyperparams(

@@ -15,7 +15,7 @@ import optax
 
 from asyn2f.kernels.codecs import Codec
 from asyn2f.strategies import Strategy
-from asyn2f.tasks.base import Batch, Loss
+from asyn2f.tasks.base import Batch, Carry, InitCarry, Loss, no_carry
 from asyn2f.training.batches import batch_places, epoch_order, steps_per_epoch
 from asyn2f.training.settings import Training, annealed, length_for
 from asyn2f.types import (
@@ -38,7 +38,7 @@ class Trainer(NamedTuple):
 
     Attributes:
       start: (model, worker, num_examples, quality) -> state of a worker that has
-        adopted its first model.
+        adopted its first model, with a carry of its own.
       advance: (state, shard) -> (state, metrics): one local step on the next batch;
         metrics are `loss` and `metric` f32 [], of this batch.
       step: (state, batch) -> (state, metrics): `advance` on a given batch, whose rows
@@ -65,7 +65,12 @@ class Trainer(NamedTuple):
 
 
 def make_trainer(
-    loss: Loss, strategy: Strategy, training: Training, key: jax.Array, codec: Codec
+    loss: Loss,
+    strategy: Strategy,
+    training: Training,
+    key: jax.Array,
+    codec: Codec,
+    init_carry: InitCarry = no_carry,
 ) -> Trainer:
     """The trainer of a task under a strategy, as pure functions that are not jitted.
 
@@ -75,9 +80,11 @@ def make_trainer(
       training: settings; the learning rates and the schedule's length may be traced.
       key: root of the workers' randomness; may be traced.
       codec: of updates.
+      init_carry: the task's.
     """
     merges = strategy.timing.while_training != "ignore"
-    local = _Local(loss, strategy, training, key, codec, _sgd(training), merges)
+    optimizer = _sgd(training)
+    local = _Local(loss, init_carry, strategy, training, key, codec, optimizer, merges)
     return Trainer(
         start=local.start,
         advance=local.advance,
@@ -106,6 +113,7 @@ class _Local:
     """The functions of a `Trainer`, and what they close over."""
 
     loss: Loss
+    init_carry: InitCarry
     strategy: Strategy
     training: Training
     key: jax.Array
@@ -130,10 +138,17 @@ class _Local:
             loss_sum=none,
             metric_sum=none,
             epoch_steps=zero,
+            carry=self._first_carry(worker),
             base=model.params if self.codec.needs_base else (),
             memory=self.codec.blank(),
         )
         return self.adopt(state, model)
+
+    def _first_carry(self, worker):
+        # Counted down from -1: never the key of a worker, which are 0, 1, 2, ...
+        worker = jnp.asarray(worker, jnp.int32)
+        carry = self.init_carry(jax.random.fold_in(self.key, -1 - worker), worker)
+        return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), carry)
 
     def adopt(self, state, model):
         needs_start, needs_base = self.strategy.needs_start, self.codec.needs_base
@@ -160,7 +175,8 @@ class _Local:
         return self.step(state, batch)
 
     def step(self, state, batch):
-        trained, statistics, grads, value, metric = self._gradient(state, batch)
+        trained, statistics, grads, value, aux = self._gradient(state, batch)
+        metric = jnp.asarray(aux.metric, jnp.float32)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
         learning_rate = self._learning_rate(state)
         trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
@@ -168,13 +184,14 @@ class _Local:
         per_epoch = steps_per_epoch(num_examples, self.training.batch_size)
         fresh = state.step % per_epoch == 0
         state = state._replace(
-            params={**statistics, "params": trained},
+            params={**statistics, **aux.statistics, "params": trained},
             previous=state.params if self.merges else (),
             opt_state=opt_state,
             step=state.step + 1,
             loss_sum=jnp.where(fresh, 0.0, state.loss_sum) + value,
             metric_sum=jnp.where(fresh, 0.0, state.metric_sum) + metric,
             epoch_steps=jnp.where(fresh, 0, state.epoch_steps) + 1,
+            carry=_like(state.carry, aux.carry),
         )
         return state, {"loss": value, "metric": metric}
 
@@ -184,12 +201,13 @@ class _Local:
         step_key = jax.random.fold_in(worker_key, -1 - state.step)
 
         def loss_of(trained, statistics):
-            return self.loss({**statistics, "params": trained}, batch, step_key)
+            params = {**statistics, "params": trained}
+            return self.loss(params, state.carry, batch, step_key)
 
         trained = state.params["params"]
         statistics = {k: v for k, v in state.params.items() if k != "params"}
         gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (value, (statistics, metric)), grads = gradient(trained, statistics)
+        (value, aux), grads = gradient(trained, statistics)
         proximal = self.strategy.proximal
         if proximal:  # the gradient of the term, which the reported loss is without
             grads = jax.tree.map(
@@ -198,7 +216,7 @@ class _Local:
                 trained,
                 state.start["params"],
             )
-        return trained, statistics, grads, value, metric
+        return trained, statistics, grads, value, aux
 
     def _learning_rate(self, state):
         if self.training.schedule != "cosine":
@@ -253,3 +271,17 @@ class _Local:
             base=jax.tree.map(jnp.copy, model.params) if self.codec.needs_base else (),
         )
         return state, metrics
+
+
+def _like(before: Carry, after: Carry) -> Carry:
+    """`after`, checked to have the structure, shapes and dtypes of `before`."""
+    found, expected = (
+        jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
+        for tree in (after, before)
+    )
+    if found != expected:
+        raise ValueError(
+            f"loss: found Aux.carry = {found}, allowed: as it was before the step, "
+            f"{expected}: return the whole carry, its shapes and dtypes unchanged"
+        )
+    return jax.tree.map(lambda x, y: jnp.array(x, jnp.result_type(y)), after, before)
