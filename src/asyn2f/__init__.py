@@ -28,6 +28,7 @@ from asyn2f.errors import OutputError as OutputError
 from asyn2f.errors import PlanError as PlanError
 from asyn2f.errors import RunDirError as RunDirError
 from asyn2f.errors import StoreError as StoreError
+from asyn2f.errors import TaskError as TaskError
 from asyn2f.errors import TooLargeError as TooLargeError
 from asyn2f.errors import TraceFormatError as TraceFormatError
 from asyn2f.errors import WireError as WireError
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         make_classification_task as make_classification_task,
     )
     from asyn2f.tasks.data import Dataset as Dataset
+    from asyn2f.tasks.supervised import supervised as supervised
     from asyn2f.timing import Stop as Stop
     from asyn2f.timing import Timing as Timing
     from asyn2f.trace.causality import CausalityError as CausalityError
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from asyn2f.training.experiment import make_experiment as make_experiment
     from asyn2f.training.settings import Training as Training
     from asyn2f.types import GlobalModel as GlobalModel
+    from asyn2f.types import Metric as Metric
     from asyn2f.types import ServerState as ServerState
     from asyn2f.types import UpdateInfo as UpdateInfo
     from asyn2f.types import WorkerUpdate as WorkerUpdate
@@ -111,6 +114,7 @@ _HOMES = {
     "Task": "asyn2f.tasks.base",
     "make_classification_task": "asyn2f.tasks.classification",
     "Dataset": "asyn2f.tasks.data",
+    "supervised": "asyn2f.tasks.supervised",
     "Stop": "asyn2f.timing",
     "Timing": "asyn2f.timing",
     "CausalityError": "asyn2f.trace.causality",
@@ -118,6 +122,7 @@ _HOMES = {
     "make_experiment": "asyn2f.training.experiment",
     "Training": "asyn2f.training.settings",
     "GlobalModel": "asyn2f.types",
+    "Metric": "asyn2f.types",
     "ServerState": "asyn2f.types",
     "UpdateInfo": "asyn2f.types",
     "WorkerUpdate": "asyn2f.types",

@@ -16,6 +16,10 @@ class DataError(Asyn2fError, ValueError):
     """A data set that is missing or malformed."""
 
 
+class TaskError(Asyn2fError, ValueError):
+    """A task that cannot be trained, evaluated or split."""
+
+
 class RunDirError(Asyn2fError):
     """A folder that cannot be used for a run."""
 

@@ -12,6 +12,7 @@ import optax
 
 from asyn2f.tasks.base import Aux, Batch, Evaluation, Init, Loss, Metric, Task
 from asyn2f.tasks.data import Dataset
+from asyn2f.tasks.networks import network_of
 from asyn2f.types import Params, Scores
 
 ACCURACY = Metric("accuracy", higher_is_better=True, is_fraction=True)
@@ -99,6 +100,7 @@ class _Kind(NamedTuple):
 def _functions(model: nn.Module, kind: _Kind) -> tuple[Init, Loss, Evaluation]:
     """`init`, `loss` and the evaluation; cached, so that tasks of one kind share
     compiled programs."""
+    network = network_of(model)
     weight = None if kind.weights is None else np.array(kind.weights, np.float32)
 
     def prepared(inputs: jax.Array) -> jax.Array:
@@ -112,29 +114,21 @@ def _functions(model: nn.Module, kind: _Kind) -> tuple[Init, Loss, Evaluation]:
         return (x - mean.reshape(shape)) / deviation.reshape(shape)
 
     def init(key: jax.Array) -> Params:
-        first = jnp.zeros(kind.shape, kind.dtype)
-        return dict(model.init(key, prepared(first), train=False))
+        return network.init(key, prepared(jnp.zeros(kind.shape, kind.dtype)))
 
     def loss(params: Params, carry: tuple[()], batch: Batch, key: jax.Array):
-        collections = [name for name in params if name != "params"]
         inputs = batch["input"]
         if kind.augment == "crop_flip":
             inputs = crop_and_flip(inputs, jax.random.fold_in(key, 1))
-        logits, statistics = model.apply(
-            params,
-            prepared(inputs),
-            train=True,
-            mutable=collections,
-            rngs={"dropout": key},
-        )
+        logits, statistics = network.apply(params, prepared(inputs), key)
         losses, predicted = _score(logits, batch["label"])
         hits = (predicted == batch["label"]).astype(jnp.float32)
         if weight is not None:
             losses = losses * jnp.asarray(weight)[batch["label"]]
-        return jnp.mean(losses), Aux(jnp.mean(hits), dict(statistics))
+        return jnp.mean(losses), Aux(jnp.mean(hits), statistics)
 
     def score(params: Params, batch: Batch):
-        logits: Any = model.apply(params, prepared(batch["input"]), train=False)
+        logits, _ = network.apply(params, prepared(batch["input"]), None)
         return _score(logits, batch["label"])
 
     return init, loss, evaluation_of(score, kind.num_classes)

@@ -1,0 +1,237 @@
+"""Tasks of a model, data, a loss and metrics of one's own."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from asyn2f.errors import DataError, TaskError
+from asyn2f.tasks.base import Task, num_rows
+from asyn2f.tasks.columns import (
+    Arranged,
+    Choice,
+    arrange,
+    by_owner,
+    held_out,
+    labels,
+    normalised,
+)
+from asyn2f.tasks.functions import functions_of
+from asyn2f.tasks.objectives import Objective, Rows, objective_of
+from asyn2f.tasks.readers import Columns, read_splits
+from asyn2f.types import Metric
+
+
+def supervised(
+    model: Any,
+    train: Any,
+    test: Any = None,
+    *,
+    loss: str | Rows = "cross_entropy",
+    metrics: str | Sequence[str] | Mapping[str, str | Rows] | None = None,
+    metric: str | Metric = "",
+    inputs: str | Sequence[str] = (),
+    target: str | None = "",
+    extras: Sequence[str] = (),
+    split_by: str = "",
+    workers: int | None = None,
+    shards: Sequence[np.ndarray] = (),
+    normalise: bool = False,
+    seed: int = 0,
+    name: str = "supervised",
+) -> Task:
+    """A task of a model, data, a loss and metrics.
+
+    Args:
+      model: a Flax Linen module, which may take `train` or `deterministic`; a function
+        of `rngs` that makes an NNX module, or one itself; or a pair of functions
+        init(key, x) -> params and apply(params, x) -> outputs, which may take `key` and
+        `train`. Variables are float32.
+      train: arrays by name, a pair (x, y), or a path: an .npz, .csv or .parquet file, a
+        folder saved by Hugging Face's `save_to_disk`, or one that tensorflow-datasets
+        has prepared. See `asyn2f.tasks.readers.read_splits`.
+      test: as `train`; a fraction in (0, 1) of each worker's rows, drawn by `seed`; or
+        None: the test split of `train`.
+      loss: `cross_entropy`, `binary_cross_entropy`, `mse`, `mae` or `huber`; or a
+        function (outputs, batch) -> f32 [B], or f32 [], the mean over the batch.
+      metrics: names of losses or `accuracy`, or functions (outputs, batch) -> f32 [B],
+        by name; None = `accuracy` or `mae`, as it suits a loss by name. The mean over
+        the test set is taken; `loss` is always there.
+      metric: the headline, one of the metrics or "loss"; "" = the first. The direction
+        of a function is stated by `asyn2f.Metric`.
+      inputs: columns that the model is given; () = all that are nothing else. Several
+        columns [N] are stacked to x f32 [N, F]; several of other shapes reach the model
+        as a dict.
+      target: the column of the target, `batch["y"]`; "" = y, label or target; None =
+        there is none.
+      extras: columns that loss and metrics read from the batch.
+      split_by: the column of worker ids: a worker for each, in the order of the ids.
+      workers: the number of workers that `split_by` has to give; None = any.
+      shards: rows of each worker, in place of `split_by`; () = not split yet.
+      normalise: brings each input column or channel to mean 0 and deviation 1 of the
+        training rows.
+      seed: of the rows held out.
+      name: for messages.
+
+    Raises:
+      TaskError: an argument has another value, or the model does not fit.
+      DataError: the data are missing, malformed or do not fit.
+
+    >>> import flax.linen as nn
+    >>> x = np.linspace(0, 1, 20)
+    >>> task = supervised(nn.Dense(1), (x, 2 * x), test=0.2, loss="mse")
+    >>> task.metric.name, task.train["x"].shape, task.test["y"].shape
+    ('mae', (16, 1), (4,))
+    """
+    objective = objective_of(loss, metrics, metric)
+    inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    choice = Choice(inputs, target, tuple(extras), split_by)
+    data = _read(train, test, choice, objective, workers, seed)
+    if shards and (split_by or isinstance(test, float)):
+        raise TaskError(
+            "shards: these are rows of train: leave split_by out, and give test as data"
+        )
+    if normalise:
+        data = _normalised(data)
+    functions = functions_of(model, objective, data.inputs, data.train)
+    if functions.classes is not None:
+        _check_classes(data, functions.classes)
+    has_classes = objective.target == "class" and data.train["y"].ndim == 1
+    shards = data.shards or tuple(np.asarray(rows, np.int32) for rows in shards)
+    return Task(
+        name=name,
+        init=functions.init,
+        loss=functions.loss,
+        evaluation=functions.evaluation,
+        metric=objective.headline,
+        train=data.train,
+        test=data.test,
+        shards=shards,
+        qualities=(1.0,) * len(shards),
+        labels=data.train["y"] if has_classes else None,
+    )
+
+
+# ---------------------------------------------------------------- data
+
+
+class _Data(NamedTuple):
+    train: Columns
+    test: Columns
+    inputs: tuple[str, ...]  # of the model, in `train` and `test`
+    shards: tuple[np.ndarray, ...]  # of `train`; () = not split
+
+
+def _read(
+    train: Any,
+    test: Any,
+    choice: Choice,
+    objective: Objective,
+    workers: int | None,
+    seed: int,
+) -> _Data:
+    where = _where(train, "train")
+    splits = read_splits(train, choice.split_by)
+    rows = _arranged(splits["train"], choice, objective, where)
+    parts: tuple[np.ndarray, ...] = ()
+    if rows.owners is not None:
+        parts = by_owner(rows.owners, workers, choice.split_by, where)
+    if isinstance(test, float):
+        return _without_held_out(rows, parts, test, seed)
+    if test is not None:
+        splits, where = read_splits(test), _where(test, "test")
+        splits.setdefault("test", splits["train"])
+    elif "test" in splits:
+        where = f"{where}, test set"
+    else:
+        raise DataError(
+            f"{where}: found no test set; give one by test=..., or a fraction of the "
+            "rows, as test=0.2"
+        )
+    chosen = rows.choice._replace(split_by="")
+    held = _arranged(splits["test"], chosen, objective, where)
+    return _Data(rows.batch, _as_in(rows.batch, held.batch, where), rows.inputs, parts)
+
+
+def _where(source: Any, otherwise: str) -> str:
+    return str(source) if isinstance(source, str | os.PathLike) else otherwise
+
+
+def _arranged(
+    columns: Columns, choice: Choice, objective: Objective, where: str
+) -> Arranged:
+    """Columns as arrays, with the kind of target that the loss has."""
+    rows = arrange(columns, choice, where)
+    if objective.target == "any":
+        return rows
+    if choice.target is None:
+        raise TaskError("target: found None, but this loss needs a target")
+    y, batch = rows.batch["y"], rows.batch
+    if objective.target == "number":
+        return rows._replace(batch={**batch, "y": y.astype(np.float32)})
+    y = labels(y, 1 if objective.target == "0 or 1" else None, where)
+    return rows._replace(batch={**batch, "y": y})
+
+
+def _without_held_out(
+    rows: Arranged, parts: tuple[np.ndarray, ...], fraction: float, seed: int
+) -> _Data:
+    if not 0 < fraction < 1:
+        raise TaskError(
+            f"test: found {fraction}, allowed: data, or a fraction in (0, 1)"
+        )
+    whole = parts or (np.arange(num_rows(rows.batch)),)
+    kept, out = held_out(whole, fraction, seed)
+    if not len(out):
+        raise TaskError(
+            f"test: found {fraction}, which is not a single row of "
+            f"{max(map(len, whole))}; give more, or a test set"
+        )
+    order = np.concatenate(kept)
+    train, test = (
+        {name: array[chosen] for name, array in rows.batch.items()}
+        for chosen in (order, out)
+    )
+    ends = np.cumsum([len(part) for part in kept])
+    places = np.split(np.arange(len(order), dtype=np.int32), ends[:-1])
+    return _Data(train, test, rows.inputs, tuple(places) if parts else ())
+
+
+def _as_in(train: Columns, test: Columns, where: str) -> Columns:
+    """The test set with the dtypes of the training set.
+
+    Raises:
+      DataError: rows of other shapes, or floats for integers.
+    """
+    found = {}
+    for name, array in train.items():
+        other = test[name]
+        fits = np.can_cast(other.dtype, array.dtype, "same_kind")
+        if other.shape[1:] != array.shape[1:] or not fits:
+            raise DataError(
+                f"{where}: found {_form(other)} for {name} in the test set, but "
+                f"{_form(array)} in the training set; needed: the same"
+            )
+        found[name] = other.astype(array.dtype, copy=False)
+    return found
+
+
+def _form(array: Any) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def _normalised(data: _Data) -> _Data:
+    train, test = dict(data.train), dict(data.test)
+    for name in data.inputs:
+        train[name], test[name] = normalised(train[name], test[name])
+    return data._replace(train=train, test=test)
+
+
+def _check_classes(data: _Data, outputs: int) -> None:
+    most = max(int(part["y"].max()) for part in (data.train, data.test))
+    if most >= outputs:
+        raise TaskError(
+            f"model: found {outputs} outputs for each target, but the targets go up to "
+            f"{most}; needed: an output for each class, so {most + 1}"
+        )
