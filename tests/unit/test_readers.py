@@ -12,9 +12,13 @@ import pytest
 from PIL import Image
 
 import asyn2f
+from asyn2f.config import build
 from asyn2f.errors import DataError
+from asyn2f.serialization import params_sha256
 from asyn2f.tasks.columns import Choice, arrange, by_owner, held_out, labels, normalised
+from asyn2f.tasks.models import MLP
 from asyn2f.tasks.readers import read_splits
+from tests.support import golden_run
 
 RNG = np.random.default_rng(0)
 TABLE = {
@@ -315,3 +319,42 @@ def test_features_are_normalised_by_the_training_rows():
 
 def test_data_errors_are_errors_of_the_package():
     assert issubclass(DataError, asyn2f.Asyn2fError)
+
+
+# ------------------------------------------------------------- bits
+
+
+def flat(data):
+    """The digits as columns of a table."""
+    pixels = data["input"].reshape(len(data["input"]), -1)
+    return {f"p{k}": column for k, column in enumerate(pixels.T)} | {
+        "label": data["label"]
+    }
+
+
+def test_the_digits_of_a_file_train_to_the_bits_of_the_built_in_task(tmp_path):
+    config = golden_run.config()
+    own = build.build_experiment(config)
+
+    def bits_of(task):
+        parts = own.strategy, own.training, own.stop, own.seed
+        run = asyn2f.simulate(config, asyn2f.make_experiment(task, *parts))
+        assert len(run.scores) == 11
+        return params_sha256(run.params), [x["accuracy"] for x in run.scores.values()]
+
+    expected, (train, test) = (
+        bits_of(own.task),
+        map(flat, (own.task.train, own.task.test)),
+    )
+    for kind in ("csv", "parquet", "npz"):
+        paths = [tmp_path / f"{split}.{kind}" for split in ("train", "test")]
+        for path, table in zip(paths, (train, test), strict=True):
+            if kind == "csv":
+                path.write_text(csv_text(table))
+            elif kind == "npz":
+                np.savez(path, **table)
+            else:
+                pyarrow.parquet.write_table(pa.table(table), path)
+        model = MLP(tuple(config["task"]["hidden"]), 10)
+        task = asyn2f.supervised(model, *paths, shards=own.task.shards)
+        assert bits_of(task) == expected
