@@ -6,6 +6,7 @@ import json
 import sys
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -70,10 +71,14 @@ def written(kind, folder):
             save_to_disk(path, pa.table(TABLE))
         case "dict":
             return TABLE
+        case "frame":
+            return pandas.DataFrame(TABLE)
     return path
 
 
-@pytest.mark.parametrize("kind", ["npz", "csv", "csv.gz", "parquet", "saved", "dict"])
+@pytest.mark.parametrize(
+    "kind", ["npz", "csv", "csv.gz", "parquet", "saved", "dict", "frame"]
+)
 def test_every_form_gives_the_same_arrays(kind, tmp_path):
     splits = read_splits(written(kind, tmp_path), ids="site")
     assert list(splits) == ["train"]

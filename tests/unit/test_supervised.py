@@ -275,6 +275,7 @@ def test_losses_of_classes_worked_by_numpy():
     found = scored(task)
     np.testing.assert_allclose(found["loss"], losses.mean(), rtol=1e-5)
     assert found["accuracy"] == pytest.approx(((logit > 0) == binary).mean())
+    assert task.labels is task.train["y"]
 
 
 def test_the_loss_of_a_sequence_is_the_mean_over_its_places():

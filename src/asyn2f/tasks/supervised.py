@@ -97,7 +97,7 @@ def supervised(
     functions = functions_of(model, objective, data.inputs, data.train)
     if functions.classes is not None:
         _check_classes(data, functions.classes)
-    has_classes = objective.target == "class" and data.train["y"].ndim == 1
+    is_class = objective.target in ("class", "0 or 1") and data.train["y"].ndim == 1
     shards = data.shards or tuple(np.asarray(rows, np.int32) for rows in shards)
     return Task(
         name=name,
@@ -109,7 +109,7 @@ def supervised(
         test=data.test,
         shards=shards,
         qualities=(1.0,) * len(shards),
-        labels=data.train["y"] if has_classes else None,
+        labels=data.train["y"] if is_class else None,
     )
 
 
