@@ -41,41 +41,28 @@ def supervised(
     seed: int = 0,
     name: str = "supervised",
 ) -> Task:
-    """A task of a model, data, a loss and metrics.
+    """A task of a model, data, a loss and metrics; the guide is docs/your_own_model.md.
 
     Args:
-      model: a Flax Linen module, which may take `train` or `deterministic`; a function
-        of `rngs` that makes an NNX module, or one itself; or a pair of functions
-        init(key, x) -> params and apply(params, x) -> outputs, which may take `key` and
-        `train`. Variables are float32.
-      train: arrays by name, a pair (x, y), or a path: an .npz, .csv or .parquet file, a
-        folder saved by Hugging Face's `save_to_disk`, or one that tensorflow-datasets
-        has prepared. See `asyn2f.tasks.readers.read_splits`.
-      test: as `train`; a fraction in (0, 1) of each worker's rows, drawn by `seed`; or
-        None: the test split of `train`.
-      loss: `cross_entropy`, `binary_cross_entropy`, `mse`, `mae` or `huber`; or a
-        function (outputs, batch) -> f32 [B], or f32 [], the mean over the batch.
-      metrics: names of losses or `accuracy`, or functions (outputs, batch) -> f32 [B],
-        by name; None = `accuracy` or `mae`, as it suits a loss by name. The mean over
-        the test set is taken; `loss` is always there.
-      metric: the headline, one of the metrics or "loss"; "" = the first. The direction
-        of a function is stated by `asyn2f.Metric`.
-      inputs: columns that the model is given; () = all that are nothing else. Several
-        columns [N] are stacked to x f32 [N, F]; several of other shapes reach the model
-        as a dict.
-      target: the column of the target, `batch["y"]`; "" = y, label or target; None =
-        there is none.
-      extras: columns that loss and metrics read from the batch.
+      model: see `networks.network_of`; its variables are float32.
+      train: arrays by name, a pair (x, y), or a path: see `readers.read_splits`.
+      test: as `train`; or a fraction of each worker's rows, drawn by `seed`; or None:
+        the test set that `train` has.
+      loss: of `objectives.NAMED`, or (outputs, batch) -> f32 [B], or f32 [], the mean.
+      metrics: names, or functions (outputs, batch) -> f32 [B] by name; None = what
+        suits a named loss. Their means are reported, and that of the loss.
+      metric: the headline, one of the metrics or "loss"; "" = the first.
+      inputs, target, extras: columns, see `columns.arrange`; () = all others, "" = y,
+        label or target, None = there is none.
       split_by: the column of worker ids: a worker for each, in the order of the ids.
-      workers: the number of workers that `split_by` has to give; None = any.
+      workers: the number that `split_by` has to give; None = any.
       shards: rows of each worker, in place of `split_by`; () = not split yet.
-      normalise: brings each input column or channel to mean 0 and deviation 1 of the
-        training rows.
+      normalise: each input column or channel to mean 0, deviation 1 of `train`.
       seed: of the rows held out.
       name: for messages.
 
     Raises:
-      TaskError: an argument has another value, or the model does not fit.
+      TaskError: an argument has another value, or model, loss or metric do not fit.
       DataError: the data are missing, malformed or do not fit.
 
     >>> import flax.linen as nn
@@ -88,17 +75,18 @@ def supervised(
     inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     choice = Choice(inputs, target, tuple(extras), split_by)
     data = _read(train, test, choice, objective, workers, seed)
-    if shards and (split_by or isinstance(test, float)):
-        raise TaskError(
-            "shards: these are rows of train: leave split_by out, and give test as data"
-        )
+    if shards:
+        data = _with_shards(data, shards, split_by, test)
     if normalise:
         data = _normalised(data)
+    return _task(name, model, objective, data)
+
+
+def _task(name: str, model: Any, objective: Objective, data: "_Data") -> Task:
     functions = functions_of(model, objective, data.inputs, data.train)
     if functions.classes is not None:
         _check_classes(data, functions.classes)
     is_class = objective.target in ("class", "0 or 1") and data.train["y"].ndim == 1
-    shards = data.shards or tuple(np.asarray(rows, np.int32) for rows in shards)
     return Task(
         name=name,
         init=functions.init,
@@ -107,8 +95,8 @@ def supervised(
         metric=objective.headline,
         train=data.train,
         test=data.test,
-        shards=shards,
-        qualities=(1.0,) * len(shards),
+        shards=data.shards,
+        qualities=(1.0,) * len(data.shards),
         labels=data.train["y"] if is_class else None,
     )
 
@@ -152,6 +140,16 @@ def _read(
     chosen = rows.choice._replace(split_by="")
     held = _arranged(splits["test"], chosen, objective, where)
     return _Data(rows.batch, _as_in(rows.batch, held.batch, where), rows.inputs, parts)
+
+
+def _with_shards(
+    data: _Data, shards: Sequence[np.ndarray], split_by: str, test: Any
+) -> _Data:
+    if split_by or isinstance(test, float):
+        raise TaskError(
+            "shards: these are rows of train: leave split_by out, and give test as data"
+        )
+    return data._replace(shards=tuple(np.asarray(x, np.int32) for x in shards))
 
 
 def _where(source: Any, otherwise: str) -> str:
