@@ -62,7 +62,10 @@ if TYPE_CHECKING:
     from asyn2f.strategies import fedprox as fedprox
     from asyn2f.strategies import kafl as kafl
     from asyn2f.tasks import partition as partition
+    from asyn2f.tasks.base import Aux as Aux
+    from asyn2f.tasks.base import Evaluation as Evaluation
     from asyn2f.tasks.base import Task as Task
+    from asyn2f.tasks.base import mean_evaluation as mean_evaluation
     from asyn2f.tasks.classification import (
         make_classification_task as make_classification_task,
     )
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
     from asyn2f.training.experiment import Experiment as Experiment
     from asyn2f.training.experiment import make_experiment as make_experiment
     from asyn2f.training.settings import Training as Training
+    from asyn2f.types import Best as Best
     from asyn2f.types import GlobalModel as GlobalModel
     from asyn2f.types import Metric as Metric
     from asyn2f.types import ServerState as ServerState
@@ -111,7 +115,10 @@ _HOMES = {
     "fedprox": "asyn2f.strategies",
     "kafl": "asyn2f.strategies",
     "partition": "asyn2f.tasks",
+    "Aux": "asyn2f.tasks.base",
+    "Evaluation": "asyn2f.tasks.base",
     "Task": "asyn2f.tasks.base",
+    "mean_evaluation": "asyn2f.tasks.base",
     "make_classification_task": "asyn2f.tasks.classification",
     "Dataset": "asyn2f.tasks.data",
     "supervised": "asyn2f.tasks.supervised",
@@ -121,6 +128,7 @@ _HOMES = {
     "Experiment": "asyn2f.training.experiment",
     "make_experiment": "asyn2f.training.experiment",
     "Training": "asyn2f.training.settings",
+    "Best": "asyn2f.types",
     "GlobalModel": "asyn2f.types",
     "Metric": "asyn2f.types",
     "ServerState": "asyn2f.types",

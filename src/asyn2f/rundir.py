@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from asyn2f.errors import RunDirError
 
 CONFIG = "config.json"
-RUN = "run.json"  # the run's id
+RUN = "run.json"  # the run's id, and its headline
 SPLIT = "split.json"  # class counts of each worker, digests of the data
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"

@@ -35,6 +35,7 @@ class Setting:
       holds: whether a value of the right type is allowed.
       at_root: whether its key is `name` instead of `section.name`.
       is_path: whether a value is the path of a file or folder.
+      optional: whether a value may be None.
     """
 
     kind: type
@@ -51,6 +52,7 @@ class Setting:
     holds: Callable[[Any], bool] | None = None
     at_root: bool = False
     is_path: Callable[[str], bool] | None = None
+    optional: bool = False
 
     def problem_of(self, value: Any) -> str:
         """What is wrong with a value, and what is allowed; "" if it is valid.
@@ -58,8 +60,11 @@ class Setting:
         >>> Setting(kind=float, default=0.5, above=0, at_most=1).problem_of(2)
         'found 2, allowed: (0, 1]'
         """
+        if value is None and self.optional:
+            return ""
         if not fits(self.kind, value):
             words = [_IN_WORDS.get(self.kind, ""), self.range_in_words()]
+            words += ["or None"] if self.optional else []
             allowed = ", ".join(filter(None, words))
             if self.kind is tuple:
                 allowed = self.in_words()
@@ -84,7 +89,7 @@ class Setting:
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
             and (self.below is None or value < self.below)
-            and value < math.inf
+            and abs(value) < math.inf
         )
 
     def in_words(self) -> str:
@@ -96,7 +101,8 @@ class Setting:
         if self.kind is tuple:
             each = self.range_in_words() or _IN_WORDS[self.item]
             return f"a list, each {each}"
-        return self.range_in_words() or _IN_WORDS[self.kind]
+        words = self.range_in_words() or _IN_WORDS[self.kind]
+        return f"{words}, or None" if self.optional else words
 
     def range_in_words(self) -> str:
         """The range in words, without the type; "" = any value of the type."""
@@ -176,8 +182,13 @@ def of_annotation(annotation: Any, **rest: Any) -> Setting:
 
     >>> of_annotation(Literal["a", "b"], default="a").options
     ('a', 'b')
+    >>> of_annotation(float | None, default=None).in_words()
+    'a number, or None'
     """
     origin, items = get_origin(annotation), get_args(annotation)
+    if type(None) in items:
+        (inner,) = (item for item in items if item is not type(None))
+        return of_annotation(inner, **rest, optional=True)
     if origin is Literal:
         rest = {"options": items} | rest
         return Setting(kind=str, **rest)

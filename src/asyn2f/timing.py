@@ -40,6 +40,8 @@ class Timing:
       push_below_mean: a cycle ends with a push only if its update's `signal` is at most
         the mean of this worker's signals so far, this one included. Makes timing depend
         on values.
+      higher_is_better: the direction of the metric that `push_at_metric` is a value of,
+        which is that of the task's headline.
       keep_unsent: whether a worker whose cycle has ended without a push continues from
         its own model, although there is a newer version that it would adopt.
     """
@@ -52,6 +54,7 @@ class Timing:
     merge_slot: float = 0.5
     push_below_mean: bool = False
     keep_unsent: bool = False
+    higher_is_better: bool = True
     min_updates: int = setting(
         1,
         "m of the paper, or the size of a buffer: aggregate once this many updates are "
@@ -67,12 +70,11 @@ class Timing:
         unit="epochs",
         at_least=1,
     )
-    push_min_accuracy: float = setting(
-        0.0,
-        "hold pushes back until the training metric of an epoch has reached this; 0 = "
-        "off. Makes timing depend on values",
-        at_least=0,
-        at_most=1,
+    push_at_metric: float | None = setting(
+        None,
+        "hold pushes back until the training metric of an epoch is this or better, in "
+        "the direction of the task's headline; None = off. Makes timing depend on "
+        "values",
     )
     push_after_epochs: int = setting(
         0,
@@ -100,7 +102,7 @@ class Timing:
     @property
     def depends_on_values(self) -> bool:
         """Whether the times of pushes depend on the signals of workers."""
-        return self.push_below_mean or self.push_min_accuracy > 0
+        return self.push_below_mean or self.push_at_metric is not None
 
     @property
     def replaces(self) -> bool:
@@ -119,7 +121,11 @@ class Timing:
         cycle and the mean of its signals so far."""
         if self.push_below_mean:
             return signal <= mean
-        return signal >= self.push_min_accuracy or 0 < self.push_after_epochs <= epochs
+        if self.push_at_metric is None or 0 < self.push_after_epochs <= epochs:
+            return True
+        if self.higher_is_better:
+            return signal >= self.push_at_metric
+        return signal <= self.push_at_metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +138,10 @@ class Stop:
     max_time_s: float = setting(
         0.0, "time since training began; 0 = no limit", unit="s", at_least=0
     )
-    target_accuracy: float = setting(
-        0.0, "accuracy on the test set; 0 = no target", at_least=0, at_most=1
+    target: float | None = setting(
+        None,
+        "value of the task's headline on the test set: at least this where higher is "
+        "better, at most where lower is; None = no target",
     )
 
 

@@ -10,6 +10,7 @@ arrays alike.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:  # traces are read without JAX
@@ -23,6 +24,28 @@ Buffer = bytes | bytearray | memoryview
 
 Scores = dict[str, float]
 """The named numbers of a version on the test set."""
+
+MAX_SCORES = 32
+
+
+def scores_problem(names: Iterable[str]) -> str:
+    """What is wrong with the names of scores, which travel in the header of a message;
+    "" if nothing is.
+
+    >>> scores_problem(["accuracy", "loss"])
+    ''
+    >>> scores_problem(["loss", "loss"])
+    'found loss twice'
+    """
+    found = [*names]
+    if len(found) > MAX_SCORES:
+        return f"found {len(found)} numbers, allowed: at most {MAX_SCORES}"
+    for place, name in enumerate(found):
+        if not 0 < len(name) <= 64 or not name.isprintable():
+            return f"found the name {name[:80]!r}, allowed: 1 to 64 printable letters"
+        if name in found[:place]:
+            return f"found {name} twice"
+    return ""
 
 
 class Metric(NamedTuple):
@@ -45,6 +68,16 @@ class Metric(NamedTuple):
             return math.isfinite(value)
         return value > than if self.higher_is_better else value < than
 
+    def worth(self, value: float) -> float:
+        """A number that is larger where the value is better; NaN is worst.
+
+        >>> Metric("loss", higher_is_better=False).worth(0.1)
+        -0.1
+        """
+        if math.isnan(value):
+            return -math.inf
+        return value if self.higher_is_better else -value
+
     def reaches(self, value: float, target: float | None) -> bool:
         """Whether a finite value is the target or better; False without a target.
 
@@ -56,8 +89,46 @@ class Metric(NamedTuple):
         return value >= target if self.higher_is_better else value <= target
 
 
+_FLAGS = Metric._fields[1:]
+
+
+def metric_of(record: Any) -> Metric | None:
+    """The headline in a record of JSON, which holds its fields as "metric"; None if
+    there is none.
+
+    >>> metric_of({"metric": Metric("loss", False)._asdict()})
+    Metric(name='loss', higher_is_better=False, is_fraction=False)
+    """
+    found = record.get("metric") if isinstance(record, dict) else None
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        return None
+    flags = (bool(found.get(name, name == "higher_is_better")) for name in _FLAGS)
+    return Metric(found["name"], *flags)
+
+
+class Best(NamedTuple):
+    """The best version of a run so far, and its headline."""
+
+    version: int
+    metric: str
+    value: float
+
+
 Metrics = dict[str, "jax.Array"]
 """What a pure function wants a person to see; never fed back into the mathematics."""
+
+
+def headline_of(
+    metric: Metric, best: Best | None, final: Scores | None
+) -> dict[str, Any]:
+    """The entries of a run's summary on its scores; `final` are those of the newest
+    version."""
+    return {
+        "metric": metric._asdict(),
+        "best_version": best.version if best else None,
+        "best_value": best.value if best else None,
+        "final_scores": final,
+    }
 
 
 class GlobalModel(NamedTuple):

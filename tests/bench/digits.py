@@ -45,4 +45,8 @@ def run(seed: int, flags: list[str]) -> tuple[float, float, int]:
         command += ["--config.stop.max_versions=0"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
-    return summary["best_accuracy"], summary["final_accuracy"], summary["versions"]
+    return (
+        summary["best_value"],
+        summary["final_scores"]["accuracy"],
+        summary["versions"],
+    )

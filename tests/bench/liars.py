@@ -141,8 +141,8 @@ def in_threads(seed: int, lie: str, changes: dict[str, Any]) -> Outcome:
         settled = run.events(trace.UpdateSettled)
     far = [e.worker == LIAR for e in settled if "from the global model" in e.reason]
     return Outcome(
-        best=summary["best_accuracy"],
-        final=summary["final_accuracy"],
+        best=summary["best_value"],
+        final=summary["final_scores"]["accuracy"],
         rejected=sum(far),
         honest_rejected=len(far) - sum(far),
         committed=sum(e.worker == LIAR and e.outcome == "committed" for e in settled),

@@ -18,7 +18,7 @@ from asyn2f.store import formats
 from asyn2f.store.base import MemoryStore, superfluous
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.strategies.base import initial_state
-from asyn2f.types import ServerState
+from asyn2f.types import Best, ServerState
 from tests.support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("patient_stores")
@@ -106,10 +106,10 @@ def test_retention_keeps_the_best_the_last_and_the_young(make):
         clock.now += 3.0
         store.save(version, state_of(version), {})
         if version == 1:
-            store.set_best(1, 0.5)
+            store.set_best(Best(1, "accuracy", 0.5))
     # At the last save version 3 was 12 s old and version 4 was 9 s old.
     assert store.versions() == [1, 4, 5, 6, 7]
-    assert store.best() == (0.5, 1)
+    assert store.best() == Best(1, "accuracy", 0.5)
     assert int(store.load(1, state_of(0)).state.model.version) == 1
 
 
@@ -162,11 +162,11 @@ def test_a_reopened_store_has_versions_best_and_incarnation(folder):
     store = OrbaxStore(folder)
     first = store.begin_incarnation()
     store.save(0, state_of(0), {})
-    store.set_best(0, 0.25)
+    store.set_best(Best(0, "accuracy", 0.25))
     store.close()
     again = OrbaxStore(folder)
     assert again.versions() == [0]
-    assert again.best() == (0.25, 0)
+    assert again.best() == Best(0, "accuracy", 0.25)
     assert again.begin_incarnation() == first + 1
     again.close()
 

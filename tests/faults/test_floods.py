@@ -103,7 +103,7 @@ def captures():
         hello_of(-1, "e"),
         wire.FetchModel("s0", 0),
         wire.Goodbye("s0", "so"),
-        wire.EvalResult("e", 0, 0.5, 0.5, 0.5),
+        wire.EvalResult("e", 0, {"accuracy": 0.5}),
         header,
     ]
     return [wire_format.encode(message) for message in messages]

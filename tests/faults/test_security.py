@@ -353,7 +353,7 @@ def test_a_worker_cannot_impersonate_another(ring, tmp_path, caplog):
             hello_of(-1, "y"),
             hello_of(1, worker.session),
             messages.Goodbye(worker.session, "goodbye from another"),
-            messages.EvalResult(worker.session, 1, 1.0, 0.0, 1.0),
+            messages.EvalResult(worker.session, 1, {"accuracy": 1.0}),
             messages.StopRun(9, "because a worker says so"),
         ]
         header = header_of(0, worker.session, 10**6, payload=b"x" * SIZE)
@@ -382,7 +382,7 @@ def test_a_worker_cannot_impersonate_another(ring, tmp_path, caplog):
         assert all("worker-1" in answer.reason for answer in refused[:2])
         assert "belongs to another" in refused[2].reason
         assert 10**6 not in {key.seq for key in run.server.arrived_s}
-        assert run.server.machine.status().accuracy is None
+        assert run.server.machine.status().scores is None
         assert run.server.finish is None
         run.until("it is alone", lambda: run.server.live() == [0])
         worker.machine.total = 0
@@ -398,7 +398,7 @@ def test_a_worker_neither_scores_nor_stops_the_run_under_its_own_name(ring, tmp_
             control = made.open(zmq.DEALER, run.server.ports[0])
             for said in (
                 hello_of(1, "liar"),
-                messages.EvalResult("liar", 1, 1.0, 0.0, 1.0),
+                messages.EvalResult("liar", 1, {"accuracy": 1.0}),
                 messages.StopRun(9, "enough"),
                 messages.UpdateOutcome(1, worker.session, 0, "rejected", -1, "so"),
                 messages.FetchModel("liar", 0),
@@ -410,7 +410,7 @@ def test_a_worker_neither_scores_nor_stops_the_run_under_its_own_name(ring, tmp_
                 kinds.append(type(wire_format.decode(control.recv())))
             before = worker.machine.made
             run.until("it works on", lambda: worker.machine.made > before + 5)
-        assert run.server.machine.status().accuracy is None
+        assert run.server.machine.status().scores is None
         assert run.server.finish is None
         worker.machine.total = 0
         run.until("all is settled", lambda: worker.machine.is_done)

@@ -23,6 +23,7 @@ from asyn2f.store import folder as folders
 from asyn2f.store.base import is_as_signed, signed
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import initial_server_state
+from asyn2f.types import Best
 from tests.contracts.test_runtime import small
 from tests.contracts.test_store import state_of
 from tests.support.patience import PATIENCE_S
@@ -76,7 +77,7 @@ def test_a_fenced_server_writes_nothing(make, folder):
     with pytest.raises(FencedError, match="as incarnation 2; this is 1"):
         old.save(2, state_of(2), {})
     with pytest.raises(FencedError, match="as incarnation 2; this is 1"):
-        old.set_best(1, 0.9)
+        old.set_best(Best(1, "accuracy", 0.9))
     assert {path.name for path in folder.iterdir()} == before
     new.save(2, state_of(7), {})
     assert int(make().load(2, state_of(0)).state.model.version) == 7
@@ -213,22 +214,29 @@ def test_only_a_version_in_the_store_can_be_the_best(make, folder):
     for version in range(4):
         store.save(version, state_of(version), {})
     with pytest.raises(StoreError, match="version 9 is not in the store"):
-        store.set_best(9, 0.9)
-    assert store.best() == (None, None)
-    store.set_best(3, 0.5)
-    assert make().best() == (0.5, 3)
+        store.set_best(Best(9, "accuracy", 0.9))
+    assert store.best() is None
+    store.set_best(Best(3, "accuracy", 0.5))
+    assert make().best() == Best(3, "accuracy", 0.5)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5", "[]", '{"version": 1}', '{"version": [], "accuracy": 1}']
+    "text",
+    [
+        "",
+        "5",
+        "[]",
+        '{"version": 1}',
+        '{"version": [], "metric": "accuracy", "value": 1}',
+    ],
 )
 def test_a_malformed_mark_of_the_best_is_ignored(make, folder, text):
     make().save(1, state_of(1), {})
     (folder / "best.json").write_text(text)
     store = make()
-    assert store.best() == (None, None)
-    store.set_best(1, 0.25)
-    assert make().best() == (0.25, 1)
+    assert store.best() is None
+    store.set_best(Best(1, "accuracy", 0.25))
+    assert make().best() == Best(1, "accuracy", 0.25)
 
 
 # ---------------------------------------------------------------- damage
@@ -394,7 +402,7 @@ def test_versions_of_another_run_are_refused(make, foreign):
     runs = ["run-1", "run-2"] if foreign == "the newest" else ["run-2", "run-1"]
     for version, run in enumerate(runs):
         store.save(version, state, {"run": run, "version": version})
-    store.set_best(0, 0.5)
+    store.set_best(Best(0, "accuracy", 0.5))
     with pytest.raises(StoreError, match=r"is of run 'run-2', this is run 'run-1'"):
         start_of(experiment, make(), "run-1")
     assert store.versions() == [0, 1]

@@ -196,7 +196,7 @@ def test_lines_of_a_trace_wait_for_disk_space(tmp_path, caplog):
     writer = trace.TraceWriter(tmp_path, "server")
     writer._file.close()
     writer._file = FullFile(tmp_path / "server.jsonl", "a")
-    events = [trace.Evaluated(float(n), n, 0.5, 0.5) for n in range(9)]
+    events = [trace.Evaluated(float(n), n, {"accuracy": 0.5}) for n in range(9)]
     writer._file.room = 100  # one line and a part of the next
     for event in events[:5]:
         writer.write(event)
@@ -220,7 +220,7 @@ def test_metrics_resume_when_there_is_disk_space(tmp_path):
     writer = MetricsWriter(tmp_path)
     file, board = writer._file, writer._board
     writer._file = FullFile(tmp_path / "metrics.jsonl", "a")
-    writer.write({"kind": "score", "version": 1, "accuracy": 0.1})
+    writer.write({"kind": "score", "version": 1, "scores": {"accuracy": 0.1}})
     writer._file.close()
     writer._file = file
 
@@ -229,11 +229,11 @@ def test_metrics_resume_when_there_is_disk_space(tmp_path):
 
     worker = board.file_writer.event_writer._worker
     worker._record_writer.write_event = fail
-    writer.write({"kind": "score", "version": 2, "accuracy": 0.2})
+    writer.write({"kind": "score", "version": 2, "scores": {"accuracy": 0.2}})
     worker.join(PATIENCE_S)
     assert not worker.is_alive()
     for version in range(3, 203):  # more than its queue holds
-        writer.write({"kind": "score", "version": version, "accuracy": 0.3})
+        writer.write({"kind": "score", "version": version, "scores": {"accuracy": 0.3}})
     writer.close()
     assert [row["version"] for row in read_metrics(tmp_path)] == list(range(2, 203))
 

@@ -17,6 +17,7 @@ from asyn2f.store import formats
 from asyn2f.store import orbax as stores
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import initial_server_state
+from asyn2f.types import Best
 from tests.contracts.test_runtime import small
 from tests.contracts.test_store import state_of
 from tests.support.patience import PATIENCE_S, wait_until
@@ -219,8 +220,8 @@ def test_a_version_is_not_overwritten_in_either_format(make):
 def test_the_best_may_be_a_file(make, folder):
     store = make()
     save(store, 1)
-    store.set_best(1, 0.5)
-    assert OrbaxStore(folder).best() == (0.5, 1)
+    store.set_best(Best(1, "accuracy", 0.5))
+    assert OrbaxStore(folder).best() == Best(1, "accuracy", 0.5)
 
 
 def test_large_versions_are_checkpoints_at_once(make, folder, monkeypatch):
@@ -243,7 +244,7 @@ def test_of_versions_that_come_fast_the_newest_and_the_best_are_converted(
     save(store, 0)
     assert orbax.called.acquire(timeout=PATIENCE_S)  # blocked in version 0
     save(store, *range(1, 9))
-    store.set_best(3, 0.9)
+    store.set_best(Best(3, "accuracy", 0.9))
     orbax.open.set()
     between = {"1", "2", "4", "5", "6", "7"}
     wait_until(lambda: names(folder / "ahead") == between)
@@ -262,7 +263,7 @@ def test_at_the_end_the_best_and_the_last_are_checkpoints(make, folder, orbax):
     """The newest and the best first, as the end may be cut short."""
     store = make(keep_last=4)
     save(store, *range(12))
-    store.set_best(2, 0.5)
+    store.set_best(Best(2, "accuracy", 0.5))
     store.close()
     assert orbax.written == [11, 2, 8, 9, 10]
     assert names(folder) - {"ahead", "best.json"} == {"2", "8", "9", "10", "11"}
@@ -280,7 +281,7 @@ def test_retention_deletes_files_as_it_does_checkpoints(make, folder):
     for version in range(30):
         save(store, version)
         if version == 2:
-            store.set_best(2, 0.5)
+            store.set_best(Best(2, "accuracy", 0.5))
     assert 2 in store.versions()
     assert set(store.versions()) >= {27, 28, 29}
     assert len(store.versions()) < 12
@@ -391,10 +392,10 @@ def test_a_sealed_store_converts_what_it_holds_and_saves_nothing_more(
     with pytest.raises(StoreError, match="the run has ended without this version"):
         save(store, 1)
     with pytest.raises(StoreError, match="the run has ended without this version"):
-        store.set_best(0, 0.5)
+        store.set_best(Best(0, "accuracy", 0.5))
     store.close()
     assert names(folder) == {"ahead", "0"}
-    assert store.best() == (None, None)
+    assert store.best() is None
 
 
 def _convert_for_ever(folder: str, channel) -> None:

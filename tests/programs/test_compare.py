@@ -24,6 +24,7 @@ from asyn2f.config.schema import flatten
 from asyn2f.errors import RunDirError
 from asyn2f.report import comparison
 from asyn2f.strategies import BUILDERS
+from asyn2f.tasks.classification import ACCURACY
 from asyn2f.training.batches import make_evaluate
 from asyn2f.training.experiment import initial_server_state
 from configs.digits import get_config as digits
@@ -75,8 +76,8 @@ BAD_INPUT: dict[str, tuple[Flags, Words]] = {
         ["sever_rate", "did you mean strategy.fedbuff.server_rate"],
     ),
     "timing": (
-        ["--strategies=fedavg,asafl", "--config.timing.push_min_accuracy=0.5"],
-        ["config.timing.push_min_accuracy: found 0.5", "asafl", "leave it at 0"],
+        ["--strategies=fedavg,asafl", "--config.timing.push_at_metric=0.5"],
+        ["config.timing.push_at_metric: found 0.5", "asafl", "leave it at None"],
     ),
 }
 # What must be found before the folder is looked at.
@@ -175,12 +176,12 @@ def test_every_method_has_a_line_for_every_seed(whole):
 
 def test_the_fields_of_a_line_are_valid(whole):
     for trial in trials_of(whole):
-        curves = (trial.time_s, trial.accuracy, trial.updates, trial.num_bytes)
+        curves = (trial.time_s, trial.values, trial.updates, trial.num_bytes)
         assert len({len(curve) for curve in curves}) == 1
         assert (trial.time_s[0], trial.time_s[-1]) == (0.0, 1.0)
         assert np.all(np.diff(trial.time_s) > 0)
-        assert all(0 <= x <= 1 for x in trial.accuracy)
-        assert trial.accuracy[-1] > trial.accuracy[0] + 0.2  # it has learned
+        assert all(0 <= x <= 1 for x in trial.values)
+        assert trial.values[-1] > trial.values[0] + 0.2  # it has learned
         assert np.all(np.diff(trial.updates) >= 0)
         assert np.all(np.diff(trial.num_bytes) >= 0)
         assert trial.updates[0] == 0 < trial.versions
@@ -201,14 +202,17 @@ def test_methods_begin_alike_and_end_otherwise(whole):
     """Of one seed they have the same data, split and initial model."""
     for seed in SEEDS:
         own = [trial for trial in trials_of(whole) if trial.seed == seed]
-        assert len({(x.accuracy[0], x.num_bytes[0]) for x in own}) == 1
+        assert len({(x.values[0], x.num_bytes[0]) for x in own}) == 1
         assert len({x.params_sha256 for x in own}) == len(own)
 
 
 def test_the_table_is_that_of_the_lines_and_is_printed(started, whole):
     trials, table = trials_of(whole), (whole / "table.md").read_text()
-    rows, found = comparison.rows_of(trials, TARGET), comparison.differences(trials)
-    assert table == comparison.to_markdown(rows, found, TARGET)
+    rows, found = (
+        comparison.rows_of(trials, TARGET, ACCURACY),
+        comparison.differences(trials),
+    )
+    assert table == comparison.to_markdown(rows, found, TARGET, ACCURACY)
     assert table in started["whole"].result()[1]
 
 
@@ -283,9 +287,7 @@ def test_results_have_the_settings_that_were_best_on_average(chosen):
         ends: dict[str, list[float]] = {}
         for trial in own:
             if trial.phase == "choice":
-                ends.setdefault(json.dumps(trial.settings), []).append(
-                    trial.accuracy[-1]
-                )
+                ends.setdefault(json.dumps(trial.settings), []).append(trial.values[-1])
         best = max(np.mean(accuracies) for accuracies in ends.values())
         results = {json.dumps(t.settings) for t in own if t.phase == "result"}
         assert len(results) == 1
@@ -300,7 +302,7 @@ def test_settings_are_chosen_on_other_seeds(chosen):
 
 
 def test_choices_are_evaluated_on_even_rows_and_results_on_odd_ones(chosen):
-    first = {(trial.phase, trial.seed): trial.accuracy[0] for trial in chosen}
+    first = {(trial.phase, trial.seed): trial.values[0] for trial in chosen}
     halves = {"choice": 0, "result": 1}
     assert first == {
         (phase, seed): initial_accuracy(seed, halves[phase]) for phase, seed in first
@@ -319,11 +321,14 @@ def initial_accuracy(seed: int, half: int) -> float:
 
 def test_a_target_is_nearly_the_best_if_none_is_given(started, folder, chosen):
     results = [trial for trial in chosen if trial.phase == "result"]
-    best, *_ = comparison.rows_of(results, 1.0)
+    best, *_ = comparison.rows_of(results, 1.0, ACCURACY)
     target = round(0.98 * best.at_time.mean, 3)
-    rows, found = comparison.rows_of(results, target), comparison.differences(results)
+    rows, found = (
+        comparison.rows_of(results, target, ACCURACY),
+        comparison.differences(results),
+    )
     table = (folder / "chosen" / "table.md").read_text()
-    assert table == comparison.to_markdown(rows, found, target)
+    assert table == comparison.to_markdown(rows, found, target, ACCURACY)
 
 
 @pytest.mark.parametrize("name", GRIDS)

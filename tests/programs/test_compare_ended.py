@@ -145,7 +145,7 @@ def test_started_again_it_keeps_what_was_there(disturbed, folder):
 def test_disturbed_it_ends_as_undisturbed(disturbed, folder, whole):
     assert_ends_with(disturbed.last, 0)
     ends = [
-        [(x.strategy, x.seed, x.key, x.params_sha256, x.accuracy) for x in trials]
+        [(x.strategy, x.seed, x.key, x.params_sha256, x.values) for x in trials]
         for trials in (trials_of(folder / "disturbed"), trials_of(whole))
     ]
     assert ends[0] == ends[1]

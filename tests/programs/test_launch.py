@@ -123,8 +123,8 @@ def test_the_summary_is_complete(finished):
     assert summary["seed"] == 0
     assert summary["versions"] == 12
     assert 0 <= summary["best_version"] <= 12
-    assert 0 < summary["best_accuracy"] <= 1
-    assert 0 < summary["final_accuracy"] <= summary["best_accuracy"]
+    assert 0 < summary["best_value"] <= 1
+    assert 0 < summary["final_scores"]["accuracy"] <= summary["best_value"]
     assert summary["wall_s"] > 0
     assert summary["updates"]["committed"] >= 24
     assert set(summary["updates"]) == {"committed", "superseded", "rejected"}

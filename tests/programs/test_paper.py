@@ -118,4 +118,4 @@ def test_cifar10_small_learns_as_far_as_it_did(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["versions"] == 150
     assert summary["updates"]["committed"] == 450
-    assert 0.36 <= summary["final_accuracy"] <= 0.52
+    assert 0.36 <= summary["final_scores"]["accuracy"] <= 0.52

@@ -76,7 +76,7 @@ def test_a_simulated_run_writes_the_files_of_a_run(simulated):
     assert summary["reason"] == "max_versions = 12 reached"
     assert summary["strategy"] == "asyn2f"
     assert summary["versions"] == 12
-    assert 0 < summary["final_accuracy"] <= summary["best_accuracy"] <= 1
+    assert 0 < summary["final_scores"]["accuracy"] <= summary["best_value"] <= 1
     assert 0 < summary["wall_s"] < 60  # virtual
     assert set(summary["updates"]) == {"committed", "superseded", "rejected"}
     assert summary["updates"]["committed"] >= 3 * 12
@@ -99,7 +99,7 @@ def test_its_trace_is_consistent_and_agrees_with_the_summary(simulated):
 def test_the_same_config_gives_the_same_run(started, folder, simulated):
     assert_ends_with(started["again"].result(), 0, "max_versions = 12 reached")
     again, before = summary_of(folder / "again"), summary_of(simulated)
-    for name in ("params_sha256", "wall_s", "updates", "bytes_down", "best_accuracy"):
+    for name in ("params_sha256", "wall_s", "updates", "bytes_down", "best_value"):
         assert again[name] == before[name]
     traces = [trace.read(path / "trace")[1:] for path in (folder / "again", simulated)]
     assert traces[0] == traces[1]
@@ -121,7 +121,7 @@ def test_a_finished_simulation_continues_to_a_larger_limit(started, folder, simu
     assert traces[0] == traces[1]
 
 
-def test_a_target_accuracy_ends_a_simulated_run(started, folder):
+def test_a_target_ends_a_simulated_run(started, folder):
     """Its workers are equal and every push makes a version: many at one moment."""
     assert_ends_with(started["before_save"].result(), 0, "target accuracy 0.7 reached")
     events, summary = (
@@ -132,7 +132,11 @@ def test_a_target_accuracy_ends_a_simulated_run(started, folder):
     made = [e.version for e in events if isinstance(e, trace.Aggregated)]
     assert made == list(range(1, summary["versions"] + 1))
     assert summary["versions"] < 60
-    scores = {e.version: e.accuracy for e in events if isinstance(e, trace.Evaluated)}
+    scores = {
+        e.version: e.scores["accuracy"]
+        for e in events
+        if isinstance(e, trace.Evaluated)
+    }
     assert sorted(scores) == made
     assert [v for v in scores if scores[v] >= 0.7] == [summary["versions"]]
     assert all(math.isfinite(e.loss) for e in events if isinstance(e, trace.Trained))
@@ -149,7 +153,7 @@ def test_a_simulated_run_that_diverges_has_failed(started, folder):
     scored = [e.version for e in events if isinstance(e, trace.Evaluated)]
     assert summary["versions"] == len(made) < 12
     assert f"version {len(made) + 1} is not finite" in summary["reason"]
-    assert summary["final_accuracy"] is summary["params_sha256"] is None
+    assert summary["final_scores"] is summary["params_sha256"] is None
     assert scored == made
     kept = [int(p.name) for p in (folder / "diverged/models").glob("[0-9]*")]
     assert set(kept) <= set(made)
@@ -272,7 +276,9 @@ def test_what_if_the_same_had_arrived_under_other_settings(started, simulated):
     )
     rows = [line.split() for line in outcome[1].splitlines()]
     printed = {row[0]: row[1:] for row in rows if len(row) == 3 and row[0].isdigit()}
-    assert printed["12"][0] == f"{summary_of(simulated)['final_accuracy']:.4f}"
+    assert (
+        printed["12"][0] == f"{summary_of(simulated)['final_scores']['accuracy']:.4f}"
+    )
     assert any(before != now for before, now in printed.values())
 
 

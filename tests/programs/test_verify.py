@@ -108,7 +108,7 @@ def test_replay_finds_numbers_that_were_altered(tmp_path):
     rows = folder / "metrics.jsonl"
     best = folder / "models" / "best.json"
     events = folder / "trace" / "simulation.jsonl"
-    for path, key in ((rows, "loss"), (best, "accuracy"), (events, "share")):
+    for path, key in ((rows, "loss"), (best, "value"), (events, "share")):
         right = path.read_text()
         wrong = re.sub(f'"{key}": ([0-9.]+)', f'"{key}": 0.123', right)
         assert wrong != right

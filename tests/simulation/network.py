@@ -15,6 +15,7 @@ from asyn2f.protocol import messages
 from asyn2f.protocol.peer import PeerProtocol
 from asyn2f.protocol.server import ServerProtocol, ServerSettings
 from asyn2f.protocol.settings import RuntimeSettings
+from asyn2f.types import Metric
 from tests.simulation.disk import Disk
 from tests.simulation.faults import Faults
 from tests.simulation.node import Node
@@ -148,7 +149,8 @@ class Net:
             runtime=self._runtime,
             model_port=1,
             update_port=2,
-            best=(None, None),
+            metric=Metric("accuracy", is_fraction=True),
+            best=None,
             accounting=json.loads(json.dumps(newest.accounting)),
         )
 
@@ -270,9 +272,8 @@ class Net:
             case p.Deliver(header):
                 node.newest, node.newest_from = header.version, header.incarnation
                 if node.program is None:
-                    grade = p.VersionEvaluated(
-                        header.version, header.version / 100, 0.5, 0.5
-                    )
+                    scores = {"accuracy": header.version / 100, "loss": 0.5}
+                    grade = p.VersionEvaluated(header.version, scores)
                     self.after((0.05, 0.2), node, self.tell, node, grade)
                 self._work.wake(node)
             case p.StopWork(reason):

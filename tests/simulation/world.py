@@ -132,7 +132,7 @@ def draw_world(seed: int, calm_s: float = CALM_S) -> World:
     stops = [ENDLESS] * 7 + [
         Stop(max_versions=draw.randint(1, 12)),
         Stop(max_time_s=uniform(0.1, 4.0)),
-        Stop(target_accuracy=uniform(0.01, 0.1)),
+        Stop(target=uniform(0.01, 0.1)),
     ]
     return World(
         timing=timing,

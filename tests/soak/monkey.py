@@ -241,4 +241,4 @@ def _settled_accuracy(run: Path) -> float:
     events = trace.read(run / rundir.TRACE)
     scores = [e for e in events if isinstance(e, trace.Evaluated)]
     last = sorted(scores, key=lambda e: e.version)[-LAST:]
-    return statistics.median(e.accuracy for e in last)
+    return statistics.median(e.scores["accuracy"] for e in last)

@@ -27,7 +27,7 @@ SMALL = [
     "--config.sim.executor=serial",
     "--config.stop.max_time_s=1",
     "--config.stop.max_versions=2",
-    "--config.stop.target_accuracy=0.2",
+    "--config.stop.target=0.2",
 ]
 COMPARED = [
     *SMALL,

@@ -32,6 +32,7 @@ from asyn2f.protocol.ledger import Ledger
 from asyn2f.protocol.status import RunCounters
 from asyn2f.runtime.peer import ReceivedModel, decode_model
 from asyn2f.runtime.startup import check_record
+from asyn2f.types import Metric
 from tests.contracts.test_runtime import small
 from tests.support.protocol_harness import WELCOME, PeerHarness, heartbeat_of
 from tests.support.server_harness import ServerHarness
@@ -298,7 +299,7 @@ def begin_with(record: Any) -> None:
     except ValueError:
         return
     accounting = record.get("accounting", {})
-    figures = RunCounters(accounting.get("totals", {}), (None, None))
+    figures = RunCounters(accounting.get("totals", {}), Metric("accuracy"), None)
     assert np.isfinite(figures.totals(0.0)["elapsed_s"])
     json.dumps(Ledger.restore(accounting.get("ledger", {})).snapshot(1, ()))
 
@@ -329,7 +330,7 @@ def captures(harness: ServerHarness) -> list[messages.Message]:
         messages.Resend(*outcome),
         messages.Backoff(*outcome, 0.5),
         messages.UpdateOutcome(run[1], *outcome, "committed", 1, ""),
-        messages.EvalResult("e", 0, 0.9, 0.3, 0.9),
+        messages.EvalResult("e", 0, {"accuracy": 0.9, "loss": 0.3}),
         messages.EvalAck(0),
     ]
 

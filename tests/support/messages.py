@@ -9,6 +9,7 @@ from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
 from asyn2f.protocol.settings import RuntimeSettings, ServerSettings
 from asyn2f.timing import Stop
+from asyn2f.types import Metric
 from tests.support.updates import update_info
 
 RUNTIME = {
@@ -28,7 +29,8 @@ def server_settings(**changes: Any) -> ServerSettings:
     ports = {"incarnation": 1, "model_port": 1, "update_port": 2}
     start = {
         "stop": ENDLESS,
-        "best": (None, None),
+        "metric": Metric("accuracy", is_fraction=True),
+        "best": None,
         "accounting": {},
         "replaces": True,
     }

@@ -26,7 +26,7 @@ SMALL = [
 ]
 EARLY = [
     "--config.stop.max_versions=60",
-    "--config.stop.target_accuracy=0.7",
+    "--config.stop.target=0.7",
     "--config.timing.min_updates=1",
     "--config.worker_speeds=(100.0,)",
 ]
@@ -114,7 +114,7 @@ BAD_INPUT = {
     "column": (["--config.sim.profiles={}/colour.csv"], ["row 1", "'colour'"]),
     "file": (["--config.sim.profiles={}/none.csv"], ["cannot read", "none.csv"]),
     "endless": (
-        ["--config.stop.max_versions=0", "--config.stop.target_accuracy=0.9"],
+        ["--config.stop.max_versions=0", "--config.stop.target=0.9"],
         ["config.stop", "max_versions"],
     ),
 }
@@ -150,7 +150,7 @@ def jobs(folder: Path, simulated: Path) -> dict[str, Callable[[], Outcome]]:
         "again": [],
         "before_save": EARLY,
         "metric": [
-            "--config.timing.push_min_accuracy=0.6",
+            "--config.timing.push_at_metric=0.6",
             "--config.timing.push_after_epochs=4",
         ],
         "csv": [f"--config.sim.profiles={folder}/good.csv"],

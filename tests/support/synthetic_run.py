@@ -11,7 +11,7 @@ from typing import Any
 from asyn2f import rundir as folders
 from asyn2f import trace
 from asyn2f.report.summary import outcomes
-from asyn2f.types import UpdateInfo
+from asyn2f.types import Metric, UpdateInfo
 
 _NAME = "digits"
 _ZERO_S, _SIZE = 1_760_000_000.0, 1_600_000  # when it began; bytes of a model
@@ -158,8 +158,8 @@ def _write_sums(
             accuracy = 0.97 - 0.86 * math.exp(-version / 25)
             scores.append((accuracy + chance.uniform(-0.01, 0.01), version))
             score = {"accuracy": scores[-1][0], "loss": 0.2}
-            rows.append({"kind": "score", **row, **score})
-    best_accuracy, best_version = max(scores)
+            rows.append({"kind": "score", **row, "scores": score})
+    best_value, best_version = max(scores)
     found = list(outcomes(server).values())
     counts = {v: found.count(v) for v in ("committed", "superseded", "rejected")}
     summary = {
@@ -167,9 +167,10 @@ def _write_sums(
         "strategy": strategy,
         "seed": 3,
         "versions": rows[-1]["version"],
+        "metric": Metric("accuracy", is_fraction=True)._asdict(),
         "best_version": best_version,
-        "best_accuracy": best_accuracy,
-        "final_accuracy": scores[-1][0],
+        "best_value": best_value,
+        "final_scores": {"accuracy": scores[-1][0], "loss": 0.2},
         "wall_s": rows[-1]["time_s"],
         "updates": counts,
         "bytes_up": rows[-1]["bytes_up"],
@@ -180,7 +181,7 @@ def _write_sums(
     config = {
         "task": {"dataset": _NAME},
         "training": {"batch_size": 32},
-        "stop": {"target_accuracy": 0.95},
+        "stop": {"target": 0.95},
     }
     (folder / folders.SUMMARY).write_text(json.dumps(summary))
     (folder / folders.CONFIG).write_text(json.dumps(config))

@@ -12,6 +12,7 @@ from asyn2f.protocol.channels import topic_of
 from asyn2f.protocol.ledger import Ledger
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.timing import Stop
+from asyn2f.types import Best
 from tests.support.messages import RUNTIME, hello_of
 from tests.support.protocol_harness import (
     ASYN2F,
@@ -123,7 +124,7 @@ def test_messages_in_the_name_of_another_peer_are_ignored():
     spoken = [
         server.hear("1", heartbeat_of("0", 0), "worker-1"),
         server.hear("1", wire.Goodbye("0", "farewell"), "worker-1"),
-        server.hear("1", wire.EvalResult("e", 0, 1.0, 0.1, 1.0), "worker-1"),
+        server.hear("1", wire.EvalResult("e", 0, {"accuracy": 1.0}), "worker-1"),
         server.receive("0", 0, identity="worker-1"),
     ]
     kinds = [[type(effect) for effect in effects] for effects in spoken]
@@ -321,7 +322,7 @@ def test_there_is_one_live_evaluator():
     (refused,) = messages(server.hear("f", hello_of(-1, "f")), wire.Refused)
     assert "an evaluator is here already" in refused.reason
     assert refused.retry
-    lying = server.hear("f", wire.EvalResult("f", 0, 1.0, 0.0, 1.0))
+    lying = server.hear("f", wire.EvalResult("f", 0, {"accuracy": 1.0}))
     assert not those(lying, p.ReportScore)
     server.hear("e", wire.Goodbye("e", "done"))
     assert messages(server.hear("f", hello_of(-1, "f")), wire.Welcome)
@@ -418,13 +419,13 @@ def test_a_registered_peer_that_sends_a_hello_after_the_end_is_stopped():
 
 
 def test_an_evaluator_may_come_back_for_the_last_version():
-    server = joined("0", stop=Stop(max_versions=3), best=(0.5, 1))
+    server = joined("0", stop=Stop(max_versions=3), best=Best(1, "accuracy", 0.5))
     for version in (1, 2, 3):
         server.push("0", version)
         server.make(version)
         server.save(version)
     assert messages(server.hear("e", hello_of(-1, "e")), wire.Welcome)
-    server.hear("e", wire.EvalResult("e", 3, 0.75, 0.5, 0.5))
+    server.hear("e", wire.EvalResult("e", 3, {"accuracy": 0.75}))
     (finish,) = those(server.end(), p.Finish)
     assert finish.status == "finished"
     assert server.machine.status().best_version == 3

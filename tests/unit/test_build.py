@@ -69,8 +69,8 @@ def test_every_strategy_builds_from_the_defaults(name):
             r"strategy.kafl.mixing: found 0.0, allowed \(0, 1\]",
         ),
         (
-            {"strategy__name": "asafl", "timing__push_min_accuracy": 0.5},
-            "push_min_accuracy: found 0.5, but asafl has a rule of its own",
+            {"strategy__name": "asafl", "timing__push_at_metric": 0.5},
+            "push_at_metric: found 0.5, but asafl has a rule of its own",
         ),
         ({"task__partition": "sizes", "task__sizes": (3, 4)}, "found 2 sizes"),
         (

@@ -16,6 +16,7 @@ from scipy import stats
 
 from asyn2f.report import comparison, comparison_page
 from asyn2f.report.comparison import Trial
+from asyn2f.tasks.classification import ACCURACY
 from tests.unit.test_report import Page, unpacked
 
 OF = ("digits", "3 workers, dirichlet(0.5) split")
@@ -33,7 +34,7 @@ def trial_of(strategy: str, seed: int, accuracy, **more) -> Trial:
         phase="result",
         key=f"{strategy}-{seed}",
         time_s=[float(i) for i in range(count)],
-        accuracy=list(accuracy),
+        values=list(accuracy),
         updates=[10 * i for i in range(count)],
         num_bytes=[1_000_000 * i for i in range(count)],
         broadcast_bytes=[3_000_000 * i for i in range(count)],
@@ -86,7 +87,7 @@ def test_one_seed_has_no_interval():
     assert found.mean == 0.9137
     assert math.isnan(found.half)
     assert str(found) == "91.37"
-    assert str(comparison.Estimate(0.9137, 0.0042)) == "91.37 ± 0.42"
+    assert comparison.Estimate(0.9137, 0.0042).text(ACCURACY) == "91.37 ± 0.42"
 
 
 def test_nineteen_of_twenty_intervals_hold_the_mean():
@@ -116,7 +117,7 @@ def test_nineteen_of_twenty_intervals_hold_the_mean():
 )
 def test_accuracy_is_what_it_was_when_the_limit_was_reached(axis, limit, accuracy):
     trial = trial_of("fedavg", 0, [0.2, 0.3, 0.4, 0.5, 0.6], **{axis: [1, 3, 6, 6, 9]})
-    assert comparison.accuracy_at(trial, axis, limit) == accuracy
+    assert comparison.value_at(trial, axis, limit) == accuracy
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ TWO = [
 
 
 def test_a_table_worked_by_hand():
-    fast, slow = comparison.rows_of(TWO, 0.7)
+    fast, slow = comparison.rows_of(TWO, 0.7, ACCURACY)
     assert (fast.strategy, slow.strategy) == ("fast", "slow")
     assert (fast.seeds, slow.seeds) == (2, 2)
     assert fast.at_time == pytest.approx((0.85, T[1] * 0.05), rel=1e-5)
@@ -176,7 +177,7 @@ def test_times_and_bytes_to_a_target_are_medians_of_those_that_reached_it(
     target, fast, slow
 ):
     for row, expected in zip(
-        comparison.rows_of(TWO, target), (fast, slow), strict=True
+        comparison.rows_of(TWO, target, ACCURACY), (fast, slow), strict=True
     ):
         found = (row.reached, row.time_to_target_s, row.bytes_to_target)
         assert found == pytest.approx(expected, nan_ok=True)
@@ -185,7 +186,7 @@ def test_times_and_bytes_to_a_target_are_medians_of_those_that_reached_it(
 def test_one_seed_that_takes_very_long_does_not_move_a_median():
     curves = ([0, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1])
     trials = [trial_of("one", seed, curve) for seed, curve in enumerate(curves)]
-    (row,) = comparison.rows_of(trials, 0.5)
+    (row,) = comparison.rows_of(trials, 0.5, ACCURACY)
     assert (row.time_to_target_s, row.bytes_to_target) == (2.0, 2e6)
 
 
@@ -195,14 +196,16 @@ def test_the_best_at_equal_time_comes_first_whatever_else_it_is_worse_at():
         trial_of("late", 0, [0.0, 0.1, 0.9]),
         trial_of("never", 0, [0.0, 0.1, 0.2]),
     ]
-    rows = comparison.rows_of(trials, 0.8)
+    rows = comparison.rows_of(trials, 0.8, ACCURACY)
     assert [row.strategy for row in rows] == ["late", "before_save", "never"]
     assert rows[0].area.mean < rows[1].area.mean
 
 
 def test_a_method_that_made_no_version_is_in_the_table():
     trial = trial_of("fedavg", 0, [0.1, 0.1], updates=[0, 0], num_bytes=[0, 0])
-    (row,) = comparison.rows_of([trial._replace(staleness=[], versions=0)], 0.9)
+    (row,) = comparison.rows_of(
+        [trial._replace(staleness=[], versions=0)], 0.9, ACCURACY
+    )
     assert (row.versions, row.staleness, row.reached) == (0.0, 0.0, 0)
     assert row.at_bytes.mean == row.at_updates.mean == 0.1
 
@@ -313,8 +316,8 @@ def tables_of(text: str) -> list[list[list[str]]]:
 
 
 def test_the_table_reads_back():
-    rows, found = comparison.rows_of(TWO, 0.85), comparison.differences(TWO)
-    text = comparison.to_markdown(rows, found, 0.85)
+    rows, found = comparison.rows_of(TWO, 0.85, ACCURACY), comparison.differences(TWO)
+    text = comparison.to_markdown(rows, found, 0.85, ACCURACY)
     table, differences = tables_of(text)
     assert {len(line) for line in table} == {11}
     assert [line[0] for line in table] == ["method", "fast", "slow"]
@@ -339,9 +342,12 @@ def test_the_table_reads_back():
 
 def leaders_of(**accuracies: list[float]) -> set[str]:
     trials = chained(**accuracies)
-    rows, found = comparison.rows_of(trials, 0.5), comparison.differences(trials)
+    rows, found = (
+        comparison.rows_of(trials, 0.5, ACCURACY),
+        comparison.differences(trials),
+    )
     bold = comparison.leaders(rows, found)
-    text = comparison.to_markdown(rows, found, 0.5)
+    text = comparison.to_markdown(rows, found, 0.5, ACCURACY)
     assert (comparison.HOW_BOLD in text) == bool(found)
     assert {line[0] for line in tables_of(text)[0] if "**" in line[1]} == bold
     return bold
@@ -364,7 +370,7 @@ def test_every_method_has_a_dash_and_a_symbol_of_its_own(page_of):
     names = [f"m{i}" for i in range(10)]
     trials = [trial_of(name, seed, [0.1, 0.5, 0.8, 0.9]) for name in names
               for seed in (0, 1)]  # fmt: skip
-    figure = page_of(trials).figures["accuracy"]
+    figure = page_of(trials).figures["headline"]
     shown = [p for p in figure["data"] if p.get("name") and "markers" in p["mode"]]
     assert [part["name"] for part in shown] == names
     assert len({part["marker"]["symbol"] for part in shown}) == 10
@@ -374,7 +380,7 @@ def test_every_method_has_a_dash_and_a_symbol_of_its_own(page_of):
 
 def test_accuracies_near_one_stay_below_one_hundred_percent(page_of):
     figures = page_of(chained(one=[0.97, 0.99, 0.95], two=[0.02, 0.01, 0.05])).figures
-    assert figures["accuracy"]["layout"]["yaxis"]["range"][1] == 1.0
+    assert figures["headline"]["layout"]["yaxis"]["range"][1] == 1.0
     ends = figures["ends"]
     assert ends["layout"]["xaxis"]["range"][1] == 1.0
     for part in ends["data"]:
@@ -385,20 +391,20 @@ def test_accuracies_near_one_stay_below_one_hundred_percent(page_of):
 def test_versions_that_lack_updates_are_told_below_the_table():
     whole = trial_of("fedbuff", 0, [0.1, 0.9])
     cut = trial_of("fedavg", 0, [0.1, 0.8], versions=8, incomplete_versions=6)
-    rows = comparison.rows_of([whole, cut], 0.5)
-    text = comparison.to_markdown(rows, [], 0.5)
+    rows = comparison.rows_of([whole, cut], 0.5, ACCURACY)
+    text = comparison.to_markdown(rows, [], 0.5, ACCURACY)
     page = comparison_page.to_html([whole, cut], rows, [], 0.5, *OF)
     for written in (text, page):
         assert "a live worker): fedavg 75 %." in written
     assert rows[0].strategy == "fedbuff"
     assert comparison.incomplete(rows[:1]) == ""
-    assert "made without" not in comparison.to_markdown(rows[:1], [], 0.5)
+    assert "made without" not in comparison.to_markdown(rows[:1], [], 0.5, ACCURACY)
 
 
 def test_one_seed_has_a_table_without_intervals_and_without_differences():
     trials = ends_of(one=[0.5], other=[0.6])
-    rows = comparison.rows_of(trials, 0.5)
-    text = comparison.to_markdown(rows, comparison.differences(trials), 0.5)
+    rows = comparison.rows_of(trials, 0.5, ACCURACY)
+    text = comparison.to_markdown(rows, comparison.differences(trials), 0.5, ACCURACY)
     assert len(tables_of(text)) == 1
     assert "±" not in text
     assert "nan" not in text
@@ -408,8 +414,8 @@ def test_one_seed_has_a_table_without_intervals_and_without_differences():
 def test_settings_that_were_chosen_are_said():
     settings = {"training.learning_rate": 0.05, "strategy.kafl.weighting": "plain"}
     one, other = ends_of(kafl=[0.5], fedavg=[0.6])
-    rows = comparison.rows_of([one._replace(settings=settings), other], 0.5)
-    lines = comparison.to_markdown(rows, [], 0.5).splitlines()
+    rows = comparison.rows_of([one._replace(settings=settings), other], 0.5, ACCURACY)
+    lines = comparison.to_markdown(rows, [], 0.5, ACCURACY).splitlines()
     assert [line for line in lines if line.startswith("*")] == [
         "* fedavg: as in the config",
         "* kafl: training.learning_rate = 0.05, strategy.kafl.weighting = plain",
@@ -451,7 +457,7 @@ targets = st.floats(0, 1)
 def raw_p(trials: list[Trial], first: str, second: str) -> float:
     ends = comparison.by_strategy(trials)
     ours, theirs = (
-        {trial.seed: trial.accuracy[-1] for trial in ends[name]}
+        {trial.seed: trial.values[-1] for trial in ends[name]}
         for name in (first, second)
     )
     seeds = sorted(ours.keys() & theirs.keys())
@@ -483,7 +489,10 @@ def test_the_order_of_the_trials_is_of_no_matter(trials, target, random):
     random.shuffle(mixed)
 
     def said(trials: list[Trial]) -> tuple[dict, dict]:
-        rows = {row.strategy: str(row) for row in comparison.rows_of(trials, target)}
+        rows = {
+            row.strategy: str(row)
+            for row in comparison.rows_of(trials, target, ACCURACY)
+        }
         gaps = {}
         for first, second, mean, p in comparison.differences(trials):
             sign = 1 if first < second else -1
@@ -499,19 +508,19 @@ def test_the_order_of_the_trials_is_of_no_matter(trials, target, random):
 
 @given(several(), targets)
 def test_a_row_says_what_its_trials_did(trials, target):
-    rows = comparison.rows_of(trials, target)
+    rows = comparison.rows_of(trials, target, ACCURACY)
     ends = [row.at_time.mean for row in rows]
     assert ends == sorted(ends, reverse=True)
     assert len(rows) == len({trial.strategy for trial in trials})
     fewest = min(trial.updates[-1] for trial in trials)
     for row in rows:
         own = [trial for trial in trials if trial.strategy == row.strategy]
-        reached = [trial for trial in own if max(trial.accuracy) >= target]
+        reached = [trial for trial in own if max(trial.values) >= target]
         assert (row.seeds, row.reached) == (len(own), len(reached))
         assert math.isnan(row.time_to_target_s) == (not reached)
         assert math.isnan(row.bytes_to_target) == (not reached)
-        low = min(min(trial.accuracy) for trial in own)
-        high = max(max(trial.accuracy) for trial in own)
+        low = min(min(trial.values) for trial in own)
+        high = max(max(trial.values) for trial in own)
         for mean, half in (row.at_time, row.at_updates, row.at_bytes, row.area):
             assert low - 1e-9 <= mean <= high + 1e-9
             assert math.isnan(half) == (len(own) == 1)
@@ -522,8 +531,11 @@ def test_a_row_says_what_its_trials_did(trials, target):
 
 @given(several(), targets)
 def test_every_table_reads_back(trials, target):
-    rows, found = comparison.rows_of(trials, target), comparison.differences(trials)
-    table, *rest = tables_of(comparison.to_markdown(rows, found, target))
+    rows, found = (
+        comparison.rows_of(trials, target, ACCURACY),
+        comparison.differences(trials),
+    )
+    table, *rest = tables_of(comparison.to_markdown(rows, found, target, ACCURACY))
     assert [line[0] for line in table[1:]] == [row.strategy for row in rows]
     assert {len(line) for line in table} == {len(table[0])}
     assert all("nan" not in "".join(line) for line in table)
@@ -540,8 +552,13 @@ def page_of(tmp_path, monkeypatch):
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js */")
 
     def make(trials: list[Trial], target: float = 0.7, dataset: str = "digits") -> Page:
-        rows, found = comparison.rows_of(trials, target), comparison.differences(trials)
-        text = comparison_page.to_html(trials, rows, found, target, dataset, OF[1])
+        rows, found = (
+            comparison.rows_of(trials, target, ACCURACY),
+            comparison.differences(trials),
+        )
+        text = comparison_page.to_html(
+            trials, rows, found, target, ACCURACY, dataset, OF[1]
+        )
         path = tmp_path / "report.html"
         path.write_text(text, encoding="utf-8")
         page = Page(path)
@@ -562,7 +579,7 @@ def names_in(figure: dict) -> set[str]:
 
 def test_the_page_shows_every_method_in_every_figure(page_of):
     page = page_of(TWO)
-    assert page.figures.keys() == {"accuracy", "ends", "differences", "staleness"}
+    assert page.figures.keys() == {"headline", "ends", "differences", "staleness"}
     for figure in page.figures.values():
         assert names_in(figure) == {"slow", "fast"}
     assert "2 methods on digits" in page.text
@@ -581,7 +598,7 @@ def numbers(packed) -> np.ndarray:
 
 
 def test_a_curve_is_the_mean_of_its_seeds_on_each_axis(page_of):
-    figure = page_of(TWO).figures["accuracy"]
+    figure = page_of(TWO).figures["headline"]
     own = [part for part in figure["data"] if part.get("name") == "fast"]
     lines = [part for part in own if part["mode"] == "lines"]
     for line, x in zip(lines, ([0, 1, 2], [0, 10, 20], [0, 1.25, 2.5]), strict=True):
@@ -613,12 +630,12 @@ SURVIVED = {
         )
     ],
     "no number": [
-        trial._replace(accuracy=[*trial.accuracy[:-1], math.nan])
+        trial._replace(values=[*trial.values[:-1], math.nan])
         if trial.strategy == "slow"
         else trial
         for trial in TWO
     ],
-    "no number at all": [trial._replace(accuracy=[math.nan] * 3) for trial in TWO],
+    "no number at all": [trial._replace(values=[math.nan] * 3) for trial in TWO],
     "unequal seeds": TWO[:3],
 }
 
@@ -644,7 +661,7 @@ def test_a_method_that_never_reached_the_target_has_dashes(page_of):
 
 def test_a_method_whose_accuracy_is_no_number_comes_last():
     trials = ends_of(one=[0.5], none=[math.nan], other=[0.9])
-    rows = comparison.rows_of(trials, 0.5)
+    rows = comparison.rows_of(trials, 0.5, ACCURACY)
     assert [row.strategy for row in rows] == ["other", "one", "none"]
 
 
@@ -657,8 +674,8 @@ def test_names_cannot_become_elements(page_of):
 
 
 def test_the_page_needs_nothing_from_elsewhere():
-    rows, found = comparison.rows_of(TWO, 0.7), comparison.differences(TWO)
-    text = comparison_page.to_html(TWO, rows, found, 0.7, *OF)
+    rows, found = comparison.rows_of(TWO, 0.7, ACCURACY), comparison.differences(TWO)
+    text = comparison_page.to_html(TWO, rows, found, 0.7, ACCURACY, *OF)
     packed = re.search(r'id="library">([^<]*)<', text)[1]
     assert unpacked(packed) == plotly.offline.get_plotlyjs()
     own = text.replace(packed, "")

@@ -104,7 +104,7 @@ def test_real_workers_cycles_are_as_long_as_their_speeds_say():
 
 def test_summary_and_report_say_how_often(tmp_path, capsys):
     summary = {"status": "finished", "reason": "so", "versions": 30}
-    summary |= {"incomplete_versions": 12, "best_accuracy": None}
+    summary |= {"incomplete_versions": 12, "best_version": None}
     for incomplete, times in ((12, 1), (0, 0)):
         summary["incomplete_versions"] = incomplete
         (tmp_path / "summary.json").write_text(json.dumps(summary))

@@ -99,9 +99,9 @@ def test_a_diverged_trial_has_no_accuracy_from_then_on():
     changes |= {"stop__max_versions": 0, "stop__max_time_s": 20.0}
     config = config_with(workers=4, **(TOO_FAST | changes))
     trial = run_trial(Job(config, {}, "final", None, ""))
-    assert len(trial.accuracy) == TIMES + 1
-    assert trial.accuracy[0] > 0.0
-    assert trial.accuracy[-1] == 0.0
+    assert len(trial.values) == TIMES + 1
+    assert trial.values[0] > 0.0
+    assert trial.values[-1] == 0.0
     assert trial.params_sha256 == ""
 
 
@@ -111,7 +111,7 @@ def test_a_diverged_trial_has_no_accuracy_from_then_on():
 def test_where_timing_follows_values_an_update_that_is_not_finite_is_refused():
     """At this rate one step is too many for worker 1, whose shard alone has a NaN."""
     experiment = experiment_of(
-        workers=3, timing__push_min_accuracy=1e-6, timing__min_updates=2
+        workers=3, timing__push_at_metric=1e-6, timing__min_updates=2
     )
     poisoned = dict(experiment.task.train)
     name = next(n for n, x in poisoned.items() if x.dtype.kind == "f")

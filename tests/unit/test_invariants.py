@@ -14,6 +14,7 @@ from asyn2f import trace
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.trace.artifacts import Commit, Records, RunArtifacts, commit_of
 from asyn2f.trace.invariants import INVARIANTS, check
+from asyn2f.types import Best
 from tests.contracts.test_runtime import SETTINGS, LocalRun, small
 from tests.support.handmade_trace import by_time, hand_made
 from tests.support.updates import update_info
@@ -50,14 +51,17 @@ MORE = [
     trace.Registered(4.25, "evaluator", "run-1", 2),
     trace.Received(4.3, 0, 1),
     trace.Received(5.45, 0, 2),
-    trace.Evaluated(6.5, 2, 0.8, 0.5),
-    trace.Evaluated(6.55, 3, 0.7, 0.5),
+    trace.Evaluated(6.5, 2, {"accuracy": 0.8}),
+    trace.Evaluated(6.55, 3, {"accuracy": 0.7}),
     trace.Stopped(6.9, "server", "version 3 reached"),
     trace.Stopped(7.0, "worker-0", "the run is over"),
     trace.Stopped(7.0, "worker-1", "the run is over"),
 ]
 GOOD = RunArtifacts(
-    by_time([*hand_made(), *MORE]), COMMITS, best=(2, 0.8), before_save=True
+    by_time([*hand_made(), *MORE]),
+    COMMITS,
+    best=Best(2, "accuracy", 0.8),
+    before_save=True,
 )
 
 
@@ -173,10 +177,13 @@ BROKEN = {
     "I13 a base of the future": ("I13", with_commit(3, base_versions=(1, 3))),
     "I16 a score of no version": (
         "I16",
-        with_events(trace.Evaluated(6.6, 9, 0.9, 0.1)),
+        with_events(trace.Evaluated(6.6, 9, {"accuracy": 0.9})),
     ),
-    "I16 the best is not there": ("I16", GOOD._replace(best=(7, 0.8))),
-    "I16 the best has another score": ("I16", GOOD._replace(best=(2, 0.9))),
+    "I16 the best is not there": ("I16", GOOD._replace(best=Best(7, "accuracy", 0.8))),
+    "I16 the best has another score": (
+        "I16",
+        GOOD._replace(best=Best(2, "accuracy", 0.9)),
+    ),
     "I17 a process that stays": (
         "I17",
         with_events(trace.Stopped(17.5, "evaluator", "at last")),

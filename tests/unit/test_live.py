@@ -8,6 +8,8 @@ from rich.console import Console
 
 from asyn2f.protocol.status import RunStatus, WorkerStatus
 from asyn2f.report.live import LiveView, plain_line, render
+from asyn2f.tasks.classification import ACCURACY
+from asyn2f.types import Best
 
 
 def status_of(workers: int = 3, **changes) -> RunStatus:
@@ -22,10 +24,9 @@ def status_of(workers: int = 3, **changes) -> RunStatus:
         max_versions=500,
         progress=132 / 500,
         versions_per_s=1.02,
-        accuracy=0.9341,
-        loss=0.2213,
-        best_accuracy=0.9362,
-        best_version=128,
+        metric=ACCURACY,
+        scores={"accuracy": 0.9341, "loss": 0.2213},
+        best=Best(128, "accuracy", 0.9362),
         committed=1264,
         superseded=12,
         rejected=3,
@@ -109,14 +110,11 @@ def test_a_tiny_terminal_is_no_error():
     assert shown(status_of(50), width=20, height=5)
 
 
-@pytest.mark.parametrize("unknown", [None, float("nan")])
-def test_a_run_that_has_just_begun_is_shown(unknown):
+def test_a_run_that_has_just_begun_is_shown():
     status = status_of(
         0,
-        accuracy=unknown,
-        loss=unknown,
-        best_accuracy=unknown,
-        best_version=None,
+        scores=None,
+        best=None,
         max_versions=0,
         progress=0.0,
         version=0,
@@ -125,7 +123,7 @@ def test_a_run_that_has_just_begun_is_shown(unknown):
     text = "\n".join(shown(status, 80))
     assert "no workers yet" in text
     assert "nan" not in text + plain_line(status)
-    assert "version 0 (0/s) | accuracy - | loss - |" in plain_line(status)
+    assert "version 0 (0/s) | accuracy - | updates" in plain_line(status)
     assert plain_line(status).isascii()
 
 
@@ -137,13 +135,13 @@ def test_a_log_gets_a_line_every_two_seconds_or_when_the_run_has_improved():
     file = io.StringIO()
     now = lambda: datetime(2026, 11, 29, 23, 10, 5, 999)
     with LiveView(Console(file=file, width=80), now) as view:
-        view.update(status_of(elapsed_s=0.0, best_accuracy=None))
-        view.update(status_of(elapsed_s=0.5, best_accuracy=None))
-        view.update(status_of(elapsed_s=1.0, best_accuracy=0.5))
-        view.update(status_of(elapsed_s=1.5, best_accuracy=0.5))
-        view.update(status_of(elapsed_s=3.0, best_accuracy=0.5))
+        view.update(status_of(elapsed_s=0.0, best=None))
+        view.update(status_of(elapsed_s=0.5, best=None))
+        view.update(status_of(elapsed_s=1.0, best=Best(1, "accuracy", 0.5)))
+        view.update(status_of(elapsed_s=1.5, best=Best(1, "accuracy", 0.5)))
+        view.update(status_of(elapsed_s=3.0, best=Best(1, "accuracy", 0.5)))
         view.message("[bold]as it is[/bold] " + 100 * "x")
-        view.update(status_of(elapsed_s=3.9, best_accuracy=0.5))
+        view.update(status_of(elapsed_s=3.9, best=Best(1, "accuracy", 0.5)))
     lines = _lines(file)
     date = "2026-11-29 23:10:05 "
     assert all(line.startswith(date) for line in lines)

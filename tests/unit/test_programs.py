@@ -153,7 +153,7 @@ def test_a_version_at_hand_at_the_last_batch_boundary_is_merged_before_the_push(
 
 
 def test_what_decides_on_a_push_is_the_signal_of_the_merged_model():
-    timing = asynchronous(push_min_accuracy=0.5)
+    timing = asynchronous(push_at_metric=0.5)
     program = programs.worker_program(timing, steps_per_epoch=2)
     next(program)
     program.send(Seen(newest=0))
@@ -191,14 +191,14 @@ def test_a_worker_pushes_at_the_end_of_every_nth_epoch(epochs):
 def test_pushes_are_held_back_until_the_metric_is_reached():
     # Epochs 1 to 3 of two steps: 0.3, 0.7, 0.8. Held back twice, then pushed.
     log = work(
-        asynchronous(push_min_accuracy=0.8), 2, arrivals=[], metrics=[0.3, 0.7, 0.8]
+        asynchronous(push_at_metric=0.8), 2, arrivals=[], metrics=[0.3, 0.7, 0.8]
     )
     assert push_steps(log)[0] == 6
 
 
 def test_held_back_pushes_are_released_by_the_number_of_epochs():
     log = work(
-        asynchronous(push_min_accuracy=0.8, push_after_epochs=4),
+        asynchronous(push_at_metric=0.8, push_after_epochs=4),
         2,
         arrivals=[],
         metrics=[0.3] * 100,
@@ -210,7 +210,7 @@ def test_held_back_pushes_are_released_by_the_number_of_epochs():
 def test_the_epochs_that_release_a_push_are_counted_one_by_one():
     # Cycles of two epochs of two steps: after the second cycle four epochs are done.
     log = work(
-        asynchronous(epochs_per_push=2, push_min_accuracy=0.8, push_after_epochs=4),
+        asynchronous(epochs_per_push=2, push_at_metric=0.8, push_after_epochs=4),
         2,
         arrivals=[],
         metrics=[0.3] * 100,
@@ -219,12 +219,12 @@ def test_the_epochs_that_release_a_push_are_counted_one_by_one():
 
 
 def test_without_a_release_a_metric_that_is_never_reached_holds_back_forever():
-    log = work(asynchronous(push_min_accuracy=0.8), 2, [], metrics=[0.3] * 1000)
+    log = work(asynchronous(push_at_metric=0.8), 2, [], metrics=[0.3] * 1000)
     assert push_steps(log) == []
 
 
 def test_a_worker_that_holds_back_still_merges():
-    log = work(asynchronous(push_min_accuracy=0.8), 2, arrivals=[0, 0, 1, 0] * 50)
+    log = work(asynchronous(push_at_metric=0.8), 2, arrivals=[0, 0, 1, 0] * 50)
     assert len(commands_of(log, Merge)) > 3
     assert push_steps(log) == []
 

@@ -11,6 +11,7 @@ from asyn2f.protocol import messages as wire
 from asyn2f.protocol import wire_format
 from asyn2f.protocol.channels import ALL, UPDATES, Channel, Subscribed, topic_of
 from asyn2f.timing import Stop
+from asyn2f.types import Best, Metric
 from tests.support.messages import RUNTIME, header_of, hello_of, made
 from tests.support.protocol_harness import (
     ASYN2F,
@@ -523,16 +524,17 @@ def test_a_rejected_update_does_not_hold_up_its_round():
 # ---------------------------------------------------------------- scores
 
 
-def scored(version, accuracy, loss=0.5):
-    return wire.EvalResult("e", version, accuracy, loss, f1=0.5)
+def scored(version, accuracy, **others):
+    return wire.EvalResult("e", version, {"accuracy": accuracy, **others})
 
 
 def test_a_score_is_acknowledged_and_reported():
     server = joined("0", "e")
-    effects = server.hear("e", scored(0, 0.7))
+    effects = server.hear("e", scored(0, 0.7, tokens=9.0))
     assert messages(effects, wire.EvalAck, to="e") == [wire.EvalAck(0)]
     (reported,) = those(effects, p.ReportScore)
-    assert (reported.version, reported.accuracy, reported.is_best) == (0, 0.7, True)
+    assert (reported.version, reported.is_best) == (0, True)
+    assert reported.scores == {"accuracy": 0.7, "tokens": 9.0}
 
 
 def test_a_score_that_arrives_twice_is_reported_once():
@@ -545,24 +547,45 @@ def test_a_score_that_arrives_twice_is_reported_once():
 
 @pytest.mark.parametrize("version", [-1, 1, 2**62])
 def test_a_score_of_a_version_that_does_not_exist_is_ignored(version):
-    server = joined("0", "e", stop=Stop(target_accuracy=0.9))
+    server = joined("0", "e", stop=Stop(target=0.9))
     effects = server.hear("e", scored(version, 0.99))
     assert not those(effects, p.ReportScore)
-    assert server.machine.status().best_version is None
+    assert server.machine.status().best is None
     assert not messages(effects, wire.StopRun)
 
 
-def test_scores_of_workers_and_nan_scores_are_ignored():
+def test_scores_of_workers_and_scores_without_the_headline_are_ignored():
     server = joined("0", "e")
-    assert not those(
-        server.hear("0", wire.EvalResult("0", 0, 0.7, 0.5, 0.6)), p.ReportScore
-    )
-    assert not those(server.hear("e", scored(0, math.nan)), p.ReportScore)
+    of_worker = wire.EvalResult("0", 0, {"accuracy": 0.7})
+    assert not those(server.hear("0", of_worker), p.ReportScore)
+    without = wire.EvalResult("e", 0, {"loss": 0.7})
+    assert not those(server.hear("e", without), p.ReportScore)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("metric", [Metric("return"), Metric("return", False)])
+def test_a_value_that_is_not_finite_is_shown_and_is_no_best_and_no_end(value, metric):
+    server = joined("0", "e", stop=Stop(target=0.0), metric=metric)
+    effects = server.hear("e", wire.EvalResult("e", 0, {"return": value}))
+    (reported,) = those(effects, p.ReportScore)
+    assert not reported.is_best
+    status = server.machine.status()
+    assert status.best is None
+    assert status.scores == {"return": pytest.approx(value, nan_ok=True)}
+    assert not messages(effects, wire.StopRun)
+
+
+def test_the_best_follows_the_direction():
+    loss = Metric("loss", higher_is_better=False)
+    server = joined("0", "e", metric=loss)
+    first = server.hear("e", wire.EvalResult("e", 0, {"loss": 7.5}))
+    assert those(first, p.ReportScore)[0].is_best
+    assert server.machine.status().best == Best(0, "loss", 7.5)
 
 
 def test_an_evaluator_repeats_its_score_until_it_is_acknowledged():
     peer = welcomed(worker=-1)
-    assert messages(peer.on(p.VersionEvaluated(0, 0.7, 0.5, 0.6)), wire.EvalResult)
+    assert messages(peer.on(p.VersionEvaluated(0, {"accuracy": 0.7})), wire.EvalResult)
     assert messages(peer.wait(0.6), wire.EvalResult)
     peer.hear(wire.EvalAck(0))
     assert not messages(peer.wait(0.6), wire.EvalResult)
@@ -607,8 +630,8 @@ def test_time_ends_the_run():
     assert finish == p.Finish("finished", "1 s have passed")
 
 
-def test_a_target_accuracy_ends_the_run():
-    server = joined("0", "e", stop=Stop(target_accuracy=0.9))
+def test_a_target_ends_the_run():
+    server = joined("0", "e", stop=Stop(target=0.9))
     assert not messages(server.hear("e", scored(0, 0.89)), wire.StopRun)
     server.push("0", 0)
     server.make(1)
@@ -1096,7 +1119,7 @@ def test_a_receipt_during_a_registration_is_asked_for_again():
 
 def test_an_evaluator_keeps_a_score_until_the_next_server_has_welcomed_it():
     peer = welcomed(worker=-1)
-    peer.on(p.VersionEvaluated(0, 0.5, 0.5, 0.5))
+    peer.on(p.VersionEvaluated(0, {"accuracy": 0.5}))
     peer.hear(wire.HeartbeatAck(2, 0, True))
     peer.hear(NOT_YET)
     peer.wait(5.0)

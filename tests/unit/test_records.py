@@ -6,21 +6,24 @@ import pytest
 
 from asyn2f import trace
 from asyn2f.store.orbax import OrbaxStore
+from asyn2f.tasks.classification import ACCURACY
 from asyn2f.trace.artifacts import Records, RunArtifacts, commit_of
 from asyn2f.trace.invariants import check
+from asyn2f.types import Best
 from tests.contracts.test_runtime import small
 from tests.unit.test_causality import RecordedRun
 
 
 def left_by(run, summary) -> RunArtifacts:
     records = {v: run.store.record(v) for v in run.store.versions()}
-    accuracy, version = run.store.best()
     rows = [json.loads(json.dumps(row)) for row in run.rows]
-    accounts = Records(summary=summary, metrics=rows, versions=frozenset(records))
+    accounts = Records(
+        summary=summary, metrics=rows, versions=frozenset(records), metric=ACCURACY
+    )
     return RunArtifacts(
         events=trace.read(run.folder / "trace"),
         commits={version: commit_of(record) for version, record in records.items()},
-        best=(version, accuracy),
+        best=run.store.best(),
         records=accounts,
     )
 
@@ -86,8 +89,9 @@ def test_what_a_run_has_left_agrees(found):
 ALTERED = {
     "versions": lambda f: with_summary(f, versions=7),
     "best version": lambda f: with_summary(f, best_version=-1),
-    "best accuracy": lambda f: with_summary(f, best_accuracy=0.999),
-    "final accuracy": lambda f: with_summary(f, final_accuracy=0.999),
+    "best value": lambda f: with_summary(f, best_value=0.999),
+    "final scores": lambda f: with_summary(f, final_scores={"accuracy": 0.999}),
+    "headline": lambda f: with_summary(f, metric={"name": "loss"}),
     "duration": lambda f: with_summary(f, wall_s=f.records.summary["wall_s"] + 0.01),
     "run": lambda f: with_summary(f, run="run-2"),
     "updates": lambda f: with_summary(
@@ -96,8 +100,12 @@ ALTERED = {
     "committed": lambda f: with_summary(
         f, updates={**f.records.summary["updates"], "committed": 1}
     ),
-    "accuracy": lambda f: with_row(f, "score", accuracy=lambda x: x + 0.001),
-    "loss of a score": lambda f: with_row(f, "score", loss=lambda x: x * 1.001),
+    "accuracy": lambda f: with_row(
+        f, "score", scores=lambda x: x | {"accuracy": x["accuracy"] + 0.001}
+    ),
+    "loss of a score": lambda f: with_row(
+        f, "score", scores=lambda x: x | {"loss": x["loss"] * 1.001}
+    ),
     "staleness": lambda f: with_row(f, "version", staleness_mean=lambda x: x + 0.5),
     "members": lambda f: with_row(f, "version", updates=lambda x: x + 1),
     "rate": lambda f: with_row(f, "version", learning_rate=lambda x: x * 1.01),
@@ -115,16 +123,16 @@ def test_an_altered_summary_or_row_is_found(found, name):
 def test_another_best_is_found(found):
     """With its own accuracy, though another version has a higher one."""
     scores = {
-        event.version: event.accuracy
+        event.version: event.scores["accuracy"]
         for event in found.events
         if isinstance(event, trace.Evaluated)
     }
     version = min(scores, key=scores.__getitem__)
     assert scores[version] < max(scores.values())
-    best = version, scores[version]
-    altered = with_summary(found, best_version=version, best_accuracy=scores[version])
+    best = Best(version, "accuracy", scores[version])
+    altered = with_summary(found, best_version=version, best_value=scores[version])
     assert broken_by(altered._replace(best=best)) == {"records"}
-    assert broken_by(found._replace(best=(version, 0.999))) >= {"I16"}
+    assert broken_by(found._replace(best=Best(version, "accuracy", 0.999))) >= {"I16"}
 
 
 def test_a_deleted_newest_version_is_found(found):

@@ -80,7 +80,7 @@ def test_the_head_shows_the_numbers_of_the_files(tmp_path):
     writer.close()
     page = Page(write_report(tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text())
-    best, last = summary["best_accuracy"], summary["final_accuracy"]
+    best, last = summary["best_value"], summary["final_scores"]["accuracy"]
     assert best > last + 0.001
     merges = [e for e in load_run(tmp_path).events if isinstance(e, trace.Merged)]
     for shown in (
@@ -101,7 +101,7 @@ def test_the_head_shows_the_numbers_of_the_files(tmp_path):
 @pytest.mark.parametrize("synchronous", [False, True])
 def test_all_figures_are_drawn(tmp_path, synchronous):
     page = Page(write_report(made_up(tmp_path, synchronous=synchronous)))
-    drawn = {"accuracy", "timeline", "coefficients", "losses", "staleness"}
+    drawn = {"headline", "timeline", "coefficients", "losses", "staleness"}
     assert page.figures.keys() == drawn | (set() if synchronous else {"merges"})
     assert [path.name for path in tmp_path.glob("*report*")] == ["report.html"]
     for figure in page.figures.values():
@@ -283,7 +283,14 @@ def test_clocks_that_begin_anew_are_carried_on(tmp_path):
 
 def test_metrics_survive_a_cut_and_take_anything(tmp_path):
     writer = MetricsWriter(tmp_path)
-    writer.write({"kind": "score", "version": 1, "accuracy": math.nan, "path": Path()})
+    writer.write(
+        {
+            "kind": "score",
+            "version": 1,
+            "scores": {"accuracy": math.nan},
+            "path": Path(),
+        }
+    )
     writer.write({"version": np.int32(2), "shares": np.array([0.5, math.inf])})
     writer.close()
     writer.write({"version": 3})  # after the end: dropped
@@ -293,7 +300,7 @@ def test_metrics_survive_a_cut_and_take_anything(tmp_path):
     writer.write({"kind": "version", "version": 4})
     writer.close()
     assert read_metrics(tmp_path) == [
-        {"kind": "score", "version": 1, "accuracy": None, "path": "."},
+        {"kind": "score", "version": 1, "scores": {"accuracy": None}, "path": "."},
         {"version": 2, "shares": [0.5, None]},
         {"kind": "version", "version": 4},
     ]
@@ -301,7 +308,9 @@ def test_metrics_survive_a_cut_and_take_anything(tmp_path):
 
 def test_scalars_go_to_tensorboard_under_their_version(tmp_path):
     writer = MetricsWriter(tmp_path)
-    writer.write({"kind": "score", "version": 7, "accuracy": 0.5, "loss": math.nan})
+    writer.write(
+        {"kind": "score", "version": 7, "scores": {"accuracy": 0.5, "loss": math.nan}}
+    )
     writer.close()
     (path,) = (tmp_path / "tensorboard").iterdir()
     data, found = path.read_bytes(), []

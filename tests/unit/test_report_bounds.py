@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyn2f import trace
-from asyn2f.report import curves, figures, metrics, segments, theme, workers
+from asyn2f.report import curves, figures, metrics, page, segments, theme, workers
 from asyn2f.report import load as run_module
 from asyn2f.report import timeline as timeline_module
 from asyn2f.report.load import Run, load_run
 from asyn2f.report.run_page import to_html, write_report
 from asyn2f.report.segments import Bars
+from asyn2f.tasks.classification import ACCURACY
 from tests.support.synthetic_run import made_up
 from tests.support.updates import update_info
 from tests.unit.test_report import Page, _no_library  # noqa: F401, a fixture for all
@@ -39,10 +40,10 @@ def test_a_line_keeps_its_ends_and_its_extremes(values, most):
 
 
 def test_a_single_spike_stays_in_the_curve_of_a_long_run():
-    scores = [{"kind": "score", "version": v, "time_s": v, "accuracy": 0.9}
+    scores = [{"kind": "score", "version": v, "time_s": v, "scores": {"accuracy": 0.9}}
             for v in range(20_000)]  # fmt: skip
-    scores[12_345]["accuracy"] = 0.1
-    drawn = curves.accuracy(Run([], scores, None, None, ())).data[0]
+    scores[12_345]["scores"]["accuracy"] = 0.1
+    drawn = curves.headline(Run([], scores, None, None, (), metric=ACCURACY)).data[0]
     assert len(drawn.x) <= curves.MAX_POINTS
     assert (12_345, 0.1) in zip(drawn.x, drawn.y, strict=True)
 
@@ -110,15 +111,15 @@ def test_an_axis_of_shares_holds_them_and_never_goes_beyond_all(values):
 
 
 def test_no_accuracy_is_drawn_beyond_one_hundred_percent():
-    scores = [{"kind": "score", "version": v, "time_s": v, "accuracy": a}
+    scores = [{"kind": "score", "version": v, "time_s": v, "scores": {"accuracy": a}}
               for v, a in enumerate([0.2, 1.0])]  # fmt: skip
-    layout = curves.accuracy(Run([], scores, None, None, ())).layout
+    layout = curves.headline(Run([], scores, None, None, (), metric=ACCURACY)).layout
     assert layout.yaxis.range == (pytest.approx(0.16), 1.0)
 
 
 @given(st.integers(1, 5), st.integers(200, 400))
 def test_panels_in_a_column_do_not_touch(count, height):
-    changes = curves.stacked(count, height)
+    changes = page.stacked(count, height)
     numbers = [f"yaxis{n + 1 if n else ''}" for n in range(count)]
     domains = [changes[name]["domain"] for name in numbers]
     assert domains[0][1] == 1.0
@@ -251,19 +252,19 @@ def test_of_many_rows_the_curve_keeps_its_extremes_and_its_end(tmp_path):
         accuracy = {6_789: 0.05, 7_890: 0.99}.get(version, 0.9)
         clock = {"version": version, "time_s": version % 5_000, "bytes_up": version}
         lines.append({"kind": "version", **clock})
-        lines.append({"kind": "score", **clock, "accuracy": accuracy})
+        lines.append({"kind": "score", **clock, "scores": {"accuracy": accuracy}})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cut')
-    whole, cut = metrics.read_curve(path, 10**6)
+    whole, cut = metrics.read_curve(path, 10**6, "accuracy")
     assert (len(whole), cut) == (20_000, 1)
-    kept, cut = metrics.read_curve(path, 1_000)
+    kept, cut = metrics.read_curve(path, 1_000, "accuracy")
     assert cut == 1
     assert len(kept) <= 1_000
     assert kept[-2:] == whole[-2:]
-    accuracies = [row["accuracy"] for row in kept if row["kind"] == "score"]
+    accuracies = [row["scores"]["accuracy"] for row in kept if row["kind"] == "score"]
     assert (min(accuracies), max(accuracies)) == (0.05, 0.99)
     assert [row["time_s"] for row in kept] == sorted(row["time_s"] for row in kept)
     assert all(row in whole for row in kept[::50])
 
 
 def test_without_a_file_there_are_no_rows(tmp_path):
-    assert metrics.read_curve(tmp_path / "metrics.jsonl", 100) == ([], 0)
+    assert metrics.read_curve(tmp_path / "metrics.jsonl", 100, "accuracy") == ([], 0)

@@ -61,17 +61,17 @@ def test_the_key_figures_without_a_summary_come_from_the_trace():
     assert cards["Wall time"].value == "6.40 s"
     assert cards["Updates committed"][1:] == ("6", "1 superseded, 1 rejected")
     assert cards["Merges mid-epoch"][1:] == ("2", "and 3 between epochs")
-    assert cards["Best accuracy"].value == cards["Parameters"].value == "–"
+    assert cards["Best score"].value == cards["Parameters"].value == "–"
 
 
 def test_the_key_figures_prefer_the_summary():
-    told = {"versions": 7, "wall_s": 70.0, "best_accuracy": 0.5, "best_version": 6}
+    told = {"versions": 7, "wall_s": 70.0, "best_value": 0.5, "best_version": 6}
     told |= {"updates": {"committed": 14, "superseded": 3, "rejected": 2}, "seed": 5}
     told |= {"bytes_up": 1000, "bytes_down": 2000, "broadcast_bytes_down": 9000}
     found = summary.key_figures(run_of(hand_made(), summary=told))
     cards = {card.label: card for card in found}
     assert cards["Versions"][1:] == ("7", "0.100 per second")
-    assert cards["Best accuracy"][1:] == ("50.00 %", "at version 6")
+    assert cards["Best score"][1:] == ("0.5000", "at version 6")
     assert cards["Updates committed"][1:] == ("14", "3 superseded, 2 rejected")
     broadcast = "1.00 kB up, 2.00 kB down (9.00 kB as a broadcast)"
     assert cards["Bytes moved"][1:] == ("3.00 kB", broadcast)
@@ -199,7 +199,10 @@ def test_values_of_other_types_are_unknown():
     files = {
         "summary": {"versions": "many", "wall_s": [], "updates": 3, "strategy": {}},
         "config": {"training": 7, "task": [], "guards": "off", "stop": None},
-        "metrics": [{"kind": "score", "accuracy": "high", "time_s": {}}, {"kind": []}],
+        "metrics": [
+            {"kind": "score", "scores": {"score": "high"}, "time_s": {}},
+            {"kind": []},
+        ],
     }
     text = to_html(run_of(hand_made(), **files))
     assert "2 workers made 3 versions" in text

@@ -109,4 +109,4 @@ def test_a_run_without_scores_says_what_is_missing(tmp_path):
     path.write_text("\n".join(kept) + "\n")
     page = Page(write_report(folder))
     assert "No version was evaluated: there was no evaluator" in page.text
-    assert "accuracy" not in page.figures
+    assert "headline" not in page.figures

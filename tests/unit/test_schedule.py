@@ -114,7 +114,7 @@ def test_a_push_may_depend_on_what_the_merge_before_it_has_made():
         return float(merged or not worker)
 
     rows = [{"step_s": 1.0}, {"step_s": 1.5, "download_s": 0.2}]
-    timing = asynchronous(push_min_accuracy=0.5)
+    timing = asynchronous(push_at_metric=0.5)
     order = run(timing, rows, steps=2, max_time_s=3.5, signal_of=signal)
     assert lines_of(order, o.PUSH) == ["2 0 push 0", "3.2 1 push 1"]
 
@@ -270,7 +270,7 @@ def test_whichever_limit_comes_first_ends_the_run():
 
 def test_a_run_needs_something_that_ends_it():
     with pytest.raises(ValueError, match="neither max_versions nor max_time_s"):
-        run(adopting(), [{}], steps=1, target_accuracy=0.5)
+        run(adopting(), [{}], steps=1, target=0.5)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def steps_by_ten(log, worker):
 def test_a_push_is_held_back_until_the_metric_is_reached():
     # Epochs of 2 steps of 1 s: the metric is 0.2, 0.4, 0.6 after 2, 4, 6 s.
     order = run(
-        asynchronous(push_min_accuracy=0.5),
+        asynchronous(push_at_metric=0.5),
         [{"step_s": 1.0}],
         steps=2,
         max_time_s=9.0,
@@ -340,7 +340,7 @@ def test_a_push_is_held_back_until_the_metric_is_reached():
 
 
 def test_a_push_is_held_back_for_a_limited_number_of_epochs():
-    timing = asynchronous(push_min_accuracy=0.5, push_after_epochs=2)
+    timing = asynchronous(push_at_metric=0.5, push_after_epochs=2)
     rows = [{"step_s": 1.0}]
     order = run(timing, rows, steps=2, max_time_s=5.0, signal_of=steps_by_ten)
     assert lines_of(order, o.PUSH) == ["4 0 push 0"]
@@ -348,7 +348,7 @@ def test_a_push_is_held_back_for_a_limited_number_of_epochs():
 
 def test_a_metric_needs_signal_of():
     with pytest.raises(ValueError, match="give signal_of"):
-        run(asynchronous(push_min_accuracy=0.5), [{}], steps=2, max_time_s=5.0)
+        run(asynchronous(push_at_metric=0.5), [{}], steps=2, max_time_s=5.0)
 
 
 # ------------------------------------------------------------- a shorter run

@@ -16,7 +16,7 @@ from asyn2f.report.metrics import MetricsWriter
 from asyn2f.report.run_page import write_report
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.trace.collection import collect
-from asyn2f.types import UpdateInfo
+from asyn2f.types import Best, UpdateInfo
 from tests.contracts.test_store import state_of
 
 EXAMPLES = {
@@ -249,10 +249,10 @@ def test_a_wall_clock_stamps_every_time_of_an_event_and_nothing_else(kind):
 def test_two_processes_of_one_name_do_not_write_into_one_file(tmp_path):
     """The first is thought dead, and is not."""
     first = trace.TraceWriter(tmp_path, "worker-3")
-    first.write(trace.Evaluated(1.0, 1, 0.5, 0.5))
+    first.write(trace.Evaluated(1.0, 1, {"accuracy": 0.5}))
     second = trace.TraceWriter(tmp_path, "worker-3")
-    second.write(trace.Evaluated(2.0, 2, 0.5, 0.5))
-    first.write(trace.Evaluated(3.0, 3, 0.5, 0.5))
+    second.write(trace.Evaluated(2.0, 2, {"accuracy": 0.5}))
+    first.write(trace.Evaluated(3.0, 3, {"accuracy": 0.5}))
     first.close()
     second.close()
     assert len(list(tmp_path.iterdir())) == 2
@@ -359,10 +359,10 @@ def test_a_store_writes_through_no_link(tmp_path):
     (folder / "ahead" / "1.0.unfinished").symlink_to(victim)
     (folder / ".best.json").symlink_to(victim)
     store.save(1, state_of(1), {"version": 1})
-    store.set_best(1, 0.5)
+    store.set_best(Best(1, "accuracy", 0.5))
     store.close()
     assert victim.read_text() == "mine\n"
-    assert OrbaxStore(folder).best() == (0.5, 1)
+    assert OrbaxStore(folder).best() == Best(1, "accuracy", 0.5)
 
 
 def test_links_that_lead_nowhere_are_named(tmp_path):

@@ -116,7 +116,7 @@ def test_workers_are_followed_through_an_outage():
     """While worker 0 is away the others go on; then it takes in an old version, which
     was on its link."""
     experiment = experiment_of(
-        timing__min_updates=1, timing__push_min_accuracy=0.2, task__partition="iid"
+        timing__min_updates=1, timing__push_at_metric=0.2, task__partition="iid"
     )
     rows = [{"download_s": 8.0, "outages": [[30.0, 200.0]]}, *[{}] * 3]
     signal_of = Follower(experiment).signal

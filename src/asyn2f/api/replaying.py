@@ -128,7 +128,7 @@ def compare(
     store, experiment = OrbaxStore(folder / rundir.MODELS), execution.experiment
     shapes = jax.eval_shape(lambda: initial_server_state(experiment))
     evaluate = make_evaluate(experiment.task)
-    best_accuracy, best_version = store.best()
+    metric, stored = experiment.task.metric, store.best()
     found: list[Difference] = []
     best: float | None = None  # computed now
 
@@ -137,19 +137,22 @@ def compare(
         version = int(state.model.version)
         before = store.load(version, shapes).state.model.params
         found.append(_difference(version, before, state.model.params))
-        if version == best_version:
-            best = evaluate(published(experiment, state.model).params)["accuracy"]
+        if stored is not None and version == stored.version:
+            best = evaluate(published(experiment, state.model).params)[metric.name]
         return False
 
     result = run(execution, watch)
     store.close()
     other = list(differences(recording, result.numbers, tolerance))
     other += _losses_that_differ(recording.order, result.numbers, folder, tolerance)
-    if best is not None and not agree(best_accuracy, best, tolerance):
-        other.append(
-            f"best.json: version {best_version} has accuracy {best_accuracy}, replayed "
-            f"{best}"
-        )
+    if best is not None and stored is not None:
+        if stored.metric != metric.name:
+            other.append(f"best.json: by {stored.metric}, replayed by {metric.name}")
+        elif not agree(stored.value, best, tolerance):
+            other.append(
+                f"best.json: version {stored.version} has {metric.name} "
+                f"{stored.value}, replayed {best}"
+            )
     sha256 = params_sha256(result.state.model.params)
     return Comparison(found, sha256, summary_of(folder).get("params_sha256"), other)
 

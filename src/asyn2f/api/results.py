@@ -21,14 +21,13 @@ from asyn2f.sim.execute import Means
 from asyn2f.sim.order import Order, Result
 from asyn2f.sim.schedule import carried
 from asyn2f.sim.to_trace import events_of
-from asyn2f.tasks.base import class_counts
+from asyn2f.tasks.base import split_of
 from asyn2f.training.batches import steps_per_epoch
 from asyn2f.training.experiment import Experiment
-from asyn2f.types import Params, Scores
+from asyn2f.types import Best, Params, Scores, headline_of
 
 Row = dict[str, Any]
 _BYTES = ("bytes_up", "bytes_down", "broadcast_bytes_down")
-_SCORES = {"accuracy": "accuracy", "test_loss": "loss", "f1": "f1"}
 
 
 class Simulation(NamedTuple):
@@ -69,7 +68,7 @@ class Simulation(NamedTuple):
           - `updates`: aggregated into it; `lacking`: how many fewer than planned;
           - `staleness_mean`, `staleness_max`: of those updates, in versions;
           - `loss`: the mean of their training losses; `learning_rate`;
-          - `accuracy`, `test_loss`, `f1`: on the test set.
+          - `scores`: the named numbers on the test set, `{"accuracy": ..., ...}`.
 
           None stands for what does not exist: updates of version 0, scores of a
           version that was not evaluated.
@@ -98,18 +97,23 @@ class Simulation(NamedTuple):
             if staleness:
                 row["staleness_mean"] = sum(staleness) / len(staleness)
                 row["staleness_max"] = max(staleness)
-            score = self.scores.get(node)
-            for name, field in _SCORES.items():
-                row[name] = score[field] if score else None
+            row["scores"] = self.scores.get(node)
             rows.append(row)
         return rows
+
+    def best(self) -> Best | None:
+        """The best version by the task's headline, the first of several; None if no
+        value of it is finite."""
+        metric, best = self.experiment.task.metric, None
+        for node, scores in sorted(self.scores.items()):
+            value = scores[metric.name]
+            if metric.is_better(value, best.value if best else None):
+                best = Best(int(self.order.version[node]), metric.name, value)
+        return best
 
     def summary(self) -> Row:
         """The run in a few numbers, as in `summary.json` of a run's folder."""
         order, newest = self.order, self.order.newest
-        best = max(
-            self.scores, key=lambda node: self.scores[node]["accuracy"], default=0
-        )
         final = None if self.has_diverged else self.scores.get(newest)
         end = self._moved(np.array([order.end_s]))
         rejected = np.isin(order.kind, (o.REJECT, o.REFUSE))
@@ -119,10 +123,7 @@ class Simulation(NamedTuple):
             "strategy": self.experiment.strategy.name,
             "seed": self.experiment.seed,
             "versions": int(order.version[newest]),
-            "best_version": int(order.version[best]) if self.scores else None,
-            "best_accuracy": self.scores[best]["accuracy"] if self.scores else None,
-            "final_accuracy": final["accuracy"] if final else None,
-            "final_f1": final["f1"] if final else None,
+            **headline_of(self.experiment.task.metric, self.best(), final),
             "wall_s": order.end_s - order.start_s,  # virtual
             "updates": {
                 "committed": len(order.members),
@@ -151,9 +152,10 @@ class Simulation(NamedTuple):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             rundir.write_json(folder / rundir.CONFIG, dict(self.config))
-            rundir.write_json(folder / rundir.RUN, {"run": "simulated"})
-            counts = class_counts(self.experiment.task)
-            rundir.write_json(folder / rundir.SPLIT, {"counts": counts})
+            task = self.experiment.task
+            stored = {"run": "simulated", "metric": task.metric._asdict()}
+            rundir.write_json(folder / rundir.RUN, stored)
+            rundir.write_json(folder / rundir.SPLIT, split_of(task))
             write_run(self, folder, environment)
             summary = self.summary() | {"run": "simulated"}
             rundir.write_json(folder / rundir.SUMMARY, summary)
@@ -197,13 +199,12 @@ def write_run(run: Simulation, folder: Path, environment: Mapping[str, Any]) -> 
         file.writelines(trace.to_line(event) + "\n" for event in events)
     metrics = MetricsWriter(folder)
     for row in run.history():
-        found = {name: row.pop(name) for name in _SCORES}
+        scores = row.pop("scores")
         if row["version"]:
             metrics.write({"kind": "version", **row})
-            if found["accuracy"] is not None:
-                score = {field: found[name] for name, field in _SCORES.items()}
+            if scores is not None:
                 now = {name: row[name] for name in ("version", "time_s", *_BYTES)}
-                metrics.write({"kind": "score", **now, **score})
+                metrics.write({"kind": "score", **now, "scores": scores})
     metrics.close()
 
 

@@ -19,7 +19,7 @@ from asyn2f.sim.settings import SimSettings
 from asyn2f.strategies import BUILDERS
 from asyn2f.training.batches import make_evaluate
 from asyn2f.training.experiment import Experiment, initial_server_state, published
-from asyn2f.types import Scores, ServerState
+from asyn2f.types import Metric, Scores, ServerState
 
 _EVALUATIONS = 200  # of a run, unless the config states their interval
 
@@ -68,20 +68,24 @@ def simulate(
         experiment = build.build_experiment(config)
     else:
         check_agrees(config, experiment)
-    order, target = order_of_config(config, experiment), experiment.stop.target_accuracy
+    order, target = order_of_config(config, experiment), experiment.stop.target
     run = executed(config, experiment, order, target)
     count = run.result.num_events
     if run.order is order and count < len(order.time_s):
-        order = o.cut(order, count, f"target accuracy {target:g} reached")
+        order = o.cut(order, count, reached(experiment.task.metric, target))
         return run._replace(order=order)
     return run
 
 
 def executed(
-    config: build.Config, experiment: Experiment, order: Order, target: float = 0.0
+    config: build.Config,
+    experiment: Experiment,
+    order: Order,
+    target: float | None = None,
 ) -> Simulation:
     """Executes an order by the means in `config.sim`, until an evaluated version has
-    the `target` accuracy; 0 = to its end."""
+    reached the `target`; None = to its end."""
+    metric = experiment.task.metric
     settings = section(config, SimSettings)
     evaluate = make_evaluate(experiment.task)
 
@@ -91,7 +95,7 @@ def executed(
 
     def watch(node: int, time_s: float, state: ServerState) -> bool:
         scores[node] = score_of(node, state)
-        return 0.0 < target <= scores[node]["accuracy"]
+        return metric.reaches(scores[node][metric.name], target)
 
     with debugging(settings.executor):
         with stage(experiment, "init", 0):
@@ -106,11 +110,20 @@ def executed(
     return Simulation(config, experiment, ended, result, scores, execution.means)
 
 
+def reached(metric: Metric, target: float | None) -> str:
+    """The reason of the end of a run that has reached its target.
+
+    >>> reached(Metric("loss", higher_is_better=False), 0.25)
+    'target loss 0.25 reached'
+    """
+    return f"target {metric.name} {target:g} reached"
+
+
 def order_of_config(config: build.Config, experiment: Experiment) -> Order:
     """The order of the run that a config describes.
 
     Raises:
-      ConfigError: nothing but a target accuracy ends it, or its profiles are wrong.
+      ConfigError: nothing but a target ends it, or its profiles are wrong.
     """
     timing, profiles = experiment.strategy.timing, build.build_profiles(config)
     settings, runtime = section(config, SimSettings), section(config, RuntimeSettings)

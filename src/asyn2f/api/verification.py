@@ -11,6 +11,7 @@ from asyn2f.store.orbax import OrbaxStore
 from asyn2f.trace import invariants
 from asyn2f.trace.artifacts import Records, RunArtifacts, commit_of
 from asyn2f.trace.invariants import VerificationReport
+from asyn2f.types import metric_of
 
 
 def verify(folder: Path | str) -> VerificationReport:
@@ -50,8 +51,10 @@ def artifacts_of(folder: Path) -> RunArtifacts:
         keep_last = section(config, StoreSettings).keep_last
     if (folder / rundir.SUMMARY).exists():
         summary = rundir.read_json(folder / rundir.SUMMARY)
-    commits, best = {}, None
+    commits, best, metric = {}, None, None
     versions = damaged = unreadable = frozenset[int]()
+    if (folder / rundir.RUN).exists():
+        metric = metric_of(rundir.read_json(folder / rundir.RUN))
     if (folder / rundir.MODELS).is_dir():
         store = OrbaxStore(folder / rundir.MODELS)
         versions = frozenset(store.versions())
@@ -60,9 +63,7 @@ def artifacts_of(folder: Path) -> RunArtifacts:
         damaged = store.damaged()
         # A running server may have deleted some in the meantime.
         unreadable = frozenset(records.keys() - commits.keys()) & {*store.versions()}
-        accuracy, version = store.best()
-        if accuracy is not None and version is not None:
-            best = version, accuracy
+        best = store.best()
         store.close()
     return RunArtifacts(
         events=events,
@@ -73,6 +74,7 @@ def artifacts_of(folder: Path) -> RunArtifacts:
         before_save=runtime.publish == "before_save",
         finished=summary.get("status") in ("finished", "interrupted"),
         records=Records(
+            metric=metric,
             configured=configured,
             keep_last=keep_last,
             summary=summary,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from asyn2f import rundir, trace
 from asyn2f.errors import ConfigError, RunDirError
-from asyn2f.tasks.base import Task, class_counts
+from asyn2f.tasks.base import Task, split_of
 from asyn2f.training.agreement import data_digests
 
 # Where an old run lies until the new one has started, and while it is being moved.
@@ -213,8 +213,9 @@ def _as_run_dir_error(folder: Path) -> Iterator[None]:
 
 
 def write_split(folder: Path, task: Task) -> None:
-    """Writes each worker's class counts and the digests of the data."""
-    content = {"counts": class_counts(task), "data": data_digests(task)}
+    """Writes each worker's number of examples, of each class too where there are
+    labels, and the digests of the data."""
+    content = {**split_of(task), "data": data_digests(task)}
     rundir.write_json(folder / rundir.SPLIT, content)
 
 

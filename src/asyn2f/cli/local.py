@@ -25,6 +25,7 @@ from asyn2f.protocol.ledger import COUNTED
 from asyn2f.protocol.status import RunStatus, WorkerStatus
 from asyn2f.report.live import LiveView
 from asyn2f.store.orbax import OrbaxStore
+from asyn2f.types import Best, Metric, headline_of, metric_of
 
 _START = flags.DEFINE_integer(
     "start_workers", None, "Start only this many; others may join by hand."
@@ -150,7 +151,7 @@ class Launcher:
         """Has each peer lower its priority once it has joined: before, its start could
         take minutes on busy cores."""
         joined = {f"worker-{worker.worker}" for worker in status.workers}
-        if status.accuracy is not None:
+        if status.scores is not None:
             joined.add("evaluator")
         for child in self._children:
             if child.name in joined - self._joined:
@@ -208,7 +209,9 @@ def _status(fields: list[Any]) -> RunStatus:
     """A status from JSON, which has lists for named tuples."""
     status = RunStatus(*fields)
     return status._replace(
-        workers=tuple(WorkerStatus(*worker) for worker in status.workers)
+        metric=Metric(*status.metric),
+        best=None if status.best is None else Best(*status.best),
+        workers=tuple(WorkerStatus(*worker) for worker in status.workers),
     )
 
 
@@ -219,26 +222,26 @@ def empty_summary(
     record; null where that has no value."""
     version = 0
     accounting: dict[str, Any] = {}
-    best_accuracy, best_version = None, None
+    best = None
     if (folder / rundir.MODELS).exists():  # else not even JAX may have started
         store = OrbaxStore(folder / rundir.MODELS)
         if store.versions():
             version = max(store.versions())
             accounting = store.record(version).get("accounting", {})
-        best_accuracy, best_version = store.best()
+        best = store.best()
         store.close()
     totals = accounting.get("totals", {})
     counts = accounting.get("ledger", {}).get("counts", {})
+    stored = rundir.read_json(folder / rundir.RUN)
+    metric = metric_of(stored) or Metric(best.metric if best else "score")
     return {
         "status": status,
         "reason": reason,
-        "run": rundir.read_json(folder / rundir.RUN)["run"],
+        "run": stored["run"],
         "strategy": strategy_of(config)[0],
         "seed": section(config, RunSettings).seed,
         "versions": version,
-        "best_version": best_version,
-        "best_accuracy": best_accuracy,
-        "final_accuracy": None,
+        **headline_of(metric, best, None),
         "wall_s": totals.get("elapsed_s"),
         "updates": {name: counts.get(name) for name in COUNTED},
         "incomplete_versions": totals.get("incomplete_versions"),

@@ -114,7 +114,7 @@ def _replay(
     execution = execution_of(experiment, order, executor, lanes, watched)
     print(f"executor: {execution.why}", flush=True)
     if changed:
-        return _print_accuracies(execution, events)
+        return _print_scores(execution, events)
     _print_environment(recorded)
     tolerance = _TOLERANCE.value
     if tolerance is None:
@@ -234,19 +234,20 @@ def _print_changes(folder: Path, changed: dict[str, Any], obstacle: str) -> None
         )
 
 
-def _print_accuracies(execution: Execution, events: list[trace.Event]) -> int:
-    """Executes with other settings; prints accuracies beside the recorded ones."""
-    recorded = {e.version: e.accuracy for e in events if isinstance(e, trace.Evaluated)}
+def _print_scores(execution: Execution, events: list[trace.Event]) -> int:
+    """Executes with other settings; prints the headline beside the recorded one."""
+    recorded = {e.version: e.scores for e in events if isinstance(e, trace.Evaluated)}
     experiment = execution.experiment
-    evaluate = make_evaluate(experiment.task)
+    evaluate, name = make_evaluate(experiment.task), experiment.task.metric.name
+    print(name)
     print(f"{'version':>8}  {'in the run':>10}  {'now':>6}")
 
     def watch(node: int, time_s: float, state: ServerState) -> bool:
         version = int(state.model.version)
-        before = recorded.get(version)
+        before = recorded.get(version, {}).get(name)
         text = "-" if before is None else f"{before:.4f}"
-        accuracy = evaluate(published(experiment, state.model).params)["accuracy"]
-        print(f"{version:8d}  {text:>10}  {accuracy:.4f}", flush=True)
+        value = evaluate(published(experiment, state.model).params)[name]
+        print(f"{version:8d}  {text:>10}  {value:.4f}", flush=True)
         return False
 
     state = _execute(execution, watch).state

@@ -38,6 +38,7 @@ from asyn2f.transport import keys
 from asyn2f.transport.base import Transport, check_host, parse_address, reachable
 from asyn2f.transport.shared_memory import SharedMemoryTransport
 from asyn2f.transport.zmq import ZmqTransport, check_free
+from asyn2f.types import Metric
 
 _SWITCH_S = 5e-4  # between threads; Python's default is ten times as long
 _PORTS_FREE_S = 5.0  # a server that has been taken over has usually ended by then
@@ -89,16 +90,17 @@ def prepared(request: app.Request, task: Task) -> Iterator[Claim]:
             identity.check_same_experiment(stored, config)
             claim.check_same_data(folder, task)
         claimed.clear(overwrite=overwrite)
-        write_config(folder, config)
+        write_config(folder, config, task.metric)
         claimed.share()
         yield claimed
 
 
-def write_config(folder: Path, config: build.Config) -> None:
-    """Writes a run's config, and its id if it has none yet."""
+def write_config(folder: Path, config: build.Config, metric: Metric) -> None:
+    """Writes a run's config, and its id with its headline if it has none yet."""
     rundir.write_json(folder / rundir.CONFIG, dict(config))
     if not (folder / rundir.RUN).exists():
-        rundir.write_json(folder / rundir.RUN, {"run": secrets.token_hex(6)})
+        content = {"run": secrets.token_hex(6), "metric": metric._asdict()}
+        rundir.write_json(folder / rundir.RUN, content)
 
 
 def server_keys(config: build.Config) -> keys.ServerKeys | None:
@@ -282,10 +284,10 @@ def _bind(
 
 def print_summary(summary: dict[str, Any], folder: Path) -> int:
     """Writes the report and prints where the results are; returns the exit code."""
-    best, version = summary.get("best_accuracy"), summary.get("best_version")
+    best, version = summary.get("best_value"), summary.get("best_version")
     print(f"{summary['status']}: {summary['reason']}")
     if best is not None:
-        print(f"best accuracy {best:.4f} at version {version}")
+        print(f"best {summary['metric']['name']} {best:.4f} at version {version}")
     for warning in warnings_of(summary):
         print(f"warning: {warning}")
     print(f"results in {folder}: summary.json, metrics.jsonl, models/, tensorboard/")

@@ -21,7 +21,7 @@ from absl import flags
 from asyn2f import errors, rundir
 from asyn2f.api.replaying import summary_of
 from asyn2f.api.results import Simulation, write_run
-from asyn2f.api.simulation import cycles_of, order_of_config, watched_of
+from asyn2f.api.simulation import cycles_of, order_of_config, reached, watched_of
 from asyn2f.cli import app, claim, machine, process
 from asyn2f.cli.server import print_summary, write_config
 from asyn2f.config import build, identity, schema
@@ -37,7 +37,7 @@ from asyn2f.store.orbax import OrbaxStore
 from asyn2f.timing import Stop, deadline_warning
 from asyn2f.training.batches import make_evaluate
 from asyn2f.training.experiment import Experiment, published
-from asyn2f.types import Scores, ServerState
+from asyn2f.types import Best, Metric, Scores, ServerState
 
 _KEEP_EVERY = flags.DEFINE_float(
     "keep_every_s",
@@ -72,7 +72,8 @@ def _run(
     experiment, order = _scheduled(config)
     if request.resume:
         claim.check_same_data(folder, experiment.task)
-    if finished and not _goes_further(order, config, finished):
+    metric = experiment.task.metric
+    if finished and not _goes_further(order, config, metric, finished):
         print(
             f"nothing to do: the simulation in {folder} is finished with "
             f"{finished['versions']} versions, and these limits allow no more"
@@ -146,7 +147,7 @@ def _prepare(request: app.Request, experiment: Experiment) -> None:
         (folder / rundir.METRICS).unlink(missing_ok=True)
         for name in (rundir.TRACE, rundir.TENSORBOARD):
             shutil.rmtree(folder / name, ignore_errors=True)
-    write_config(folder, request.config)
+    write_config(folder, request.config, experiment.task.metric)
     claim.write_split(folder, experiment.task)
 
 
@@ -174,11 +175,14 @@ def _finished(folder: Path, config: build.Config) -> dict[str, Any] | None:
     return summary | {"limits": section(stored, Stop)}
 
 
-def _goes_further(order: Order, config: build.Config, finished: dict[str, Any]) -> bool:
-    """Whether a schedule has more versions than a finished run, and does not end at an
-    accuracy that the run has reached."""
-    target, best = section(config, Stop).target_accuracy, finished["best_accuracy"] or 0
-    return len(order.version) - 1 > finished["versions"] and not 0.0 < target <= best
+def _goes_further(
+    order: Order, config: build.Config, metric: Metric, finished: dict[str, Any]
+) -> bool:
+    """Whether a schedule has more versions than a finished run, and does not end at a
+    target that the run has reached."""
+    target, best = section(config, Stop).target, finished["best_value"]
+    has_reached = best is not None and metric.reaches(best, target)
+    return len(order.version) - 1 > finished["versions"] and not has_reached
 
 
 # ---------------------------------------------------------------- callbacks
@@ -193,7 +197,7 @@ class Watcher:
         self.reason: str | None = None  # why it has stopped the run, if so
         self._experiment = experiment
         self._evaluate = make_evaluate(experiment.task)
-        self._target = experiment.stop.target_accuracy
+        self._metric, self._target = experiment.task.metric, experiment.stop.target
         self._store = OrbaxStore(folder / rundir.MODELS)
         self._run = rundir.read_json(folder / rundir.RUN)["run"]
         self._start_s = start_s
@@ -203,32 +207,27 @@ class Watcher:
         with stage(self._experiment, "evaluate", node):
             params = published(self._experiment, state.model).params
             score = self.scores[node] = self._evaluate(params)
-        best, _ = self._store.best()
-        if best is None or score["accuracy"] > best:
+        name, value = self._metric.name, score[self._metric.name]
+        best = self._store.best()
+        if self._metric.is_better(value, best.value if best else None):
             self._keep(node, state)
-            self._store.set_best(node, score["accuracy"])
+            best = Best(node, name, value)
+            self._store.set_best(best)
         if time.monotonic() - self._shown_s > 2.0:
             self._shown_s = time.monotonic()
             elapsed_s = time_s - self._start_s
             print(
                 f"{elapsed_s:9.1f} virtual s  version {node:6d}  "
-                f"accuracy {score['accuracy']:.4f}  best {self.best[0]:.4f}",
+                f"{name} {value:.4f}" + (f"  best {best.value:.4f}" if best else ""),
                 flush=True,
             )
-        if self._target and score["accuracy"] >= self._target:
-            self.reason = f"target accuracy {self._target:g} reached"
+        if self._metric.reaches(value, self._target):
+            self.reason = reached(self._metric, self._target)
         return self.reason is not None
 
     def stop(self, signal: str) -> None:
         """Ends the run at the next version that is evaluated."""
         self.status, self.reason = "interrupted", f"{signal} received"
-
-    @property
-    def best(self) -> tuple[float, int]:
-        accuracy, version = self._store.best()
-        assert accuracy is not None
-        assert version is not None
-        return accuracy, version
 
     def finish(self, state: ServerState | None) -> None:
         """Saves the last version, unless it is not finite."""

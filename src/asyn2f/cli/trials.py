@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import math
 import multiprocessing
 import os
 import threading
@@ -178,15 +179,18 @@ def run_trial(job: Job) -> Trial:
     )
     evaluate = make_evaluate(_part_of(experiment.task, job.half))
     first = initial_server_state(experiment)
-    accuracy = {0: evaluate(published(experiment, first.model).params)["accuracy"]}
+    metric = experiment.task.metric
+    values = {0: evaluate(published(experiment, first.model).params)[metric.name]}
 
     def watch(node, time_s, state):
-        accuracy[node] = evaluate(published(experiment, state.model).params)["accuracy"]
+        values[node] = evaluate(published(experiment, state.model).params)[metric.name]
         return False
 
     result = execution.run(watch)
     jax.block_until_ready(result.state)
-    # A run that has diverged has no model from then on, and no accuracy.
+    # A run that has diverged has no model from then on: the worst value, if there is
+    # one.
+    worst = float(not metric.higher_is_better) if metric.is_fraction else math.nan
     ended = ended_by_divergence(order, result.numbers)
     has_diverged, order = ended is not None, ended or order
     times_s, last = order.start_s + ends_s, result.state.model
@@ -199,7 +203,7 @@ def run_trial(job: Job) -> Trial:
         phase=job.phase,
         key=job.key,
         time_s=ends_s.tolist(),
-        accuracy=[accuracy.get(node, 0.0) for node in nodes.tolist()],
+        values=[_finite(values.get(node, worst)) for node in nodes.tolist()],
         updates=updates.tolist(),
         num_bytes=(moved.up + moved.down).tolist(),
         broadcast_bytes=(moved.up + moved.broadcast_down).tolist(),
@@ -210,6 +214,10 @@ def run_trial(job: Job) -> Trial:
         wall_s=time.monotonic() - start_s,
         params_sha256="" if has_diverged else params_sha256(last.params),
     )
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.nan
 
 
 def _newest_at(order: o.Order, times_s: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from asyn2f.timing import Stop, Timing
 from asyn2f.training.experiment import Experiment, make_experiment
 from asyn2f.training.settings import Training
 from asyn2f.transport.base import parse_address
+from asyn2f.types import Metric
 
 
 def check(config: Config) -> None:
@@ -49,7 +50,7 @@ def check(config: Config) -> None:
     if section(config, Stop) == Stop():
         raise ConfigError(
             "config.stop: found nothing that ends the run; set max_versions, "
-            "max_time_s or target_accuracy"
+            "max_time_s or target"
         )
     _check_runtime(section(config, RuntimeSettings))
 
@@ -118,10 +119,10 @@ def build_strategy(config: Config) -> Strategy:
         usual = min(usual, workers)
     settings["min_updates"] = settings["min_updates"] or usual
     settings["min_workers"] = settings["min_workers"] or workers
-    if strategy.timing.push_below_mean and settings["push_min_accuracy"]:
+    if strategy.timing.push_below_mean and settings["push_at_metric"] is not None:
         raise ConfigError(
-            f"config.timing.push_min_accuracy: found {settings['push_min_accuracy']}, "
-            f"but {name} has a rule of its own for pushes; leave it at 0"
+            f"config.timing.push_at_metric: found {settings['push_at_metric']}, but "
+            f"{name} has a rule of its own for pushes; leave it at None"
         )
     return strategy._replace(timing=replace(strategy.timing, **settings))
 
@@ -148,8 +149,10 @@ def build_experiment(config: Config) -> Experiment:
       ConfigError: see `check` and `build_task`.
     """
     check(config)
+    task = build_task(config)
+    _check_target(section(config, Stop), task.metric)
     return make_experiment(
-        build_task(config),
+        task,
         build_strategy(config),
         section(config, Training),
         section(config, Stop),
@@ -157,6 +160,19 @@ def build_experiment(config: Config) -> Experiment:
         build_guards(config),
         section(config, Coding),
     )
+
+
+def _check_target(stop: Stop, metric: Metric) -> None:
+    """Checks that a target of a fraction is one, and not its worst value."""
+    if stop.target is None or not metric.is_fraction:
+        return
+    is_worst = stop.target == (0.0 if metric.higher_is_better else 1.0)
+    if is_worst or not 0.0 <= stop.target <= 1.0:
+        allowed = "(0, 1]" if metric.higher_is_better else "[0, 1)"
+        raise ConfigError(
+            f"config.stop.target: found {stop.target:g}, allowed: {allowed}, as the "
+            f"metric is {metric.name}; or None, for no target"
+        )
 
 
 def build_profiles(config: Config) -> Profiles:

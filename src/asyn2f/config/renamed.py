@@ -9,7 +9,9 @@ KEYS = {
     "runtime.announce": "runtime.publish",
     "runtime.background": "runtime.idle_priority",
     "runtime.pin": "runtime.pin_cpus",
-    "timing.push_after_metric": "timing.push_min_accuracy",
+    "timing.push_after_metric": "timing.push_at_metric",
+    "timing.push_min_accuracy": "timing.push_at_metric",
+    "stop.target_accuracy": "stop.target",
     "strategy.fedbuff.reading": "strategy.fedbuff.variant",
     "sim.stay_s": "sim.mean_session_s",
     "sim.join_s": "sim.join_window_s",
@@ -17,6 +19,7 @@ KEYS = {
     "guards.loss_factor": "guards.min_loss_ratio",
 }
 VALUES = {"runtime.publish": {"durable": "after_save", "early": "before_save"}}
+NOT_SET = ("timing.push_at_metric", "stop.target")  # None now; 0 before
 
 
 def new_name(key: str) -> str:
@@ -26,12 +29,16 @@ def new_name(key: str) -> str:
     'config.runtime.beat_s is called config.runtime.heartbeat_interval_s since 0.2.0'
     >>> new_name("runtime.announce").partition("since ")[2]
     '0.2.0, and its values durable, early are after_save, before_save'
+    >>> new_name("stop.target_accuracy")[46:]
+    'config.stop.target since 0.2.0, and None is off there, as 0 was'
     """
     if key not in KEYS:
         return ""
     text = f"config.{key} is called config.{KEYS[key]} since 0.2.0"
     if values := VALUES.get(KEYS[key]):
         text += f", and its values {', '.join(values)} are {', '.join(values.values())}"
+    if KEYS[key] in NOT_SET:
+        text += ", and None is off there, as 0 was"
     return text
 
 

@@ -231,6 +231,8 @@ def canonical(config: Config) -> dict[str, Any]:
 
 
 def _canonical(each: Setting, value: Any) -> Any:
+    if value is None:
+        return None
     if each.kind is float:
         return float(value)
     if each.kind is tuple:

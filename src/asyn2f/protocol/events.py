@@ -12,7 +12,7 @@ from asyn2f.programs import UpdateKey
 from asyn2f.protocol.channels import Channel, Subscribed
 from asyn2f.protocol.messages import Message, ModelHeader, UpdateHeader, WorkerProgress
 from asyn2f.protocol.status import RunStatus
-from asyn2f.types import Buffer, UpdateInfo
+from asyn2f.types import Buffer, Scores, UpdateInfo
 
 # ------------------------------------------------------------- events
 
@@ -107,9 +107,7 @@ class VersionEvaluated(NamedTuple):
     """The evaluator has evaluated a version."""
 
     version: int
-    accuracy: float
-    loss: float
-    f1: float
+    scores: Scores
 
 
 _AtServer = UpdateValidated | VersionAggregated | AggregationFailed
@@ -206,9 +204,7 @@ class ReportScore(NamedTuple):
     """A version has been evaluated."""
 
     version: int
-    accuracy: float
-    loss: float
-    f1: float
+    scores: Scores
     time_s: float  # on the run's clock
     bytes_up: int
     bytes_down: int

@@ -5,9 +5,9 @@ A message is a header, and for models and updates a payload: see `wire_format`.
 
 from typing import NamedTuple
 
-from asyn2f.types import UpdateInfo
+from asyn2f.types import Scores, UpdateInfo
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Raised with every change of the fields of a message, or of `UpdateInfo`: a server
 refuses peers of another protocol."""
 
@@ -178,13 +178,11 @@ class UpdateOutcome(NamedTuple):
 
 
 class EvalResult(NamedTuple):
-    """Evaluator to server: the score of a version."""
+    """Evaluator to server: the named numbers of a version."""
 
     session: str
     version: int
-    accuracy: float
-    loss: float
-    f1: float
+    scores: Scores
 
 
 class EvalAck(NamedTuple):

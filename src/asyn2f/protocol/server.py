@@ -55,7 +55,9 @@ class ServerProtocol:
             settings, self._ledger, self._sessions, self._effects
         )
         self._shutdown = Shutdown()
-        self._counters = RunCounters(accounting.get("totals", {}), settings.best)
+        self._counters = RunCounters(
+            accounting.get("totals", {}), settings.metric, settings.best
+        )
         self._membership = Membership(
             settings,
             self._sessions,
@@ -229,15 +231,17 @@ class ServerProtocol:
             self._end("failed", reason)
 
     def _on_score(self, scored: messages.EvalResult) -> None:
-        _, version, accuracy, loss, f1 = scored
-        is_best = self._counters.score(version, accuracy, loss)
+        _, version, scores = scored
+        is_best = self._counters.score(version, scores)
         if is_best is None:
             return
         so_far = self._counters.so_far(self._now)
-        self._do(p.ReportScore(version, accuracy, loss, f1, *so_far, is_best))
-        target = self._settings.stop.target_accuracy
-        if target and accuracy >= target:
-            self._end("finished", f"accuracy {accuracy:.4f} reached at {version}")
+        self._do(p.ReportScore(version, scores, *so_far, is_best))
+        metric, target = self._settings.metric, self._settings.stop.target
+        value = scores[metric.name]
+        if metric.reaches(value, target):
+            reason = f"{metric.name} {value:.4g} reached at {version}"
+            self._end("finished", reason)
 
     def _on_tick(self) -> None:
         until_s = self._pipeline.until_s
@@ -279,7 +283,7 @@ class ServerProtocol:
             return
         has_evaluator = any(s.live and not s.is_worker for s in self._sessions)
         # After a resume the evaluator that scored before may be on its way back.
-        had_one = self._settings.best[1] is not None
+        had_one = self._settings.best is not None
         has_evaluator |= had_one and self._now < self._began_s + _RETURN_S
         is_scored = self._counters.scored >= self._newest.header.version
         waits = self._counters.has_started and has_evaluator and not is_scored

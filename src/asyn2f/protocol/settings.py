@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from asyn2f.settings import setting
 from asyn2f.timing import Stop
+from asyn2f.types import Best, Metric
 
 PublishWhen = Literal["after_save", "before_save"]
 
@@ -109,6 +110,7 @@ class ServerSettings:
     runtime: RuntimeSettings
     model_port: int
     update_port: int
-    best: tuple[float | None, int | None]  # accuracy and version so far
+    metric: Metric  # the headline
+    best: Best | None  # so far
     # Of the record of the first version; {} unless the run is resumed.
     accounting: dict[str, Any]

@@ -1,5 +1,6 @@
 """Counters and status of a run: what the live view, the summary and a resume need."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from asyn2f.protocol import messages
 from asyn2f.protocol.ledger import Ledger
 from asyn2f.protocol.sessions import Session, SessionRegistry
 from asyn2f.protocol.settings import ServerSettings
-from asyn2f.timing import Stop
+from asyn2f.types import Best, Metric, Scores
 
 _RATE_WINDOW_S = 10.0
 _MAX_STATE = 20  # characters of the state that a worker reports
@@ -22,7 +23,7 @@ class WorkerStatus(NamedTuple):
     step: int  # local steps done
     epoch: float  # passes over its shard
     loss: float  # mean training loss of its present epoch
-    metric: float  # mean training accuracy of its present epoch
+    metric: float  # mean training metric of its present epoch
     base_version: int
     staleness: int  # newest version - base_version
     merges: int  # versions merged in mid-training
@@ -42,10 +43,9 @@ class RunStatus(NamedTuple):
     max_versions: int  # 0 = no such limit
     progress: float  # 0 to 1, towards whichever limit of the run is nearest
     versions_per_s: float
-    accuracy: float | None  # of the newest version evaluated, if any
-    loss: float | None
-    best_accuracy: float | None
-    best_version: int | None
+    metric: Metric  # the headline
+    scores: Scores | None  # of the newest version evaluated, if any
+    best: Best | None
     committed: int
     superseded: int
     rejected: int
@@ -78,14 +78,14 @@ def incomplete(summary: Mapping[str, Any]) -> str:
 def warnings_of(summary: Mapping[str, Any]) -> list[str]:
     """Caveats of a run's results, in sentences.
 
-    >>> warnings_of({"versions": 30, "best_accuracy": None})[0][:41]
-    'no version was evaluated, so there is no '
+    >>> warnings_of({"versions": 30, "best_version": None})[0][:41]
+    'no version has a finite score, so there i'
     """
     found = [incomplete(summary)]
-    if summary.get("versions") and summary.get("best_accuracy") is None:
+    if summary.get("versions") and summary.get("best_version") is None:
         found.append(
-            "no version was evaluated, so there is no accuracy and no best version: "
-            "start an evaluator as well (asyn2f evaluator)"
+            "no version has a finite score, so there is no best version: start an "
+            "evaluator as well (asyn2f evaluator)"
         )
     return [warning for warning in found if warning]
 
@@ -94,21 +94,23 @@ class RunCounters:
     """Time, bytes, versions and scores of a run, those before a resume included."""
 
     def __init__(
-        self, before: dict[str, Any], best: tuple[float | None, int | None]
+        self, before: dict[str, Any], metric: Metric, best: Best | None
     ) -> None:
         """
         Args:
           before: `totals` of the server before a resume, or {}.
-          best: accuracy and version of the best version.
+          metric: the headline.
+          best: the best version so far.
         """
         self._elapsed_before_s: float = before.get("elapsed_s", 0.0)
         self.bytes_up: int = before.get("bytes_up", 0)
         self.bytes_down: int = before.get("bytes_down", 0)
         self.incomplete: int = before.get("incomplete_versions", 0)
-        self.best_accuracy, self.best_version = best
-        self.accuracy: float | None = None  # of the newest version scored
-        self.loss: float | None = None
-        self.scored = -1  # the version of that score
+        self._metric = metric
+        self.best = best
+        self.first: float | None = None  # finite value of the headline
+        self.scores: Scores | None = None  # of the newest version scored
+        self.scored = -1  # which is that
         self._scored_versions: set[int] = set()
         self._started_s: float | None = None
         self._published_s: deque[float] = deque()
@@ -139,16 +141,21 @@ class RunCounters:
         window_s = min(_RATE_WINDOW_S, here_s)
         return len(self._published_s) / window_s if window_s > 0 else 0.0
 
-    def score(self, version: int, accuracy: float, loss: float) -> bool | None:
-        """Adds a score; whether it is the best, or None if it is invalid or known."""
-        if version in self._scored_versions or not 0.0 <= accuracy <= 1.0:
+    def score(self, version: int, scores: Scores) -> bool | None:
+        """Adds the scores of a version; whether it is the best, or None if they are
+        known, or lack the headline."""
+        metric = self._metric
+        if version in self._scored_versions or metric.name not in scores:
             return None
         self._scored_versions.add(version)
         if version > self.scored:
-            self.scored, self.accuracy, self.loss = version, accuracy, loss
-        is_best = self.best_accuracy is None or accuracy > self.best_accuracy
+            self.scored, self.scores = version, scores
+        value = scores[metric.name]
+        if self.first is None and math.isfinite(value):
+            self.first = value
+        is_best = metric.is_better(value, self.best.value if self.best else None)
         if is_best:
-            self.best_accuracy, self.best_version = accuracy, version
+            self.best = Best(version, metric.name, value)
         return is_best
 
     def so_far(self, now: float) -> tuple[float, int, int]:
@@ -184,12 +191,11 @@ def status_of(
         elapsed_s=elapsed_s,
         version=version,
         max_versions=settings.stop.max_versions,
-        progress=_progress(settings.stop, version, elapsed_s, counters.best_accuracy),
+        progress=_progress(settings, counters, version, elapsed_s),
         versions_per_s=counters.versions_per_s(now),
-        accuracy=counters.accuracy,
-        loss=counters.loss,
-        best_accuracy=counters.best_accuracy,
-        best_version=counters.best_version,
+        metric=settings.metric,
+        scores=counters.scores,
+        best=counters.best,
         **ledger.counts,
         bytes_up=counters.bytes_up,
         bytes_down=counters.bytes_down,
@@ -199,15 +205,31 @@ def status_of(
 
 
 def _progress(
-    stop: Stop, version: int, elapsed_s: float, accuracy: float | None
+    settings: ServerSettings, counters: RunCounters, version: int, elapsed_s: float
 ) -> float:
     """Progress towards the nearest limit, in 0..1."""
-    reached = [
-        (version, stop.max_versions),
-        (elapsed_s, stop.max_time_s),
-        (accuracy or 0.0, stop.target_accuracy),
-    ]
-    return min(1.0, max((x / limit for x, limit in reached if limit), default=0.0))
+    stop = settings.stop
+    limits = (version, stop.max_versions), (elapsed_s, stop.max_time_s)
+    reached = [x / limit for x, limit in limits if limit]
+    if stop.target is not None and counters.best is not None:
+        best, first = counters.best.value, counters.first
+        reached.append(_approach(settings.metric, first, best, stop.target))
+    return min(1.0, max(reached, default=0.0))
+
+
+def _approach(metric: Metric, first: float | None, best: float, target: float) -> float:
+    """How much of the way to a target the best value is, counted from 0 for a fraction
+    that is to rise, else from the first value.
+
+    >>> _approach(Metric("loss", higher_is_better=False), 3.0, 2.0, target=1.0)
+    0.5
+    """
+    if metric.reaches(best, target):
+        return 1.0
+    begin = 0.0 if metric.is_fraction and metric.higher_is_better else first
+    if begin is None or begin == target:
+        return 0.0
+    return min(max((best - begin) / (target - begin), 0.0), 0.999)
 
 
 def _worker_statuses(

@@ -23,7 +23,7 @@ from asyn2f.protocol.messages import (
     WorkerProgress,
 )
 from asyn2f.serialization import Template, digest
-from asyn2f.types import Buffer, Float, Int, UpdateInfo
+from asyn2f.types import Buffer, Float, Int, Scores, UpdateInfo, scores_problem
 
 MAX_HEADER_BYTES = 4096
 _MAX_TEXT = 512  # bytes
@@ -60,6 +60,8 @@ def published_bytes(topic: bytes, header: Message, payload: Buffer) -> int:
 
 
 def _sent(field: Any) -> Any:
+    if isinstance(field, dict):
+        field = tuple(field.items())
     if isinstance(field, tuple):
         return [*map(_sent, field)]
     if not isinstance(field, str):
@@ -107,6 +109,8 @@ def decode(data: Buffer) -> Message:
             raise WireError(f"{parts[0]}.{name}: {problem}")
         if hint in _NESTED:
             fields[index] = _NESTED[hint][0](*fields[index])
+        if hint == Scores:
+            fields[index] = dict(fields[index])
     return kind(*fields)
 
 
@@ -154,6 +158,8 @@ def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
             return "is not printable"
     elif not isinstance(value, tuple):
         return "is not a list"
+    elif hint == Scores:
+        return _scores_problem(value)
     elif hint in _NESTED:
         _, hints = _NESTED[hint]
         if len(value) != len(hints):
@@ -166,6 +172,14 @@ def _problem(name: str, hint: Any, value: Any, finite: bool) -> str:
         problems = (_problem("", kind, item, finite) for item in value)
         return next((f"an item {problem}" for problem in problems if problem), "")
     return ""
+
+
+def _scores_problem(pairs: tuple[Any, ...]) -> str:
+    """What is wrong with a list of names and values, or ""."""
+    for pair in pairs:
+        if not isinstance(pair, tuple) or [*map(type, pair)] != [str, float]:
+            return "has an item that is not a name and a float"
+    return scores_problem(name for name, _ in pairs)
 
 
 # ------------------------------------------------------------- payloads

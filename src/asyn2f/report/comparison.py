@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from asyn2f.report import units
+from asyn2f.types import Metric
+
 CONFIDENCE = 0.95
 
 HOW_BOLD = (
@@ -26,7 +29,7 @@ class Trial(NamedTuple):
     phase: str  # "choice" (of settings) or "result"
     key: str  # identifies everything that its numbers depend on
     time_s: list[float]  # [G], virtual, from the start of training
-    accuracy: list[float]  # [G], of the newest version
+    values: list[float]  # [G], of the newest version's headline; NaN = none
     updates: list[int]  # [G]: pushed so far
     num_bytes: list[int]  # [G]: up and down so far
     broadcast_bytes: list[int]  # [G]: the same, if every version went to every worker
@@ -44,10 +47,9 @@ class Estimate(NamedTuple):
     mean: float
     half: float  # NaN for a single seed
 
-    def __str__(self) -> str:
-        if math.isnan(self.half):
-            return f"{100 * self.mean:.2f}"
-        return f"{100 * self.mean:.2f} ± {100 * self.half:.2f}"
+    def text(self, metric: Metric) -> str:
+        """The estimate in words, of a fraction in percent without its sign."""
+        return units.with_interval(*self, metric)
 
 
 class Row(NamedTuple):
@@ -59,7 +61,7 @@ class Row(NamedTuple):
     at_time: Estimate
     at_updates: Estimate
     at_bytes: Estimate
-    area: Estimate  # mean accuracy over the time of the run
+    area: Estimate  # mean value over the time of the run
     reached: int  # seeds that reached the target
     time_to_target_s: float  # median of those
     bytes_to_target: float
@@ -70,7 +72,7 @@ class Row(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The difference of two methods in accuracy at equal time, paired by seed."""
+    """The difference of two methods in the headline at equal time, paired by seed."""
 
     first: str
     second: str
@@ -92,20 +94,34 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * error)
 
 
-def accuracy_at(trial: Trial, axis: str, limit: float) -> float:
-    """The accuracy of a trial at the last time at which `axis` ("time_s", "updates" or
+def default_target(trials: Sequence[Trial], metric: Metric) -> float:
+    """0.98 of the way from the initial model's value to the best final mean; of a
+    fraction that is to rise, from 0."""
+    groups = by_strategy(trials).values()
+    ends = [estimate([trial.values[-1] for trial in own]).mean for own in groups]
+    best = max(ends, key=metric.worth)
+    if metric.is_fraction and metric.higher_is_better:
+        return round(0.98 * best, 3)
+    begins = [trial.values[0] for trial in trials if math.isfinite(trial.values[0])]
+    begin = float(np.mean(begins)) if begins else best
+    target = begin + 0.98 * (best - begin)
+    return round(target, units.digits_of(best)) if math.isfinite(target) else target
+
+
+def value_at(trial: Trial, axis: str, limit: float) -> float:
+    """The headline of a trial at the last time at which `axis` ("time_s", "updates" or
     "num_bytes") was at most `limit`."""
     found = np.searchsorted(getattr(trial, axis), limit, side="right") - 1
-    return trial.accuracy[max(int(found), 0)]
+    return trial.values[max(int(found), 0)]
 
 
-def first_at(trial: Trial, target: float) -> int | None:
+def first_at(trial: Trial, target: float, metric: Metric) -> int | None:
     """The index of the first time at which the target was reached."""
-    reached = np.flatnonzero(np.asarray(trial.accuracy) >= target)
-    return int(reached[0]) if len(reached) else None
+    reached = (i for i, x in enumerate(trial.values) if metric.reaches(x, target))
+    return next(reached, None)
 
 
-def rows_of(trials: Sequence[Trial], target: float) -> list[Row]:
+def rows_of(trials: Sequence[Trial], target: float, metric: Metric) -> list[Row]:
     """The rows of the table, best at equal time first.
 
     Equal updates and bytes are those of the trial that ends with the fewest.
@@ -114,7 +130,7 @@ def rows_of(trials: Sequence[Trial], target: float) -> list[Row]:
     num_bytes = min(trial.num_bytes[-1] for trial in trials)
     rows = []
     for strategy, own in by_strategy(trials).items():
-        firsts = [(trial, first_at(trial, target)) for trial in own]
+        firsts = [(trial, first_at(trial, target, metric)) for trial in own]
         reached = [(trial, first) for trial, first in firsts if first is not None]
         behind = np.zeros(max(len(trial.staleness) for trial in own))
         for trial in own:
@@ -124,12 +140,12 @@ def rows_of(trials: Sequence[Trial], target: float) -> list[Row]:
                 strategy=strategy,
                 settings=own[0].settings,
                 seeds=len(own),
-                at_time=estimate([trial.accuracy[-1] for trial in own]),
+                at_time=estimate([trial.values[-1] for trial in own]),
                 at_updates=estimate(
-                    [accuracy_at(trial, "updates", updates) for trial in own]
+                    [value_at(trial, "updates", updates) for trial in own]
                 ),
                 at_bytes=estimate(
-                    [accuracy_at(trial, "num_bytes", num_bytes) for trial in own]
+                    [value_at(trial, "num_bytes", num_bytes) for trial in own]
                 ),
                 area=estimate([_area(trial) for trial in own]),
                 reached=len(reached),
@@ -142,23 +158,24 @@ def rows_of(trials: Sequence[Trial], target: float) -> list[Row]:
                 staleness=float(behind @ np.arange(len(behind)) / max(behind.sum(), 1)),
             )
         )
-    return sorted(
-        rows, key=lambda row: (math.isnan(row.at_time.mean), -row.at_time.mean)
-    )
+    return sorted(rows, key=lambda row: -metric.worth(row.at_time.mean))
 
 
 def differences(trials: Sequence[Trial]) -> list[Difference]:
-    """The differences of all pairs of methods with at least two common seeds.
+    """The differences of all pairs of methods with at least two common seeds, and with
+    a value for each of them.
 
     Trials of one seed share data, split and workers, hence the pairing.
     """
     found = []
     for (first, own), (second, other) in combinations(by_strategy(trials).items(), 2):
-        ours, theirs = ({t.seed: t.accuracy[-1] for t in part} for part in (own, other))
+        ours, theirs = ({t.seed: t.values[-1] for t in part} for part in (own, other))
         seeds = sorted(ours.keys() & theirs.keys())
         if len(seeds) < 2:
             continue
         gaps = np.array([ours[seed] - theirs[seed] for seed in seeds])
+        if not np.isfinite(gaps).all():
+            continue
         if np.ptp(gaps) < 1e-9:  # the test would divide by zero
             p = 1.0 if abs(gaps[0]) < 1e-9 else 0.0
         else:
@@ -184,7 +201,8 @@ def leaders(rows: Sequence[Row], found: Sequence[Difference]) -> set[str]:
         for name in difference[:2]
         if name != best
     }
-    return {row.strategy for row in rows} - behind if behind else set()
+    valued = {row.strategy for row in rows if math.isfinite(row.at_time.mean)}
+    return valued - behind if behind else set()
 
 
 def by_strategy(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
@@ -195,20 +213,25 @@ def by_strategy(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
     return {name: sorted(own, key=lambda t: t.seed) for name, own in found.items()}
 
 
-def to_markdown(rows: Sequence[Row], found: Sequence[Difference], target: float) -> str:
+def to_markdown(
+    rows: Sequence[Row], found: Sequence[Difference], target: float, metric: Metric
+) -> str:
     """The table and the differences, as Markdown."""
+    sign = ", %" if metric.is_fraction else ""
     lines = [
-        "| method | at equal time, % | equal updates, % | equal bytes, % | area, % "
-        f"| {target * 100:g}% reached | after s | after MB | broadcast MB | versions "
-        "| mean staleness |",
+        f"| method | at equal time{sign} | equal updates{sign} | equal bytes{sign} "
+        f"| area{sign} | {units.target_text(target, metric)} reached | after s "
+        "| after MB | broadcast MB | versions | mean staleness |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     bold = leaders(rows, found)
     for row in rows:
-        at_time = f"**{row.at_time}**" if row.strategy in bold else str(row.at_time)
+        at_time = row.at_time.text(metric)
+        others = (row.at_updates, row.at_bytes, row.area)
         cells = [
             row.strategy,
-            *(at_time, *map(str, (row.at_updates, row.at_bytes, row.area))),
+            f"**{at_time}**" if row.strategy in bold else at_time,
+            *(each.text(metric) for each in others),
             f"{row.reached} of {row.seeds}",
             _or_dash(row.time_to_target_s, "{:.1f}"),
             _or_dash(row.bytes_to_target / 1e6, "{:.2f}"),
@@ -217,6 +240,8 @@ def to_markdown(rows: Sequence[Row], found: Sequence[Difference], target: float)
             f"{row.staleness:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    if not (metric.is_fraction and metric.higher_is_better):
+        lines += ["", units.in_words(metric)]
     if found:
         lines += ["", HOW_BOLD]
     if lacking := incomplete(rows):
@@ -229,14 +254,15 @@ def to_markdown(rows: Sequence[Row], found: Sequence[Difference], target: float)
     if found:
         lines += [
             "",
-            "Differences at equal time (points of accuracy; paired t-test over seeds, "
-            "p with Holm's correction):",
+            f"Differences at equal time ({units.points_of(metric)}; paired t-test over "
+            "seeds, p with Holm's correction):",
             "",
             "| | | difference | p |",
             "|---|---|---|---|",
         ]
         lines += [
-            f"| {d.first} | {d.second} | {100 * d.mean:+.2f} | {d.p:.3f} |"
+            f"| {d.first} | {d.second} | {units.difference_text(d.mean, metric)} "
+            f"| {d.p:.3f} |"
             for d in sorted(found, key=lambda d: d.p)
         ]
     return "\n".join(lines) + "\n"
@@ -258,7 +284,7 @@ def incomplete(rows: Sequence[Row]) -> str:
 
 def _area(trial: Trial) -> float:
     time_s = np.asarray(trial.time_s)
-    return float(np.trapezoid(trial.accuracy, time_s) / (time_s[-1] - time_s[0]))
+    return float(np.trapezoid(trial.values, time_s) / (time_s[-1] - time_s[0]))
 
 
 def _median(values: Sequence[float]) -> float:

@@ -18,6 +18,7 @@ from asyn2f.report.comparison import (
     leaders,
 )
 from asyn2f.report.page import Section, to_page
+from asyn2f.types import Metric
 
 _MOST_STALE = 12  # versions; the last column holds all above
 
@@ -27,6 +28,7 @@ def to_html(
     rows: Sequence[Row],
     found: Sequence[Difference],
     target: float,
+    metric: Metric,
     dataset: str,
     setting: str,
 ) -> str:
@@ -36,21 +38,26 @@ def to_html(
     places = {name: place for place, name in enumerate(names)}
     return to_page(
         f"{len(rows)} methods on {dataset}",
-        head=_head(rows, dataset, setting, trials),
-        sections=list(_sections(trials, rows, found, target, places)),
-        tail=_table(rows, found, target, places),
+        head=_head(rows, metric, dataset, setting, trials),
+        sections=list(_sections(trials, rows, found, target, metric, places)),
+        tail=_table(rows, found, target, metric, places),
     )
 
 
 def _head(
-    rows: Sequence[Row], dataset: str, setting: str, trials: Sequence[Trial]
+    rows: Sequence[Row],
+    metric: Metric,
+    dataset: str,
+    setting: str,
+    trials: Sequence[Trial],
 ) -> str:
     best = rows[0]
     seeds = f"{best.seeds} seed{'s'[: best.seeds != 1]}"
+    value = units.with_interval(*best.at_time, metric, " %")
     lede = (
         f"{setting}, {seeds}, "
         f"{units.as_duration(trials[0].time_s[-1])} of virtual time each. "
-        f"Best at equal time: {best.strategy}, {best.at_time} %."
+        f"Best at equal time: {best.strategy}, {value}."
     )
     return (
         f'<header><div class="kicker">comparison</div><h1>{len(rows)} methods on '
@@ -64,31 +71,33 @@ def _sections(
     rows: Sequence[Row],
     found: Sequence[Difference],
     target: float,
+    metric: Metric,
     places: dict[str, int],
 ) -> Iterator[Section]:
     yield Section(
-        "accuracy",
-        "Test accuracy",
+        "headline",
+        f"Test {metric.name}",
         "Means over the seeds and their 95 % intervals, over virtual time, updates "
         "pushed and bytes transferred.",
-        curves.of_methods(trials, rows, target, places),
+        curves.of_methods(trials, rows, target, metric, places),
         "There are no trials.",
     )
     yield Section(
         "ends",
         "At equal time",
-        "Accuracy of the newest version at the end of the run: each seed, the mean, "
-        "and its 95 % interval.",
-        curves.final_accuracies(trials, rows, places),
+        f"{_capital(metric.name)} of the newest version at the end of the run: each "
+        "seed, the mean, and its 95 % interval.",
+        curves.final_values(trials, rows, metric, places),
         "There are no trials.",
         half=True,
     )
     yield Section(
         "differences",
         "Significant differences",
-        "Row minus column in points of accuracy, paired by seed; grey if not "
-        "significant at 5 % in a paired t-test with Holm's correction.",
-        _differences(rows, found),
+        f"Row minus column in {units.points_of(metric)}, paired by seed; blue where "
+        "the row is better, grey if not significant at 5 % in a paired t-test with "
+        "Holm's correction.",
+        _differences(rows, found, metric),
         "A comparison needs two methods and two seeds.",
         half=True,
         min_px=110 + 38 * len(rows),
@@ -104,19 +113,23 @@ def _sections(
     )
 
 
-def _differences(rows: Sequence[Row], found: Sequence[Difference]) -> go.Figure | None:
+def _differences(
+    rows: Sequence[Row], found: Sequence[Difference], metric: Metric
+) -> go.Figure | None:
     if not found:
         return None
     names = [row.strategy for row in rows]
     place = {name: index for index, name in enumerate(names)}
     gaps = np.full((len(names), len(names)), math.nan)
+    sign = 1.0 if metric.higher_is_better else -1.0
     text = [["" for _ in names] for _ in names]
     for first, second, mean, p in found:
         for one, other, gap in ((first, second, mean), (second, first, -mean)):
             at = place[one], place[other]
-            gaps[at] = 100 * gap if p < 0.05 else 0.0
-            text[at[0]][at[1]] = f"{100 * gap:+.1f}"
-    most = max(1.0, float(np.nanmax(np.abs(gaps))))
+            gaps[at] = sign * gap if p < 0.05 else 0.0
+            text[at[0]][at[1]] = units.difference_text(gap, metric, digits=1)
+    most = float(np.nanmax(np.abs(gaps)))
+    most = max(most, 0.01) if metric.is_fraction else most or 1.0
     figure = go.Figure(
         go.Heatmap(
             z=gaps,
@@ -137,6 +150,14 @@ def _differences(rows: Sequence[Row], found: Sequence[Difference]) -> go.Figure 
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(showgrid=False)
     return figure.update_layout(height=120 + 34 * len(rows))
+
+
+def _capital(name: str) -> str:
+    return name[:1].upper() + name[1:]
+
+
+def _target(target: float, metric: Metric) -> str:
+    return f"{target:.1%}" if metric.is_fraction else f"{target:g}"
 
 
 def _staleness(trials: Sequence[Trial], rows: Sequence[Row]) -> go.Figure | None:
@@ -182,6 +203,7 @@ def _table(
     rows: Sequence[Row],
     found: Sequence[Difference],
     target: float,
+    metric: Metric,
     places: dict[str, int],
 ) -> str:
     bold = leaders(rows, found)
@@ -192,7 +214,10 @@ def _table(
         hue = theme.css_colour(places[row.strategy])
         dot = f'<span class="dot" style="background:{hue}"></span>'
         cells = [
-            *map(str, (row.at_time, row.at_updates, row.at_bytes, row.area)),
+            *(
+                each.text(metric)
+                for each in (row.at_time, row.at_updates, row.at_bytes, row.area)
+            ),
             f"{row.reached} of {row.seeds}",
             units.as_duration(row.time_to_target_s),
             units.as_bytes(row.bytes_to_target),
@@ -213,9 +238,12 @@ def _table(
     )
     lacking = incomplete(rows)
     return (
-        "<section><h2>Numbers</h2><p>Accuracy in percent, mean and 95 % interval over "
-        "the seeds; area is the mean accuracy over time; “reached” counts the seeds "
-        f"that reached {target:.1%}, with their median time and bytes: those "
+        f"<section><h2>Numbers</h2><p>{escape(_capital(metric.name))}"
+        f"{' in percent' * metric.is_fraction} "
+        f"({'higher' if metric.higher_is_better else 'lower'} is better), mean and "
+        "95 % interval over the seeds; area is the mean over time; “reached” counts "
+        f"the seeds that reached {_target(target, metric)}, with their median time and "
+        "bytes: those "
         "transferred, and those if every version were broadcast to all workers. "
         f"{HOW_BOLD}</p>"
         + page.table(["method", *heads], "".join(lines))

@@ -1,4 +1,4 @@
-"""Curves of test accuracy, of one run and of a comparison of methods."""
+"""Curves of the headline, of one run and of a comparison of methods."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,23 +8,28 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from asyn2f.report import theme, units
-from asyn2f.report.comparison import Row, Trial, by_strategy, estimate
+from asyn2f.report import page, theme, units
+from asyn2f.report.comparison import (
+    Row,
+    Trial,
+    by_strategy,
+    estimate,
+)
 from asyn2f.report.load import Run
 from asyn2f.report.metrics import number
 from asyn2f.report.summary import Score, best_score, scores
+from asyn2f.types import Metric
 
 MAX_POINTS = 1_000
 """Points of a curve: of more, those that keep its extremes."""
 
-_BETWEEN_PX = 84  # an axis, its title and a gap
 _SYMBOLS = 5  # on a line
 
 _Look = dict[str, Any]  # of a plotly trace
 
 
-def accuracy(run: Run) -> go.Figure | None:
-    """Test accuracy over time, versions and bytes; None without an evaluation."""
+def headline(run: Run) -> go.Figure | None:
+    """The headline over time, versions and bytes; None without an evaluation."""
     found, best = scores(run), best_score(run)
     if best is None:
         return None
@@ -43,16 +48,18 @@ def accuracy(run: Run) -> go.Figure | None:
         return None
     figure = make_subplots(1, len(axes), shared_yaxes=True, horizontal_spacing=0.03)
     for column, (title, of) in enumerate(axes, start=1):
-        _add_curve(figure, column, of, found, best)
+        _add_curve(figure, column, of, found, best, run.metric)
         figure.update_xaxes(title_text=title, rangemode="tozero", row=1, col=column)
-    shown = [score.accuracy for score in found]
-    target = number(run.config, "stop", "target_accuracy")
-    if target > 0:
-        _add_target(figure, target)
+    shown = [score.value for score in found]
+    target = number(run.config, "stop", "target")
+    if math.isfinite(target):
+        _add_target(figure, target, run.metric)
         shown.append(target)
-    figure.update_yaxes(tickformat=".0%", range=share_range(np.array(shown)))
-    figure.update_yaxes(title_text="test accuracy", col=1)
-    narrow = stacked(len(axes), 270)
+    figure.update_yaxes(
+        **theme.ticks(run.metric), range=theme.value_range(shown, run.metric)
+    )
+    figure.update_yaxes(title_text=f"test {run.metric.name}", col=1)
+    narrow = page.stacked(len(axes), 270)
     return figure.update_layout(height=400, meta={"narrow": narrow})
 
 
@@ -62,9 +69,10 @@ def _add_curve(
     of: Callable[[Score], float],
     found: Sequence[Score],
     best: Score,
+    metric: Metric,
 ) -> None:
-    """Adds accuracy over the quantity `of` an evaluation, and marks the best one."""
-    points = [(of(score), score.accuracy, score.version) for score in found]
+    """Adds the headline over the quantity `of` an evaluation, and marks the best."""
+    points = [(of(score), score.value, score.version) for score in found]
     points = sorted(point for point in points if math.isfinite(point[0]))
     kept = theme.extremes(np.array([y for _, y, _ in points]), MAX_POINTS)
     x, y, version = zip(*[points[index] for index in kept], strict=True)
@@ -76,14 +84,15 @@ def _add_curve(
         line={"color": theme.ACCENT, "width": 2},
         marker={"size": 5},
         cliponaxis=False,
-        hovertemplate="version %{customdata}: %{y:.2%}<extra></extra>",
+        hovertemplate="version %{customdata}: "
+        f"{theme.hover('y', metric)}<extra></extra>",
         showlegend=False,
         row=1,
         col=column,
     )
     figure.add_scatter(
         x=[of(best)],
-        y=[best.accuracy],
+        y=[best.value],
         mode="markers",
         marker={
             "symbol": "circle-open",
@@ -92,8 +101,8 @@ def _add_curve(
             "line": {"width": 2.5},
         },
         cliponaxis=False,
-        hovertemplate=f"best: {units.as_percent(best.accuracy)}<extra></extra>",
-        name=f"best, {units.as_percent(best.accuracy)}",
+        hovertemplate=f"best: {units.as_score(best.value, metric)}<extra></extra>",
+        name=f"best, {units.as_score(best.value, metric)}",
         legendgroup="best",
         showlegend=column == 1,
         row=1,
@@ -101,7 +110,7 @@ def _add_curve(
     )
 
 
-def _add_target(figure: go.Figure, target: float) -> None:
+def _add_target(figure: go.Figure, target: float, metric: Metric) -> None:
     dashes = {"color": theme.GREY, "dash": "dash", "width": 1.5}
     figure.add_hline(y=target, line=dashes)
     figure.add_scatter(  # for the legend, which does not list lines across a figure
@@ -109,7 +118,7 @@ def _add_target(figure: go.Figure, target: float) -> None:
         y=[None],
         mode="lines",
         line=dashes,
-        name=f"target, {units.as_percent(target)}",
+        name=f"target, {units.as_score(target, metric)}",
     )
 
 
@@ -120,9 +129,10 @@ def of_methods(
     trials: Sequence[Trial],
     rows: Sequence[Row],
     target: float,
+    metric: Metric,
     places: dict[str, int],
 ) -> go.Figure:
-    """Accuracy over time, updates and bytes: means of the seeds and their intervals.
+    """The headline over time, updates and bytes: means of the seeds and intervals.
 
     Besides its colour, every method has a dash and a symbol.
     """
@@ -137,15 +147,15 @@ def of_methods(
     figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.03)
     for row in rows:
         part, place = own[row.strategy], places[row.strategy]
-        said = f"{row.strategy}: %{{y:.2%}}<extra></extra>"
-        values = np.array([trial.accuracy for trial in part])
+        said = f"{row.strategy}: {theme.hover('y', metric)}<extra></extra>"
+        values = np.array([trial.values for trial in part])
         points = [estimate(column) for column in values.T.tolist()]
         mean = np.array([point.mean for point in points])
         half = np.nan_to_num([point.half for point in points])
         for column, (_, axis, factor) in enumerate(axes, start=1):
             x = np.mean([getattr(trial, axis) for trial in part], axis=0) * factor
             for look in (
-                _band(x, mean, half, place),
+                _band(x, *theme.within(mean - half, mean + half, metric), place),
                 _line(x, mean, place) | {"hovertemplate": said, "name": row.strategy},
                 _symbols(x, mean, place),
             ):
@@ -162,19 +172,35 @@ def of_methods(
         figure.update_xaxes(title_text=title, rangemode="tozero", row=1, col=column)
     dashes = {"color": theme.GREY, "dash": "dash", "width": 1.2}
     figure.add_hline(y=target, line=dashes)
-    # Far below the final accuracies there is only the common initial rise.
-    ends = [trial.accuracy[-1] for trial in trials]
-    low = np.fmin.reduce([*ends, target]) - 0.25
-    shown = share_range(np.array([low, *ends, target]))
-    figure.update_yaxes(tickformat=".0%", range=shown)
-    figure.update_yaxes(title_text="test accuracy", row=1, col=1)
-    return figure.update_layout(height=460, meta={"narrow": stacked(3, 300)})
+    shown = theme.value_range(_worth_showing(trials, target, metric), metric)
+    figure.update_yaxes(**theme.ticks(metric), range=shown)
+    figure.update_yaxes(title_text=f"test {metric.name}", row=1, col=1)
+    return figure.update_layout(height=460, meta={"narrow": page.stacked(3, 300)})
 
 
-def _band(x: np.ndarray, mean: np.ndarray, half: np.ndarray, place: int) -> _Look:
+def _worth_showing(
+    trials: Sequence[Trial], target: float, metric: Metric
+) -> list[float]:
+    """The final values, and some of the way to them: far from them there is only the
+    way that all methods have in common."""
+    ends = [target, *(trial.values[-1] for trial in trials)]
+    known = [end for end in ends if math.isfinite(end)]
+    if not known:
+        return []
+    if metric.is_fraction:
+        reach = 0.25
+    else:
+        begins = [t.values[0] for t in trials if math.isfinite(t.values[0])]
+        reach = 0.25 * max((abs(x - y) for x in begins for y in known), default=0.0)
+    if metric.higher_is_better:
+        return [min(known) - reach, *known]
+    return [max(known) + reach, *known]
+
+
+def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, place: int) -> _Look:
     return {
         "x": np.concatenate([x, x[::-1]]),
-        "y": np.concatenate([mean + half, (mean - half)[::-1]]).clip(0, 1),
+        "y": np.concatenate([high, low[::-1]]),
         "fill": "toself",
         "fillcolor": theme.colour(place),
         "opacity": 0.1,
@@ -216,24 +242,27 @@ def _marker(place: int) -> dict[str, Any]:
     return {"color": theme.colour(place), "symbol": theme.symbol(place)}
 
 
-def final_accuracies(
-    trials: Sequence[Trial], rows: Sequence[Row], places: dict[str, int]
+def final_values(
+    trials: Sequence[Trial],
+    rows: Sequence[Row],
+    metric: Metric,
+    places: dict[str, int],
 ) -> go.Figure:
-    """Accuracy at the end: each seed, the mean and its interval."""
+    """The headline at the end: each seed, the mean and its interval."""
     own, figure = by_strategy(trials), go.Figure()
-    shown = [trial.accuracy[-1] for trial in trials]
+    shown = [trial.values[-1] for trial in trials]
     for row in rows[::-1]:
         colour, end = theme.colour(places[row.strategy]), row.at_time
         half = float(np.nan_to_num(end.half))
-        low, high = max(end.mean - half, 0.0), min(end.mean + half, 1.0)
+        low, high = theme.within(end.mean - half, end.mean + half, metric)
         shown += [low, high]
         figure.add_scatter(
-            x=[trial.accuracy[-1] for trial in own[row.strategy]],
+            x=[trial.values[-1] for trial in own[row.strategy]],
             y=[row.strategy] * row.seeds,
             mode="markers",
             marker={"color": colour, "size": 7, "opacity": 0.45},
             cliponaxis=False,
-            hovertemplate="%{x:.2%}<extra></extra>",
+            hovertemplate=f"{theme.hover('x', metric)}<extra></extra>",
         )
         figure.add_scatter(
             x=[end.mean],
@@ -247,54 +276,11 @@ def final_accuracies(
             mode="markers",
             marker=_marker(places[row.strategy]) | {"size": 12},
             cliponaxis=False,
-            hovertemplate=f"{end} %<extra></extra>",
+            hovertemplate=f"{units.with_interval(*end, metric, ' %')}<extra></extra>",
         )
     figure.update_xaxes(
-        tickformat=".0%",
-        title_text="test accuracy",
-        range=share_range(np.array(shown)),
+        **theme.ticks(metric),
+        title_text=f"test {metric.name}",
+        range=theme.value_range(shown, metric),
     )
     return figure.update_layout(height=120 + 34 * len(rows), showlegend=False)
-
-
-# ------------------------------------------------------------- points and axes
-
-
-def share_range(values: np.ndarray) -> tuple[float, float]:
-    """The range of an axis for these shares: with a margin, within 0 and 1.
-
-    NaN is ignored.
-
-    >>> share_range(np.array([0.5, 0.9])), share_range(np.array([0.2, 1.0]))[1]
-    ((0.48, 0.92), 1.0)
-    """
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return 0.0, 1.0
-    low, high = float(np.min(known)), float(np.max(known))
-    air = max(0.05 * (high - low), 0.01)
-    return max(round(low - air, 6), 0.0), min(round(high + air, 6), 1.0)
-
-
-def stacked(count: int, height: int) -> dict[str, Any]:
-    """Changes to a layout that stack its panels in a column.
-
-    Args:
-      count: panels, which have the axes x, x2, ... and y, y2, ...
-      height: pixels of a panel with its axis.
-
-    >>> stacked(2, 300)["xaxis2"]["domain"]
-    [0.0, 1.0]
-    """
-    changes: dict[str, Any] = {"height": count * height}
-    gap = _BETWEEN_PX / (count * height)
-    each = (1 - (count - 1) * gap) / count
-    for place in range(count):
-        number = str(place + 1) if place else ""
-        top = 1 - place * (each + gap)
-        changes[f"xaxis{number}"] = {"domain": [0.0, 1.0]}
-        changes[f"yaxis{number}"] = {
-            "domain": [max(top - each, 0.0), top],
-            "showticklabels": True,
-        }
-    return changes

@@ -141,6 +141,7 @@ def split(run: Run) -> go.Figure | None:
         counts = -np.sort(-counts, axis=1)[:, :MAX_CLASSES]
     for place in np.flatnonzero(counts.any(axis=0)):
         kind = f"class {place}" if is_named else f"class of rank {place + 1}"
+        kind = kind if run.split.shape[1] > 1 else "examples"
         figure.add_bar(
             x=workers,
             y=counts[:, place],

@@ -16,9 +16,11 @@ from rich.text import Text
 
 from asyn2f.protocol.status import RunStatus, WorkerStatus
 from asyn2f.report import units
+from asyn2f.types import Best as Best
+from asyn2f.types import Metric
 
 LINE_EVERY_S = 2.0
-"""Seconds between two plain lines, unless the accuracy has improved."""
+"""Seconds between two plain lines, unless the headline has improved."""
 
 _WIDE, _WIDEST = (
     110,
@@ -63,8 +65,10 @@ def render(status: RunStatus) -> View:
 def plain_line(status: RunStatus) -> str:
     """The status as one line of plain text, for logs.
 
-    >>> status = RunStatus("r", "asyn2f", "running", 75.0, 12, 100, 0.12, 0.5, 0.9, 0.3,
-    ...                    0.91, 10, 24, 1, 0, 4_000_000, 9_000_000, ())
+    >>> metric = Metric("accuracy", is_fraction=True)
+    >>> scores, best = {"accuracy": 0.9, "loss": 0.3}, Best(10, "accuracy", 0.91)
+    >>> status = RunStatus("r", "asyn2f", "running", 75.0, 12, 100, 0.12, 0.5, metric,
+    ...                    scores, best, 24, 1, 0, 4_000_000, 9_000_000, ())
     >>> plain_line(status)  # doctest: +NORMALIZE_WHITESPACE
     '00:01:15 running | version 12/100 (0.500/s) | accuracy 90.00 %,
      best 91.00 % at 10 | loss 0.3000 | updates 24 committed, 1 superseded, 0 rejected
@@ -74,8 +78,8 @@ def plain_line(status: RunStatus) -> str:
     parts = [
         f"{units.as_clock(status.elapsed_s)} {status.state}",
         f"version {status.version}{limit} ({_rate(status)}/s)",
-        f"accuracy {_ascii(units.as_percent(status.accuracy))}{_best(status)}",
-        f"loss {_ascii(units.as_number(status.loss, digits=4))}",
+        f"{status.metric.name} {_ascii(_headline(status))}{_best(status)}",
+        *(f"{name} {text}" for name, text in _others(status)),
         f"updates {status.committed} committed, {status.superseded} superseded, "
         f"{status.rejected} rejected",
         f"up {units.as_bytes(status.bytes_up)}, "
@@ -90,7 +94,7 @@ class LiveView:
 
     On a terminal the view is redrawn in place. Elsewhere `plain_line` is printed with
     date and time, at most every `LINE_EVERY_S` seconds of the run, whenever the best
-    accuracy improves, and for the last status.
+    headline improves, and for the last status.
     """
 
     def __init__(
@@ -142,8 +146,7 @@ class LiveView:
         last = self._printed
         if last is None or status.elapsed_s - last.elapsed_s >= LINE_EVERY_S:
             return True
-        best, before = status.best_accuracy, last.best_accuracy
-        return units.is_known(best) and not (units.is_known(before) and best <= before)
+        return status.best is not None and status.best != last.best
 
     def _print_line(self) -> None:
         if self._status:
@@ -152,7 +155,7 @@ class LiveView:
 
 
 def _head(status: RunStatus) -> Padding:
-    """Four lines: name, progress, accuracy, and cost."""
+    """Four lines: name, progress, scores, and cost."""
     title = Table.grid(expand=True)
     title.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     title.add_column(justify="right", no_wrap=True)
@@ -162,11 +165,12 @@ def _head(status: RunStatus) -> Padding:
         Text.assemble((status.state, "green"), f"  {units.as_clock(status.elapsed_s)}"),
     )
     lines: list[RenderableType] = [title, _progress(status)]
-    accuracy = Text("accuracy ")
-    accuracy.append(units.as_percent(status.accuracy), "bold")
-    accuracy.append(_best(status), "dim")
-    accuracy.append(f"   loss {units.as_number(status.loss, digits=4)}")
-    lines.append(accuracy)
+    scores = Text(f"{status.metric.name} ", no_wrap=True, overflow="ellipsis")
+    scores.append(_headline(status), "bold")
+    scores.append(_best(status), "dim")
+    for other, text in _others(status):
+        scores.append(f"   {other} {text}")
+    lines.append(scores)
     up, down = units.as_bytes(status.bytes_up), units.as_bytes(status.bytes_down)
     updates = (
         f"updates  {status.committed:,} committed, {status.superseded:,} superseded, "
@@ -205,14 +209,14 @@ def _table(status: RunStatus, room: int, *, wide: bool) -> Table | Text:
     columns = ["worker", "state", "epoch", "loss", "base", "stale", "last merge"]
     columns += ["updates"]
     if wide:
-        columns += ["accuracy", "merges", "steps", "examples"]
+        columns += [status.metric.name, "merges", "steps", "examples"]
     for name in columns:
         left = name == "state"
         table.add_column(
             name, justify="left" if left else "right", no_wrap=True, min_width=4
         )
     for worker in shown:
-        table.add_row(*_cells(worker, wide=wide))
+        table.add_row(*_cells(worker, status.metric, wide=wide))
     rest = workers[len(shown) :]
     if rest:
         # A row that spans all columns needs a table of its own.
@@ -223,7 +227,7 @@ def _table(status: RunStatus, room: int, *, wide: bool) -> Table | Text:
     return table
 
 
-def _cells(worker: WorkerStatus, *, wide: bool) -> list[Text]:
+def _cells(worker: WorkerStatus, of: Metric, *, wide: bool) -> list[Text]:
     sign, style = _STATES.get(worker.state, ("?", ""))
     away = worker.state == "gone"
     merged = units.NONE
@@ -244,7 +248,7 @@ def _cells(worker: WorkerStatus, *, wide: bool) -> list[Text]:
     ]
     if wide:
         cells += [
-            Text(units.as_percent(metric)),
+            Text(units.as_score(metric, of)),
             Text(f"{worker.merges:,}"),
             Text(f"{worker.step:,}"),
             Text(f"{worker.num_examples:,}"),
@@ -262,9 +266,27 @@ def _states(workers: tuple[WorkerStatus, ...]) -> str:
 
 
 def _best(status: RunStatus) -> str:
-    if not units.is_known(status.best_accuracy):
+    if status.best is None:
         return ""
-    return f", best {units.as_percent(status.best_accuracy)} at {status.best_version}"
+    best = units.as_score(status.best.value, status.metric)
+    return f", best {best} at {status.best.version}"
+
+
+def _headline(status: RunStatus) -> str:
+    """The headline of the newest version evaluated."""
+    return units.as_score((status.scores or {}).get(status.metric.name), status.metric)
+
+
+def _others(status: RunStatus) -> list[tuple[str, str]]:
+    """The loss, or else the first two numbers besides the headline."""
+    scores = status.scores or {}
+    names = [name for name in scores if name != status.metric.name]
+    names = ["loss"] if "loss" in names else names[:2]
+    return [(name, _plain(scores[name])) for name in names]
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4f}" if units.is_known(value) else str(value)
 
 
 def _rate(status: RunStatus) -> str:

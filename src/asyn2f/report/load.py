@@ -15,6 +15,7 @@ from asyn2f.protocol.status import incomplete
 from asyn2f.report import units
 from asyn2f.report.metrics import number, read_curve
 from asyn2f.trace import history
+from asyn2f.types import Metric, metric_of
 
 MAX_TRACE_BYTES = 200_000_000
 """Of a longer trace the newest part is read: a report needs about 3 bytes of memory per
@@ -34,9 +35,11 @@ class Run(NamedTuple):
     summary: dict[str, Any] | None
     config: dict[str, Any] | None
     notes: tuple[str, ...]  # sentences on what is missing
-    split: np.ndarray | None = None  # i64 [workers, classes], how many examples
+    # i64 [workers, classes], how many examples; of one class where there are no labels
+    split: np.ndarray | None = None
     start_s: float = 0.0  # zero of all time axes, on the clock of the events
     since_s: float = -math.inf  # on the same clock: from then on all events are present
+    metric: Metric = Metric("score")  # the headline
 
 
 def load_run(workdir: Path) -> Run:
@@ -69,7 +72,8 @@ def load_run(workdir: Path) -> Run:
         lacking = incomplete({n: int(number(summary, n)) for n in counts})
         notes.append(f"{lacking}.")
     config = _read_record(workdir / folders.CONFIG, "the settings are unknown", notes)
-    metrics, invalid = read_curve(workdir / folders.METRICS, MAX_ROWS)
+    metric = _metric(workdir, summary)
+    metrics, invalid = read_curve(workdir / folders.METRICS, MAX_ROWS, metric.name)
     if not metrics:
         notes.append(f"{folders.METRICS} has no rows: there is no curve over bytes.")
     if invalid:
@@ -78,12 +82,7 @@ def load_run(workdir: Path) -> Run:
     for name, count in torn.items():
         notes.append(f"trace/{name}: {_lines(count)} invalid and left out.")
     notes.extend(_absent(events))
-    is_scored = any(row.get("kind") == "score" for row in metrics)
-    if not is_scored and not any(isinstance(e, trace.Evaluated) for e in events):
-        notes.append(
-            "No version was evaluated: there was no evaluator, or its scores are "
-            "missing. Accuracies are unknown."
-        )
+    notes.extend(_unscored(events, metrics, metric.name))
     start_s = history.zero_s(events)
     start_s = start_s if math.isfinite(start_s) else 0.0
     if since_s > start_s:
@@ -92,7 +91,40 @@ def load_run(workdir: Path) -> Run:
             f"sums over workers begin after {units.as_duration(since_s - start_s)}."
         )
     split = _read_split(workdir / folders.SPLIT)
-    return Run(events, metrics, summary, config, tuple(notes), split, start_s, since_s)
+    return Run(
+        events,
+        metrics,
+        summary,
+        config,
+        tuple(notes),
+        split,
+        start_s,
+        since_s,
+        metric,
+    )
+
+
+def _metric(workdir: Path, summary: dict[str, Any] | None) -> Metric:
+    """The headline, as the run's folder names it."""
+    stored = _read_record(workdir / folders.RUN, "", [])
+    return metric_of(summary) or metric_of(stored) or Run._field_defaults["metric"]
+
+
+def _unscored(
+    events: list[trace.Event], metrics: list[dict[str, Any]], name: str
+) -> Iterator[str]:
+    """Notes on scores that are missing, or that no curve can show."""
+    is_scored = any(row.get("kind") == "score" for row in metrics)
+    if not is_scored and not any(isinstance(e, trace.Evaluated) for e in events):
+        yield (
+            "No version was evaluated: there was no evaluator, or its scores are "
+            "missing."
+        )
+    scores = [row.get("scores") for row in metrics if row.get("kind") == "score"]
+    lacking = [s for s in scores if isinstance(s, dict) and s.get(name, 0) is None]
+    if lacking:
+        count = "1 evaluation" if len(lacking) == 1 else f"{len(lacking)} evaluations"
+        yield f"{count} gave a value of {name} that is not finite: never the best."
 
 
 def worker_of(event: trace.Event) -> int | None:
@@ -140,7 +172,11 @@ def _read_record(path: Path, without: str, notes: list[str]) -> dict[str, Any] |
 def _read_split(path: Path) -> np.ndarray | None:
     """The examples per worker and class; None without a valid file."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        counts = np.array(json.loads(path.read_text(encoding="utf-8"))["counts"])
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        counts = stored["counts"]
+        if counts is None:  # there are no labels
+            counts = [[size] for size in stored["sizes"]]
+        counts = np.array(counts)
         if counts.ndim == 2 and counts.size and counts.dtype.kind == "i":
             return counts
     return None

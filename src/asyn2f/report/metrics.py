@@ -61,7 +61,7 @@ class MetricsWriter:
         if not _is_alive(self._board):
             self._board = _new_board(self._folder)
         kind, now = row.get("kind", "row"), time.time()
-        for name, value in row.items():
+        for name, value in (row | row.get("scores", {})).items():
             if name != "version" and _is_number(value):
                 self._board.add_scalar(
                     f"{kind}/{name}", value, global_step=int(version), walltime=now
@@ -133,11 +133,11 @@ def each_row(path: Path) -> Iterator[dict[str, Any] | None]:
             yield row if isinstance(row, dict) else None
 
 
-def read_curve(path: Path, most: int) -> tuple[list[Row], int]:
+def read_curve(path: Path, most: int, name: str) -> tuple[list[Row], int]:
     """The rows of a run with continuous clocks, and the number of invalid lines.
 
     Of a longer file, each of `most / 4` equally long parts keeps its last row of each
-    kind and, of its scores, the worst and the best.
+    kind and the lowest and highest scores of that `name`.
     """
     rows = _ValidRows(each_row(path))
     length = _num_lines(path)
@@ -146,7 +146,7 @@ def read_curve(path: Path, most: int) -> tuple[list[Row], int]:
     size = -(-length // (most // 4))
     continuous, kept = _continuous(rows), list[Row]()
     while part := list(itertools.islice(continuous, size)):
-        kept += _extremes(part)
+        kept += _extremes(part, name)
     return kept, rows.invalid
 
 
@@ -172,11 +172,11 @@ class _ValidRows:
                 yield row
 
 
-def _extremes(rows: list[Row]) -> list[Row]:
-    """The last row of each kind, and the scores of the lowest and highest accuracy."""
+def _extremes(rows: list[Row], name: str) -> list[Row]:
+    """The last row of each kind, and the lowest and highest scores of the headline."""
     last = {str(row.get("kind")): place for place, row in enumerate(rows)}
-    scores = [(number(row, "accuracy"), place) for place, row in enumerate(rows)]
-    known = [(accuracy, place) for accuracy, place in scores if accuracy == accuracy]
+    scores = [(number(row, "scores", name), place) for place, row in enumerate(rows)]
+    known = [(value, place) for value, place in scores if value == value]
     places = {*last.values()}
     if known:
         places |= {min(known)[1], max(known, key=lambda score: score[0])[1]}
@@ -186,7 +186,7 @@ def _extremes(rows: list[Row]) -> list[Row]:
 def number(row: dict[str, Any] | None, *path: str) -> float:
     """The number at `path` of a nested record; NaN if there is none.
 
-    >>> number({"stop": {"target_accuracy": 0.9}}, "stop", "target_accuracy")
+    >>> number({"stop": {"target": 0.9}}, "stop", "target")
     0.9
     >>> number({"loss": None}, "loss")
     nan

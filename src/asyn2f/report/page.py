@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 import plotly.io
@@ -16,6 +16,8 @@ import plotly.offline
 
 import asyn2f
 from asyn2f.report import theme
+
+_BETWEEN_PX = 84  # an axis, its title and a gap
 
 
 class Section(NamedTuple):
@@ -125,3 +127,27 @@ def _as_json(drawn: dict[str, go.Figure]) -> str:
     }
     rest = json.dumps({"themes": themes, "dark": theme.DARK, "top": theme.TOP_PX})
     return f'{{"figures": {{{parts}}}, {rest[1:]}'
+
+
+def stacked(count: int, height: int) -> dict[str, Any]:
+    """Changes to a layout that stack its panels in a column.
+
+    Args:
+      count: panels, which have the axes x, x2, ... and y, y2, ...
+      height: pixels of a panel with its axis.
+
+    >>> stacked(2, 300)["xaxis2"]["domain"]
+    [0.0, 1.0]
+    """
+    changes: dict[str, Any] = {"height": count * height}
+    gap = _BETWEEN_PX / (count * height)
+    each = (1 - (count - 1) * gap) / count
+    for place in range(count):
+        number = str(place + 1) if place else ""
+        top = 1 - place * (each + gap)
+        changes[f"xaxis{number}"] = {"domain": [0.0, 1.0]}
+        changes[f"yaxis{number}"] = {
+            "domain": [max(top - each, 0.0), top],
+            "showticklabels": True,
+        }
+    return changes

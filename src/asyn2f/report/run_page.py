@@ -88,10 +88,10 @@ def to_html(run: Run) -> str:
 
 def _sections(run: Run) -> Iterator[Section | None]:
     yield Section(
-        "accuracy",
-        "Test accuracy",
+        "headline",
+        f"Test {run.metric.name}",
         "The same evaluations over time, versions and bytes transferred.",
-        curves.accuracy(run),
+        curves.headline(run),
         "No version was evaluated: there was no evaluator, or its scores are missing.",
     )
     yield _timeline(run)
@@ -109,7 +109,8 @@ def _sections(run: Run) -> Iterator[Section | None]:
     yield Section(
         "split",
         "Data of the workers",
-        "Training examples per worker; a colour is a class.",
+        "Training examples per worker"
+        + ("; a colour is a class." if _has_classes(run) else "."),
         figures.split(run),
         "This run has no record of its split.",
     )
@@ -132,6 +133,10 @@ def _sections(run: Run) -> Iterator[Section | None]:
         "No worker merged a version: each trained without interruption, or waited.",
         half=True,
     )
+
+
+def _has_classes(run: Run) -> bool:
+    return run.split is None or run.split.shape[1] > 1
 
 
 def _timeline(run: Run) -> Section:

@@ -211,7 +211,7 @@ _LOOKS: dict[type, tuple[str, tuple[str, ...]]] = {
     trace.Aggregated: ("aggregate", ("version", "updates", "staleness")),
     trace.Saved: ("save", ("version",)),
     trace.Published: ("publish", ("version", "receivers")),
-    trace.Evaluated: ("evaluate", ("version", "accuracy")),
+    trace.Evaluated: ("evaluate", ("version", "scores")),
 }
 _SERVER = 0  # thread id; worker k has k + 1
 

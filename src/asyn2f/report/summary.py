@@ -11,6 +11,7 @@ from asyn2f.report import units
 from asyn2f.report.load import Run, is_simulated
 from asyn2f.report.metrics import number
 from asyn2f.trace.history import surviving
+from asyn2f.types import Metric
 
 
 class Score(NamedTuple):
@@ -18,8 +19,7 @@ class Score(NamedTuple):
 
     time_s: float
     version: float
-    accuracy: float
-    loss: float
+    value: float  # of the headline
     num_bytes: float  # up and down, since the start
 
 
@@ -29,8 +29,7 @@ def scores(run: Run) -> list[Score]:
         Score(
             time_s=number(row, "time_s"),
             version=number(row, "version"),
-            accuracy=number(row, "accuracy"),
-            loss=number(row, "loss"),
+            value=number(row, "scores", run.metric.name),
             num_bytes=number(row, "bytes_up") + number(row, "bytes_down"),
         )
         for row in run.metrics
@@ -39,20 +38,20 @@ def scores(run: Run) -> list[Score]:
         Score(
             time_s=event.time_s - run.start_s,
             version=event.version,
-            accuracy=event.accuracy,
-            loss=event.loss,
+            value=event.scores.get(run.metric.name, math.nan),
             num_bytes=math.nan,
         )
         for event in run.events
         if isinstance(event, trace.Evaluated)
     ]
-    known = [score for score in found if math.isfinite(score.accuracy)]
+    known = [score for score in found if math.isfinite(score.value)]
     return sorted(known, key=lambda score: score.time_s)
 
 
 def best_score(run: Run) -> Score | None:
-    """The evaluation with the highest accuracy, the earliest of several."""
-    return max(scores(run), key=lambda score: score.accuracy, default=None)
+    """The evaluation with the best headline, the earliest of several."""
+    sign = 1.0 if run.metric.higher_is_better else -1.0
+    return max(scores(run), key=lambda score: sign * score.value, default=None)
 
 
 def outcomes(events: Iterable[trace.Event]) -> dict[tuple, str]:
@@ -89,11 +88,11 @@ class KeyFigure(NamedTuple):
 def key_figures(run: Run) -> list[KeyFigure]:
     """The cards, from the summary or else computed from metrics and trace."""
     summary, best = run.summary, best_score(run)
-    accuracy = number(summary, "best_accuracy")
+    value = number(summary, "best_value")
     version = number(summary, "best_version")
-    if math.isnan(accuracy) and best:
-        accuracy, version = best.accuracy, best.version
-    final = number(summary, "final_accuracy")
+    if math.isnan(value) and best:
+        value, version = best.value, best.version
+    final = number(summary, "final_scores", run.metric.name)
     versions, wall_s = num_versions(run), duration_s(run)
     up, down = (_last(run, f"bytes_{way}") for way in ("up", "down"))
     every_bytes = number(summary, "broadcast_bytes_down")
@@ -111,9 +110,9 @@ def key_figures(run: Run) -> list[KeyFigure]:
     return [
         KeyFigure("Strategy", strategy(run), _seed(run)),
         KeyFigure(
-            "Best accuracy",
-            units.as_percent(accuracy),
-            _join(_known("at version", version), _known_percent("last", final)),
+            f"Best {run.metric.name}",
+            units.NONE if math.isnan(value) else units.as_score(value, run.metric),
+            _join(_known("at version", version), _last_score(final, run.metric)),
         ),
         KeyFigure("Versions", units.as_number(versions), f"{per_s} per second"),
         KeyFigure(
@@ -196,8 +195,8 @@ def _known(label: str, value: float) -> str:
     return f"{label} {value:,.0f}" if math.isfinite(value) else ""
 
 
-def _known_percent(label: str, value: float) -> str:
-    return f"{label} {units.as_percent(value)}" if math.isfinite(value) else ""
+def _last_score(value: float, metric: Metric) -> str:
+    return f"last {units.as_score(value, metric)}" if math.isfinite(value) else ""
 
 
 def _join(*parts: str) -> str:

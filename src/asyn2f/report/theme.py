@@ -3,10 +3,12 @@ dark, and numbers no larger than needed."""
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import plotly.graph_objects as go
+
+from asyn2f.types import Metric
 
 _LEGEND_UP_TO = 24  # entries; more would push the figure away
 
@@ -230,3 +232,52 @@ def with_legend(figure: go.Figure, entries: float) -> go.Figure:
     return figure.update_layout(
         showlegend=entries <= _LEGEND_UP_TO, legend_traceorder="normal"
     )
+
+
+# ------------------------------------------------------------- axes of the headline
+
+
+def ticks(metric: Metric) -> dict[str, Any]:
+    """The format of the ticks of an axis of the headline."""
+    return {"tickformat": ".0%"} if metric.is_fraction else {}
+
+
+def hover(axis: str, metric: Metric) -> str:
+    """The value of a point, for a hovertemplate."""
+    return f"%{{{axis}:{'.2%' if metric.is_fraction else '.5~g'}}}"
+
+
+def within(low: Any, high: Any, metric: Metric) -> tuple[Any, Any]:
+    """An interval, a fraction's within 0 and 1."""
+    if not metric.is_fraction:
+        return low, high
+    return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
+
+
+def value_range(values: Sequence[float], metric: Metric) -> tuple[float, float]:
+    """The range of an axis of the headline, with a margin; NaN is ignored."""
+    shown = np.array([*values], np.float64)
+    if metric.is_fraction:
+        return share_range(shown)
+    known = shown[np.isfinite(shown)]
+    if not len(known):
+        return 0.0, 1.0
+    low, high = float(np.min(known)), float(np.max(known))
+    air = 0.05 * (high - low) or max(0.05 * abs(high), 1e-6)
+    return low - air, high + air
+
+
+def share_range(values: np.ndarray) -> tuple[float, float]:
+    """The range of an axis for these shares: with a margin, within 0 and 1.
+
+    NaN is ignored.
+
+    >>> share_range(np.array([0.5, 0.9])), share_range(np.array([0.2, 1.0]))[1]
+    ((0.48, 0.92), 1.0)
+    """
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return 0.0, 1.0
+    low, high = float(np.min(known)), float(np.max(known))
+    air = max(0.05 * (high - low), 0.01)
+    return max(round(low - air, 6), 0.0), min(round(high + air, 6), 1.0)

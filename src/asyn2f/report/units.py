@@ -3,6 +3,8 @@
 import math
 from typing import TypeGuard
 
+from asyn2f.types import Metric
+
 NONE = "–"
 
 
@@ -78,6 +80,81 @@ def as_percent(fraction: float | None, digits: int = 2) -> str:
     ('93.42 %', '50 %')
     """
     return NONE if not is_known(fraction) else f"{100 * fraction:.{digits}f} %"
+
+
+def digits_of(value: float) -> int:
+    """Digits after the point at which a number has four significant ones, 0 to 6.
+
+    >>> digits_of(0.01234), digits_of(1.234), digits_of(475.0)
+    (5, 3, 1)
+    """
+    if not math.isfinite(value) or value == 0:
+        return 3
+    return min(max(3 - math.floor(math.log10(abs(value))), 0), 6)
+
+
+def as_score(value: float | None, metric: Metric) -> str:
+    """A value of the headline: in percent if it is a fraction, and shown also where it
+    is not finite; None becomes a dash.
+
+    >>> as_score(0.9342, Metric("accuracy", is_fraction=True))
+    '93.42 %'
+    >>> as_score(475.0, Metric("return")), as_score(math.nan, Metric("return"))
+    ('475.0', 'nan')
+    """
+    if value is None:
+        return NONE
+    if not math.isfinite(value):
+        return str(value)
+    if metric.is_fraction:
+        return as_percent(value)
+    return f"{value:,.{digits_of(value)}f}"
+
+
+def in_words(metric: Metric) -> str:
+    """What the numbers of a table are, in a sentence."""
+    better = "higher" if metric.higher_is_better else "lower"
+    return f"Values are of {metric.name} on the test set; {better} is better."
+
+
+def points_of(metric: Metric) -> str:
+    """The unit of differences."""
+    return f"points of {metric.name}" if metric.is_fraction else metric.name
+
+
+def difference_text(gap: float, metric: Metric, digits: int = 2) -> str:
+    """A difference with its sign, of a fraction in points.
+
+    >>> difference_text(-0.0123, Metric("accuracy", is_fraction=True))
+    '-1.23'
+    """
+    if metric.is_fraction:
+        return f"{100 * gap:+.{digits}f}"
+    return f"{gap:+.{digits_of(gap)}f}"
+
+
+def target_text(target: float, metric: Metric) -> str:
+    """A target as a person gives it."""
+    return f"{target * 100:g}%" if metric.is_fraction else f"{target:g}"
+
+
+def with_interval(mean: float, half: float, metric: Metric, sign: str = "") -> str:
+    """A mean and half of its interval, a fraction in percent with that sign.
+
+    >>> with_interval(0.92, 0.0497, Metric("accuracy", is_fraction=True))
+    '92.00 ± 4.97'
+    >>> with_interval(1.23456, 0.01, Metric("loss", higher_is_better=False))
+    '1.235 ± 0.010'
+    """
+    if math.isnan(mean):
+        return NONE
+    scale, digits = 1.0, digits_of(mean)
+    if metric.is_fraction:
+        scale, digits = 100.0, 2
+    text = f"{scale * mean:.{digits}f}"
+    if not math.isnan(half):
+        text += f" ± {scale * half:.{digits}f}"
+    return text + (sign if metric.is_fraction else "")
 
 
 def as_number(value: float | None, digits: int = 0) -> str:

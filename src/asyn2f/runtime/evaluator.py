@@ -68,9 +68,7 @@ class Evaluator:
         except WireError as error:
             logging.warning("evaluator: dropped a version: %s", error)
             return
-        score = self._evaluate(model.params)
+        scores = self._evaluate(model.params)
         now = time.monotonic()
-        self._journal.write(
-            trace.Evaluated(now, version, score["accuracy"], score["loss"])
-        )
-        self._client.post(p.VersionEvaluated(version, *score.values()))
+        self._journal.write(trace.Evaluated(now, version, scores))
+        self._client.post(p.VersionEvaluated(version, scores))

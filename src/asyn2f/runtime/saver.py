@@ -11,7 +11,7 @@ from asyn2f import failpoints
 from asyn2f.errors import FencedError, StoreError
 from asyn2f.protocol import events as p
 from asyn2f.store.base import ModelStore, Record
-from asyn2f.types import ServerState
+from asyn2f.types import Best, ServerState
 
 _LOOK_S = 0.5
 
@@ -37,7 +37,7 @@ class Saver:
         self._store = store
         self._tell = tell
         self._made: dict[int, tuple[ServerState, Record]] = {}  # not saved yet
-        self._best: tuple[int, float] | None = None  # not recorded yet
+        self._best: Best | None = None  # not recorded yet
         self._problem = ""  # the last one that was logged
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
@@ -64,9 +64,9 @@ class Saver:
         """Saves a version with this accounting in its record; from any thread."""
         self._jobs.put(lambda: self._save(version, accounting))
 
-    def keep_best(self, version: int, accuracy: float) -> None:
+    def keep_best(self, best: Best) -> None:
         """Records the best version, once it is in the store."""
-        self._jobs.put(lambda: self._keep_best((version, accuracy)))
+        self._jobs.put(lambda: self._keep_best(best))
 
     def _run(self) -> None:
         while not self.replaced:
@@ -100,18 +100,18 @@ class Saver:
         self._tell(p.VersionSaved(version))
         self._keep_best(self._best)
 
-    def _keep_best(self, best: tuple[int, float] | None) -> None:
+    def _keep_best(self, best: Best | None) -> None:
         """Now, or after the next save, if the version is not saved yet or the disk is
         full. It may also have been deleted already."""
         self._best = best
-        if best is not None and best[0] not in self._made:
+        if best is not None and best.version not in self._made:
             try:
-                self._store.set_best(*best)
+                self._store.set_best(best)
             except FencedError:
                 raise
             except StoreError as error:
                 self._warn(error)
-                if best[0] in self._store.versions():
+                if best.version in self._store.versions():
                     return
             self._best = None
 

@@ -19,8 +19,15 @@ from asyn2f.runtime.saver import Saver
 from asyn2f.serialization import params_sha256
 from asyn2f.store.base import ModelStore
 from asyn2f.transport.base import Transport
+from asyn2f.types import Best, Metric, headline_of
 
 _STORE_PATIENCE_S = 2.0  # at the end, for a store that does not answer
+
+
+def best_of(metric: Metric, store: ModelStore) -> Best | None:
+    """The best version in the store, if it is the best by this headline."""
+    best = store.best()
+    return best if best and best.metric == metric.name else None
 
 
 class Observer(NamedTuple):
@@ -133,7 +140,8 @@ class Server:
     def _report_score(self, score: p.ReportScore) -> None:
         if score.is_best:
             failpoints.reach("best")
-            self._saver.keep_best(score.version, score.accuracy)
+            name = self.aggregator.experiment.task.metric.name
+            self._saver.keep_best(Best(score.version, name, score.scores[name]))
         if score.version == int(self.aggregator.state.model.version):
             self._final = score
         row = score._asdict()
@@ -143,7 +151,6 @@ class Server:
     def _summary(self, finish: p.Finish) -> dict[str, Any]:
         status, experiment = self._status, self.aggregator.experiment
         assert status is not None  # `ShowStatus` comes before `Finish`
-        best_accuracy, best_version = self._store.best()
         newest = self._saver.newest.model
         return {
             "status": finish.status,
@@ -152,10 +159,11 @@ class Server:
             "strategy": experiment.strategy.name,
             "seed": experiment.seed,
             "versions": int(newest.version),
-            "best_version": best_version,
-            "best_accuracy": best_accuracy,
-            "final_accuracy": self._final.accuracy if self._final else None,
-            "final_f1": self._final.f1 if self._final else None,
+            **headline_of(
+                experiment.task.metric,
+                best_of(experiment.task.metric, self._store),
+                self._final.scores if self._final else None,
+            ),
             "wall_s": status.elapsed_s,
             "server_cpu_s": round(time.process_time(), 3),  # since it was started
             "updates": {name: getattr(status, name) for name in COUNTED},

@@ -15,7 +15,7 @@ from asyn2f.protocol.server import ServerProtocol
 from asyn2f.protocol.settings import RuntimeSettings, ServerSettings
 from asyn2f.runtime.aggregator import Aggregator
 from asyn2f.runtime.io_thread import Journal
-from asyn2f.runtime.server import Observer, Server
+from asyn2f.runtime.server import Observer, Server, best_of
 from asyn2f.store.base import ModelStore, Record
 from asyn2f.training.agreement import data_digests
 from asyn2f.training.experiment import Experiment, initial_server_state
@@ -82,9 +82,9 @@ def shards_of(experiment: Experiment) -> tuple[tuple[int, float], ...]:
 def check_run(store: ModelStore, version: int, record: Record, run: str) -> None:
     """Raises StoreError if a version, or the best one, names another run."""
     found = {version: record.get("run")}
-    best = store.best()[1]
-    if best is not None and best != version:
-        found[best] = store.record(best).get("run")
+    best = store.best()
+    if best is not None and best.version != version:
+        found[best.version] = store.record(best.version).get("run")
     for number, theirs in found.items():
         if run and theirs and theirs != run:
             raise StoreError(
@@ -166,7 +166,7 @@ def create_server(
         incarnation=incarnation,
         terms=terms,
         token=token,
-        best=store.best(),
+        best=best_of(experiment.task.metric, store),
         accounting=start.accounting,
     )
     program = programs.server_program(experiment.strategy.timing, version)
@@ -195,6 +195,7 @@ def _protocol_settings(
         deadline_s=timing.deadline_s,
         most_open=max(4, timing.most_updates(experiment.workers)),
         stop=experiment.stop,
+        metric=experiment.task.metric,
         runtime=settings,
         model_port=model_port,
         update_port=update_port,

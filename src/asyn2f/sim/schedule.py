@@ -96,7 +96,7 @@ def _check(timing: Timing, stop: Stop, signal_of: SignalOf | None) -> None:
         )
     if timing.depends_on_values and signal_of is None:
         raise ValueError(
-            "timing: pushes depend on values (push_min_accuracy or the strategy); give "
+            "timing: pushes depend on values (push_at_metric or the strategy); give "
             "signal_of"
         )
 

@@ -57,8 +57,7 @@ def events_of(
         else:
             yield from writer.server_event(time_s, kind, worker, value)
             if kind == o.AGGREGATE and value in scores:
-                score = scores[value]
-                yield trace.Evaluated(time_s, value, score["accuracy"], score["loss"])
+                yield trace.Evaluated(time_s, value, scores[value])
     yield trace.Stopped(order.end_s, ACTOR, order.reason)
 
 

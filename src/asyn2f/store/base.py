@@ -12,7 +12,7 @@ import xxhash
 
 from asyn2f.errors import StoreError
 from asyn2f.settings import setting
-from asyn2f.types import ServerState
+from asyn2f.types import Best, ServerState
 
 Record = dict[str, Any]
 """The metadata stored with a version, beside its arrays; JSON."""
@@ -80,15 +80,15 @@ class ModelStore(Protocol):
         """Removes a damaged version from the store, keeping its files for inspection
         where there are any."""
 
-    def set_best(self, version: int, accuracy: float) -> None:
+    def set_best(self, best: Best) -> None:
         """Marks the best version, which retention never deletes.
 
         Raises:
           StoreError: the version is not in the store, or the mark cannot be written.
         """
 
-    def best(self) -> tuple[float | None, int | None]:
-        """Accuracy and version of the best one, or (None, None)."""
+    def best(self) -> Best | None:
+        """The best version, if one has been marked."""
 
     def begin_incarnation(self) -> int:
         """Takes the next fencing token, which shuts all earlier servers out.
@@ -211,8 +211,7 @@ class MemoryStore:
     ) -> None:
         self._versions: dict[int, Stored] = {}
         self._saved_s: dict[int, float] = {}
-        self._best: int | None = None
-        self._accuracy: float | None = None
+        self._best: Best | None = None
         self._incarnation = 0
         self._is_sealed = False
         self._clock = clock
@@ -225,7 +224,8 @@ class MemoryStore:
             raise StoreError(f"version {version} already exists in the store")
         self._versions[version] = Stored(state, json.loads(json.dumps(record)))
         self._saved_s[version] = self._clock()
-        for old in superfluous(self._saved_s, self._best, *self._keep, self._clock()):
+        best = self._best.version if self._best else None
+        for old in superfluous(self._saved_s, best, *self._keep, self._clock()):
             self.set_aside(old)
 
     def load(self, version: int, like: ServerState) -> Stored:
@@ -245,14 +245,14 @@ class MemoryStore:
     def set_aside(self, version: int) -> None:
         del self._versions[version], self._saved_s[version]
 
-    def set_best(self, version: int, accuracy: float) -> None:
-        check_is_there(version, self._versions)
+    def set_best(self, best: Best) -> None:
+        check_is_there(best.version, self._versions)
         if self._is_sealed:
             raise StoreError(SEALED)
-        self._best, self._accuracy = version, accuracy
+        self._best = best
 
-    def best(self) -> tuple[float | None, int | None]:
-        return self._accuracy, self._best
+    def best(self) -> Best | None:
+        return self._best
 
     def begin_incarnation(self) -> int:
         self._incarnation += 1

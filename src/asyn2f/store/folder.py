@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from asyn2f.errors import RunDirError, StoreError, WriteAheadError
 from asyn2f.store import formats
 from asyn2f.store.base import Record, Stored, is_as_signed, shape_mismatch
 from asyn2f.store.fencing import numbers, sync_folder
-from asyn2f.types import ServerState
+from asyn2f.types import Best, ServerState
 
 UNFINISHED = ".unfinished"
 
@@ -121,20 +122,21 @@ class VersionFolder:
             for left_over in [*self.path.glob(pattern), *self.ahead.glob(pattern)]:
                 formats.delete(left_over)
 
-    def read_best(self) -> tuple[float | None, int | None]:
-        """Accuracy and version of the best, unless the version has been set aside."""
+    def read_best(self) -> Best | None:
+        """The best version, unless it has been set aside."""
         try:
-            best = json.loads((self.path / "best.json").read_text())
-            accuracy, version = float(best["accuracy"]), best["version"]
+            found = json.loads((self.path / "best.json").read_text())
+            best = Best(found["version"], str(found["metric"]), float(found["value"]))
         except (OSError, ValueError, RecursionError, KeyError, TypeError):
-            return None, None
-        return (accuracy, version) if version in self.versions() else (None, None)
+            return None
+        is_valid = best.version in self.versions() and math.isfinite(best.value)
+        return best if is_valid else None
 
-    def write_best(self, version: int, accuracy: float) -> None:
+    def write_best(self, best: Best) -> None:
         """Raises OSError: the file cannot be written; the previous one remains."""
         beside = self.path / ".best.json"
         with rundir.new_file(beside) as file:
-            file.write(json.dumps({"version": version, "accuracy": accuracy}).encode())
+            file.write(json.dumps(best._asdict()).encode())
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self.path / "best.json")

@@ -27,7 +27,7 @@ from asyn2f.store.base import (
 )
 from asyn2f.store.fencing import Fence
 from asyn2f.store.folder import UNFINISHED, VersionFolder, rename_durably
-from asyn2f.types import ServerState
+from asyn2f.types import Best, ServerState
 
 CHECKPOINT_EVERY_S = 60.0
 """The period in which checkpoints follow write-ahead files. Each of them leaks 7 kB in
@@ -67,7 +67,7 @@ class OrbaxStore:
         self._fence = Fence(self._folder.path / "incarnations")
         self._keep = (keep_last, keep_younger_than_s)
         self._clock = clock
-        self._accuracy, self._best = self._folder.read_best()
+        self._best = self._folder.read_best()
         # The age of files is unknown, as wall clocks may jump: all count as new.
         self._saved_s = dict.fromkeys(self.versions(), clock())
         self._retaining = threading.Lock()  # guards `_saved_s`
@@ -204,23 +204,23 @@ class OrbaxStore:
         """The versions that were set aside."""
         return self._folder.damaged()
 
-    def set_best(self, version: int, accuracy: float) -> None:
+    def set_best(self, best: Best) -> None:
         try:
-            check_is_there(version, self.versions())
+            check_is_there(best.version, self.versions())
             if reason := self.lost_reason():
                 raise FencedError(reason)
             with self._naming:
                 if self._is_sealed:
                     raise StoreError(SEALED)
-                self._folder.write_best(version, accuracy)
+                self._folder.write_best(best)
         except OSError as error:
             folder = self._folder.path
             why = formats.write_failure(error, folder, 100)
             raise StoreError(f"cannot write {folder}/best.json: {why}") from error
-        self._best, self._accuracy = version, accuracy
+        self._best = best
 
-    def best(self) -> tuple[float | None, int | None]:
-        return self._accuracy, self._best
+    def best(self) -> Best | None:
+        return self._best
 
     def begin_incarnation(self) -> int:
         newest = max(self.versions(), default=None)
@@ -244,11 +244,14 @@ class OrbaxStore:
     def lost_reason(self) -> str:
         return self._fence.lost_reason()
 
+    def _best_version(self) -> int | None:
+        return self._best.version if self._best else None
+
     def _clean(self) -> None:
         """Deletes the versions that retention does not keep."""
         with self._retaining:
             now = self._clock()
-            old = superfluous(self._saved_s, self._best, *self._keep, now)
+            old = superfluous(self._saved_s, self._best_version(), *self._keep, now)
             for version in old:
                 del self._saved_s[version]
         for version in old:
@@ -283,7 +286,7 @@ class OrbaxStore:
         saved = self.versions()
         rest = saved[-self._keep[0] :] if is_last else []
         ahead = self._folder.versions_ahead()
-        wanted = dict.fromkeys([*saved[-1:], self._best, *rest])
+        wanted = dict.fromkeys([*saved[-1:], self._best_version(), *rest])
         return [version for version in wanted if version in ahead]
 
     def _has_converted(self, thread: threading.Thread) -> bool:

@@ -111,6 +111,12 @@ def num_rows(data: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(data.values())))
 
 
+def split_of(task: Task) -> dict[str, Any]:
+    """What a run's folder holds on the split: the examples of each worker, and where
+    there are labels of each class."""
+    return {"sizes": [len(s) for s in task.shards], "counts": class_counts(task)}
+
+
 def class_counts(task: Task) -> list[list[int]] | None:
     """The number of examples of each class of each worker, [workers][classes]; None
     where there are no classes."""

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from asyn2f import trace
 from asyn2f.trace.history import History, Key, Node, absent
+from asyn2f.types import Best, Metric
 
 E = TypeVar("E", bound=trace.Event)
 
@@ -25,6 +26,7 @@ class Records(NamedTuple):
     """The files beside trace and models.
 
     Attributes:
+      metric: the headline; None = unknown.
       configured: entries of the summary that its config determines; {} = unknown.
       keep_last: how many of the newest versions the store keeps at least.
       summary: {} = the run has not ended.
@@ -32,6 +34,7 @@ class Records(NamedTuple):
       versions: in the store; None = unknown.
     """
 
+    metric: Metric | None = None
     configured: Mapping[str, Any] = {}
     keep_last: int = 1
     summary: Mapping[str, Any] = {}
@@ -47,7 +50,7 @@ class RunArtifacts(NamedTuple):
       commits: by version, those still in the store.
       damaged: versions that were quarantined.
       unreadable: versions in the store whose record cannot be read.
-      best: version and accuracy of the best version, according to the store; or None.
+      best: the best version, according to the store; or None.
       before_save: whether versions were published before they were saved.
       finished: whether the run has ended.
       records: summary, metrics and config.
@@ -57,7 +60,7 @@ class RunArtifacts(NamedTuple):
     commits: Mapping[int, Commit]
     damaged: frozenset[int] = frozenset()
     unreadable: frozenset[int] = frozenset()
-    best: tuple[int, float] | None = None
+    best: Best | None = None
     before_save: bool = False
     finished: bool = True
     records: Records = Records()

@@ -10,6 +10,7 @@ from asyn2f import trace
 from asyn2f.trace import causality, records
 from asyn2f.trace.artifacts import Commit, View, key_of
 from asyn2f.trace.history import Key
+from asyn2f.types import Scores
 
 _SUM_TOLERANCE = 1e-4  # coefficients are float32
 _MAX_END_DELAY_S = 10.0
@@ -205,19 +206,19 @@ def bases_are_earlier(view: View) -> Iterator[str]:
 
 def scores_exist(view: View) -> Iterator[str]:
     known = {version for _, version in view.history.given} | {0}
-    accuracies: dict[int, float] = {}
+    scores: dict[int, Scores] = {}
     for score in view.those(trace.Evaluated):
         if score.version not in known and view.history.made:
             yield f"version {score.version} was evaluated, but never published"
-        accuracies[score.version] = score.accuracy
+        scores[score.version] = score.scores
     if view.artifacts.best is not None:
-        version, accuracy = view.artifacts.best
+        version, name, value = view.artifacts.best
         if version not in view.artifacts.commits:
             yield f"the best version, {version}, is not in the store"
-        elif accuracies.get(version, accuracy) != accuracy:
+        elif version in scores and scores[version].get(name) != value:
             yield (
-                f"the best version, {version}, has accuracy {accuracies[version]}, "
-                f"in the store {accuracy}"
+                f"the best version, {version}, has {name} {scores[version].get(name)}, "
+                f"in the store {value}"
             )
 
 

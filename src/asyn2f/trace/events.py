@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-from asyn2f.types import UpdateInfo
+from asyn2f.types import Scores, UpdateInfo
 
 # Times are seconds on the wall clock, read once per process and advanced by its
 # monotonic clock: comparable within one machine, and never decreasing.
 
-FORMAT = 3
+FORMAT = 4
 """The format of traces. No other is read: an old trace is to be read, replayed and
 reported by the version that wrote it."""
 
@@ -187,8 +187,7 @@ class Published(NamedTuple):
 class Evaluated(NamedTuple):
     time_s: float
     version: int
-    accuracy: float
-    loss: float
+    scores: Scores
 
 
 class Stopped(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 from asyn2f.errors import TraceFormatError
 from asyn2f.trace.events import FORMAT, Aggregated, Event, Pushed
-from asyn2f.types import Float, Int, UpdateInfo
+from asyn2f.types import Float, Int, Scores, UpdateInfo
 
 _KINDS: dict[str, Callable[..., Event]] = {
     kind.__name__: kind for kind in Event.__args__
@@ -18,8 +18,8 @@ def to_line(event: Event) -> str:
     """The event as one line of JSON.
 
     >>> from asyn2f.trace import Evaluated
-    >>> to_line(Evaluated(time_s=1.5, version=7, accuracy=0.9, loss=0.25))
-    '{"kind": "Evaluated", "time_s": 1.5, "version": 7, "accuracy": 0.9, "loss": 0.25}'
+    >>> to_line(Evaluated(time_s=1.5, version=7, scores={"loss": 0.25}))
+    '{"kind": "Evaluated", "time_s": 1.5, "version": 7, "scores": {"loss": 0.25}}'
     """
     fields = event._asdict()
     if isinstance(event, Pushed):
@@ -119,6 +119,7 @@ _HAS_TYPE: dict[Any, Callable[[Any], bool]] = {
     float: _is_number,
     str: _is_text,
     dict[str, Any]: lambda value: type(value) is dict,
+    Scores: lambda value: type(value) is dict and all(map(_is_number, value.values())),
     list[int]: _each(_is_count),
     list[float]: _each(_is_number),
     list[str]: _each(_is_text),

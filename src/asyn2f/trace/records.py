@@ -7,6 +7,7 @@ from typing import Any
 from asyn2f import trace
 from asyn2f.trace.artifacts import Records
 from asyn2f.trace.history import History, Node
+from asyn2f.types import Best
 
 _ROUNDING = 2e-6  # of the difference of two times since 1970
 _OF_A_VERSION = ("updates", "staleness_mean", "staleness_max", "learning_rate")
@@ -33,7 +34,7 @@ def missing_versions(
 
 def differences(
     records: Records,
-    best: tuple[int, float] | None,
+    best: Best | None,
     events: Sequence[trace.Event],
     history: History,
     line: Sequence[Node],
@@ -42,7 +43,7 @@ def differences(
 
     Args:
       records: to be checked.
-      best: version and accuracy of the best version, according to the store.
+      best: the best version, according to the store.
       events: of all processes.
       history: of the events.
       line: the surviving versions, newest first.
@@ -56,14 +57,28 @@ def differences(
     for row in records.metrics:
         yield from _row_differs(row, traced)
     if best is not None and records.summary and traced.is_one_life:
-        for row in records.metrics:
-            version, accuracy = row.get("version"), row.get("accuracy")
-            is_there = records.versions is None or version in records.versions
-            if is_there and isinstance(accuracy, float) and accuracy > best[1]:
-                yield (
-                    f"version {version} has accuracy {accuracy}, the best version, "
-                    f"{best[0]}, only {best[1]}"
-                )
+        yield from _better_than(best, records)
+
+
+def _better_than(best: Best, records: Records) -> Iterator[str]:
+    """The versions in the store that are better than the best one."""
+    metric = records.metric
+    if metric is None or metric.name != best.metric:
+        return
+    for row in records.metrics:
+        version, value = row.get("version"), _score(row, metric.name)
+        is_there = records.versions is None or version in records.versions
+        if is_there and value is not None and metric.is_better(value, best.value):
+            yield (
+                f"version {version} has {metric.name} {value}, the best version, "
+                f"{best.version}, only {best.value}"
+            )
+
+
+def _score(row: Mapping[str, Any], name: str) -> float | None:
+    scores = row.get("scores")
+    value = scores.get(name) if isinstance(scores, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 class _Traced:
@@ -103,7 +118,7 @@ def _row_of(made: trace.Aggregated) -> dict[str, Any]:
 
 def _summary_of(
     records: Records,
-    best: tuple[int, float] | None,
+    best: Best | None,
     traced: _Traced,
     history: History,
     line: Sequence[Node],
@@ -115,12 +130,15 @@ def _summary_of(
         (right["run"],) = traced.runs
     summary = records.summary
     right |= records.configured
+    if records.metric is not None:
+        right["metric"] = records.metric._asdict()
     if records.versions is not None:
-        right["best_version"], right["best_accuracy"] = best or (None, None)
-    scores = [event.accuracy for event in traced.scored.get(version, ())]
+        right["best_version"] = best.version if best else None
+        right["best_value"] = best.value if best else None
+    scores = [event.scores for event in traced.scored.get(version, ())]
     is_newest = not line or line[0] == history.newest
-    if scores and is_newest and summary.get("final_accuracy") is not None:
-        right["final_accuracy"] = scores[-1]
+    if scores and is_newest and summary.get("final_scores") is not None:
+        right["final_scores"] = scores[-1]
     made = [history.made[node] for node in line if node in history.made]
     counts = {"committed": sum(len(event.updates) for event in made)}
     if traced.is_one_life and traced.stopped_s is not None:
@@ -149,10 +167,7 @@ def _row_differs(row: Mapping[str, Any], traced: _Traced) -> Iterator[str]:
     elif row.get("kind") == "score":
         if not traced.scored:
             return  # the evaluator's trace is elsewhere
-        rights = [
-            {"accuracy": event.accuracy, "loss": event.loss}
-            for event in traced.scored.get(version, ())
-        ]
+        rights = [{"scores": event.scores} for event in traced.scored.get(version, ())]
     else:
         return
     wrong = [
@@ -168,6 +183,10 @@ def _row_differs(row: Mapping[str, Any], traced: _Traced) -> Iterator[str]:
 
 def _agree(stated: Any, right: Any) -> bool:
     """Whether two values are equal, floats up to rounding; null stands for NaN."""
+    if isinstance(right, dict) and isinstance(stated, Mapping):
+        return right.keys() == stated.keys() and all(
+            _agree(stated[name], value) for name, value in right.items()
+        )
     if isinstance(right, float) and not math.isfinite(right):
         return stated is None
     if isinstance(right, float) and isinstance(stated, int | float):

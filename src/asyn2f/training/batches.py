@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asyn2f.tasks.base import Metric, Task, num_rows
-from asyn2f.types import Params, Scores, Shard
+from asyn2f.types import Params, Scores, Shard, scores_problem
 
 _ORDERS_PER_CALL = 512
 
@@ -164,4 +164,6 @@ def _checked(scores: Scores, metric: Metric) -> Scores:
             f"evaluation: found {', '.join(scores) or 'nothing'}, but the metric of "
             f"the task is {metric.name}: let `values` return it, or name another one"
         )
+    if problem := scores_problem(scores):
+        raise ValueError(f"evaluation: {problem}")
     return {name: float(value) for name, value in scores.items()}

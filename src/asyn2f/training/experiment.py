@@ -25,7 +25,7 @@ from asyn2f.training.computation import (
 )
 from asyn2f.training.settings import Training
 from asyn2f.training.trainer import Trainer
-from asyn2f.types import GlobalModel, Metrics, ServerState, WorkerUpdate
+from asyn2f.types import GlobalModel, Metric, Metrics, ServerState, WorkerUpdate
 
 NO_GUARDS = Guards(mode="off")
 
@@ -93,27 +93,18 @@ def make_experiment(
     """
     for part in (training, stop, guards, strategy.timing):
         settings.check(part)
-    no_rates = replace(
-        training, learning_rate=0.0, learning_rate_min=0.0, schedule_length=1
-    )
+    strategy = _in_direction(strategy, task.metric)
     computation = Computation(
         init=task.init,
         loss=task.loss,
         init_carry=task.init_carry,
         strategy=strategy,
-        training=no_rates,
+        training=_without_rates(training),
         guards=guards,
         coding=coding,
         workers=len(task.shards),
     )
-    key = root_key(seed)
-    hyperparams = Hyperparams(
-        init_key=jax.random.key_data(jax.random.fold_in(key, 0)),
-        train_key=jax.random.key_data(jax.random.fold_in(key, 1)),
-        learning_rate=jnp.float32(training.learning_rate),
-        learning_rate_min=jnp.float32(training.learning_rate_min),
-        schedule_length=jnp.float32(training.schedule_length),
-    )
+    hyperparams = _hyperparams(training, seed)
     compiled = compiled_for(computation)
     return Experiment(
         task=task,
@@ -135,6 +126,32 @@ def make_experiment(
         template=compiled.template,
         update_template=compiled.update_template,
         update_needs_base=compiled.update_needs_base,
+    )
+
+
+def _in_direction(strategy: Strategy, metric: Metric) -> Strategy:
+    """The strategy, whose timing knows which values of a metric are better."""
+    timing, higher = strategy.timing, metric.higher_is_better
+    if timing.higher_is_better == higher:
+        return strategy
+    return strategy._replace(timing=replace(timing, higher_is_better=higher))
+
+
+def _without_rates(training: Training) -> Training:
+    """The settings without those that are arguments of the compiled programs."""
+    return replace(
+        training, learning_rate=0.0, learning_rate_min=0.0, schedule_length=1
+    )
+
+
+def _hyperparams(training: Training, seed: int) -> Hyperparams:
+    key = root_key(seed)
+    return Hyperparams(
+        init_key=jax.random.key_data(jax.random.fold_in(key, 0)),
+        train_key=jax.random.key_data(jax.random.fold_in(key, 1)),
+        learning_rate=jnp.float32(training.learning_rate),
+        learning_rate_min=jnp.float32(training.learning_rate_min),
+        schedule_length=jnp.float32(training.schedule_length),
     )
 
 
