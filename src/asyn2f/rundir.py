@@ -24,11 +24,12 @@ SERVER = "server.json"  # where the server of this run listens
 MODELS = "models"
 TRACE = "trace"
 LOGS = "logs"
+WORKERS = "workers"  # the own state of each worker that is here
 TENSORBOARD = "tensorboard"
 
 ENTRIES = (
     *(CONFIG, RUN, SPLIT, SUMMARY, METRICS, REPORT, TIMELINE, SERVER, PROGRESS),
-    *(MODELS, TRACE, LOGS, TENSORBOARD),
+    *(MODELS, TRACE, LOGS, TENSORBOARD, WORKERS),
 )
 """The files and folders of a run."""
 

@@ -14,11 +14,16 @@ from asyn2f.sim.execute import debugging, execution_of
 from asyn2f.sim.order import Order, ended_by_divergence
 from asyn2f.sim.profiles import Profiles
 from asyn2f.sim.schedule import schedule
-from asyn2f.sim.serial import Follower, stage
+from asyn2f.sim.serial import Follower
 from asyn2f.sim.settings import SimSettings
 from asyn2f.strategies import BUILDERS
 from asyn2f.training.batches import make_evaluate
-from asyn2f.training.experiment import Experiment, initial_server_state, published
+from asyn2f.training.experiment import (
+    Experiment,
+    initial_server_state,
+    published,
+    stage,
+)
 from asyn2f.types import Metric, Scores, ServerState
 
 _EVALUATIONS = 200  # of a run, unless the config states their interval

@@ -29,7 +29,6 @@ from asyn2f.config import config_file
 from asyn2f.config.schema import RunSettings, section
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.protocol.status import RunStatus
-from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.server import Server
 
 _NICE = 10  # where SCHED_IDLE is not available, or not wanted
@@ -161,7 +160,7 @@ def _worker(start: _Start, worker: int) -> None:
 
 
 def _evaluator(start: _Start) -> None:
-    _join(start, Evaluator)
+    _join(start, peers.make_evaluator)
 
 
 def _join(start: _Start, make: peers.Make) -> None:

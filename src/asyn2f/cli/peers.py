@@ -14,6 +14,7 @@ from asyn2f.runtime.evaluator import Evaluator
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import Ended
 from asyn2f.runtime.worker import Worker
+from asyn2f.store.worker_state import WorkerStateFile
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport import keys
 from asyn2f.transport.shared_memory import SharedMemoryTransport
@@ -22,7 +23,7 @@ from asyn2f.transport.zmq import ZmqTransport
 _WORKER = flags.DEFINE_integer("worker", None, "Which worker: the number of its shard.")
 
 Stop = Callable[[str], None]
-Make = Callable[[Experiment, RuntimeSettings, Journal], Worker | Evaluator]
+Make = Callable[[Experiment, RuntimeSettings, Journal, Path], Worker | Evaluator]
 
 EXIT_CODES = {"finished": 0, "failed": 1, "refused": app.USAGE_ERROR}
 
@@ -55,18 +56,29 @@ def evaluator() -> int:
 
     For the flags see `asyn2f worker`.
     """
-    return _main(Evaluator, "evaluator", app.request())
+    return _main(make_evaluator, "evaluator", app.request())
 
 
 def make_worker(number: int) -> Make:
-    """A function that makes the worker with this number."""
+    """A function that makes the worker with this number, which keeps its own state in
+    the folder."""
 
     def make(
-        experiment: Experiment, settings: RuntimeSettings, journal: Journal
+        experiment: Experiment,
+        settings: RuntimeSettings,
+        journal: Journal,
+        folder: Path,
     ) -> Worker:
-        return Worker(experiment, number, settings, journal)
+        own = WorkerStateFile(folder / rundir.WORKERS / f"worker-{number}")
+        return Worker(experiment, number, settings, journal, own)
 
     return make
+
+
+def make_evaluator(
+    experiment: Experiment, settings: RuntimeSettings, journal: Journal, folder: Path
+) -> Evaluator:
+    return Evaluator(experiment, settings, journal)
 
 
 def join(
@@ -95,7 +107,7 @@ def join(
     experiment = build.build_experiment(config)
     settings = section(config, RuntimeSettings)
     journal = machine.open_journal(folder, actor, "", 0)
-    peer = make(experiment, settings, journal)
+    peer = make(experiment, settings, journal, folder)
     on_ready(peer.stop)
     size = experiment.template.num_bytes
     sockets = ZmqTransport.connect_to(

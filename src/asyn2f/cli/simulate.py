@@ -31,12 +31,11 @@ from asyn2f.sim import order as o
 from asyn2f.sim.execute import Execution, execution_of, read_progress, write_progress
 from asyn2f.sim.machine import Progress
 from asyn2f.sim.order import Order, ended_by_divergence
-from asyn2f.sim.serial import stage
 from asyn2f.sim.settings import SimSettings
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.timing import Stop, deadline_warning
 from asyn2f.training.batches import make_evaluate
-from asyn2f.training.experiment import Experiment, published
+from asyn2f.training.experiment import Experiment, published, stage
 from asyn2f.types import Best, Metric, Scores, ServerState
 
 _KEEP_EVERY = flags.DEFINE_float(

@@ -144,7 +144,7 @@ def is_simulated(events: Iterable[trace.Event]) -> bool:
 
 _WRITTEN_BY_WORKERS = (
     *(trace.Received, trace.Adopted, trace.Trained, trace.Blocked, trace.Merged),
-    *(trace.Pushed, trace.OutcomeReceived),
+    *(trace.StateKept, trace.Pushed, trace.OutcomeReceived),
 )
 
 

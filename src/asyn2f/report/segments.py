@@ -204,6 +204,7 @@ _LOOKS: dict[type, tuple[str, tuple[str, ...]]] = {
     trace.Blocked: ("wait", ("newest",)),
     trace.Received: ("receive", ("version",)),
     trace.Adopted: ("adopt", ("version",)),
+    trace.StateKept: ("keep own state", ("step",)),
     trace.Merged: ("merge", ("version", "from_version", "share")),
     trace.Pushed: ("push", ("seq", "info.base_version", "info.loss")),
     trace.WorkerJoined: ("join", ("session",)),

@@ -13,6 +13,7 @@ from asyn2f.protocol import events as p
 from asyn2f.protocol import messages, wire_format
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
+from asyn2f.runtime.own_state import OwnState
 from asyn2f.runtime.peer import (
     Ended,
     ModelInbox,
@@ -23,6 +24,7 @@ from asyn2f.runtime.peer import (
     no_token,
     zero_model,
 )
+from asyn2f.store.worker_state import WorkerStateFile
 from asyn2f.training.batches import shard_of, steps_per_epoch
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport.base import Transport
@@ -40,13 +42,17 @@ class Worker:
         worker: int,
         settings: RuntimeSettings,
         journal: Journal,
+        own: WorkerStateFile | None = None,
     ) -> None:
-        """Compiles everything. Raises ValueError if there is no such shard."""
+        """Compiles everything. `own`: where it keeps the task's carry, to continue from
+        after a restart. Raises ValueError if there is no such shard."""
         self._experiment = experiment
         self._trainer = experiment.trainer
         self._settings = settings
         self._worker = worker
         self._journal = journal
+        self._own = OwnState(own, worker, journal)
+        self._run = ""  # known with the first version
         self._shard = shard_of(experiment.task, worker)
         self._num_examples = int(self._shard.num_examples)
         # As float32, as in its updates.
@@ -122,8 +128,8 @@ class Worker:
 
     def _signal(self) -> float:
         """The signal; read from the device only if a push may depend on it."""
-        timing = self._experiment.strategy.timing
-        if self._state is None or not timing.depends_on_values:
+        depends = self._experiment.strategy.timing.depends_on_values
+        if self._state is None or not depends:
             return 0.0
         return float(self._trainer.report(self._state).info.signal)
 
@@ -133,10 +139,10 @@ class Worker:
         if received is not None:
             try:
                 model = decode_model(self._experiment, received)
-                self._fresh = model, received.header.incarnation
-                self._fresh_digest = received.header.digest
-                self._newest = received.header.version
-                self._newest_from = received.header.incarnation
+                header = received.header
+                self._fresh, self._run = (model, header.incarnation), header.run
+                self._fresh_digest = header.digest
+                self._newest, self._newest_from = header.version, header.incarnation
             except WireError as error:
                 logging.warning("worker %d: dropped a version: %s", self._worker, error)
 
@@ -148,10 +154,8 @@ class Worker:
             self._inbox.wait()
             self._receive()
         if self._state is not None:
-            waited = trace.Blocked(
-                time.monotonic(), self._worker, start_s, self._newest
-            )
-            self._journal.write(waited)
+            now, newest = time.monotonic(), self._newest
+            self._journal.write(trace.Blocked(now, self._worker, start_s, newest))
 
     def _is_known(self, known: int) -> bool:
         """Whether the newest version is that one, of the same incarnation: a version of
@@ -160,16 +164,23 @@ class Worker:
 
     def _adopt(self) -> None:
         model, incarnation = self._take_fresh()
+        restored = ""
         if self._state is None:
             self._state = self._trainer.start(
                 model, self._worker, self._num_examples, self._quality
             )
+            self._state, restored = self._own.restored(self._run, self._state)
         else:
             self._state = self._trainer.adopt(self._state, model)
-        step = int(self._state.step)
-        version = int(model.version)
         self._journal.write(
-            trace.Adopted(time.monotonic(), self._worker, version, step, incarnation)
+            trace.Adopted(
+                time_s=time.monotonic(),
+                worker=self._worker,
+                version=int(model.version),
+                step=int(self._state.step),
+                incarnation=incarnation,
+                restored=restored,
+            )
         )
 
     def _take_fresh(self) -> tuple[GlobalModel, int]:
@@ -240,6 +251,7 @@ class Worker:
     def _push(self) -> None:
         assert self._state is not None
         update, self._state = self._trainer.push(self._state)
+        self._own.keep(self._run, self._state)
         payload = serialization.encode_params(update.params)
         needs_base = self._experiment.update_needs_base
         self._client.post(

@@ -62,7 +62,7 @@ def _counts(event: trace.Event) -> bool:
 
 
 _COUNTED = (
-    *(trace.Adopted, trace.Trained, trace.Merged, trace.Pushed),
+    *(trace.Adopted, trace.StateKept, trace.Trained, trace.Merged, trace.Pushed),
     *(trace.Aggregated, trace.Published, trace.WorkerLeft),
 )
 
@@ -74,6 +74,12 @@ class _Reader:
         self, history: History, newest: Node, events: list[trace.Event]
     ) -> None:
         self._history, self._newest = history, newest
+        self._restored = {
+            (event.worker, event.restored)
+            for event in events
+            if isinstance(event, trace.Adopted) and event.restored
+        }
+        self._kept_states: dict[tuple[int, str], int] = {}
         used = [
             self._node(event)
             for event in events
@@ -110,7 +116,11 @@ class _Reader:
         match event:
             case trace.Adopted() | trace.Merged():
                 node = self._node(event)
-                return "" if node in self._nodes else f"the making of version {node[1]}"
+                if node not in self._nodes:
+                    return f"the making of version {node[1]}"
+                digest = getattr(event, "restored", "")
+                if digest and (event.worker, digest) not in self._kept_states:
+                    return f"the own state {digest} of worker {event.worker}"
             case trace.Trained() | trace.Pushed():
                 holds = event.worker in self._holding
                 return "" if holds else f"an adoption of worker {event.worker}"
@@ -154,8 +164,17 @@ class _Reader:
                 if event.worker not in self._begun:  # simulated: without a process
                     self._begun.add(event.worker)
                     note(now, o.BEGIN, event.worker, 0)
+                if event.restored:
+                    number = self._kept_states[event.worker, event.restored]
+                    note(now, o.RESTORE, event.worker, number)
                 self._holding.add(event.worker)
                 note(now, o.ADOPT, event.worker, self._nodes[self._node(event)])
+            case trace.StateKept() if (event.worker, event.digest) in self._restored:
+                # By its content: equal states are as good as each other.
+                number = len(self._kept_states)
+                key = event.worker, event.digest
+                number = self._kept_states.setdefault(key, number)
+                note(now, o.KEEP, event.worker, number)
             case trace.Merged():
                 note(now, o.MERGE, event.worker, self._nodes[self._node(event)])
                 self._computed.append(event)

@@ -27,6 +27,8 @@ REJECT = 9  # an update is rejected as stale [update]
 LOSE = 10  # an update never arrives: its worker left meanwhile [update]
 RETURN = 11  # a worker that was taken for gone is present again [-]
 REFUSE = 12  # an update is rejected as not finite [update]
+KEEP = 13  # a worker keeps its own state, which is restored later [number]
+RESTORE = 14  # a worker that has begun continues from an own state [number]
 
 
 class Order(NamedTuple):

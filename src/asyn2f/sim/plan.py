@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from asyn2f.errors import PlanError
-from asyn2f.sim.order import Order, uses_of
+from asyn2f.sim.order import RESTORE, Order, uses_of
 from asyn2f.sim.stretches import KEEP, Stretches
 
 # The overhead of a wave, in steps of all its lanes.
@@ -88,10 +88,11 @@ def plan(
     max_versions: int = 256,
     watched: Collection[int] = (),
 ) -> Plan:
-    """Plans the waves of an order. Raises PlanError if its history forks.
+    """Plans the waves of an order. Raises PlanError if its history forks, or a worker
+    continues from an own state that it kept before a restart.
 
     Args:
-      order: its history must not fork.
+      order: of a run.
       devices: D.
       lanes: L, of each device.
       max_steps, max_versions: of one wave.
@@ -103,6 +104,9 @@ def plan(
             "a server was restarted and workers had used versions that the crash took, "
             "so the history forks; only --executor=serial can execute that"
         )
+    if (order.kind == RESTORE).any():
+        what = "a restarted worker has continued from its own state"
+        raise PlanError(f"{what}; only --executor=serial can execute that")
     planner = _Planner(order, devices, lanes, max_steps)
     return planner.run(max_versions, frozenset(watched))
 

@@ -3,18 +3,23 @@
 The oracle: on the same machine it computes what the processes did, bit for bit.
 """
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from asyn2f.errors import Asyn2fError, ExecutionError
 from asyn2f.serialization import all_finite
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Log, Order, Result, empty_numbers, uses_of
+from asyn2f.tasks.base import Carry
 from asyn2f.training.batches import shard_of
-from asyn2f.training.experiment import Experiment, initial_server_state, published
+from asyn2f.training.experiment import (
+    Experiment,
+    initial_server_state,
+    published,
+    stage,
+)
 from asyn2f.types import GlobalModel, ServerState, Shard, WorkerState, WorkerUpdate
 
 Watch = Callable[[int, float, ServerState], bool]
@@ -65,24 +70,6 @@ def execute_serially(
     return Result(run.newest, run.numbers, len(order.kind))
 
 
-@contextlib.contextmanager
-def stage(
-    experiment: Experiment,
-    name: str,
-    version: int,
-    worker: int | None = None,
-    event: int | None = None,
-) -> Iterator[None]:
-    """Turns whatever the body raises into an `ExecutionError` that names this stage."""
-    try:
-        yield
-    except Asyn2fError:
-        raise
-    except Exception as error:
-        strategy = experiment.strategy.name
-        raise ExecutionError(name, strategy, version, worker, event, error) from error
-
-
 class _Execution:
     """The state of a serial execution: models that workers will take in, states that
     versions will be made of, and updates that will be aggregated."""
@@ -105,8 +92,10 @@ class _Execution:
         self.made = self.newest = initial  # the last one made; the order's newest
 
     def execute(self, event: int, kind: int, worker: int, value: int) -> None:
-        if kind == o.BEGIN:
-            self._workers.begin(worker)
+        if kind in (o.BEGIN, o.RESTORE):
+            self._workers.begin(worker, value if kind == o.RESTORE else None)
+        elif kind == o.KEEP:
+            self._workers.keep(worker, value)
         elif kind == o.AGGREGATE:
             version = int(self._order.version[value])
             with stage(self._experiment, "aggregate", version, event=event):
@@ -183,11 +172,19 @@ class Workers:
         self._experiment = experiment
         self._states: dict[int, WorkerState] = {}
         self._shards: dict[int, Shard] = {}
+        self._kept: dict[int, Carry] = {}  # own states, by number
+        self._begins: dict[int, int | None] = {}  # by worker, with which of them
         self.base: dict[int, int] = {}  # the node that each took in last
 
-    def begin(self, worker: int) -> None:
-        """The worker begins with nothing."""
+    def begin(self, worker: int, kept: int | None = None) -> None:
+        """The worker begins with nothing, or with an own state that was kept."""
         self._states.pop(worker, None)
+        self._begins[worker] = kept
+
+    def keep(self, worker: int, number: int) -> None:
+        """Keeps the worker's own state under a number."""
+        # Copied, as the next step donates it.
+        self._kept[number] = jax.tree.map(jnp.copy, self._states[worker].carry)
 
     def adopt(self, worker: int, model: GlobalModel, node: int) -> None:
         self.base[worker] = node
@@ -199,7 +196,10 @@ class Workers:
         # As float32, like the runtime's.
         quality = float(np.float32(self._experiment.task.qualities[worker]))
         count = int(shard.num_examples)
-        self._states[worker] = trainer.start(model, worker, count, quality)
+        state = trainer.start(model, worker, count, quality)
+        if (kept := self._begins.get(worker)) is not None:
+            state = state._replace(carry=jax.tree.map(jnp.copy, self._kept[kept]))
+        self._states[worker] = state
 
     def merge(self, worker: int, model: GlobalModel, node: int) -> jax.Array:
         """The share that the local model kept, f32 []."""

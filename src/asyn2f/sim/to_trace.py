@@ -52,6 +52,8 @@ def events_of(
         if not is_started and (kind == o.ADOPT or time_s > order.start_s):
             is_started = True
             yield writer.published(order.start_s, 0)
+        if kind in (o.KEEP, o.RESTORE):  # of a replay; simulated workers never restart
+            continue
         if kind in _OF_WORKERS:
             yield from writer.worker_event(event, time_s, kind, worker, value)
         else:

@@ -64,6 +64,7 @@ published: Adopted (worker 1, version 1, incarnation 1, step 0) at 2.000000 s
     handlers: dict[type, Callable[[Any], None]] = {
         trace.ProcessStarted: checker.process_started,
         trace.Adopted: checker.adopted,
+        trace.StateKept: lambda x: checker.kept.add((x.worker, x.digest)),
         trace.Trained: checker.trained,
         trace.Merged: checker.merged,
         trace.Pushed: checker.pushed,
@@ -102,6 +103,7 @@ class _Checker:
         self._history = history
         self._survivors = set(history.line_of(history.newest))
         self._workers: dict[int, _Worker] = {}
+        self.kept: set[tuple[int, str]] = set()  # own states, by worker and digest
         self._last_push: dict[tuple[int, str], trace.Pushed] = {}
         self._incarnation = 1
         # Each incarnation's newest version, and the event that established it.
@@ -122,6 +124,9 @@ class _Checker:
 
     def adopted(self, event: trace.Adopted) -> None:
         worker = self._worker_of(event, event.time_s)
+        if event.restored and (event.worker, event.restored) not in self.kept:
+            rule = "a worker continued from a state that it never kept"
+            raise CausalityError(rule, worker.last, event)
         self._consume(worker, event)
         worker.start_version, worker.cycle = event.version, event
 
@@ -150,8 +155,7 @@ class _Checker:
         if event.info.start_version != worker.start_version:
             rule = f"this cycle started from version {worker.start_version}"
             raise CausalityError(rule, worker.cycle, event)
-        session = event.worker, event.session
-        before = self._last_push.get(session)
+        before = self._last_push.get(session := (event.worker, event.session))
         if before is not None and event.seq != before.seq + 1:
             rule = f"the update numbers of a session must continue from {before.seq}"
             raise CausalityError(rule, before, event)
@@ -160,9 +164,7 @@ class _Checker:
 
     def _worker_of(self, event: _Act, start_s: float) -> _Worker:
         """The worker of an event, after checking that the event can have started."""
-        worker = self._workers.get(event.worker)
-        if worker is None:
-            worker = self._workers[event.worker] = _Worker(None)
+        worker = self._workers.setdefault(event.worker, _Worker(None))
         last = worker.last
         if worker.consumed is None and type(event) is not trace.Adopted:
             raise CausalityError("a worker must adopt a version first", last, event)
@@ -278,8 +280,7 @@ class _Checker:
             raise CausalityError("the update was never pushed", None, event)
         held_by = self._held_by.get(key, ())
         if event.outcome == "committed":
-            node = self._incarnation, event.version
-            made = self._history.made.get(node)
+            made = self._history.made.get((self._incarnation, event.version))
             if made is None or made not in held_by:
                 rule = "update committed in a version that does not contain it"
                 raise CausalityError(rule, made, event)

@@ -68,6 +68,8 @@ class Adopted(NamedTuple):
 
     `incarnation` is that of the publishing server: a crash can lose a version that was
     published before it was saved, and the next one of its number is another model.
+    `restored` is the digest of the own state that a worker continues from after a
+    restart, as in `StateKept`; "" = it begins anew, or goes on.
     """
 
     time_s: float
@@ -75,6 +77,17 @@ class Adopted(NamedTuple):
     version: int
     step: int
     incarnation: int = 1
+    restored: str = ""
+
+
+class StateKept(NamedTuple):
+    """A worker is about to write its own state (the task's carry), which it continues
+    from if it is restarted."""
+
+    time_s: float
+    worker: int
+    step: int
+    digest: str
 
 
 class Trained(NamedTuple):
@@ -204,6 +217,7 @@ Event = (
     | Received
     | Blocked
     | Adopted
+    | StateKept
     | Trained
     | Merged
     | Pushed

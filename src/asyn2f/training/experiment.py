@@ -1,6 +1,7 @@
 """The record `Experiment`: everything that the numbers of a run depend on."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asyn2f import settings
+from asyn2f.errors import Asyn2fError, ExecutionError
 from asyn2f.kernels.codecs import PLAIN, Coding
 from asyn2f.kernels.guards import Guards
 from asyn2f.serialization import Template
@@ -170,6 +172,24 @@ def root_key(seed: int) -> jax.Array:
     # JAX takes the lower 32 bits of a Python integer.
     key, above = jax.random.key(seed & 0xFFFFFFFF), seed >> 32
     return jax.random.fold_in(key, above) if above else key
+
+
+@contextlib.contextmanager
+def stage(
+    experiment: Experiment,
+    name: str,
+    version: int,
+    worker: int | None = None,
+    event: int | None = None,
+) -> Iterator[None]:
+    """Turns whatever the body raises into an `ExecutionError` that names this stage."""
+    try:
+        yield
+    except Asyn2fError:
+        raise
+    except Exception as error:
+        strategy = experiment.strategy.name
+        raise ExecutionError(name, strategy, version, worker, event, error) from error
 
 
 def initial_server_state(experiment: Experiment) -> ServerState:
