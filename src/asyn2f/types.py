@@ -41,8 +41,8 @@ def scores_problem(names: Iterable[str]) -> str:
     if len(found) > MAX_SCORES:
         return f"found {len(found)} numbers, allowed: at most {MAX_SCORES}"
     for place, name in enumerate(found):
-        if not 0 < len(name) <= 64 or not name.isprintable():
-            return f"found the name {name[:80]!r}, allowed: 1 to 64 printable letters"
+        if not 0 < len(name.encode()) <= 64 or not name.isprintable():
+            return f"found the name {name[:80]!r}, allowed: 1 to 64 printable bytes"
         if name in found[:place]:
             return f"found {name} twice"
     return ""

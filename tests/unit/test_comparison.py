@@ -17,6 +17,7 @@ from scipy import stats
 from asyn2f.report import comparison, comparison_page
 from asyn2f.report.comparison import Trial
 from asyn2f.tasks.classification import ACCURACY
+from asyn2f.types import Metric
 from tests.unit.test_report import Page, unpacked
 
 OF = ("digits", "3 workers, dirichlet(0.5) split")
@@ -125,13 +126,13 @@ def test_accuracy_is_what_it_was_when_the_limit_was_reached(axis, limit, accurac
 )
 def test_a_target_counts_from_where_it_is_reached_first(target, first):
     trial = trial_of("fedavg", 0, [0.1, 0.3, 0.2, 0.6, 0.5])
-    assert comparison.first_at(trial, target) == first
+    assert comparison.first_at(trial, target, ACCURACY) == first
 
 
 def test_what_is_no_number_reaches_no_target():
     trial = trial_of("fedavg", 0, [math.nan, 0.3, math.nan])
-    assert comparison.first_at(trial, 0.2) == 1
-    assert comparison.first_at(trial, 0.4) is None
+    assert comparison.first_at(trial, 0.2, ACCURACY) == 1
+    assert comparison.first_at(trial, 0.4, ACCURACY) is None
 
 
 # ------------------------------------------------------------- the table
@@ -543,6 +544,94 @@ def test_every_table_reads_back(trials, target):
     assert all(len(line) == 4 for part in rest for line in part)
 
 
+# ------------------------------------------------------------- other headlines
+
+LOSS = Metric("loss", higher_is_better=False)
+RETURN = Metric("return")
+
+
+def mirrored(trials: list[Trial]) -> list[Trial]:
+    """The same methods under a headline that falls from 10."""
+    return [t._replace(values=[10 - value for value in t.values]) for t in trials]
+
+
+def test_a_table_of_losses_worked_by_hand():
+    """As `test_a_table_worked_by_hand`, each value subtracted from 10."""
+    fast, slow = comparison.rows_of(mirrored(TWO), 9.3, LOSS)
+    assert (fast.strategy, slow.strategy) == ("fast", "slow")
+    assert fast.at_time == pytest.approx((9.15, T[1] * 0.05), rel=1e-5)
+    assert slow.at_bytes == pytest.approx((9.85, T[1] * 0.15), rel=1e-5)
+    assert fast.area == pytest.approx((9.5375, T[1] * 0.0625), rel=1e-5)
+    assert (fast.reached, fast.time_to_target_s, fast.bytes_to_target) == (
+        2,
+        2.0,
+        2.5e6,
+    )
+    assert (slow.reached, slow.time_to_target_s, slow.bytes_to_target) == (1, 2.0, 8e6)
+
+
+@given(several(), targets)
+def test_a_falling_headline_is_the_mirror_of_a_rising_one(trials, target):
+    """64ths are subtracted exactly, so that ties stay ties."""
+    target = round(64 * target) / 64
+    rows = comparison.rows_of(trials, target, RETURN)
+    other = comparison.rows_of(mirrored(trials), 10 - target, LOSS)
+    assert [row.strategy for row in other] == [row.strategy for row in rows]
+    for row, mirror in zip(rows, other, strict=True):
+        assert mirror.reached == row.reached
+        assert mirror.at_time.mean == pytest.approx(10 - row.at_time.mean)
+        for name in ("time_to_target_s", "bytes_to_target"):
+            expected = pytest.approx(getattr(row, name), nan_ok=True)
+            assert getattr(mirror, name) == expected
+    found = comparison.differences(trials)
+    gaps = comparison.differences(mirrored(trials))
+    for gap, mirror in zip(found, gaps, strict=True):
+        assert mirror.mean == pytest.approx(-gap.mean, abs=1e-9)
+        assert mirror.p == pytest.approx(gap.p, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("trials", "metric", "target"),
+    [
+        (ends_of(a=[0.8, 0.9], b=[0.6, 0.8]), ACCURACY, 0.833),  # 0.98 of 0.85
+        # 0.98 of the way from 0 to 475, and from 10 to 4.
+        (ends_of(a=[500.0, 450.0], b=[7.0, 9.0]), RETURN, 465.5),
+        (mirrored(ends_of(a=[8.0, 4.0], b=[5.0, 3.0])), LOSS, 4.12),
+        # Also where every method has become worse.
+        (mirrored(ends_of(a=[-3.0])), LOSS, 12.94),
+    ],
+)
+def test_the_usual_target_is_most_of_the_way_from_the_initial_model(
+    trials, metric, target
+):
+    assert comparison.default_target(trials, metric) == pytest.approx(target)
+
+
+def test_a_method_without_a_value_is_last_and_neither_bold_nor_tested():
+    trials = ends_of(good=[1.0, 1.1, 1.2], bad=[5.0, 5.1, 5.3])
+    trials += ends_of(none=[math.nan] * 3)
+    rows, found = comparison.rows_of(trials, 2.0, LOSS), comparison.differences(trials)
+    assert [row.strategy for row in rows] == ["good", "bad", "none"]
+    assert [difference[:2] for difference in found] == [("good", "bad")]
+    assert comparison.leaders(rows, found) == {"good"}
+    text = comparison.to_markdown(rows, found, 2.0, LOSS)
+    assert "| none | – |" in text
+    assert "**1.100 ± 0.248**" in text
+    assert "| 2 reached |" in text
+    assert "Values are of loss on the test set; lower is better." in text
+
+
+def test_in_a_figure_of_losses_blue_is_the_smaller_one(page_of):
+    ends = {"good": [1.0, 1.1, 1.2], "bad": [5.0, 5.1, 5.3]}
+    page = page_of(ends_of(**ends), metric=LOSS)
+    (part,) = page.figures["differences"]["data"]
+    assert part["y"] == ["good", "bad"]
+    gaps, text = numbers(part["z"]), part["text"]
+    assert gaps[0][1] > 0 > gaps[1][0]
+    assert text[0][1].startswith("-4.0")
+    assert "%" not in re.sub("95 %|5 %|in percent", "", page.text)
+
+
 # ------------------------------------------------------------- the page
 
 
@@ -551,13 +640,16 @@ def page_of(tmp_path, monkeypatch):
     """A function from trials to their page, as a browser reads it."""
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js */")
 
-    def make(trials: list[Trial], target: float = 0.7, dataset: str = "digits") -> Page:
-        rows, found = (
-            comparison.rows_of(trials, target, ACCURACY),
-            comparison.differences(trials),
-        )
+    def make(
+        trials: list[Trial],
+        target: float = 0.7,
+        dataset: str = "digits",
+        metric: Metric = ACCURACY,
+    ) -> Page:
+        rows = comparison.rows_of(trials, target, metric)
+        found = comparison.differences(trials)
         text = comparison_page.to_html(
-            trials, rows, found, target, ACCURACY, dataset, OF[1]
+            trials, rows, found, target, metric, dataset, OF[1]
         )
         path = tmp_path / "report.html"
         path.write_text(text, encoding="utf-8")

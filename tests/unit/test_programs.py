@@ -196,6 +196,15 @@ def test_pushes_are_held_back_until_the_metric_is_reached():
     assert push_steps(log)[0] == 6
 
 
+def test_a_metric_that_falls_is_reached_from_above():
+    # Epochs 1 to 3 of two steps: 0.9, 0.5, 0.2; 0 is a value like any other.
+    timing = asynchronous(push_at_metric=0.2, higher_is_better=False)
+    log = work(timing, 2, arrivals=[], metrics=[0.9, 0.5, 0.2])
+    assert push_steps(log)[0] == 6
+    timing = asynchronous(push_at_metric=0.0, higher_is_better=False)
+    assert push_steps(work(timing, 2, [], metrics=[0.3] * 100)) == []
+
+
 def test_held_back_pushes_are_released_by_the_number_of_epochs():
     log = work(
         asynchronous(push_at_metric=0.8, push_after_epochs=4),

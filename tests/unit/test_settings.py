@@ -61,7 +61,7 @@ def test_settings_can_be_checked_outside_of_a_config():
 
 
 def test_a_stop_alone_sets_no_limit_but_the_default_experiment_ends():
-    assert Stop() == Stop(max_versions=0, max_time_s=0.0, target=0.0)
+    assert Stop() == Stop(max_versions=0, max_time_s=0.0, target=None)
     assert settings_of(Stop)["max_versions"].default == 150
 
 

@@ -16,7 +16,7 @@ from asyn2f.report.metrics import MetricsWriter
 from asyn2f.report.run_page import write_report
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.trace.collection import collect
-from asyn2f.types import Best, UpdateInfo
+from asyn2f.types import Best, Scores, UpdateInfo
 from tests.contracts.test_store import state_of
 
 EXAMPLES = {
@@ -26,6 +26,7 @@ EXAMPLES = {
     dict[str, typing.Any]: {"jax": "0.10.2", "devices": 1, "nested": {"a": [1, 2.5]}},
     list[list[typing.Any]]: [[0, "s1", 3], [2, "s2", 0]],
     list[int]: [3, 0],
+    Scores: {"accuracy": 0.5, "loss": 1.25},
     list[float]: [0.1, 0.9],  # the lists of an `Aggregated` are parallel
     list[str]: ["", "share held at 0.5"],
     UpdateInfo[int, float]: UpdateInfo(3, 2, 40, 10.0, 0.5, 1.0, 0.75, 0.25),

@@ -15,7 +15,7 @@ from asyn2f import errors, serialization
 from asyn2f.protocol import messages as wire
 from asyn2f.protocol import wire_format
 from asyn2f.serialization import template_of
-from asyn2f.types import UpdateInfo
+from asyn2f.types import MAX_SCORES, Scores, UpdateInfo
 
 KINDS = typing.get_args(wire.Message)
 
@@ -29,6 +29,11 @@ _FIELDS = {
     ),
     tuple[int, ...]: st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
 }
+_FIELDS[Scores] = st.dictionaries(
+    st.text(min_size=1, max_size=16).filter(str.isprintable),
+    _FIELDS[float],
+    max_size=32,
+)
 _FIELDS[UpdateInfo[int, float]] = st.builds(
     UpdateInfo, *[_FIELDS[kind] for kind in wire_format.INFO_FIELDS.values()]
 )
@@ -64,6 +69,7 @@ def test_every_message_comes_back_as_it_was(message):
 def test_every_kind_fits_its_header(kind):
     longest = {int: 2**62, bool: True, float: 1.0, str: "é" * 300, tuple[int, ...]: ()}
     longest[tuple[str, ...]] = ()
+    longest[Scores] = {f"{place:064}": 1.0 for place in range(MAX_SCORES)}
     longest[wire.WorkerProgress] = wire.WorkerProgress("é" * 300, *[2**62] * 7)
     longest[UpdateInfo[int, float]] = UpdateInfo(
         *[longest[kind] for kind in wire_format.INFO_FIELDS.values()]
@@ -120,6 +126,17 @@ HEADER = wire.ModelHeader("run", 1, 2, 1.0, 0.5, 1.0, 0.1, "f", 8, "d")
         (msgpack.packb(["UpdateReceived", "a" * 65, 1]), "is not a name"),
         (msgpack.packb(["UpdateReceived", "x\x00", 1]), "is not a name"),
         (msgpack.packb(["StopRun", 1, 5]), "is not text"),
+        (msgpack.packb(["EvalResult", "e", 1, 5]), "is not a list"),
+        (msgpack.packb(["EvalResult", "e", 1, [5]]), "not a name and a float"),
+        (msgpack.packb(["EvalResult", "e", 1, [["f1", 1]]]), "not a name and a float"),
+        (msgpack.packb(["EvalResult", "e", 1, [["", 1.0]]]), "found the name"),
+        (msgpack.packb(["EvalResult", "e", 1, [["a" * 65, 1.0]]]), "found the name"),
+        (msgpack.packb(["EvalResult", "e", 1, [["a\n", 1.0]]]), "found the name"),
+        (msgpack.packb(["EvalResult", "e", 1, [["a", 1.0]] * 2]), "found a twice"),
+        (
+            msgpack.packb(["EvalResult", "e", 1, [[f"{k}", 1.0] for k in range(33)]]),
+            "found 33 numbers",
+        ),
         (msgpack.packb(["StopRun", 1, b"bytes"]), "not msgpack|is not text"),
         (wire_format.encode(HEADER._replace(loss=float("nan"))), "loss: is not finite"),
         (msgpack.packb([*["HeartbeatAck"], [[[[1]]]], 1, True]), "is not an integer"),

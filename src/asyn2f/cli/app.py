@@ -18,7 +18,7 @@ from asyn2f import rundir
 from asyn2f.cli.main import COMMANDS, Exit
 from asyn2f.cli.process import open_output
 from asyn2f.config import build, config_file, reference, schema
-from asyn2f.config.default import load_config
+from asyn2f.config.default import for_flags, load_config
 from asyn2f.errors import Asyn2fError, ExecutionError
 from asyn2f.transport.base import check_safe, is_exposed
 
@@ -179,8 +179,9 @@ def _read_config(name: str, argv: list[str]) -> list[str]:
     if "config" in COMMANDS[name].flags.split():
         config = _config_of(name, given)
         if config is not None:
+            config_flags.register_flag_parser_for_type(float, _FloatOrNone())
             config_flags.DEFINE_config_dict(
-                "config", config, sys_argv=rest, allow_override=True
+                "config", for_flags(config), sys_argv=rest, allow_override=True
             )
         elif any(key.startswith("config.") for key in given):
             raise flags.Error(_NO_CONFIG)
@@ -201,6 +202,13 @@ def _config_of(name: str, given: dict[str, str]) -> Any:
         return None
     print(f"note: no --config, taking {_DEFAULT_CONFIG}", file=sys.stderr, flush=True)
     return config_file.load(_DEFAULT_CONFIG)
+
+
+class _FloatOrNone(flags.FloatParser):
+    """For keys that may be None; what other keys hold is checked afterwards."""
+
+    def convert(self, argument: str) -> Any:
+        return None if argument == "None" else super().convert(argument)
 
 
 # ---------------------------------------------------------------- flags and config

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from asyn2f import rundir
 from asyn2f.config import schema
@@ -53,6 +54,20 @@ def default_config(
     flat = schema.flatten(schema.plain(schema.nested(flat)))
     schema.check_known(flat)
     return _over_defaults(flat)
+
+
+def for_flags(config: ConfigDict) -> ConfigDict:
+    """A copy in which keys that may be None, and are, have the type of their values, as
+    flags require.
+
+    >>> for_flags(get_config()).stop.get_type("target")
+    <class 'float'>
+    """
+    flat = schema.flatten(schema.plain(config))
+    for key, each in schema.all_settings().items():
+        if each.optional and flat.get(key, each) is None:
+            flat[key] = placeholder(each.kind)
+    return ConfigDict(schema.nested(flat))
 
 
 def load_config(run: Path | str) -> ConfigDict:
