@@ -15,15 +15,20 @@ import pytest
 import asyn2f
 from asyn2f import trace
 from asyn2f.api.results import Simulation
+from asyn2f.config import build
+from asyn2f.config.schema import RunSettings, section
 from asyn2f.errors import ConfigError
 from asyn2f.report import comparison
 from asyn2f.report.metrics import read_metrics
 from asyn2f.store.orbax import OrbaxStore
+from asyn2f.timing import Stop
 from asyn2f.training.experiment import make_experiment
+from asyn2f.training.settings import Training
 from asyn2f.types import Best, Metric
 from tests.support import tasks
 from tests.support.experiments import config_with
 from tests.support.patience import PATIENCE_S
+from tests.unit.test_report import Page
 
 ROOT = Path(__file__).parents[2]
 TASKS = {"regression": tasks.regression, "returns": tasks.returns}
@@ -47,9 +52,13 @@ def simulated(name: str, **changes) -> Simulation:
     """The run of a config, with a task of one's own."""
     config = config_with(**{k.replace(".", "__"): v for k, v in SETTINGS.items()})
     config["stop"] |= changes
-    made = asyn2f.config.build.build_experiment(config)
     experiment = make_experiment(
-        TASKS[name](), made.strategy, made.training, made.stop, made.seed, made.guards
+        TASKS[name](),
+        build.build_strategy(config),
+        section(config, Training),
+        section(config, Stop),
+        section(config, RunSettings).seed,
+        build.build_guards(config),
     )
     return asyn2f.simulate(config, experiment)
 
@@ -110,12 +119,12 @@ def test_a_value_that_is_not_finite_is_shown_and_never_the_best():
 
 @every_task
 def test_a_report_speaks_of_the_headline_and_of_no_class(name, tmp_path):
-    text = simulated(name).report(tmp_path / "page.html").read_text()
-    assert f"Test {HEADLINES[name][0]}" in text
-    shown = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
-    config = shown.index("<details>")  # where all keys stand
-    assert not re.search("accuracy|class |classes|label", shown[:config])
-    assert "Training examples per worker." in shown
+    page = Page(simulated(name).report(tmp_path / "page.html"))
+    assert f"Test {HEADLINES[name][0]}" in page.text
+    shown = re.sub(r"<style.*?</style>|<details.*", "", page.text, flags=re.DOTALL)
+    own, _, _ = shown.partition("Settings")
+    assert not re.search(r"accuracy|\bclass\b|classes|labels", own)
+    assert "Training examples per worker." in page.text
 
 
 @pytest.mark.parametrize(
@@ -125,9 +134,9 @@ def test_a_report_speaks_of_the_headline_and_of_no_class(name, tmp_path):
 def test_a_target_of_a_fraction_is_one(higher, target, allowed, monkeypatch):
     metric = Metric("rate", higher, is_fraction=True)
     task = tasks.regression()._replace(metric=metric)
-    monkeypatch.setattr(asyn2f.config.build, "make_task", lambda *_: task)
+    monkeypatch.setattr(build, "make_task", lambda *_: task)
     with pytest.raises(ConfigError, match=f"stop.target: found .*allowed: {allowed}"):
-        asyn2f.config.build.build_experiment(config_with(stop__target=target))
+        build.build_experiment(config_with(stop__target=target))
 
 
 # ------------------------------------------------------------- as programs
@@ -147,6 +156,7 @@ def program(name: str, *words: str) -> str:
 
 
 FLAGS = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
+FLAGS.append("--config.stop.target=None")
 
 
 @pytest.fixture(scope="module", params=TASKS)

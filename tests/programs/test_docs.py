@@ -257,9 +257,15 @@ def test_the_config_of_every_command_is_valid(build):
 # ------------------------------------------------------------- your own model
 
 
+def test_a_regression_of_ones_own_trains():
+    _, code = blocks("python", MODEL_GUIDE)
+    _, told = blocks("text", MODEL_GUIDE)
+    assert printed_by(lambda: exec(code, {})) == told
+
+
 def test_a_model_and_data_of_ones_own_train():
-    (code,) = blocks("python", MODEL_GUIDE)
-    (told,) = blocks("text", MODEL_GUIDE)
+    code, _ = blocks("python", MODEL_GUIDE)
+    told, _ = blocks("text", MODEL_GUIDE)
     printed = printed_by(lambda: exec(code, {}))
     accuracy = re.compile(r"0\.\d\d")
     assert accuracy.sub("A", printed) == accuracy.sub("A", told)

@@ -134,7 +134,7 @@ def made_up(random: Random) -> Case:
         max_staleness=pick([None, None, 0, 2]),
         min_updates=random.randint(1, 3),
         epochs_per_push=random.randint(1, 2),
-        push_at_metric=threshold,
+        push_at_metric=threshold or None,
         push_after_epochs=pick([0, 3]),
         deadline_s=pick([0.0, 0.0, draw(0.5, 4.0)]),
         min_workers=random.randint(1, max(1, staying)),

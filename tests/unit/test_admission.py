@@ -428,4 +428,4 @@ def test_an_evaluator_may_come_back_for_the_last_version():
     server.hear("e", wire.EvalResult("e", 3, {"accuracy": 0.75}))
     (finish,) = those(server.end(), p.Finish)
     assert finish.status == "finished"
-    assert server.machine.status().best_version == 3
+    assert server.machine.status().best.version == 3

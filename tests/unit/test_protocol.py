@@ -38,7 +38,7 @@ PUBLISH = ("after_save", "before_save")
 @pytest.mark.parametrize(
     ("worker", "changes", "words"),
     [
-        (0, {"protocol": 1}, "protocol 1, the server speaks 6"),
+        (0, {"protocol": 1}, "protocol 1, the server speaks 7"),
         (0, {"role": "spy"}, "role 'spy', allowed: worker, evaluator"),
         (0, {"fingerprint": "bush"}, "its model has other arrays"),
         (-1, {"fingerprint": "bush"}, "its model has other arrays"),

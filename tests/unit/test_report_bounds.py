@@ -104,7 +104,7 @@ def test_late_in_a_long_run_times_are_still_fine():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_an_axis_of_shares_holds_them_and_never_goes_beyond_all(values):
-    low, high = curves.share_range(np.array(values))
+    low, high = theme.share_range(np.array(values))
     assert 0.0 <= low <= min(values)
     assert max(values) <= high <= 1.0
     assert low < high

@@ -207,7 +207,7 @@ def _config_of(name: str, given: dict[str, str]) -> Any:
 class _FloatOrNone(flags.FloatParser):
     """For keys that may be None; what other keys hold is checked afterwards."""
 
-    def convert(self, argument: str) -> Any:
+    def convert(self, argument: str | float) -> Any:
         return None if argument == "None" else super().convert(argument)
 
 

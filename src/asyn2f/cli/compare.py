@@ -139,8 +139,19 @@ def _plan() -> _Plan:
         )
     choices = {name: _settings(name, config) for name in strategies}
     task = build.build_task(config)
+    _check_target(task.metric)
     inputs, half = inputs_digest(config, task), None if _TRIALS.value == 1 else 1
     return _Plan(config, task.metric, inputs, choices, half)
+
+
+def _check_target(metric: Metric) -> None:
+    """Checks that a target of a fraction is one. Raises ConfigError."""
+    target = _TARGET.value
+    if target is not None and metric.is_fraction and not 0.0 <= target <= 1.0:
+        raise errors.ConfigError(
+            f"--target: found {target:g}, allowed: 0 to 1, as the metric is "
+            f"{metric.name}"
+        )
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ def new_name(key: str) -> str:
     'config.runtime.beat_s is called config.runtime.heartbeat_interval_s since 0.2.0'
     >>> new_name("runtime.announce").partition("since ")[2]
     '0.2.0, and its values durable, early are after_save, before_save'
-    >>> new_name("stop.target_accuracy")[46:]
+    >>> new_name("stop.target_accuracy")[38:]
     'config.stop.target since 0.2.0, and None is off there, as 0 was'
     """
     if key not in KEYS:

@@ -79,13 +79,13 @@ def warnings_of(summary: Mapping[str, Any]) -> list[str]:
     """Caveats of a run's results, in sentences.
 
     >>> warnings_of({"versions": 30, "best_version": None})[0][:41]
-    'no version has a finite score, so there i'
+    'no version was evaluated, or none to a fi'
     """
     found = [incomplete(summary)]
     if summary.get("versions") and summary.get("best_version") is None:
         found.append(
-            "no version has a finite score, so there is no best version: start an "
-            "evaluator as well (asyn2f evaluator)"
+            "no version was evaluated, or none to a finite score, so there is no best "
+            "version: start an evaluator as well (asyn2f evaluator)"
         )
     return [warning for warning in found if warning]
 

@@ -121,7 +121,8 @@ def _differences(
     names = [row.strategy for row in rows]
     place = {name: index for index, name in enumerate(names)}
     gaps = np.full((len(names), len(names)), math.nan)
-    sign = 1.0 if metric.higher_is_better else -1.0
+    scale = 100.0 if metric.is_fraction else 1.0
+    sign = scale if metric.higher_is_better else -scale
     text = [["" for _ in names] for _ in names]
     for first, second, mean, p in found:
         for one, other, gap in ((first, second, mean), (second, first, -mean)):
@@ -129,7 +130,7 @@ def _differences(
             gaps[at] = sign * gap if p < 0.05 else 0.0
             text[at[0]][at[1]] = units.difference_text(gap, metric, digits=1)
     most = float(np.nanmax(np.abs(gaps)))
-    most = max(most, 0.01) if metric.is_fraction else most or 1.0
+    most = max(most, 1.0) if metric.is_fraction else most or 1.0
     figure = go.Figure(
         go.Heatmap(
             z=gaps,

@@ -271,6 +271,8 @@ def _chrome_lines(events: Iterable[trace.Event], zero_s: float) -> Iterator[str]
 
 def _plain(value: Any) -> Any:
     """The value in JSON, which has no NaN."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -46,7 +46,7 @@ def schedule(
       timing: the strategy's, with the experiment's settings.
       profiles: of the W workers.
       stop: `max_versions`, `max_time_s` (virtual, from the start of training); a target
-        accuracy is ignored, see `order.cut`.
+        value is ignored, see `order.cut`.
       seed: of jitter and drawn outages.
       steps_per_epoch: i [W], of each worker's shard.
       num_bytes: of an encoded version.
@@ -92,7 +92,7 @@ def _check(timing: Timing, stop: Stop, signal_of: SignalOf | None) -> None:
     if not stop.max_versions and not stop.max_time_s:
         raise ValueError(
             "stop: found neither max_versions nor max_time_s; set one of them, also "
-            "where a target accuracy may end the run earlier"
+            "where a target may end the run earlier"
         )
     if timing.depends_on_values and signal_of is None:
         raise ValueError(

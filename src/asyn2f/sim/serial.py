@@ -4,6 +4,7 @@ The oracle: on the same machine it computes what the processes did, bit for bit.
 """
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ import numpy as np
 from asyn2f.serialization import all_finite
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Log, Order, Result, empty_numbers, uses_of
-from asyn2f.tasks.base import Carry
 from asyn2f.training.batches import shard_of
 from asyn2f.training.experiment import (
     Experiment,
@@ -172,7 +172,7 @@ class Workers:
         self._experiment = experiment
         self._states: dict[int, WorkerState] = {}
         self._shards: dict[int, Shard] = {}
-        self._kept: dict[int, Carry] = {}  # own states, by number
+        self._kept: dict[int, Any] = {}  # own states, by number
         self._begins: dict[int, int | None] = {}  # by worker, with which of them
         self.base: dict[int, int] = {}  # the node that each took in last
 
