@@ -15,9 +15,11 @@ import jax
 import numpy as np
 import pytest
 
+import asyn2f
 from asyn2f import errors, strategies
 from asyn2f.config import build as build_module
 from asyn2f.sim.serial import execute_serially
+from asyn2f.training.batches import make_evaluate
 from tests.contracts import test_conformance
 from tests.support.executions import UNEQUAL, order_for
 from tests.support.experiments import config_with
@@ -258,13 +260,23 @@ def test_the_config_of_every_command_is_valid(build):
 
 
 def test_a_regression_of_ones_own_trains():
-    _, code = blocks("python", MODEL_GUIDE)
+    _, _, code = blocks("python", MODEL_GUIDE)
     _, told = blocks("text", MODEL_GUIDE)
     assert printed_by(lambda: exec(code, {})) == told
 
 
+def test_a_loss_and_metrics_of_ones_own_are_evaluated():
+    _, code, _ = blocks("python", MODEL_GUIDE)
+    exec(code, names := {})
+    model = (lambda key, x: np.float32(1.0), lambda w, x: w * x)
+    task = names["quantile"](model, (np.arange(10.0), np.arange(10.0) - 2))
+    scores = make_evaluate(task)({"params": np.float32(1.0)})
+    assert scores == {"covered": 1.0, "mae": 2.0, "loss": pytest.approx(0.2)}
+    assert task.metric == asyn2f.Metric("loss", higher_is_better=False)
+
+
 def test_a_model_and_data_of_ones_own_train():
-    code, _ = blocks("python", MODEL_GUIDE)
+    code, _, _ = blocks("python", MODEL_GUIDE)
     told, _ = blocks("text", MODEL_GUIDE)
     printed = printed_by(lambda: exec(code, {}))
     accuracy = re.compile(r"0\.\d\d")
