@@ -3,6 +3,10 @@
 Each message states what was found, what is allowed, and what to do.
 """
 
+import sysconfig
+import traceback
+from pathlib import Path
+
 
 class Asyn2fError(Exception):
     """Base class of every error that asyn2f raises on purpose."""
@@ -18,6 +22,10 @@ class DataError(Asyn2fError, ValueError):
 
 class TaskError(Asyn2fError, ValueError):
     """A task that cannot be trained, evaluated or split."""
+
+
+class ContractError(Asyn2fError, ValueError):
+    """A strategy that does not keep the contract of all strategies."""
 
 
 class RunDirError(Asyn2fError):
@@ -88,7 +96,8 @@ class ExecutionError(Asyn2fError, RuntimeError):
       stage: `init`, `adopt`, `train`, `merge`, `push`, `signal`, `aggregate` or
         `evaluate`.
       strategy: name of the strategy.
-      version: the version that was made, taken in, evaluated, or trained from.
+      version: the version that was made, taken in, evaluated, or trained from; None in
+        an execution in lanes, where many workers are computed at once.
       worker: its number; None for the server.
       event: index into the order; None outside of it.
     """
@@ -97,17 +106,52 @@ class ExecutionError(Asyn2fError, RuntimeError):
         self,
         stage: str,
         strategy: str,
-        version: int,
+        version: int | None,
         worker: int | None,
         event: int | None,
         reason: BaseException,
     ) -> None:
         self.stage, self.strategy, self.version = stage, strategy, version
         self.worker, self.event = worker, event
-        where = [f"strategy {strategy}", f"version {version}"]
+        more = "sim.executor=serial names worker and version"
+        where = [
+            f"strategy {strategy}",
+            more if version is None else f"version {version}",
+        ]
         where += [] if worker is None else [f"worker {worker}"]
         where += [] if event is None else [f"event {event}"]
-        lines = str(reason).strip().splitlines() or [""]
-        super().__init__(
-            f"{stage} failed ({', '.join(where)}): {type(reason).__name__}: {lines[0]}"
-        )
+        super().__init__(f"{stage} failed ({', '.join(where)}): {in_one_line(reason)}")
+
+
+def in_one_line(error: BaseException) -> str:
+    """The line of the user's own code that an error is from, and its message.
+
+    >>> in_one_line(ValueError("no such file\\nat all"))
+    'ValueError: no such file'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = lines[0]
+    if "Traceback" in text:  # of a callback, whose own error comes last
+        text = f"{text.partition('Traceback')[0]}{lines[-1]}"
+    return f"{_place(error)}{type(error).__name__}: {text[:_LONGEST]}"
+
+
+_LONGEST = 300
+
+
+def _place(error: BaseException) -> str:
+    """FILE, line N: of the innermost code that is neither installed nor of asyn2f."""
+    if isinstance(error, SyntaxError):
+        return f"{Path(error.filename or '').name}, line {error.lineno}: "
+    others = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    others.append(str(Path(__file__).parent))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*others, "<"))
+    ]
+    return (
+        f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: "
+        if frames
+        else ""
+    )

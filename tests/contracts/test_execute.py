@@ -1,5 +1,6 @@
 """The choice of an executor, its errors, and the memory it needs."""
 
+import re
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -213,7 +214,16 @@ def test_an_error_names_stage_strategy_version_worker_and_event(
     assert error.strategy == wrong.strategy.name
     assert isinstance(error.__cause__, TypeError | ValueError)
     assert str(error).startswith(f"{stage} failed (strategy {error.strategy}, version ")
-    assert f"event {event}): {type(error.__cause__).__name__}: " in str(error)
+    place = r"test_execute\.py, line \d+: "  # of the function that has failed
+    kind = type(error.__cause__).__name__
+    assert re.search(rf"event {event}\): ({place})?{kind}: ", str(error))
+
+
+def test_an_error_in_lanes_names_what_names_more(experiment, order):
+    with pytest.raises(ExecutionError) as caught:
+        execution_of(broken(experiment, "train"), order, "vectorised").run()
+    assert (caught.value.version, caught.value.worker) == (None, None)
+    assert ", sim.executor=serial names worker and version): " in str(caught.value)
 
 
 def test_debug_computes_the_same_without_compiling(experiment, order):

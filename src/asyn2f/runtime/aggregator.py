@@ -17,7 +17,7 @@ from asyn2f.protocol import events as p
 from asyn2f.protocol import messages, wire_format
 from asyn2f.store.base import ModelStore, Record
 from asyn2f.strategies.base import push_params
-from asyn2f.training.experiment import Experiment, initial_server_state
+from asyn2f.training.experiment import Experiment, initial_server_state, stage
 from asyn2f.types import Buffer, Metrics, Params, ServerState, UpdateInfo, WorkerUpdate
 
 _SUM_TO_1_WITHIN = 1e-4  # coefficients are float32
@@ -81,7 +81,8 @@ class Aggregator:
             worker=_I32(0),
             info=serialization.to_scalars(info),
         )
-        jax.block_until_ready(self.experiment.aggregate(self.state, [update]))
+        with stage(self.experiment, "aggregate", 0):
+            jax.block_until_ready(self.experiment.aggregate(self.state, [update]))
 
     def validate(
         self, key: UpdateKey, header: messages.UpdateHeader, payload: Buffer
@@ -123,9 +124,10 @@ class Aggregator:
         """Aggregates updates into the next version; keeps the present one if the result
         is invalid. `lacking`: see `programs.Aggregate`."""
         members = [self.pending[key] for key in keys]
-        state, metrics = self.experiment.aggregate(
-            self.state, [member.update for member in members]
-        )
+        with stage(self.experiment, "aggregate", version):
+            state, metrics = self.experiment.aggregate(
+                self.state, [member.update for member in members]
+            )
         problem = problem_of(state, metrics)
         if problem:
             logging.warning("version %d is not created: %s", version, problem)

@@ -20,7 +20,7 @@ from asyn2f.runtime.peer import (
     zero_params,
 )
 from asyn2f.training.batches import make_evaluate
-from asyn2f.training.experiment import Experiment
+from asyn2f.training.experiment import Experiment, stage
 from asyn2f.transport.base import Transport
 
 
@@ -38,7 +38,8 @@ class Evaluator:
         self._journal = journal
         self._inbox = ModelInbox(self.depth)
         self._evaluate = make_evaluate(experiment.task)
-        self._evaluate(zero_params(experiment))
+        with stage(experiment, "evaluate", 0):
+            self._evaluate(zero_params(experiment))
 
     def stop(self, reason: str) -> None:
         """Ends the evaluator after the present version; from any thread."""
@@ -68,7 +69,8 @@ class Evaluator:
         except WireError as error:
             logging.warning("evaluator: dropped a version: %s", error)
             return
-        scores = self._evaluate(model.params)
+        with stage(self._experiment, "evaluate", version):
+            scores = self._evaluate(model.params)
         now = time.monotonic()
         self._journal.write(trace.Evaluated(now, version, scores))
         self._client.post(p.VersionEvaluated(version, scores))

@@ -26,7 +26,7 @@ from asyn2f.runtime.peer import (
 )
 from asyn2f.store.worker_state import WorkerStateFile
 from asyn2f.training.batches import shard_of, steps_per_epoch
-from asyn2f.training.experiment import Experiment
+from asyn2f.training.experiment import Experiment, stage
 from asyn2f.transport.base import Transport
 from asyn2f.types import GlobalModel, UpdateInfo, WorkerState
 
@@ -68,12 +68,12 @@ class Worker:
         self._fresh: tuple[GlobalModel, int] | None = None
         self._fresh_digest = self._base_digest = ""  # of its payload, of the base's
         self._adopts_again = experiment.strategy.timing.after_push == "adopt"
-        self._newest = -1  # newest valid version received
+        self._newest, self._base = -1, 0  # newest valid version received; last taken in
         self._newest_from = self._base_from = -1  # its incarnation, and the base's
-        self._merges = 0
-        self._merged_s = 0.0  # of the last merge, if any
+        self._merges, self._merged_s = 0, 0.0  # their number; time of the last, if any
         self._inbox = ModelInbox(self.depth)
-        self._warm_up()
+        with stage(experiment, "train", 0, worker):
+            self._warm_up()
 
     def stop(self, reason: str) -> None:
         """Ends the worker at its next batch boundary; from any thread."""
@@ -109,20 +109,21 @@ class Worker:
     # ------------------------------------------------------------- commands
 
     def _carry_out(self, command: programs.WorkerCommand) -> Seen:
-        steps = 0
-        match command:
-            case programs.Wait(known):
-                self._wait(known)
-            case programs.Adopt():
-                self._adopt()
-            case programs.Train(wanted, known):
-                steps = self._train(wanted, known)
-            case programs.Merge():
-                self._merge()
-            case programs.Push():
-                self._push()
-        stopped = self._inbox.stopped is not None
-        signal = self._signal()
+        steps, name = 0, type(command).__name__.lower()
+        with stage(self._experiment, name, self._base, self._worker):
+            match command:
+                case programs.Wait(known):
+                    self._wait(known)
+                case programs.Adopt():
+                    self._adopt()
+                case programs.Train(wanted, known):
+                    steps = self._train(wanted, known)
+                case programs.Merge():
+                    self._merge()
+                case programs.Push():
+                    self._push()
+            stopped = self._inbox.stopped is not None
+            signal = self._signal()
         self._receive()
         return Seen(steps=steps, newest=self._newest, signal=signal, stop=stopped)
 
@@ -187,7 +188,7 @@ class Worker:
         assert self._fresh is not None
         fresh = self._fresh
         self._base_from = fresh[1]
-        self._base_digest = self._fresh_digest
+        self._base, self._base_digest = int(fresh[0].version), self._fresh_digest
         if not self._adopts_again:
             self._fresh = None
         return fresh

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from asyn2f.errors import PlanError, TooLargeError
+from asyn2f.errors import Asyn2fError, ExecutionError, PlanError, TooLargeError
 from asyn2f.sim.lanes import Carry
 from asyn2f.sim.machine import Machine, Progress
 from asyn2f.sim.order import Numbers, Order, Result
@@ -68,10 +68,16 @@ class Execution(NamedTuple):
             never by the serial executor.
 
         Raises:
-          ExecutionError: a function of the task or the strategy has failed; serially.
+          ExecutionError: a function of the task or the strategy has failed.
         """
         if self.machine is not None:
-            return execute_in_lanes(self.machine, self.order, watch, begin, keep)
+            try:
+                return execute_in_lanes(self.machine, self.order, watch, begin, keep)
+            except (Asyn2fError, OSError):
+                raise
+            except Exception as error:
+                name = self.experiment.strategy.name
+                raise ExecutionError("lanes", name, None, None, None, error) from error
         with debugging(self.means.executor):
             return execute_serially(self.experiment, self.order, self.watched, watch)
 
