@@ -12,6 +12,7 @@ from asyn2f.kernels.aggregation import coordinate_median, trimmed_mean
 from asyn2f.serialization import params_sha256
 from asyn2f.sim.from_trace import order_of
 from asyn2f.sim.serial import execute_serially
+from asyn2f.strategies.samples import MASK, four_updates, model
 from tests.contracts.test_runtime import LocalRun, small
 from tests.support.executions import (
     assert_close,
@@ -21,7 +22,6 @@ from tests.support.executions import (
     in_lanes,
     order_for,
 )
-from tests.unit.test_strategies import MASK, four_updates, model
 
 ROWS = 8  # so that one program serves all examples
 TRIMS = (0.0, 0.1, 0.2, 0.25, 0.4)  # static: one compilation each
