@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from asyn2f.errors import AddressError as AddressError
 from asyn2f.errors import Asyn2fError as Asyn2fError
 from asyn2f.errors import ConfigError as ConfigError
+from asyn2f.errors import ContractError as ContractError
 from asyn2f.errors import DataError as DataError
 from asyn2f.errors import DescriptorError as DescriptorError
 from asyn2f.errors import DeviceError as DeviceError
@@ -37,6 +38,7 @@ from asyn2f.errors import WriteAheadError as WriteAheadError
 if TYPE_CHECKING:
     from asyn2f.api import Simulation as Simulation
     from asyn2f.api import config_of as config_of
+    from asyn2f.api import load_params as load_params
     from asyn2f.api import replay as replay
     from asyn2f.api import simulate as simulate
     from asyn2f.api import verify as verify
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from asyn2f.kernels.merging import directional_merge as directional_merge
     from asyn2f.kernels.merging import linear_merge as linear_merge
     from asyn2f.kernels.merging import local_share as local_share
+    from asyn2f.settings import Range as Range
     from asyn2f.sim.profiles import Profiles as Profiles
     from asyn2f.strategies import Strategy as Strategy
     from asyn2f.strategies import asafl as asafl
@@ -92,6 +95,7 @@ _HOMES = {
     "replay": "asyn2f.api",
     "simulate": "asyn2f.api",
     "config_of": "asyn2f.api",
+    "load_params": "asyn2f.api",
     "default_config": "asyn2f.config.default",
     "load_config": "asyn2f.config.default",
     "verify": "asyn2f.api",
@@ -117,6 +121,7 @@ _HOMES = {
     "partition": "asyn2f.tasks",
     "Aux": "asyn2f.tasks.base",
     "Evaluation": "asyn2f.tasks.base",
+    "Range": "asyn2f.settings",
     "Task": "asyn2f.tasks.base",
     "mean_evaluation": "asyn2f.tasks.base",
     "make_classification_task": "asyn2f.tasks.classification",

@@ -13,7 +13,17 @@ import functools
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 T = TypeVar("T")
 _SAME: Any = object()
@@ -25,14 +35,17 @@ class Setting:
 
     Attributes:
       kind: int, float, bool, str, or tuple; a list of JSON is a tuple here.
-      item: of a tuple, what each of its items is.
+      item: of a tuple, what each of its items is; of a str, Path where a function takes
+        it as a path.
       default: of the config.
       doc: what it means, in a sentence without a full stop.
       unit: of numbers.
       options: the allowed values; None = any in range.
       at_least, above, at_most, below: the range of a number, or of each in a tuple.
-      allowed: the allowed values in words, where `holds` decides.
-      holds: whether a value of the right type is allowed.
+      allowed: the allowed values in words, where `holds` decides; beside `options`, the
+        further ones.
+      holds: whether a value of the right type is allowed; beside `options`, whether one
+        that is none of them is.
       at_root: whether its key is `name` instead of `section.name`.
       is_path: whether a value is the path of a file or folder.
       optional: whether a value may be None.
@@ -79,7 +92,8 @@ class Setting:
 
     def _is_in_range(self, value: Any) -> bool:
         if self.options is not None:
-            return value in self.options
+            is_other = self.holds is not None and self.holds(value)
+            return value in self.options or is_other
         if self.holds is not None:
             return self.holds(value)
         if isinstance(value, str | bool):
@@ -106,10 +120,11 @@ class Setting:
 
     def range_in_words(self) -> str:
         """The range in words, without the type; "" = any value of the type."""
+        if self.options is not None:
+            one = "one of " + ", ".join(map(str, self.options))
+            return f"{one}; or {self.allowed}" if self.allowed else one
         if self.allowed:
             return self.allowed
-        if self.options is not None:
-            return "one of " + ", ".join(self.options)
         low, high = _first(self.at_least, self.above), _first(self.at_most, self.below)
         is_open = self.above is not None
         if high is not None:
@@ -189,12 +204,32 @@ def of_annotation(annotation: Any, **rest: Any) -> Setting:
     if type(None) in items:
         (inner,) = (item for item in items if item is not type(None))
         return of_annotation(inner, **rest, optional=True)
+    if origin is Annotated:
+        for each in items[1:]:
+            if isinstance(each, Range):
+                bounds = each._asdict().items()
+                rest |= {name: bound for name, bound in bounds if bound is not None}
+        return of_annotation(items[0], **rest)
     if origin is Literal:
         rest = {"options": items} | rest
-        return Setting(kind=str, **rest)
+        return Setting(kind=type(items[0]), **rest)
     if origin is tuple:
         return Setting(kind=tuple, item=items[0], **rest)
+    if annotation is Path:
+        return Setting(kind=str, item=Path, is_path=bool, **rest)
     return Setting(kind=annotation, **rest)
+
+
+class Range(NamedTuple):
+    """The range of an argument that is a number, or of each number in a tuple.
+
+    def make_task(*, dropout: Annotated[float, Range(at_least=0, below=1)] = 0.1): ...
+    """
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
 
 
 def check(settings: Any) -> None:

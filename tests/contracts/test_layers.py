@@ -43,7 +43,7 @@ ARROWS = {
 EVERYBODY = {"errors", "types", "settings"}
 ONLY_IN = {
     "zmq": {"transport/zmq", "transport/keys.py"},
-    "orbax": {"store/formats.py"},
+    "orbax": {"store/formats.py", "store/arrays.py"},
     "flax": {"tasks/"},
     "ml_collections": {"config/", "cli/"},
     "absl": {"cli/"},

@@ -18,7 +18,8 @@ import pytest
 
 from asyn2f.cli import trials
 from asyn2f.cli.claim import in_use
-from asyn2f.cli.trials import GRIDS, Job, Results, inputs_digest
+from asyn2f.cli.grids import GRIDS
+from asyn2f.cli.trials import Job, Results, inputs_digest
 from asyn2f.config import build
 from asyn2f.config.schema import flatten
 from asyn2f.errors import RunDirError
@@ -65,7 +66,7 @@ BAD_INPUT: dict[str, tuple[Flags, Words]] = {
     ),
     "trials": (
         ["--strategies=fedavg", "--trials=7"],
-        ["--trials: found 7", "cli/trials.py", "fedavg", "at most 6"],
+        ["--trials: found 7", "fedavg", "at most 6", "--grids"],
     ),
     "range": (
         ["--strategies=fedavg,fedasync", "--config.strategy.fedasync.mixing=1.5"],

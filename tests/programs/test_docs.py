@@ -1,12 +1,11 @@
 """The guides are true: their code runs and gives the numbers that they show."""
 
 import contextlib
-import functools
-import inspect
 import io
 import json
 import re
 import runpy
+import sys
 import tokenize
 import types
 from pathlib import Path
@@ -17,13 +16,14 @@ import pytest
 
 import asyn2f
 from asyn2f import errors, strategies
-from asyn2f.config import build as build_module
+from asyn2f.cli.grids import grids_of, settings_to_try
+from asyn2f.config import build, schema
+from asyn2f.config.default import default_config
 from asyn2f.sim.serial import execute_serially
+from asyn2f.strategies import contract
 from asyn2f.training.batches import make_evaluate
 from tests.contracts import test_conformance
 from tests.support.executions import UNEQUAL, order_for
-from tests.support.experiments import config_with
-from tests.unit import test_strategies
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "your_own_strategy.md").read_text(encoding="utf-8")
@@ -37,10 +37,27 @@ def blocks(kind, text=GUIDE):
     return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-BUILDER, BY_HAND = blocks("python")
+BUILDER, BY_HAND, CONTRACT, GRIDS = blocks("python")
 REFUSAL, PRINTED = blocks("text")
 (CASES,) = map(json.loads, blocks("json"))
 COMMANDS = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+
+
+@pytest.fixture
+def guide(tmp_path, monkeypatch):
+    """A working directory with the guide's file in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "agreement", raising=False)
+    Path("agreement.py").write_text(BUILDER + GRIDS, encoding="utf-8")
+    yield tmp_path
+    sys.modules.pop("agreement", None)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """The builder in `BUILDERS`, as the guide's row puts it there."""
+    monkeypatch.setitem(strategies.BUILDERS, "agreement", builder_of(BUILDER))
 
 
 def builder_of(source):
@@ -48,30 +65,6 @@ def builder_of(source):
     module = types.ModuleType("asyn2f.strategies.agreement")
     exec(compile(source, module.__name__, "exec"), vars(module))
     return module.agreement
-
-
-@pytest.fixture
-def register(monkeypatch):
-    """Puts a builder with this text into BUILDERS until the test is over."""
-
-    def put(source):
-        monkeypatch.setitem(strategies.BUILDERS, "agreement", builder_of(source))
-        # Of its own: the other one keeps what it has compiled by name.
-        jitted = functools.cache(test_strategies.jitted.__wrapped__)
-        monkeypatch.setattr(test_strategies, "jitted", jitted)
-
-    return put
-
-
-@pytest.fixture
-def registered(register):
-    register(BUILDER)
-
-
-@pytest.fixture
-def build(registered):
-    """`asyn2f.config.build`, asked with the builder in its row."""
-    return build_module
 
 
 def lines_of_code(source):
@@ -113,56 +106,36 @@ def test_its_row_is_the_one_that_the_guide_shows():
             assert line[1:] in builders.splitlines()
 
 
-CONTRACT = {
-    test.__name__: test
-    for test in vars(test_strategies).values()
-    for mark in getattr(test, "pytestmark", [])
-    if mark.name == "parametrize"
-    and mark in (test_strategies.every_strategy.mark, test_strategies.adding.mark)
-}
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_it_meets_the_contract(power):
+    found = dict(contract.problems(builder_of(BUILDER)(power=power)))
+    assert len(found) > 15
+    assert not any(found.values()), found
 
 
-def meet(name):
-    """Runs a test of the contract on the builder, with all that it is run with."""
-    test = CONTRACT[name]
-    test_it = functools.partial(test, name="agreement")
-    values = {m.args[0]: m.args[1] for m in test.pytestmark if m.args[0] != "name"}
-    assert inspect.signature(test).parameters.keys() == {"name", *values}
-    if not values:
-        test_it()
-    for argument, candidates in values.items():
-        for value in candidates:
-            test_it(**{argument: value})
-
-
-@pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize("name", CONTRACT)
-def test_it_meets_the_contract(name):
-    meet(name)
-
-
-def test_the_contract_has_been_found():
-    assert len(CONTRACT) > 20
+@pytest.mark.usefixtures("guide")
+def test_it_meets_the_contract_in_a_test_of_ones_own():
+    exec(CONTRACT, {})
 
 
 @pytest.mark.parametrize(
-    ("changes", "name", "error"),
+    ("changes", "sentence", "error"),
     [
         pytest.param(
             {"shares_of(weights, mask)": "weights / jnp.sum(weights * mask)"},
-            "test_padding_is_inert",
+            "padding is inert",
             "promotion",
             id="strict dtypes",
         ),
         pytest.param(
             {"mean[None]": "mean"},
-            "test_an_aggregation_is_finite",
+            "an aggregation is finite",
             "rank_promotion",
             id="strict ranks",
         ),
         pytest.param(
             {"weights = ": "weights = 0.0 if cosines[0] < 0 else "},
-            "test_an_aggregation_is_finite",
+            "an aggregation is finite",
             "boolean conversion of traced array",
             id="a branch",
         ),
@@ -172,26 +145,25 @@ def test_the_contract_has_been_found():
                 "memory=jnp.array(0.5))",
                 "mask, shares)\n\n": "mask, shares, state.memory + shares[0])\n\n",
             },
-            "test_the_second_aggregation_compiles_nothing",
+            "the second aggregation compiles nothing",
             "compiled:",
             id="a weak type",
         ),
     ],
 )
-def test_a_pitfall_breaks_the_contract(register, changes, name, error):
+def test_a_pitfall_breaks_the_contract(changes, sentence, error):
     source = BUILDER
     for right, wrong in changes.items():
         assert right in source
         source = source.replace(right, wrong)
-    register(source)
-    with pytest.raises(Exception, match=error):
-        meet(name)
+    found = dict(contract.problems(builder_of(source)()))
+    assert error in found[sentence]
 
 
 # ------------------------------------------------------------- its numbers
 
 
-@pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("guide")
 def test_the_numbers_worked_by_hand_come_out():
     assert printed_by(lambda: exec(BY_HAND, {})) == PRINTED
 
@@ -209,26 +181,31 @@ def test_its_case_is_one(arrangement):
 # ------------------------------------------------------------- a run
 
 
-def test_its_settings_are_in_the_config_by_themselves(build):
-    config = config_with(strategy__name="agreement")
-    assert config["strategy"]["agreement"] == {"power": 1.0}
+def own_config(**changes):
+    return default_config(strategy__name="agreement:agreement", **changes)
+
+
+@pytest.mark.usefixtures("guide")
+def test_its_settings_are_in_the_config_by_themselves():
+    config = schema.plain(own_config())
+    assert config["strategy"]["args"] == {"power": 1.0}
     build.check(config)
-    config["strategy"]["agreement"]["power"] = -1.0
     with pytest.raises(errors.ConfigError) as caught:
-        build.check(config)
+        build.check(schema.changed(config, {"strategy.args.power": -1.0}))
     assert f"error: {caught.value}\n" == REFUSAL
 
 
-def test_it_trains_in_a_simulated_run(build):
-    config = config_with(
+@pytest.mark.usefixtures("guide")
+def test_it_trains_in_a_simulated_run():
+    config = own_config(
         workers=3,  # shards of one size: what trains is compiled once
         task__hidden=(8,),
         training__batch_size=64,
         timing__epochs_per_push=1,
         timing__min_updates=2,
-        strategy__name="agreement",
     )
-    experiment = build.build_experiment(config)
+    experiment = build.build_experiment(schema.plain(config))
+    assert experiment.strategy.name == "agreement:agreement"
     result = execute_serially(
         experiment, order_for(experiment, UNEQUAL[:3], versions=12)
     )
@@ -241,19 +218,32 @@ def test_it_trains_in_a_simulated_run(build):
     np.testing.assert_allclose(pairs.sum(axis=1), 1.0, rtol=1e-6)
 
 
-def test_the_config_of_every_command_is_valid(build):
+@pytest.mark.usefixtures("guide")
+def test_the_config_of_every_command_is_valid():
     commands = [line.split() for line in COMMANDS if line.startswith("asyn2f ")]
-    assert {words[1] for words in commands} == {"simulate", "run", "replay", "compare"}
+    names = {"simulate", "run", "replay", "compare", "check-strategy"}
+    assert {words[1] for words in commands} == names
     for words in commands:  # flags and files: see test_readme.py
-        changes = {}
+        changes = {"strategy.name": "agreement:agreement"}
         for argument in words[2:]:
             name, _, value = argument.removeprefix("--").partition("=")
             if name.startswith("config."):
-                key = name.removeprefix("config.").replace(".", "__")
                 with contextlib.suppress(ValueError):
                     value = float(value)
-                changes[key] = value
-        build.check(config_with(**changes))
+                changes[name.removeprefix("config.")] = value
+        build.check(schema.plain(default_config(changes)))
+
+
+@pytest.mark.usefixtures("guide")
+def test_its_grid_is_read():
+    config = schema.plain(own_config())
+    grids = grids_of(config, "agreement:GRIDS")
+    tried = settings_to_try("agreement:agreement", config, 4, grids)
+    assert tried[0] == {}
+    assert {key for each in tried[1:] for key in each} == {
+        "training.learning_rate",
+        "strategy.args.power",
+    }
 
 
 # ------------------------------------------------------------- your own model

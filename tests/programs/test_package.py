@@ -112,8 +112,9 @@ def test_help_begins_with_what_a_command_does_and_an_example(name):
     summary, blank, example, *_ = text.splitlines()
     assert summary.endswith(".")
     assert not blank
-    assert example.startswith(f"    asyn2f {name} --")
-    shim = {"run": "local"}.get(name, name)
+    begin = "" if command.argument else "--"
+    assert example.startswith(f"    asyn2f {name} {begin}")
+    shim = {"run": "local"}.get(name, name.replace("-", "_"))
     assert importlib.util.find_spec(f"launch.{shim}")
     assert all(flag in flags.FLAGS for flag in command.flags.split())
 

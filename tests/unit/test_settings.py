@@ -9,10 +9,11 @@ import pytest
 import asyn2f
 from asyn2f.cli import app
 from asyn2f.config import build, config_file, reference, renamed, schema
+from asyn2f.config.arguments import of_signature
 from asyn2f.config.default import default_config, get_config, load_config
 from asyn2f.errors import ConfigError, RunDirError
 from asyn2f.settings import check, settings_of
-from asyn2f.strategies import BUILDERS, parameters
+from asyn2f.strategies import BUILDERS
 from asyn2f.timing import Stop
 from asyn2f.training.settings import Training
 
@@ -35,8 +36,8 @@ def test_the_default_config_has_every_key_with_its_default():
 
 def test_every_parameter_of_a_builder_is_a_key():
     for name in BUILDERS:
-        for key, (_, default) in parameters(name).items():
-            assert SETTINGS[f"strategy.{name}.{key}"].default == default
+        for key, each in of_signature(BUILDERS[name]).items():
+            assert SETTINGS[f"strategy.{name}.{key}"].default == each.default
 
 
 def test_the_reference_page_is_that_of_the_settings():

@@ -10,7 +10,7 @@ import numpy as np
 
 from asyn2f import rundir, trace
 from asyn2f.api.results import Simulation
-from asyn2f.api.simulation import executed
+from asyn2f.api.simulation import executed, experiment_of
 from asyn2f.config import build, schema
 from asyn2f.config.default import load_config
 from asyn2f.report.metrics import read_metrics
@@ -20,6 +20,8 @@ from asyn2f.sim.from_trace import Recording, agree, differences, order_of
 from asyn2f.sim.order import Numbers, Order, Result, line_of
 from asyn2f.sim.serial import Watch
 from asyn2f.store.orbax import OrbaxStore
+from asyn2f.strategies import Strategy
+from asyn2f.tasks.base import Task
 from asyn2f.timing import Timing
 from asyn2f.trace import causality, history
 from asyn2f.training import agreement
@@ -32,6 +34,9 @@ def replay(
     folder: Path | str,
     config: build.Config | None = None,
     executor: Executor = "serial",
+    *,
+    task: Task | None = None,
+    strategy: Strategy | None = None,
 ) -> Simulation:
     """Executes what happened in a run, real or simulated, again.
 
@@ -43,6 +48,7 @@ def replay(
       folder: of the run.
       config: see `simulate`; None = the run's own.
       executor: "serial", as for every run of processes.
+      task, strategy: of your own, in place of the config's; see `simulate`.
 
     Raises:
       ConfigError: see `build.check`.
@@ -61,7 +67,7 @@ def replay(
     agreement.check_flags(maker.environment for maker in makers)
     history.check_complete(events)
     causality.check(events)
-    run = executed(config, build.build_experiment(config), order_of(events))
+    run = executed(config, experiment_of(config, task, strategy), order_of(events))
     is_simulated = any(maker.actor == "simulation" for maker in makers)
     return run._replace(is_replay=not is_simulated)
 
@@ -209,8 +215,8 @@ def obstacle(
     fixed = [key for key in changed if key.split(".")[0] in ("timing", "stop")]
     if fixed:
         return f"config.{fixed[0]} decides when things happen, and that is recorded"
-    before = build.build_strategy(stored).timing
-    now = experiment.strategy.timing
+    own = build.build_experiment(stored)
+    before, now = own.strategy.timing, experiment.strategy.timing
     for name, was in vars(_effective(before)).items():
         is_now = getattr(_effective(now), name)
         if was != is_now:
@@ -221,7 +227,6 @@ def obstacle(
     if experiment.workers <= int(order.worker.max(initial=0)):
         return f"config.workers = {experiment.workers} are fewer than the run had"
     batch_size = experiment.training.batch_size
-    own = build.build_experiment(stored)
     shards = zip(own.task.shards, experiment.task.shards, strict=False)
     for worker, (rows_before, rows) in enumerate(shards):
         steps_before = steps_per_epoch(len(rows_before), own.training.batch_size)

@@ -12,7 +12,8 @@ import numpy as np
 
 import asyn2f
 from asyn2f import rundir, trace
-from asyn2f.config import build
+from asyn2f.config import build, schema
+from asyn2f.config.task import TaskSettings
 from asyn2f.report.metrics import MetricsWriter
 from asyn2f.report.run_page import write_report
 from asyn2f.serialization import params_sha256
@@ -42,7 +43,24 @@ class Simulation(NamedTuple):
     result: Result  # the newest state; numbers of each update and version
     scores: dict[int, Scores]  # by node of the order: 0, and those evaluated
     means: Means  # of the execution
+    best_params: Params = None  # of `best`, on the host; None if there is none
     is_replay: bool = False  # of a run of processes
+
+    def __repr__(self) -> str:
+        order, metric = self.order, self.experiment.task.metric
+        best, last = self.best(), self.scores.get(order.newest)
+        found = []
+        if best is not None:
+            found.append(f"best {best.value:.4g} (version {best.version})")
+        if last is not None:
+            found.append(f"last {last[metric.name]:.4g}")
+        return (
+            f"<Simulation of {self.experiment.task.name} by "
+            f"{self.experiment.strategy.name}, {self.experiment.workers} workers: "
+            f"{int(order.version[order.newest])} versions in "
+            f"{order.end_s - order.start_s:.1f} virtual s; {metric.name} "
+            f"{', '.join(found) or 'unknown'}>"
+        )
 
     @property
     def params(self) -> Params:
@@ -151,8 +169,12 @@ class Simulation(NamedTuple):
         }
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            rundir.write_json(folder / rundir.CONFIG, dict(self.config))
-            task = self.experiment.task
+            task, config = self.experiment.task, self.config
+            chosen = schema.section(config, TaskSettings)
+            built_in = f"{chosen.dataset}-{chosen.model}"
+            if not chosen.factory and task.name != built_in:  # one of one's own
+                config = schema.changed(config, {"task.dataset": task.name})
+            rundir.write_json(folder / rundir.CONFIG, dict(config))
             stored = {"run": "simulated", "metric": task.metric._asdict()}
             rundir.write_json(folder / rundir.RUN, stored)
             rundir.write_json(folder / rundir.SPLIT, split_of(task))

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from asyn2f import errors
+from asyn2f.api.progress import Progress, shown
 from asyn2f.api.results import Simulation, epochs_of
 from asyn2f.config import build, schema
 from asyn2f.config.default import default_config
@@ -16,7 +18,8 @@ from asyn2f.sim.profiles import Profiles
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.serial import Follower
 from asyn2f.sim.settings import SimSettings
-from asyn2f.strategies import BUILDERS
+from asyn2f.strategies import BUILDERS, Strategy
+from asyn2f.tasks.base import Task
 from asyn2f.training.batches import make_evaluate
 from asyn2f.training.experiment import (
     Experiment,
@@ -24,13 +27,18 @@ from asyn2f.training.experiment import (
     published,
     stage,
 )
-from asyn2f.types import Metric, Scores, ServerState
+from asyn2f.types import Metric, Params, Scores, ServerState
 
 _EVALUATIONS = 200  # of a run, unless the config states their interval
 
 
 def simulate(
-    config: build.Config | None = None, experiment: Experiment | None = None
+    config: build.Config | None = None,
+    experiment: Experiment | None = None,
+    *,
+    task: Task | None = None,
+    strategy: Strategy | None = None,
+    progress: Progress | bool = False,
 ) -> Simulation:
     """Schedules the run that a config describes, and executes it.
 
@@ -44,6 +52,10 @@ def simulate(
       experiment: with a task or strategy of your own, from `make_experiment`. Settings
         that a config holds as well (seed, workers, training, timing, stop, ...) have to
         be the same there; `config_of` copies them. None = what the config describes.
+      task, strategy: of your own, in place of the config's; a task is split as the
+        config has it unless it is split.
+      progress: True shows a line while the run is executed; or a function that is
+        called with each evaluated version: a dict of `version`, `time_s`, `scores`.
 
     Runs that differ only in seed, learning rates or limits share compiled programs;
     `jax.config.update("jax_compilation_cache_dir", folder)` keeps them for other
@@ -66,15 +78,20 @@ def simulate(
     [0, 1, 2, 3]
     """
     if config is None:
-        config = default_config() if experiment is None else config_of(experiment)
+        workers = {"workers": len(task.shards)} if task and task.shards else {}
+        config = config_of(experiment) if experiment else default_config(workers)
     config = schema.plain(config)
     build.check(config)
     if experiment is None:
-        experiment = build.build_experiment(config)
+        experiment = experiment_of(config, task, strategy)
+    elif task is not None or strategy is not None:
+        raise errors.ConfigError(
+            "found an experiment and a task or strategy besides; give one of them"
+        )
     else:
         check_agrees(config, experiment)
     order, target = order_of_config(config, experiment), experiment.stop.target
-    run = executed(config, experiment, order, target)
+    run = executed(config, experiment, order, target, progress)
     count = run.result.num_events
     if run.order is order and count < len(order.time_s):
         order = o.cut(order, count, reached(experiment.task.metric, target))
@@ -82,37 +99,56 @@ def simulate(
     return run
 
 
+def experiment_of(
+    config: build.Config, task: Task | None, strategy: Strategy | None
+) -> Experiment:
+    """What a config describes, with a task or strategy of one's own."""
+    if task is not None:
+        task = build.split_task(config, build.checked_task(config, task))
+    return build.build_experiment(config, task, strategy)
+
+
 def executed(
     config: build.Config,
     experiment: Experiment,
     order: Order,
     target: float | None = None,
+    progress: Progress | bool = False,
 ) -> Simulation:
     """Executes an order by the means in `config.sim`, until an evaluated version has
     reached the `target`; None = to its end."""
     metric = experiment.task.metric
     settings = section(config, SimSettings)
     evaluate = make_evaluate(experiment.task)
-
-    def score_of(node: int, state: ServerState) -> Scores:
-        with stage(experiment, "evaluate", int(order.version[node])):
-            return evaluate(published(experiment, state.model).params)
+    scores: dict[int, Scores] = {}
+    best: float | None = None
+    best_params: Params = None
+    show = shown(progress, len(order.version) - 1, metric)
 
     def watch(node: int, time_s: float, state: ServerState) -> bool:
-        scores[node] = score_of(node, state)
-        return metric.reaches(scores[node][metric.name], target)
+        nonlocal best, best_params
+        version = int(order.version[node])
+        params = published(experiment, state.model).params
+        with stage(experiment, "evaluate", version):
+            found = scores[node] = evaluate(params)
+        if metric.is_better(found[metric.name], best):
+            best, best_params = found[metric.name], jax.device_get(params)
+        show({"version": version, "time_s": time_s - order.start_s, "scores": found})
+        return metric.reaches(found[metric.name], target)
 
     with debugging(settings.executor):
         with stage(experiment, "init", 0):
             initial = initial_server_state(experiment)
-        scores = {0: score_of(0, initial)}
+        watch(0, order.start_s, initial)
     watched = watched_of(order, settings.evaluate_every)
     execution = execution_of(
         experiment, order, settings.executor, settings.lanes, watched
     )
     result = execution.run(watch)
-    ended = ended_by_divergence(order, result.numbers) or order
-    return Simulation(config, experiment, ended, result, scores, execution.means)
+    show(None)
+    order = ended_by_divergence(order, result.numbers) or order
+    means = execution.means
+    return Simulation(config, experiment, order, result, scores, means, best_params)
 
 
 def reached(metric: Metric, target: float | None) -> str:

@@ -14,18 +14,16 @@ from typing import Any, NamedTuple, NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from asyn2f import rundir
+from asyn2f.cli.arguments import NAMING, config_of, given_of
 from asyn2f.cli.main import COMMANDS, Exit
 from asyn2f.cli.process import open_output
-from asyn2f.config import build, config_file, reference, schema
-from asyn2f.config.default import for_flags, load_config
+from asyn2f.config import build, reference, schema
+from asyn2f.config.default import for_flags
 from asyn2f.errors import Asyn2fError, ExecutionError
 from asyn2f.transport.base import check_safe, is_exposed
 
 USAGE_ERROR = 2
-# Those that need no agreement with processes on other machines.
-_HAVE_DEFAULT_CONFIG = ("run", "simulate", "compare", "quality")
-_DEFAULT_CONFIG = "digits"
+_SHOW = "ASYN2F_TRACEBACK"
 _NO_CONFIG = "--config must be given, for example --config=digits"
 
 CONFIG = flags.DEFINE_string(
@@ -84,8 +82,7 @@ def run(name: str, program: Callable[[], int], last: Exit) -> None:
     open_output(dispensable=command.outlives_output)
     if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & {*sys.argv[1:]}:
         try:
-            is_full = "--helpfull" in sys.argv
-            print(_help(program, command.flags.split(), is_full), flush=True)
+            print(_help(program, name, "--helpfull" in sys.argv), flush=True)
         except BrokenPipeError:  # `| head` has ended
             last.code = 128 + signal.SIGPIPE
         last.code = last.code or 0
@@ -105,13 +102,17 @@ def run(name: str, program: Callable[[], int], last: Exit) -> None:
         log_once()
         for library in ("absl", "jax"):  # such as which accelerators JAX did not find
             logging.getLogger(library).setLevel(logging.WARNING)
+        if not os.environ.get(_SHOW):  # the traceback of a callback, which is logged
+            logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `asyn2f.cli.main`
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             last.code = program() or 0
         except ExecutionError as error:  # in the code of a task or a strategy
-            traceback.print_exception(error.__cause__)
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            if os.environ.get(_SHOW):
+                traceback.print_exception(error.__cause__)
+            more = f" ({_SHOW}=1 prints the traceback)"
+            print(f"error: {error}{more}", file=sys.stderr, flush=True)
             last.code = 1
         except Asyn2fError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -127,9 +128,10 @@ def run(name: str, program: Callable[[], int], last: Exit) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def _help(program: Callable[[], int], names: list[str], is_full: bool) -> str:
+def _help(program: Callable[[], int], name: str, is_full: bool) -> str:
     """What the program does, and the flags that it takes; in full, also the keys of its
     config."""
+    names = COMMANDS[name].flags.split()
     text = inspect.getdoc(program) or inspect.getdoc(inspect.getmodule(program)) or ""
     lines = [text, "", "Flags:"]
     for name in sorted(names):
@@ -141,8 +143,20 @@ def _help(program: Callable[[], int], names: list[str], is_full: bool) -> str:
         )
     if "config" in names:
         more = "--helpfull lists the keys of --config with default, unit and range."
-        lines += ["", reference.flags_help() if is_full else more]
+        lines += ["", _keys_help(name) if is_full else more]
     return "\n".join(lines)
+
+
+def _keys_help(name: str) -> str:
+    """The keys of the config that the arguments name, those of its functions too."""
+    try:
+        _, given = given_of(name, sys.argv)
+        config = None
+        if given.keys() & {"config", *NAMING}:
+            config = config_of(name, given)
+        return reference.flags_help(None if config is None else schema.plain(config))
+    except (Asyn2fError, OSError, ValueError) as error:
+        fail(_first_line(error))
 
 
 def _check_taken(name: str, taken: list[str]) -> None:
@@ -160,24 +174,9 @@ def _check_taken(name: str, taken: list[str]) -> None:
 def _read_config(name: str, argv: list[str]) -> list[str]:
     """Defines the flag --config as the config that the arguments name, so that each of
     its keys is a flag; returns the other arguments."""
-    rest: list[str] = []
-    given: dict[str, str] = {}
-    arguments = iter(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
-    for argument in arguments:
-        key, has_value, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and key == "config":
-            given[key] = value if has_value else next(arguments, "")
-            continue
-        rest.append(argument)
-        if argument.startswith("-"):
-            if key.startswith("config."):
-                schema.check_key(key.removeprefix("config."))
-            elif key in ("run", "workdir") and not has_value:
-                rest.append(next(arguments, ""))
-                value = rest[-1]
-            given[key] = value
+    rest, given = given_of(name, argv)
     if "config" in COMMANDS[name].flags.split():
-        config = _config_of(name, given)
+        config = config_of(name, given)
         if config is not None:
             config_flags.register_flag_parser_for_type(float, _FloatOrNone())
             config_flags.DEFINE_config_dict(
@@ -186,22 +185,6 @@ def _read_config(name: str, argv: list[str]) -> list[str]:
         elif any(key.startswith("config.") for key in given):
             raise flags.Error(_NO_CONFIG)
     return rest
-
-
-def _config_of(name: str, given: dict[str, str]) -> Any:
-    """The config to start from; None if it is not known."""
-    if "config" in given:
-        return config_file.load(given["config"])
-    made = given.get("run") if name == "replay" else None
-    if "resume" in given and given["resume"] not in ("false", "False", "0"):
-        made = given.get("workdir")
-    if made is not None:
-        exists = (Path(made) / rundir.CONFIG).exists()
-        return load_config(made) if exists else None
-    if name not in _HAVE_DEFAULT_CONFIG:
-        return None
-    print(f"note: no --config, taking {_DEFAULT_CONFIG}", file=sys.stderr, flush=True)
-    return config_file.load(_DEFAULT_CONFIG)
 
 
 class _FloatOrNone(flags.FloatParser):

@@ -213,6 +213,10 @@ def _run(start: _Start, body: Callable[[_Parent], None]) -> None:
         if start.source is not None:
             config_file.import_file(start.source)
         body(parent)
+    except errors.ExecutionError as error:  # in the code of a task or a strategy
+        logging.exception("%s has failed", start.name)
+        parent.send(error=f"{error} (see {logs / start.name}.log)")
+        code = 1
     except errors.Asyn2fError as error:
         parent.send(error=str(error), usage=True)
         code = app.USAGE_ERROR

@@ -5,8 +5,9 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from asyn2f import rundir, trace
 from asyn2f.errors import ConfigError, RunDirError
@@ -212,11 +213,34 @@ def _as_run_dir_error(folder: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- the data of a run
 
 
-def write_split(folder: Path, task: Task) -> None:
+def write_split(folder: Path, task: Task, code: Mapping[str, str]) -> None:
     """Writes each worker's number of examples, of each class too where there are
-    labels, and the digests of the data."""
-    content = {**split_of(task), "data": data_digests(task)}
+    labels, and the digests of the data and of the sources that the config names."""
+    content = {**split_of(task), "data": data_digests(task), "code": dict(code)}
     rundir.write_json(folder / rundir.SPLIT, content)
+
+
+def code_differences(folder: Path, code: Mapping[str, str]) -> list[str]:
+    """A line for each module whose sources differ from those that the run in the folder
+    began with."""
+    then = _split_of(folder).get("code", {})
+    return [
+        f"the sources of {module} differ from those that the run in {folder} began "
+        f"with (digest {then[module]} then, {digest} now)"
+        for module, digest in code.items()
+        if then.get(module, digest) != digest
+    ]
+
+
+def check_same_code(folder: Path, code: Mapping[str, str]) -> None:
+    """Raises ConfigError if there is one of `code_differences`."""
+    for difference in code_differences(folder, code):
+        raise ConfigError(f"{difference}: restore them, or start another run")
+
+
+def _split_of(folder: Path) -> dict[str, Any]:
+    path = folder / rundir.SPLIT
+    return rundir.read_json(path) if path.exists() else {}
 
 
 def check_same_data(folder: Path, task: Task) -> None:
@@ -226,9 +250,7 @@ def check_same_data(folder: Path, task: Task) -> None:
     Raises:
       ConfigError: they differ.
     """
-    if not (folder / rundir.SPLIT).exists():
-        return
-    then = rundir.read_json(folder / rundir.SPLIT).get("data")
+    then = _split_of(folder).get("data")
     now = data_digests(task)
     if then is None or tuple(then) == now:  # None: written by an older version
         return

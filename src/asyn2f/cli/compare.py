@@ -8,7 +8,6 @@ trial), table.md, report.html.
 """
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -27,16 +26,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from asyn2f import errors, rundir
 from asyn2f.cli import app, machine
 from asyn2f.cli.claim import in_use
+from asyn2f.cli.grids import grids_of, settings_to_try
 from asyn2f.cli.trials import (
-    GRIDS,
     Job,
     Results,
     inputs_digest,
     prepare_process,
     run_trial,
 )
-from asyn2f.config import build, config_file, schema
-from asyn2f.config.schema import RunSettings, section
+from asyn2f.config import build, config_file, own, schema
+from asyn2f.config.references import is_reference, label_of
+from asyn2f.config.schema import RunSettings, StrategyChoice, section
 from asyn2f.config.task import TaskSettings
 from asyn2f.report import comparison, comparison_page
 from asyn2f.report.comparison import Trial
@@ -54,10 +54,16 @@ _SEEDS = flags.DEFINE_integer(
 _TRIALS = flags.DEFINE_integer(
     "trials",
     1,
-    "Settings tried for each method, from the grids in cli/trials.py; 1 = only the "
+    "Settings tried for each method, from the grids in cli/grids.py; 1 = only the "
     "config's own. They are chosen on other seeds and one half of the test set, and "
     "results are measured on the other half.",
     lower_bound=1,
+)
+_GRIDS = flags.DEFINE_string(
+    "grids",
+    None,
+    "Grids of your own for --trials, MODULE:NAME or FILE.py:NAME: a dict of values by "
+    "method and key, or a function that returns it.",
 )
 _CHOICES = flags.DEFINE_integer(
     "choice_seeds", 2, "Runs of each setting.", lower_bound=1
@@ -93,7 +99,10 @@ class _Plan(NamedTuple):
         # Methods are compared at equal time, so nothing may stop one of them earlier.
         changes: dict[str, Any] = {"stop.max_versions": 0, "stop.target": None}
         changes |= {**settings, "strategy.name": name, "seed": first + seed}
-        config = schema.changed(self.config, changes)
+        config = self.config
+        if section(config, StrategyChoice).name != name:  # whose arguments are others
+            config = own.without_arguments(config, "strategy.name")
+        config = own.completed(schema.changed(config, changes))
         return Job(config, settings, phase, half, self.inputs)
 
     def choosing(self) -> list[Job]:
@@ -137,7 +146,10 @@ def _plan() -> _Plan:
             "config.stop.max_time_s: found 0, but methods are compared at equal time; "
             "set it, for example --config.stop.max_time_s=30"
         )
-    choices = {name: _settings(name, config) for name in strategies}
+    grids = grids_of(config, _GRIDS.value)
+    choices = {
+        name: settings_to_try(name, config, _TRIALS.value, grids) for name in strategies
+    }
     task = build.build_task(config)
     _check_target(task.metric)
     inputs, half = inputs_digest(config, task), None if _TRIALS.value == 1 else 1
@@ -176,32 +188,12 @@ def _strategies() -> list[str]:
     if names == ["all"]:
         return sorted(BUILDERS)
     for name in names:
-        if name not in BUILDERS:
+        if name not in BUILDERS and not is_reference(name):
             raise errors.ConfigError(
-                f"--strategies: found {name!r}, allowed: {', '.join(sorted(BUILDERS))}"
+                f"--strategies: found {name!r}, allowed: "
+                f"{', '.join(sorted(BUILDERS))}; or of one's own MODULE:FUNCTION"
             )
     return list(dict.fromkeys(names))
-
-
-def _settings(name: str, config: build.Config) -> list[dict[str, Any]]:
-    """The settings to try: the config's own, and others drawn from the grid."""
-    count = _TRIALS.value
-    if count == 1:
-        return [{}]
-    grid = GRIDS.get(name, {})
-    combinations = [
-        dict(zip(grid, values, strict=True))
-        for values in itertools.product(*grid.values())
-    ]
-    flat = schema.flatten(config)
-    others = [c for c in combinations if any(flat[key] != c[key] for key in c)]
-    if len(others) < count - 1:
-        raise errors.ConfigError(
-            f"--trials: found {count}, but cli/trials.py has {len(others)} settings "
-            f"of {name} besides the config's own; allowed: at most {len(others) + 1}"
-        )
-    drawn = np.random.default_rng(0).permutation(len(others))[: count - 1]
-    return [{}, *(others[index] for index in drawn.tolist())]
 
 
 def _pool() -> Executor:
@@ -268,7 +260,7 @@ def _best(
         found = [
             results.trials[job.key].values[-1]
             for job in jobs
-            if schema.strategy_of(job.config)[0] == name and job.settings == settings
+            if job.method == name and job.settings == settings
         ]
         return metric.worth(float(np.mean(found)))
 
@@ -286,12 +278,13 @@ def _write_table(
     table = comparison.to_markdown(rows, found, target, metric)
     (folder / TABLE).write_text(table, encoding="utf-8")
     task, workers = section(config, TaskSettings), section(config, RunSettings).workers
+    name = task.factory and label_of(task.factory)
     split = task.partition
     if split == "dirichlet":
         split += f"({task.alpha:g})"
     setting = f"{workers} workers, {split} split"
     page = comparison_page.to_html(
-        trials, rows, found, target, metric, task.dataset, setting
+        trials, rows, found, target, metric, name or task.dataset, setting
     )
     (folder / rundir.REPORT).write_text(page, encoding="utf-8")
     print(table)

@@ -21,6 +21,7 @@ class Command(NamedTuple):
     summary: str
     flags: str  # the names of those it takes
     outlives_output: bool = False  # continues when standard output cannot be written
+    argument: str = ""  # the key of the config that it takes without a flag
 
 
 _PEER = "config workdir insecure server"
@@ -61,7 +62,7 @@ COMMANDS = {
     "compare": Command(
         "compare:main",
         "compare methods at equal virtual time",
-        "config workdir strategies seeds trials choice_seeds target jobs",
+        "config workdir strategies seeds trials grids choice_seeds target jobs",
         outlives_output=True,
     ),
     "report": Command("tools:report", "write the report of a run", "run"),
@@ -70,6 +71,12 @@ COMMANDS = {
     ),
     "quality": Command(
         "tools:quality", "score the data of each worker", "config max_examples"
+    ),
+    "check-strategy": Command(
+        "tools:check_strategy",
+        "check the contract of a strategy of your own",
+        "config",
+        argument="strategy.name",
     ),
     "collect": Command(
         "tools:collect", "collect the traces of other machines", "run from"
@@ -143,5 +150,5 @@ def _usage() -> str:
         "Usage: asyn2f COMMAND [--flag=value ...]; asyn2f COMMAND --help",
         "",
     ]
-    lines += [f"  {name:10} {each.summary}" for name, each in COMMANDS.items()]
+    lines += [f"  {name:14} {each.summary}" for name, each in COMMANDS.items()]
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.peer import Ended
 from asyn2f.runtime.worker import Worker
 from asyn2f.store.worker_state import WorkerStateFile
+from asyn2f.tasks.base import Task
 from asyn2f.training.experiment import Experiment
 from asyn2f.transport import keys
 from asyn2f.transport.shared_memory import SharedMemoryTransport
@@ -87,6 +88,7 @@ def join(
     request: app.Request,
     wait_for_address: Callable[[], str],
     on_ready: Callable[[Stop], None],
+    task: Task | None = None,
 ) -> Ended:
     """Runs a worker or an evaluator.
 
@@ -97,6 +99,7 @@ def join(
         server on another machine without keys.
       wait_for_address: called when it is ready to join.
       on_ready: called once before that, with the function that stops it.
+      task: of the config; None = build it.
 
     Raises:
       AddressError: the address is invalid, or requires keys.
@@ -104,7 +107,7 @@ def join(
     """
     config, folder = request.config, request.folder
     own_keys = _peer_keys(config, actor)
-    experiment = build.build_experiment(config)
+    experiment = build.build_experiment(config, task)
     settings = section(config, RuntimeSettings)
     journal = machine.open_journal(folder, actor, "", 0)
     peer = make(experiment, settings, journal, folder)
@@ -121,8 +124,8 @@ def join(
 
 def _main(make: Make, actor: str, request: app.Request) -> int:
     """The program around `join`; returns the exit code."""
-    build.build_task(request.config)
     machine.prepare_jax()
+    task = build.build_task(request.config)
     has_keys = _peer_keys(request.config, actor) is not None
     app.check_address(_address(request.folder), has_keys, request.insecure)
     app.log_with_dates()
@@ -133,6 +136,7 @@ def _main(make: Make, actor: str, request: app.Request) -> int:
         request,
         lambda: _address(request.folder),
         process.stop_on_signals,
+        task,
     )
     if ended.status == "refused":
         app.fail(f"{actor} was refused: {ended.reason}")

@@ -24,7 +24,7 @@ from asyn2f import trace
 from asyn2f.api import replaying
 from asyn2f.api.replaying import Comparison
 from asyn2f.cli import app, claim, machine
-from asyn2f.config import build, identity
+from asyn2f.config import build, identity, own
 from asyn2f.config.default import load_config
 from asyn2f.serialization import params_sha256
 from asyn2f.sim.execute import Execution, Executor, execution_of
@@ -109,6 +109,8 @@ def _replay(
         last = len(order.version) - 1
         watched = {*np.linspace(0, last, 11).astype(int).tolist()} - {0}
     else:
+        for difference in claim.code_differences(folder, own.digests(config)):
+            print(difference)
         claim.check_same_data(folder, experiment.task)
         watched = replaying.nodes_present(order, folder)
     execution = execution_of(experiment, order, executor, lanes, watched)

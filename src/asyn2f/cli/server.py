@@ -19,7 +19,7 @@ from asyn2f import errors, failpoints, rundir
 from asyn2f.api.results import epochs_of
 from asyn2f.cli import app, claim, machine, process
 from asyn2f.cli.claim import Claim
-from asyn2f.config import build, identity
+from asyn2f.config import build, identity, own
 from asyn2f.config.schema import RunSettings, section
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.protocol.status import RunStatus, warnings_of
@@ -48,8 +48,8 @@ EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 
 def main() -> int:
     request = app.request()
-    task = build.build_task(request.config)
     machine.prepare_jax()
+    task = build.build_task(request.config)
     with prepared(request, task) as claim, LiveView() as view:
         app.log_with_dates()
 
@@ -61,7 +61,7 @@ def main() -> int:
             more = "" if host == reachable(host) else more
             view.message(f"listening at {address}{more}, run folder {request.folder}")
 
-        summary = serve(request, view.update, on_ready)
+        summary = serve(request, view.update, on_ready, task)
     return print_summary(summary, request.folder)
 
 
@@ -88,6 +88,7 @@ def prepared(request: app.Request, task: Task) -> Iterator[Claim]:
         if resume:
             stored = rundir.read_json(folder / rundir.CONFIG)
             identity.check_same_experiment(stored, config)
+            claim.check_same_code(folder, own.digests(config))
             claim.check_same_data(folder, task)
         claimed.clear(overwrite=overwrite)
         write_config(folder, config, task.metric)
@@ -117,6 +118,7 @@ def serve(
     request: app.Request,
     on_status: Callable[[RunStatus], None],
     on_ready: Callable[[str, Server], None],
+    task: Task | None = None,
 ) -> dict[str, Any]:
     """Runs a server in a prepared folder.
 
@@ -124,6 +126,7 @@ def serve(
       request: of which config, folder and `insecure` are used.
       on_status: called a few times per second.
       on_ready: called once, with the address at which it listens and the server.
+      task: of the config; None = build it.
 
     Returns:
       The summary, which has been written into the folder as well.
@@ -131,14 +134,14 @@ def serve(
     # Threads of I/O must not wait long for the one that computes.
     sys.setswitchinterval(_SWITCH_S)
     config, folder = request.config, request.folder
-    experiment = build.build_experiment(config)
+    experiment = build.build_experiment(config, task)
     settings = section(config, RuntimeSettings)
-    cycles_s = _cycles_s(experiment, settings)
-    if short := deadline_warning(experiment.strategy.timing, cycles_s):
+    timing = experiment.strategy.timing
+    if short := deadline_warning(timing, _cycles_s(experiment, settings)):
         print(f"warning: {short}", flush=True)
     opened = _open(request, experiment, settings)
     run_id, incarnation = opened.listening.run, opened.incarnation
-    claim.write_split(folder, experiment.task)
+    claim.write_split(folder, experiment.task, own.digests(config))
     journal = machine.open_journal(folder, "server", run_id, incarnation)
     metrics = MetricsWriter(folder)
     server = create_server(
@@ -242,14 +245,8 @@ def _bind(
     host, port = parse_address(settings.address)
 
     def bind(ports: tuple[int, int, int] | None) -> ZmqTransport:
-        return ZmqTransport.bind(
-            settings.address,
-            size,
-            workers,
-            ports,
-            own_keys,
-            insecure,
-        )
+        address = settings.address
+        return ZmqTransport.bind(address, size, workers, ports, own_keys, insecure)
 
     transport = None
     start_s, has_warned = time.monotonic(), False

@@ -24,7 +24,7 @@ from asyn2f.api.results import Simulation, write_run
 from asyn2f.api.simulation import cycles_of, order_of_config, reached, watched_of
 from asyn2f.cli import app, claim, machine, process
 from asyn2f.cli.server import print_summary, write_config
-from asyn2f.config import build, identity, schema
+from asyn2f.config import build, identity, own, schema
 from asyn2f.config.default import load_config
 from asyn2f.config.schema import section
 from asyn2f.sim import order as o
@@ -70,6 +70,7 @@ def _run(
     config, folder = request.config, request.folder
     experiment, order = _scheduled(config)
     if request.resume:
+        claim.check_same_code(folder, own.digests(config))
         claim.check_same_data(folder, experiment.task)
     metric = experiment.task.metric
     if finished and not _goes_further(order, config, metric, finished):
@@ -147,7 +148,7 @@ def _prepare(request: app.Request, experiment: Experiment) -> None:
         for name in (rundir.TRACE, rundir.TENSORBOARD):
             shutil.rmtree(folder / name, ignore_errors=True)
     write_config(folder, request.config, experiment.task.metric)
-    claim.write_split(folder, experiment.task)
+    claim.write_split(folder, experiment.task, own.digests(request.config))
 
 
 def _finished(folder: Path, config: build.Config) -> dict[str, Any] | None:

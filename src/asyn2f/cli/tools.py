@@ -18,6 +18,7 @@ from asyn2f.config.schema import RunSettings, section
 from asyn2f.errors import StoreError
 from asyn2f.report.run_page import write_report
 from asyn2f.store.orbax import OrbaxStore
+from asyn2f.strategies import contract
 from asyn2f.tasks.base import Task
 from asyn2f.tasks.quality import Quality, quality_of
 from asyn2f.trace import history, invariants
@@ -220,6 +221,27 @@ def quality() -> int:
     return 0
 
 
+def check_strategy() -> int:
+    """Checks the contract of a strategy of your own, property by property.
+
+        asyn2f check-strategy mypackage.mine:agreement --config.strategy.args.power=2
+
+    On models and updates of all kinds, as the tests check the built-in strategies: no
+    data is read and nothing is trained. Exit code 0: all properties hold; 1: one does
+    not.
+    """
+    config = app.checked(app.CONFIG.value)
+    strategy = build.build_strategy(config)
+    broken = 0
+    for name, problem in contract.problems(strategy):
+        print(f"{'BROKEN' if problem else 'holds':>10}  {name}", flush=True)
+        if problem:
+            print(f"{'':>12}{problem}")
+        broken += bool(problem)
+    print(f"{broken} broken" if broken else f"{strategy.name} keeps the contract")
+    return int(bool(broken))
+
+
 def _quality_of_worker(task: Task, seed: int, worker: int) -> Quality:
     rows = task.shards[worker]
     if task.labels is None:
@@ -228,13 +250,27 @@ def _quality_of_worker(task: Task, seed: int, worker: int) -> Quality:
         rng = np.random.default_rng([seed, worker])
         rows = np.sort(rng.permutation(rows)[: _MOST.value])
     try:
-        features = _features(task.train["input"][rows])
+        features = _features(_inputs(task)[rows])
         classes = int(task.labels.max(initial=-1)) + 1
         return quality_of(features, task.labels[rows], classes)
     except ImportError as error:
         app.fail(f'{error}; pip install "asyn2f[quality]"')
     except ValueError as error:
         app.fail(f"worker {worker}: {error}")
+
+
+def _inputs(task: Task) -> np.ndarray:
+    """The column of the inputs: of built-in tasks `input`, of others `x`, or the only
+    one besides labels."""
+    labels = np.asarray(task.labels)
+    columns = {k: v for k, v in task.train.items() if not np.array_equal(v, labels)}
+    usual = [name for name in ("input", "x") if name in columns]
+    if not usual and len(columns) != 1:
+        app.fail(
+            f"{task.name}: found the columns {', '.join(columns)}; the quality of data "
+            "is computed of one, named input or x"
+        )
+    return columns[usual[0]] if usual else next(iter(columns.values()))
 
 
 def _features(inputs: np.ndarray) -> np.ndarray:

@@ -21,9 +21,9 @@ from asyn2f import errors
 from asyn2f.api.results import bytes_by
 from asyn2f.api.simulation import order_of_config
 from asyn2f.cli import machine
-from asyn2f.config import build, identity, schema
+from asyn2f.config import build, identity, own, schema
 from asyn2f.config import config_file as config_file
-from asyn2f.config.schema import RunSettings, section
+from asyn2f.config.schema import RunSettings, StrategyChoice, section
 from asyn2f.config.task import TaskSettings
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.report.comparison import Trial
@@ -42,55 +42,6 @@ from asyn2f.training.experiment import initial_server_state, published
 TIMES = 60  # evaluations of each run
 _ROWS = 4096  # of the data, hashed at a time: they may be larger than memory
 
-# The settings that `asyn2f compare --trials` tries for each method, besides the config
-# as it is: dotted keys and their values, from whose combinations the same number is
-# drawn for every method. Every method may choose the workers' learning rate, and those
-# that aggregate several updates their number.
-_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-
-_SIZES = (3, 5, 10)
-
-_OWN: dict[str, dict[str, tuple[Any, ...]]] = {
-    "asafl": {
-        "strategy.asafl.rate": (0.05, 0.1, 0.3),
-    },
-    "asyn2f": {
-        "timing.min_updates": _SIZES,
-        "strategy.asyn2f.beta": (0.2, 0.4, 0.6, 0.8),
-        "strategy.asyn2f.max_share": (0.25, 0.5, 1.0),
-    },
-    "ca2fl": {
-        "timing.min_updates": _SIZES,
-        "strategy.ca2fl.server_rate": (0.3, 1.0),
-    },
-    "fadas": {
-        "timing.min_updates": _SIZES,
-        "strategy.fadas.server_rate": (0.001, 0.003, 0.01, 0.03),
-    },
-    "fedasmu": {
-        "strategy.fedasmu.mu": (0.5, 1.0, 2.0, 5.0),
-        "strategy.fedasmu.sigma": (0.25, 0.5, 1.0),
-    },
-    "fedasync": {
-        "strategy.fedasync.mixing": (0.2, 0.4, 0.6, 0.9),
-        "strategy.fedasync.power": (0.0, 0.5, 1.0),
-    },
-    "fedavg": {},
-    "fedbuff": {
-        "timing.min_updates": _SIZES,
-        "strategy.fedbuff.server_rate": (0.3, 1.0, 2.0),
-    },
-    "fedprox": {
-        "strategy.fedprox.mu": (0.001, 0.01, 0.1, 1.0),
-    },
-    "kafl": {
-        "timing.min_updates": _SIZES,
-        "strategy.kafl.mixing": (0.4, 0.6, 0.8),
-        "strategy.kafl.weighting": ("full", "plain"),
-    },
-}
-GRIDS = {name: {"training.learning_rate": _RATES, **own} for name, own in _OWN.items()}
-
 
 class Job(NamedTuple):
     """A trial to run."""
@@ -102,6 +53,11 @@ class Job(NamedTuple):
     inputs: str  # see `inputs_digest`
 
     @property
+    def method(self) -> str:
+        """The strategy as the config names it."""
+        return section(self.config, StrategyChoice).name
+
+    @property
     def key(self) -> str:
         """A digest of everything that its numbers depend on, sources included."""
         parts = ("min_workers", "sim", "stop", "worker_speeds")
@@ -111,7 +67,7 @@ class Job(NamedTuple):
         ]
         runtime = section(self.config, RuntimeSettings)
         content += [runtime.heartbeat_timeout_s, self.half, TIMES]
-        content += [self.inputs, _foreign_source(schema.strategy_of(self.config)[0])]
+        content += [self.inputs, _foreign_source(self.method)]
         content += [identity.experiment_digest(self.config), jax.__version__, flags()]
         content.append(machine.source_digest(leave_out=("report", "runtime")))
         text = json.dumps(content, sort_keys=True, default=list)
@@ -136,7 +92,10 @@ def inputs_digest(config: build.Config, task: Task) -> str:
 
 
 def _foreign_source(strategy: str) -> str:
-    """The source of a strategy outside this package, which has no version number."""
+    """The source of a strategy that the config's file has added to `BUILDERS`; those
+    of references are in the digest of the experiment."""
+    if strategy not in BUILDERS:
+        return ""
     path = inspect.getsourcefile(BUILDERS[strategy])
     if path is None or Path(asyn2f.__file__).parent in Path(path).parents:
         return ""
@@ -165,7 +124,7 @@ def run_trial(job: Job) -> Trial:
     """Runs a trial."""
     start_s = time.monotonic()
     config = job.config
-    experiment = build.build_experiment(config)
+    experiment = build.build_experiment(config, _task_of(config))
     order = order_of_config(config, experiment)
     ends_s = np.linspace(0.0, section(config, Stop).max_time_s, TIMES + 1)
     nodes = _newest_at(order, order.start_s + ends_s)
@@ -218,6 +177,26 @@ def run_trial(job: Job) -> Trial:
 
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else math.nan
+
+
+def _task_of(config: dict[str, Any]) -> Task:
+    """The task of a trial. One of a factory of one's own is kept, so that the trials of
+    a process share its compiled programs."""
+    if not section(config, TaskSettings).factory:
+        return build.build_task(config)
+    flat = schema.canonical(config)
+    kept = {key: x for key, x in flat.items() if key.startswith("task.")}
+    filled = {key: flat[key] for key in ("workers", "seed", "training.batch_size")}
+    taken = own.filled_of(config, "task.factory")
+    filled = {k: x for k, x in filled.items() if k in (*taken, "training.batch_size")}
+    key = json.dumps([kept, filled, own.digests(config)], default=list)
+    if key not in _TASKS:
+        _TASKS.clear()  # data may be large
+        _TASKS[key] = build.unsplit_task(config)
+    return build.split_task(config, _TASKS[key])
+
+
+_TASKS: dict[str, Task] = {}
 
 
 def _newest_at(order: o.Order, times_s: np.ndarray) -> np.ndarray:

@@ -1,23 +1,34 @@
 """From a config to an experiment, its runtime settings and its profiles."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from asyn2f.config import schema
+from asyn2f.config import own, schema
+from asyn2f.config.arguments import of_signature
+from asyn2f.config.references import is_reference
 from asyn2f.config.schema import Config, RunSettings, section
-from asyn2f.config.task import TaskSettings, check_task, make_task
-from asyn2f.errors import AddressError, ConfigError
+from asyn2f.config.task import (
+    TaskSettings,
+    check_task,
+    classification,
+    with_shards,
+)
+from asyn2f.errors import AddressError, ConfigError, ContractError, TaskError
 from asyn2f.kernels.codecs import Coding, check_coding
 from asyn2f.kernels.guards import Guards
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.sim.profiles import STEP_S, Profiles, draw_profiles, read_profiles
 from asyn2f.sim.settings import SimSettings, is_profiles_file
-from asyn2f.strategies import BUILDERS, Strategy, parameters
+from asyn2f.strategies import BUILDERS, Strategy
 from asyn2f.strategies._asyn2f import ROBUST
+from asyn2f.strategies.shapes import check_shapes
+from asyn2f.tasks import checks
 from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop, Timing
 from asyn2f.training.experiment import Experiment, make_experiment
@@ -91,10 +102,38 @@ def build_task(config: Config) -> Task:
     """The task: data read and split, no array on any device yet.
 
     Raises:
-      ConfigError: the data are missing or malformed, or cannot be split as configured.
+      ConfigError: the data are missing or malformed, or cannot be split as configured;
+        or a factory of one's own fails, or makes no task that can be trained.
     """
+    return split_task(config, unsplit_task(config))
+
+
+def unsplit_task(config: Config) -> Task:
+    """The task as its factory makes it. Raises as `build_task`."""
+    run, settings = section(config, RunSettings), section(config, TaskSettings)
+    if not settings.factory:
+        return classification(settings)
+    task = own.call(
+        config, "task.factory", workers=run.workers, seed=run.seed, worker=None
+    )
+    return checked_task(config, task)
+
+
+def checked_task(config: Config, task: Any) -> Task:
+    """A task of one's own, checked by its shapes. Raises as `build_task`."""
+    try:
+        checks.check_task(task, section(config, Training).batch_size)
+    except TaskError as error:
+        found = own.found_in(config).get("task.factory")
+        where = f"config.task.factory: {found.label}" if found else "task"
+        raise ConfigError(f"{where}: {error}") from error
+    return task
+
+
+def split_task(config: Config, task: Task) -> Task:
+    """The task, split as configured unless it is split. Raises as `build_task`."""
     run = section(config, RunSettings)
-    return make_task(section(config, TaskSettings), run.workers, run.seed)
+    return with_shards(task, section(config, TaskSettings), run.workers, run.seed)
 
 
 def build_strategy(config: Config) -> Strategy:
@@ -108,10 +147,22 @@ def build_strategy(config: Config) -> Strategy:
     if guards.mode == "enforce" and "max_share" in chosen:
         # Only ever lowered, and left as it is where it is out of range.
         chosen["max_share"] = min(chosen["max_share"], guards.max_share)
-    try:
-        strategy = _built(name, **chosen)
-    except ValueError as error:
-        raise ConfigError(f"config.strategy.{name}.{error}") from None
+    if is_reference(config["strategy"]["name"]):
+        strategy = _own_strategy(config, name, chosen)
+    else:
+        try:
+            strategy = _built(BUILDERS[name], **chosen)
+        except ValueError as error:
+            raise ConfigError(f"config.strategy.{name}.{error}") from None
+    return with_timing(config, strategy)
+
+
+def with_timing(config: Config, strategy: Strategy) -> Strategy:
+    """The strategy, its timing completed by the experiment's settings.
+
+    Raises:
+      ConfigError: it has a rule of its own for what is set.
+    """
     settings = schema.values_of(config, Timing)
     workers = section(config, RunSettings).workers
     usual = strategy.timing.min_updates
@@ -122,38 +173,67 @@ def build_strategy(config: Config) -> Strategy:
     if strategy.timing.push_below_mean and settings["push_at_metric"] is not None:
         raise ConfigError(
             f"config.timing.push_at_metric: found {settings['push_at_metric']}, but "
-            f"{name} has a rule of its own for pushes; leave it at None"
+            f"{strategy.name} has a rule of its own for pushes; leave it at None"
         )
     return strategy._replace(timing=replace(strategy.timing, **settings))
 
 
 @lru_cache(maxsize=64, typed=True)
-def _built(name: str, **chosen: Any) -> Strategy:
+def _built(builder: Callable[..., Strategy], **chosen: Any) -> Strategy:
     """The same functions each time, so that experiments share what is compiled."""
-    return BUILDERS[name](**chosen)
+    return builder(**chosen)
+
+
+def _own_strategy(config: Config, name: str, chosen: dict[str, Any]) -> Strategy:
+    """The strategy of a builder that the config refers to, under its name there."""
+    changes = {f"strategy.args.{key}": value for key, value in chosen.items()}
+    changed = schema.changed(config, changes)
+    strategy = own.call(changed, "strategy.name", through=_built)
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(
+            f"config.strategy.name: {name} returned {strategy!r:.60}, allowed: an "
+            "asyn2f.Strategy; end it with `return Strategy(...)`"
+        )
+    return strategy._replace(name=name)
 
 
 def build_guards(config: Config) -> Guards:
     """The guards; a strategy that has no coefficients to cap is left without a cap."""
     guards, (name, chosen) = section(config, Guards), schema.strategy_of(config)
     is_robust = chosen.get("aggregate") in ROBUST
-    if is_robust or "max_share" not in parameters(name):
+    if found := own.found_in(config).get("strategy.name"):
+        taken = own.settings_of("strategy.name", found)
+    else:
+        taken = of_signature(BUILDERS[name])
+    if is_robust or "max_share" not in taken:
         return replace(guards, max_share=1.0)
     return guards
 
 
-def build_experiment(config: Config) -> Experiment:
+def build_experiment(
+    config: Config, task: Task | None = None, strategy: Strategy | None = None
+) -> Experiment:
     """Everything that the numbers depend on.
 
+    Args:
+      config: see `check`.
+      task: from `build_task`; None = it is built.
+      strategy: one of one's own, whose timing the config completes; None = it is built.
+
     Raises:
-      ConfigError: see `check` and `build_task`.
+      ConfigError: see `check` and `build_task`; or a strategy of one's own fails on the
+        task's model.
     """
     check(config)
-    task = build_task(config)
+    task = build_task(config) if task is None else task
+    is_own = strategy is not None or is_reference(config["strategy"]["name"])
+    strategy = with_timing(config, strategy) if strategy else build_strategy(config)
     _check_target(section(config, Stop), task.metric)
+    if is_own:
+        check_own_strategy(strategy, task)
     return make_experiment(
         task,
-        build_strategy(config),
+        strategy,
         section(config, Training),
         section(config, Stop),
         section(config, RunSettings).seed,
@@ -173,6 +253,21 @@ def _check_target(stop: Stop, metric: Metric) -> None:
             f"config.stop.target: found {stop.target:g}, allowed: {allowed}, as the "
             f"metric is {metric.name}; or None, for no target"
         )
+
+
+def check_own_strategy(strategy: Strategy, task: Task) -> None:
+    """Checks a strategy of one's own on the shapes of a task's model.
+
+    Raises:
+      ConfigError: a function fails, or changes structure, shapes or dtypes.
+    """
+    model = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    try:
+        check_shapes(strategy, model, len(task.shards))
+    except ContractError as error:
+        raise ConfigError(
+            f"config.strategy.name: {strategy.name}: {error}; see asyn2f check-strategy"
+        ) from error
 
 
 def build_profiles(config: Config) -> Profiles:

@@ -69,7 +69,8 @@ def import_file(path: Path) -> ModuleType:
     Raises:
       ConfigError: see `load`.
     """
-    if str(path.parent) not in sys.path:
+    is_packaged = path.parent == Path(__file__).parent
+    if not is_packaged and str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     loader = importlib.machinery.SourceFileLoader(_MODULE, str(path))
     spec = importlib.util.spec_from_loader(_MODULE, loader)
@@ -80,6 +81,12 @@ def import_file(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         raise errors.ConfigError(_located(path, error)) from error
     return module
+
+
+def folder() -> Path | None:
+    """That of the config file that this process has imported, unless a packaged one."""
+    path = imported()
+    return path.parent if path and path.parent != Path(__file__).parent else None
 
 
 def imported() -> Path | None:

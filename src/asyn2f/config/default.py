@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from asyn2f import rundir
-from asyn2f.config import schema
+from asyn2f.config import own, schema
 
 # Values are checked when all are there, by names and ranges.
 _Section = partial(ConfigDict, type_safe=False)
@@ -22,7 +22,7 @@ _Section = partial(ConfigDict, type_safe=False)
 def get_config() -> ConfigDict:
     """The defaults of all keys: Asyn2F on handwritten digits, five equal workers."""
     defaults = {key: each.default for key, each in schema.all_settings().items()}
-    return _Section(schema.nested(defaults))
+    return _config(defaults)
 
 
 def default_config(
@@ -53,7 +53,8 @@ def default_config(
     flat |= {key.replace("__", "."): value for key, value in dotted.items()}
     flat = schema.flatten(schema.plain(schema.nested(flat)))
     schema.check_known(flat)
-    return _over_defaults(flat)
+    config = schema.nested(schema.flatten(get_config()) | flat)
+    return _config(schema.flatten(own.completed(config)))
 
 
 def for_flags(config: ConfigDict) -> ConfigDict:
@@ -64,7 +65,7 @@ def for_flags(config: ConfigDict) -> ConfigDict:
     <class 'float'>
     """
     flat = schema.flatten(schema.plain(config))
-    for key, each in schema.all_settings().items():
+    for key, each in schema.all_settings(schema.nested(flat)).items():
         if each.optional and flat.get(key, each) is None:
             flat[key] = placeholder(each.kind)
     return ConfigDict(schema.nested(flat))
@@ -88,11 +89,41 @@ def load_config(run: Path | str) -> ConfigDict:
     (7, 1.0, 5)
     """
     stored = rundir.read_json(Path(run) / rundir.CONFIG)
-    flat = schema.flatten(schema.plain(stored))
+    flat = schema.flatten(schema.converted(stored))
     for key in flat:
-        schema.check_key(key)
-    return _over_defaults(flat)
+        if not own.is_argument(key):  # its function may be missing here
+            schema.check_key(key)
+    return _config(schema.flatten(get_config()) | flat)
 
 
-def _over_defaults(flat: Mapping[str, Any]) -> ConfigDict:
-    return _Section(schema.nested(schema.flatten(get_config()) | {**flat}))
+def with_references(
+    config: ConfigDict, changes: Mapping[str, Any], folder: Path | None = None
+) -> ConfigDict:
+    """The config with other functions of one's own, and all of their arguments as keys.
+
+    Args:
+      config: whole.
+      changes: references by dotted key; arguments of those that they replace go.
+      folder: where modules are looked for as well: that of the config file.
+
+    Raises:
+      ConfigError: see `own.found_in`.
+    """
+    found = schema.converted(config)
+    for key, value in changes.items():
+        if key in own.ARGUMENTS and schema.flatten(found).get(key) != value:
+            found = own.without_arguments(found, key)
+        found = schema.changed(found, {key: value})
+    if not changes and not own.references_in(found):
+        return config
+    if folder is not None and not found.get(own.CODE_PATH):
+        found = schema.changed(found, {own.CODE_PATH: str(folder)})
+    return _config(schema.flatten(own.completed(found)))
+
+
+def _config(flat: Mapping[str, Any]) -> ConfigDict:
+    config = schema.nested(flat)
+    for prefix in own.ARGUMENTS.values():
+        section, name, _ = prefix.split(".")
+        config[section].setdefault(name, {})  # so that arguments can be assigned
+    return _Section(config)

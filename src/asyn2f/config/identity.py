@@ -4,14 +4,16 @@ import hashlib
 import json
 from typing import Any
 
+from asyn2f.config import own
+from asyn2f.config.references import label_of
 from asyn2f.config.schema import Config, canonical, flatten, section, strategy_of
-from asyn2f.config.task import TaskSettings
+from asyn2f.config.task import TaskSettings, of_built_in
 from asyn2f.errors import ConfigError
 from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.tfds import is_folder
 from asyn2f.training.agreement import flags, terms_of
 
-_CARRYING_OUT = ("runtime", "sim", "worker_speeds", "min_workers")
+_CARRYING_OUT = ("runtime", "sim", "worker_speeds", "min_workers", own.CODE_PATH)
 _MAY_DIFFER = (*_CARRYING_OUT, "stop")
 # Keys that decide the order of a simulation's events, and those of them that do not.
 _SCHEDULES = ("sim.", "worker_speeds", "min_workers")
@@ -22,7 +24,9 @@ def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     """The differences of a config from a stored one: by key, the value there and the
     value here. How a run is carried out is left out."""
     others = _without_effect(config)
-    before, now = (json.loads(json.dumps(flatten(c))) for c in (stored, config))
+    before, now = (
+        json.loads(json.dumps(flatten(c) | _labels(c))) for c in (stored, config)
+    )
     return {
         key: (before.get(key), value)
         for key, value in now.items()
@@ -32,15 +36,24 @@ def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
+def _labels(config: Config) -> dict[str, str]:
+    """The references in a config without folders, by key."""
+    return {key: label_of(x) for key, x in own.references_in(config).items()}
+
+
 def _without_effect(config: Config) -> tuple[str, ...]:
     """Prefixes of the keys that no number depends on: of files, the content counts and
     not the path; see `agreement.data_digest`."""
     chosen, _ = strategy_of(config)
     others = [f"strategy.{name}." for name in BUILDERS if name != chosen]
-    paths = ["task.data_dir", "task.indices"]
-    if is_folder(section(config, TaskSettings).dataset):
-        paths.append("task.dataset")
-    return (*paths, *others)
+    others += ["task.data_dir", "task.indices"]
+    others += [key for key, each in own.settings_in(config).items() if each.is_path]
+    task = section(config, TaskSettings)
+    if is_folder(task.dataset):
+        others.append("task.dataset")
+    if task.factory:
+        others += of_built_in()
+    return tuple(others)
 
 
 def check_same_experiment(stored: Config, config: Config) -> None:
@@ -76,11 +89,13 @@ def experiment_settings(config: Config) -> dict[str, Any]:
     """The settings that numbers depend on, by dotted key, as JSON has them; not those
     of how a run is carried out, and when it stops."""
     others = _without_effect(config)
-    return {
+    found = {
         key: value
         for key, value in canonical(config).items()
         if key.split(".")[0] not in _MAY_DIFFER and not key.startswith(others)
     }
+    code = {f"sources of {x}": digest for x, digest in own.digests(config).items()}
+    return found | _labels(config) | code
 
 
 def experiment_digest(config: Config) -> str:

@@ -4,7 +4,7 @@ import inspect
 import textwrap
 from typing import Any, NamedTuple
 
-from asyn2f.config import schema
+from asyn2f.config import own, schema
 from asyn2f.settings import Setting
 from asyn2f.strategies import BUILDERS
 
@@ -16,6 +16,13 @@ Every key is a flag of the programs (`--config.training.momentum=0.8`) and an ar
 of `asyn2f.default_config` (`training__momentum=0.8`). The parameters that a run makes
 depend on `seed`, `workers` and the sections `task`, `training`, `strategy`, `timing`,
 `guards` and `wire`; the other keys say when a run ends and how it is carried out.
+
+`task.factory` and `strategy.name` may name a function of your own,
+`mypackage.mine:make` or `path/mine.py:make`. Its arguments are then the keys
+`task.args.*` and `strategy.args.*`, with the types, ranges and defaults of its
+signature, see [your_own_model.md](your_own_model.md) and
+[your_own_strategy.md](your_own_strategy.md). The keys `task.dataset` to
+`task.class_weights` are arguments of the built-in task alone.
 """
 
 
@@ -27,12 +34,15 @@ class Section(NamedTuple):
     settings: dict[str, Setting]  # by dotted key
 
 
-def sections() -> list[Section]:
-    """All keys: those at the root, then section by section, each strategy by itself."""
+def sections(config: schema.Config | None = None) -> list[Section]:
+    """All keys: those at the root, then section by section, each strategy by itself,
+    and the arguments of the functions that a config names."""
     kinds: dict[str, Any] = {name: each[0] for name, each in schema.SECTIONS.items()}
     kinds |= {f"strategy.{name}": builder for name, builder in BUILDERS.items()}
+    for key, function in own.found_in(config or {}).items():
+        kinds[own.ARGUMENTS[key].rstrip(".")] = function.function
     found = {name: Section(name, _doc(kind), {}) for name, kind in kinds.items()}
-    for key, each in schema.all_settings().items():
+    for key, each in schema.all_settings(config).items():
         found[key.rpartition(".")[0]].settings[key] = each
     order = sorted(found, key=lambda name: [*schema.SECTIONS].index(name.split(".")[0]))
     return [found[name] for name in order]
@@ -58,15 +68,15 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def flags_help() -> str:
+def flags_help(config: schema.Config | None = None) -> str:
     """The flags `--config.KEY` with default, meaning and range, for `--helpfull`."""
     lines = []
-    for _, doc, settings in sections():
+    for _, doc, settings in sections(config):
         lines += ["", doc] if settings else []
         for key, each in settings.items():
             lines.append(f"  --config.{key}={value_text(each.default)}")
             unit = f" [{each.unit}]" if each.unit else ""
-            text = f"{each.doc}{unit}; {each.in_words()}"
+            text = "; ".join(filter(None, [f"{each.doc}{unit}", each.in_words()]))
             lines += textwrap.wrap(
                 text, 80, initial_indent=" " * 6, subsequent_indent=" " * 6
             )

@@ -5,50 +5,35 @@ import difflib
 import itertools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from asyn2f import settings, strategies
+from asyn2f import settings
+from asyn2f.config import own
+from asyn2f.config.arguments import of_signature
+from asyn2f.config.dotted import Config as Config
+from asyn2f.config.dotted import changed as changed
+from asyn2f.config.dotted import flatten as flatten
+from asyn2f.config.dotted import nested as nested
+from asyn2f.config.references import is_reference, label_of
 from asyn2f.config.renamed import new_name, new_value
+from asyn2f.config.run import RunSettings as RunSettings
+from asyn2f.config.run import StrategyChoice as StrategyChoice
 from asyn2f.config.task import TaskSettings
 from asyn2f.errors import ConfigError
 from asyn2f.kernels.codecs import Coding
 from asyn2f.kernels.guards import Guards
 from asyn2f.protocol.settings import RuntimeSettings
-from asyn2f.settings import Setting, setting
+from asyn2f.settings import Setting
 from asyn2f.sim.settings import SimSettings
 from asyn2f.store.base import StoreSettings
 from asyn2f.strategies import BUILDERS
 from asyn2f.timing import Stop, Timing
 from asyn2f.training.settings import Training
 
-Config = Mapping[str, Any]
-"""A config as plain nested dicts, whole: every key of `asyn2f.config.default`."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """The whole experiment."""
-
-    seed: int = setting(
-        0,
-        "of everything that is drawn: split, initial model, batches",
-        allowed="0 to 2**64 - 1",
-        holds=lambda x: 0 <= x < 2**64,
-    )
-    workers: int = setting(
-        5, "one for each shard of the data", unit="workers", at_least=1
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StrategyChoice:
-    """The method. Settings of other methods than the chosen one have no effect."""
-
-    name: str = setting("asyn2f", "the method", options=BUILDERS)
 
 
 SECTIONS: dict[str, tuple[type, ...]] = {
@@ -66,9 +51,16 @@ SECTIONS: dict[str, tuple[type, ...]] = {
 """The dataclasses whose settings are the keys of each section; "" is the root."""
 
 
-def all_settings() -> dict[str, Setting]:
+def all_settings(config: Config | None = None) -> dict[str, Setting]:
     """The setting of every key, by dotted key, those at the root first. Made anew each
-    time, as a config file may add a strategy."""
+    time, as a config file may add a strategy.
+
+    Args:
+      config: of whose references the arguments are keys as well.
+
+    Raises:
+      ConfigError: a reference of the config names no function, see `own.settings_in`.
+    """
     root: dict[str, Setting] = {}
     rest: dict[str, Setting] = {}
     for section, kinds in SECTIONS.items():
@@ -78,19 +70,22 @@ def all_settings() -> dict[str, Setting]:
             keys[name if keys is root else f"{section}.{name}"] = each
         if section == "strategy":
             rest |= _of_strategies()
-    return root | rest
+    return root | rest | (own.settings_in(config) if config else {})
 
 
 def _of_strategies() -> dict[str, Setting]:
     """What the builders take. They check the ranges themselves."""
-    return {
-        f"strategy.{name}.{key}": settings.of_annotation(
-            kind, default=default, holds=lambda _: True, doc=docs.get(key, "")
-        )
-        for name in BUILDERS
-        for docs in [strategies.documentation(name)]
-        for key, (kind, default) in strategies.parameters(name).items()
-    }
+    found = {}
+    for name, builder in BUILDERS.items():
+        try:
+            taken = of_signature(builder)
+        except TypeError as error:
+            raise TypeError(f"strategy {name}: {error}") from None
+        for key, each in taken.items():
+            if each.options is None:
+                each = replace(each, holds=lambda _: True)
+            found[f"strategy.{name}.{key}"] = each
+    return found
 
 
 def section(config: Config, kind: type[T]) -> T:
@@ -133,55 +128,17 @@ def _section_of(kind: type) -> str:
 
 
 def strategy_of(config: Config) -> tuple[str, dict[str, Any]]:
-    """The name of the strategy, and the parameters of its builder."""
+    """The name of the strategy, without folders, and the parameters of its builder."""
     name = section(config, StrategyChoice).name
+    if is_reference(name):
+        return label_of(name), dict(config["strategy"].get("args", {}))
     return name, dict(config["strategy"].get(name, {}))
-
-
-def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to values.
-
-    >>> flatten({"a": 1, "b": {"c": 2}})
-    {'a': 1, 'b.c': 2}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) or hasattr(value, "to_dict"):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`.
-
-    >>> nested({"a": 1, "b.c": 2})
-    {'a': 1, 'b': {'c': 2}}
-    """
-    config: dict[str, Any] = {}
-    for key, value in flat.items():
-        *parents, name = key.split(".")
-        inner = config
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[name] = value
-    return config
-
-
-def changed(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the config with dotted keys changed.
-
-    >>> changed({"seed": 1, "task": {"alpha": 0.5}}, {"task.alpha": 0.1})
-    {'seed': 1, 'task': {'alpha': 0.1}}
-    """
-    return nested(flatten(config) | {**changes})
 
 
 def plain(config: Any) -> dict[str, Any]:
     """The config as nested dicts of Python's own values: a ConfigDict, numbers and
     arrays of numpy, ranges and paths are converted, and an int to float where a float
-    is expected. Nothing is checked.
+    is expected; arguments that are not given have their defaults. Nothing is checked.
 
     Raises:
       ConfigError: not a config.
@@ -189,6 +146,13 @@ def plain(config: Any) -> dict[str, Any]:
     >>> plain({"seed": np.int64(3), "worker_speeds": range(1, 3), "stop": {}})
     {'seed': 3, 'worker_speeds': (1, 2), 'stop': {}}
     """
+    found = converted(config)
+    return found | own.completed(found, strict=False)
+
+
+def converted(config: Any) -> dict[str, Any]:
+    """As `plain`, without the arguments that are not given, and without importing what
+    the config names."""
     found = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
     if not isinstance(found, dict):
         raise ConfigError(
@@ -226,7 +190,8 @@ def canonical(config: Config) -> dict[str, Any]:
     >>> canonical({"seed": 1, "training": {"momentum": 0}, "worker_speeds": (2, 0.5)})
     {'seed': 1, 'training.momentum': 0.0, 'worker_speeds': [2.0, 0.5]}
     """
-    found = all_settings()
+    config = own.completed(config)
+    found = all_settings(config)
     return {k: _canonical(found[k], value) for k, value in flatten(config).items()}
 
 
@@ -243,17 +208,17 @@ def _canonical(each: Setting, value: Any) -> Any:
 def with_absolute_paths(config: Config) -> Config:
     """The config with absolute paths: a run is replayed and resumed from other working
     directories than the one it was started in."""
-    flat = flatten(config)
-    for key, each in all_settings().items():
+    flat = flatten(own.located(config))
+    for key, each in all_settings(config).items():
         if each.is_path and key in flat and each.is_path(flat[key]):
             flat[key] = os.path.abspath(os.path.expanduser(flat[key]))
     return nested(flat)
 
 
-def check_key(key: str) -> None:
-    """Raises ConfigError unless there is such a dotted key; names its new name, or the
-    nearest key there is."""
-    _check_key(key, all_settings())
+def check_key(key: str, config: Config | None = None) -> None:
+    """Raises ConfigError unless there is such a dotted key, in general or in a config;
+    names its new name, or the nearest key there is."""
+    _check_key(key, all_settings(config))
 
 
 def _check_key(key: str, found: Mapping[str, Setting]) -> None:
@@ -261,6 +226,12 @@ def _check_key(key: str, found: Mapping[str, Setting]) -> None:
         return
     if text := new_name(key):
         raise ConfigError(text)
+    for reference, prefix in own.ARGUMENTS.items():
+        if key.startswith(prefix) and not any(x.startswith(prefix) for x in found):
+            raise ConfigError(
+                f"unknown key config.{key}: config.{reference} names no function that "
+                f"has arguments; set it, for example to mypackage.mine:make_it"
+            )
     near = difflib.get_close_matches(key, found, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(f"unknown key config.{key}{hint} (docs/config.md has them all)")
@@ -272,7 +243,7 @@ def check_known(flat: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: an unknown key, or a value that is not allowed.
     """
-    found = all_settings()
+    found = all_settings(nested(flat))
     for key, value in flat.items():
         _check_key(key, found)
         _check_value(key, value, found[key])
@@ -286,9 +257,10 @@ def check_values(config: Config) -> None:
     """
     flat = flatten(config)
     check_known(flat)
-    for key in all_settings():
+    for key in all_settings(config):
+        # A config may be older than a strategy.
         is_newer = key.startswith("strategy.") and key != "strategy.name"
-        if key not in flat and not is_newer:  # a config may be older than a strategy
+        if key not in flat and not is_newer and not own.is_argument(key):
             raise ConfigError(
                 f"config.{key} is missing: begin with asyn2f.default_config()"
             )

@@ -1,4 +1,8 @@
-"""The section `task`: a model, its data, and how they are split over the workers."""
+"""The section `task`: a model, its data, and how they are split over the workers.
+
+The built-in classification is a factory like those that `task.factory` names: a
+function from arguments, here the keys `task.*` themselves, to a task that is not split.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +12,11 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from asyn2f.config.references import is_reference
 from asyn2f.errors import ConfigError, DataError
-from asyn2f.settings import setting
+from asyn2f.settings import setting, settings_of
 from asyn2f.tasks import models, partition
-from asyn2f.tasks.base import Task
+from asyn2f.tasks.base import Task, num_rows
 from asyn2f.tasks.classification import Augment, ClassWeights, make_classification_task
 from asyn2f.tasks.data import DATASETS, read_dataset
 from asyn2f.tasks.models import ConvImpl
@@ -49,12 +54,24 @@ _PARTITIONS: dict[str, _Split] = {
     ),
 }
 _BY_SIZES = ("sizes", "overlapping", "class_shares")
+_BY_LABEL = ("class_shares", "dirichlet", "shards")
+_OF_SPLIT = (
+    *("partition", "sizes", "size_spread", "class_shares", "alpha"),
+    *("shards_per_worker", "indices", "quality"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
     """The model, its data, and how they are split over the workers."""
 
+    factory: str = setting(
+        "",
+        "a function of your own that makes the task, of the arguments `task.args.*`; "
+        "the keys `partition` to `quality` split its data unless it does",
+        allowed="MODULE:FUNCTION, FILE.py:FUNCTION, or empty",
+        holds=lambda x: not x or is_reference(x),
+    )
     dataset: str = setting(
         "digits",
         "by name, or the folder of an image classification set that "
@@ -138,6 +155,8 @@ def check_task(task: TaskSettings, workers: int) -> None:
             f"config.task.sizes: found {len(task.sizes)} sizes, allowed: one for each "
             f"of the {workers} workers"
         )
+    if task.factory:
+        return
     is_ember = task.dataset == "ember"
     if (task.model == "ember") != is_ember:
         allowed = "ember" if is_ember else "any but ember"
@@ -152,31 +171,74 @@ def check_task(task: TaskSettings, workers: int) -> None:
         )
 
 
-def make_task(task: TaskSettings, workers: int, seed: int) -> Task:
-    """The task: data read and split, no array on any device yet.
+def of_built_in() -> list[str]:
+    """The keys of arguments that the built-in task alone has."""
+    names = settings_of(TaskSettings).keys() - {"factory", *_OF_SPLIT}
+    return [f"task.{name}" for name in sorted(names)]
+
+
+def classification(task: TaskSettings) -> Task:
+    """The built-in task, not split: data read, no array on any device yet.
 
     Raises:
-      ConfigError: the data are missing or malformed, or cannot be split as configured.
+      ConfigError: the data are missing or malformed.
     """
     try:
         dataset = read_dataset(task.dataset, task.data_dir)
     except DataError as error:
         raise ConfigError(f"config.task.dataset: {error}") from None
-    rng = np.random.default_rng(seed)
-    try:
-        shards = _PARTITIONS[task.partition](task, dataset.train["label"], workers, rng)
-    except ValueError as error:
-        raise ConfigError(f"config.task: {error}") from None
     return make_classification_task(
         f"{task.dataset}-{task.model}",
         _model(task, dataset.num_classes),
         dataset,
-        shards,
-        [task.quality[k % len(task.quality)] for k in range(workers)],
+        shards=(),
         normalise=task.normalise,
         augment=task.augment,
         class_weights=task.class_weights,
     )
+
+
+def with_shards(task: Task, settings: TaskSettings, workers: int, seed: int) -> Task:
+    """The task, its data split as configured unless they are split already.
+
+    Raises:
+      ConfigError: they cannot be split so, or are split for other workers.
+    """
+    qualities = tuple(
+        settings.quality[k % len(settings.quality)] for k in range(workers)
+    )
+    if task.shards:
+        _check_shards(task, settings, workers)
+        return task._replace(qualities=task.qualities or qualities)
+    labels = task.labels
+    if labels is None:
+        if settings.partition in _BY_LABEL:
+            others = ", ".join(name for name in _PARTITIONS if name not in _BY_LABEL)
+            raise ConfigError(
+                f"config.task.partition: found {settings.partition!r}, but {task.name} "
+                f"has no labels; allowed: {others}; or let Task.labels be a class for "
+                "each row"
+            )
+        labels = np.zeros(num_rows(task.train), np.int32)
+    rng = np.random.default_rng(seed)
+    try:
+        shards = _PARTITIONS[settings.partition](settings, labels, workers, rng)
+    except ValueError as error:
+        raise ConfigError(f"config.task: {error}") from None
+    return task._replace(shards=tuple(shards), qualities=qualities)
+
+
+def _check_shards(task: Task, settings: TaskSettings, workers: int) -> None:
+    if len(task.shards) != workers:
+        raise ConfigError(
+            f"config.workers: found {workers}, but {task.name} is split already, for "
+            f"{len(task.shards)}; allowed: {len(task.shards)}"
+        )
+    if settings.partition != "iid":
+        raise ConfigError(
+            f"config.task.partition: found {settings.partition!r}, but {task.name} is "
+            "split already; leave it at iid"
+        )
 
 
 def _model(task: TaskSettings, num_classes: int) -> Any:

@@ -204,9 +204,11 @@ def _coefficients(run: Run) -> Section:
 
 
 def _title(run: Run) -> str:
-    """Strategy and data set if the config names them, else the run's name."""
+    """Strategy and task if the config names them, else the run's name."""
     task = (run.config or {}).get("task")
-    dataset = task.get("dataset") if isinstance(task, dict) else None
+    task = task if isinstance(task, dict) else {}
+    factory = str(task.get("factory") or "").rpartition("/")[2]
+    dataset = factory or task.get("dataset")
     if dataset and summary.strategy(run) != units.NONE:
         return f"{summary.strategy(run)} on {dataset}"
     return _name(run) or "A run"

@@ -7,9 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from asyn2f import failpoints, rundir
 from asyn2f.errors import RunDirError, StoreError, WriteAheadError
 from asyn2f.store import formats
+from asyn2f.store.arrays import read_ahead_arrays, read_checkpoint_arrays
 from asyn2f.store.base import Record, Stored, is_as_signed, shape_mismatch
 from asyn2f.store.fencing import numbers, sync_folder
 from asyn2f.types import Best, ServerState
@@ -67,6 +70,22 @@ class VersionFolder:
             why = formats.shortened(error)
             raise StoreError(f"cannot read {path}: {why}") from error
         return _verified(version, path, like, state, record)
+
+    def arrays(self, version: int) -> dict[str, np.ndarray]:
+        """The arrays of a version by path, whatever they are. Raises StoreError."""
+        if version not in self.versions():
+            there = ", ".join(map(str, self.versions())) or "none"
+            raise StoreError(
+                f"version {version} is not in {self.path}; those there are: {there}"
+            )
+        with contextlib.suppress(OSError, WriteAheadError):
+            return read_ahead_arrays(self.ahead / str(version))
+        path = self.path / str(version)
+        try:
+            return read_checkpoint_arrays(self.checkpointer, path)
+        except Exception as error:  # Orbax raises whatever its layers raise
+            why = formats.shortened(error)
+            raise StoreError(f"cannot read {path}: {why}") from error
 
     def load_ahead(self, version: int, like: ServerState) -> Stored:
         """Reads a version's write-ahead file.

@@ -76,7 +76,7 @@ def read_ahead(path: Path, like: ServerState) -> tuple[ServerState, Record]:
       WriteAheadError: not a write-ahead file, truncated, or of other shapes.
       OSError: the file cannot be read.
     """
-    record, layout, arrays = _parts(path)
+    record, layout, arrays = parts_of(path)
     for found, wanted in zip_longest(layout, _layout(like)):
         if found != wanted:
             raise WriteAheadError(
@@ -90,7 +90,7 @@ def read_ahead(path: Path, like: ServerState) -> tuple[ServerState, Record]:
 
 def read_ahead_record(path: Path) -> Record:
     """The record of a write-ahead file. Raises as `read_ahead`."""
-    return _parts(path)[0]
+    return parts_of(path)[0]
 
 
 def _layout(state: ServerState) -> list[str]:
@@ -99,7 +99,7 @@ def _layout(state: ServerState) -> list[str]:
     return [f"{x.path}: {x.dtype.name}{list(x.shape)}" for x in leaves]
 
 
-def _parts(path: Path) -> tuple[Record, list[str], memoryview]:
+def parts_of(path: Path) -> tuple[Record, list[str], memoryview]:
     content = memoryview(path.read_bytes())
     if len(content) < _HEAD.size:
         raise WriteAheadError(f"{len(content)} bytes, expected at least {_HEAD.size}")
@@ -144,7 +144,7 @@ def write_checkpoint(
       Exception: from Orbax's layers.
       OSError: the checkpoint reads back differently.
     """
-    with _plain(folder) as alias:
+    with plain_name(folder) as alias:
         checkpointer.save(
             alias,
             args=ocp.args.Composite(
@@ -173,7 +173,7 @@ def read_checkpoint(
         raise OSError(f"{link} is a symbolic link")
     target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)._asdict()
     numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-    with _plain(folder) as alias:
+    with plain_name(folder) as alias:
         restored = checkpointer.restore(
             alias,
             args=ocp.args.Composite(
@@ -186,13 +186,13 @@ def read_checkpoint(
 
 def read_checkpoint_record(checkpointer: ocp.Checkpointer, folder: Path) -> Record:
     """The record of a checkpoint. Raises as `read_checkpoint`."""
-    with _plain(folder) as alias:
+    with plain_name(folder) as alias:
         only = ocp.args.Composite(record=ocp.args.JsonRestore())
         return dict(checkpointer.restore(alias, args=only).record)
 
 
 @contextlib.contextmanager
-def _plain(folder: Path) -> Iterator[Path]:
+def plain_name(folder: Path) -> Iterator[Path]:
     """The folder under a name without special meaning to Orbax, which treats `[`, `*`,
     `?` and `\\` as glob patterns, then finds no metadata and only warns; `gs:/` would
     be a bucket.

@@ -105,6 +105,17 @@ class Task(NamedTuple):
     init_carry: InitCarry = no_carry
     labels: np.ndarray | None = None  # int [N]: classes, for the split and its report
 
+    def __repr__(self) -> str:
+        shards = f"{len(self.shards)} shards" if self.shards else "not split"
+        return (
+            f"<Task {self.name}: train {_columns(self.train)}; test "
+            f"{_columns(self.test)}; {shards}; scored by {self.metric.name}>"
+        )
+
+
+def _columns(data: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(f"{k} {x.dtype}{list(x.shape)}" for k, x in data.items())
+
 
 def num_rows(data: Mapping[str, np.ndarray]) -> int:
     """The number of examples of a data set."""

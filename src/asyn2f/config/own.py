@@ -1,0 +1,152 @@
+"""The functions of one's own that a config names, and their arguments as its keys."""
+
+import contextlib
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+from asyn2f.config import references
+from asyn2f.config.arguments import as_arguments, of_signature
+from asyn2f.config.dotted import Config, flatten, nested
+from asyn2f.config.references import Found
+from asyn2f.errors import ConfigError, in_one_line
+from asyn2f.settings import Setting
+
+CODE_PATH = "code_path"
+ARGUMENTS = {"task.factory": "task.args.", "strategy.name": "strategy.args."}
+"""The keys that may hold a reference, and the prefix of its arguments' keys."""
+FILLED = {"task.factory": ("workers", "seed", "worker")}
+"""Arguments that are no keys: a function that has them is passed their values."""
+
+
+def is_argument(key: str) -> bool:
+    """Whether a dotted key is that of an argument."""
+    return key.startswith(tuple(ARGUMENTS.values()))
+
+
+def references_in(config: Config) -> dict[str, str]:
+    """The references in a config, by key."""
+    flat = flatten(config)
+    found = {key: flat.get(key, "") for key in ARGUMENTS}
+    return {key: x for key, x in found.items() if references.is_reference(x)}
+
+
+def found_in(config: Config) -> dict[str, Found]:
+    """What the references in a config name, by key.
+
+    Raises:
+      ConfigError: there is no such function, or its module fails.
+    """
+    path = config.get(CODE_PATH, "")
+    return {
+        key: references.find(reference, path, f"config.{key}")
+        for key, reference in references_in(config).items()
+    }
+
+
+def settings_in(config: Config) -> dict[str, Setting]:
+    """The arguments of the functions that a config names, by dotted key.
+
+    Raises:
+      ConfigError: see `found_in`; or an argument cannot be a key.
+    """
+    return {
+        ARGUMENTS[key] + name: each
+        for key, found in found_in(config).items()
+        for name, each in settings_of(key, found).items()
+    }
+
+
+def settings_of(key: str, found: Found) -> dict[str, Setting]:
+    """The arguments of one function by name. Raises as `settings_in`."""
+    if not callable(found.function):
+        raise ConfigError(
+            f"config.{key}: found {found.label}, {found.function!r:.60}, allowed: a "
+            "function"
+        )
+    try:
+        return of_signature(found.function, FILLED.get(key, ()))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.{key}: {found.label}: {error}") from None
+
+
+def completed(config: Config, *, strict: bool = True) -> dict[str, Any]:
+    """The config with every argument, those that are not given by their defaults.
+
+    Args:
+      config: nested dicts.
+      strict: otherwise a function that cannot be found leaves the config as it is.
+    """
+    flat = flatten(config)
+    with contextlib.nullcontext() if strict else contextlib.suppress(ConfigError):
+        for key, each in settings_in(config).items():
+            value = flat.setdefault(key, each.default)
+            if each.kind is float and type(value) is int:
+                with contextlib.suppress(OverflowError):  # then it is out of range
+                    flat[key] = float(value)
+    return nested(flat)
+
+
+def without_arguments(config: Config, key: str) -> dict[str, Any]:
+    """The config without the arguments of the reference under a key: for another."""
+    flat = flatten(config)
+    return nested({k: v for k, v in flat.items() if not k.startswith(ARGUMENTS[key])})
+
+
+def located(config: Config) -> dict[str, Any]:
+    """The config with references that are found from every working directory."""
+    flat = flatten(config)
+    given = flat.get(CODE_PATH, "").split(os.pathsep)
+    folders = [os.path.abspath(folder) for folder in given if folder]
+    for key, found in found_in(config).items():
+        flat[key] = found.reference
+        if found.folder is not None:
+            folders.append(str(found.folder))
+    flat[CODE_PATH] = os.pathsep.join(dict.fromkeys(folders))
+    return nested(flat)
+
+
+def filled_of(config: Config, key: str) -> list[str]:
+    """The arguments of a function that the framework passes it."""
+    taken = inspect.signature(found_in(config)[key].function).parameters
+    return [name for name in FILLED.get(key, ()) if name in taken]
+
+
+def digests(config: Config) -> dict[str, str]:
+    """The digests of the sources of a config's references, by module."""
+    return {found.module: found.digest for found in found_in(config).values()}
+
+
+def call(
+    config: Config,
+    key: str,
+    *,
+    through: Callable[..., Any] = lambda function, **given: function(**given),
+    **filled: Any,
+) -> Any:
+    """Calls the function that a config names.
+
+    Args:
+      config: with its arguments.
+      key: of the reference.
+      through: calls the function that it is given with the arguments.
+      **filled: passed to the function if it has such arguments.
+
+    Raises:
+      ConfigError: it fails; in one line, with the line of its source.
+    """
+    found, prefix = found_in(config)[key], ARGUMENTS[key]
+    settings, flat = settings_of(key, found), flatten(config)
+    given = {name: flat[prefix + name] for name in settings if prefix + name in flat}
+    filled = {name: filled[name] for name in filled_of(config, key) if name in filled}
+    try:
+        arguments = as_arguments(settings, given)
+        return through(found.function, **arguments, **filled)
+    except (Exception, SystemExit) as error:
+        name, colon, _ = str(error).partition(":")
+        if isinstance(error, ValueError) and colon and name in settings:
+            raise ConfigError(f"config.{prefix}{error}") from None
+        raise ConfigError(
+            f"config.{key}: {found.label} failed: {in_one_line(error)}"
+        ) from error

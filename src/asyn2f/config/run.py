@@ -1,0 +1,42 @@
+"""The keys at the root of a config, and the choice of the strategy."""
+
+from dataclasses import dataclass
+
+from asyn2f.config.references import is_reference
+from asyn2f.settings import setting
+from asyn2f.strategies import BUILDERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The whole experiment."""
+
+    seed: int = setting(
+        0,
+        "of everything that is drawn: split, initial model, batches",
+        allowed="0 to 2**64 - 1",
+        holds=lambda x: 0 <= x < 2**64,
+    )
+    workers: int = setting(
+        5, "one for each shard of the data", unit="workers", at_least=1
+    )
+    code_path: str = setting(
+        "",
+        "where the modules of `task.factory` and `strategy.name` lie; those beside the "
+        "config file and in the working directory are found without it",
+        allowed="folders, separated as in PYTHONPATH, or empty",
+        holds=lambda _: True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyChoice:
+    """The method. Settings of other methods than the chosen one have no effect."""
+
+    name: str = setting(
+        "asyn2f",
+        "the method; of one's own, its arguments are `strategy.args.*`",
+        options=BUILDERS,
+        allowed="MODULE:FUNCTION; or FILE.py:FUNCTION",
+        holds=is_reference,
+    )

@@ -1,0 +1,77 @@
+"""The pages about code of one's own: their code and commands run as they are shown."""
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+import asyn2f
+from asyn2f.strategies.requirements import require_same
+from tests.programs.test_launch import ROOT
+from tests.programs.test_own_code_run import program
+from tests.unit.test_references import import_state as import_state
+
+pytestmark = pytest.mark.processes
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+MINE, NOTEBOOK, PASSED = blocks("your_own_code.md", "python")
+(COMMANDS,) = blocks("your_own_code.md", "sh")
+REFUSED, _ = blocks("your_own_code.md", "text")
+(STORED,), (PRINTED,) = (
+    blocks("stored_models.md", kind) for kind in ("python", "text")
+)
+
+
+def printed_by(code: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code, {})
+    return out.getvalue()
+
+
+def test_the_pages_run(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    commands = [shlex.split(x) for x in COMMANDS.replace("\\\n", " ").splitlines()]
+    shims = {"run": "local"}
+    for _, name, *flags in commands:
+        if name == "run":  # other tests keep all cores busy
+            flags.append("--config.runtime.idle_priority=False")
+        code, out, err = program(tmp_path, shims.get(name, name), *flags)
+        assert code == 0, out + err
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert re.search(
+        r"by asyn2f, 5 workers: 40 versions .* error best", printed_by(NOTEBOOK)
+    )
+    assert printed_by(PASSED) == "error (3,)\n"
+    assert printed_by(STORED) == PRINTED
+    loaded = [asyn2f.load_params("runs/mine", version) for version in ("newest", 40)]
+    require_same(loaded[0], loaded[1], "one version")
+    with pytest.raises(
+        asyn2f.StoreError, match=r"version 99 is not in .*those there are"
+    ):
+        asyn2f.load_params("runs/mine", 99)
+    with pytest.raises(asyn2f.StoreError, match=r"allowed: a number, best, newest"):
+        asyn2f.load_params("runs/mine", "last")
+    with pytest.raises(asyn2f.StoreError, match=r"params/v: found none, expected"):
+        asyn2f.load_params(
+            "runs/mine", like={"params": {"v": loaded[0]["params"]["b"]}}
+        )
+    with pytest.raises(asyn2f.RunDirError):
+        asyn2f.load_params("runs")
+    sys.modules.pop("mine", None)
+    wrong = MINE.replace(
+        "return jnp.mean(errors(params, batch)),", "return errors(params, batch),"
+    )
+    Path("mine.py").write_text(wrong, encoding="utf-8")
+    with pytest.raises(asyn2f.ConfigError) as caught:
+        asyn2f.simulate(asyn2f.default_config(task__factory="mine:make_task"))
+    assert f"error: {caught.value}\n" == REFUSED
