@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from asyn2f.kernels.deltas import difference, mean_change, moved, trained, with_trained
-from asyn2f.strategies._fedbuff import BUFFERED
 from asyn2f.strategies.base import (
+    BUFFERED,
     Strategy,
     advanced,
     check_range,

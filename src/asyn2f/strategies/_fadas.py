@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from asyn2f.kernels.deltas import difference, mean_change, moved, trained, with_trained
 from asyn2f.kernels.staleness import versions_behind
-from asyn2f.strategies._fedbuff import BUFFERED
 from asyn2f.strategies.base import (
+    BUFFERED,
     Strategy,
     advanced,
     check_choice,

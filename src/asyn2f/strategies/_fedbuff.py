@@ -10,6 +10,7 @@ import jax
 from asyn2f.kernels.deltas import difference, mean_change, moved
 from asyn2f.kernels.staleness import Discount, discount, versions_behind
 from asyn2f.strategies.base import (
+    BUFFERED,
     Strategy,
     advanced,
     check_choice,
@@ -19,7 +20,6 @@ from asyn2f.strategies.base import (
     push_params,
     shares_of,
 )
-from asyn2f.timing import Timing
 from asyn2f.types import ServerState, WorkerUpdate
 
 Divisor = Literal["count", "weights", "one"]
@@ -54,14 +54,6 @@ within each staleness and summed those), FederatedScope 480b67d, FedScale of mid
 and Plato 60d6779, with staleness weighting on and its usual exponent. Their server
 rates differ: FLSim 0.001, APPFL 0.9, NVFlare 0.01 or 1; set `server_rate` for those.
 """
-
-BUFFERED = Timing(
-    while_training="ignore",
-    after_push="adopt",
-    quorum="some",
-    pending="all",
-    min_updates=10,
-)
 
 
 def fedbuff(

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from asyn2f.kernels.deltas import trained
-from asyn2f.strategies._fedbuff import BUFFERED
 from asyn2f.strategies.base import (
+    BUFFERED,
     Strategy,
     advanced,
     blended,

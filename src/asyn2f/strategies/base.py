@@ -114,6 +114,17 @@ class Strategy(NamedTuple):
         return not is_plain or self.proximal > 0
 
 
+BUFFERED = Timing(
+    while_training="ignore",
+    after_push="adopt",
+    quorum="some",
+    pending="all",
+    min_updates=10,
+)
+"""That of methods with a buffer of updates: workers adopt the newest version after each
+push, and the server aggregates as soon as there are `min_updates`."""
+
+
 def initial_state(params: Params, workers: int) -> ServerState:
     """Version 0 with `params`, without a memory."""
     zero = jnp.float32(0.0)
