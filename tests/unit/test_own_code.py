@@ -380,6 +380,10 @@ FAILING = {
         "def make():\n    return open('none.csv')",
         "m:make failed: m.py, line 2: FileNotFoundError.*none.csv",
     ),
+    "speaks": (
+        "import asyn2f\ndef make():\n    raise asyn2f.DataError('x.npz: no such file')",
+        r"^config\.task\.factory: m:make: x\.npz: no such file$",
+    ),
     "exits": ("def make():\n    exit(3)", "m:make failed: .*SystemExit: 3"),
     "range": (
         "def make(*, n=1):\n    raise ValueError('n: found 1, allowed: even')",

@@ -10,7 +10,7 @@ from asyn2f.config import references
 from asyn2f.config.arguments import as_arguments, of_signature
 from asyn2f.config.dotted import Config, flatten, nested
 from asyn2f.config.references import Found
-from asyn2f.errors import ConfigError, in_one_line
+from asyn2f.errors import Asyn2fError, ConfigError, in_one_line
 from asyn2f.settings import Setting
 
 CODE_PATH = "code_path"
@@ -147,6 +147,7 @@ def call(
         name, colon, _ = str(error).partition(":")
         if isinstance(error, ValueError) and colon and name in settings:
             raise ConfigError(f"config.{prefix}{error}") from None
-        raise ConfigError(
-            f"config.{key}: {found.label} failed: {in_one_line(error)}"
-        ) from error
+        what = f" failed: {in_one_line(error)}"
+        if isinstance(error, Asyn2fError):
+            what = f": {error}"
+        raise ConfigError(f"config.{key}: {found.label}{what}") from error
