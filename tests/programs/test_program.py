@@ -21,8 +21,9 @@ ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @pytest.fixture
 def handlers():
-    """Handlers that a test may change."""
+    """Handlers that a test may change; the usual ones, also under nohup."""
     before = [signal.getsignal(number) for number in ALL]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in zip(ALL, before, strict=True):
         signal.signal(number, handler)

@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 _SAMPLE_S = 0.1
 _WINDOW = 10  # samples: about a second
 _POLL_S = 0.02
