@@ -192,7 +192,10 @@ def parquet_with(**columns):
         (file_with("a,y\n1,0\n,1\n"), "column 'a': an empty cell in row 1"),
         (file_with("a,y\n1,0\nnan,1\n"), "column 'a': found nan in row 1 .* finite"),
         (file_with("a,y\n1,0\n1e39,1\n"), "column 'a': found 1e.39 in row 1 .* finite"),
-        (file_with("a,b\n1,0\n"), r"columns a, b, and none named y, label, target"),
+        (
+            file_with("a,b\n1,0\n"),
+            r"columns a, b, and none named y, label, labels, target",
+        ),
         (file_with("y\n1\n"), "no columns of inputs beside y"),
         (file_with("a,y\n1,0\n", "d.npz"), "d.npz: not an .npz file that can be read"),
         (file_with("PAR1", "d.parquet"), "d.parquet: not a parquet file"),

@@ -8,7 +8,7 @@ import numpy as np
 from asyn2f.errors import DataError
 from asyn2f.tasks.readers import Columns
 
-_TARGETS = ("y", "label", "target")
+_TARGETS = ("y", "label", "labels", "target")
 _INT32 = np.iinfo(np.int32)
 
 
@@ -16,7 +16,7 @@ class Choice(NamedTuple):
     """Which columns of a data set are what."""
 
     inputs: tuple[str, ...] = ()  # () = all that are nothing else
-    target: str | None = ""  # "" = the first there is of y, label and target
+    target: str | None = ""  # "" = the first there is of `_TARGETS`
     extras: tuple[str, ...] = ()
     split_by: str = ""
 

@@ -53,7 +53,7 @@ def supervised(
         suits a named loss. Their means are reported, and that of the loss.
       metric: the headline, one of the metrics or "loss"; "" = the first.
       inputs, target, extras: columns, see `columns.arrange`; () = all others, "" = y,
-        label or target, None = there is none.
+        label, labels or target, None = there is none.
       split_by: the column of worker ids: a worker for each, in the order of the ids.
       workers: the number that `split_by` has to give; None = any.
       shards: rows of each worker, in place of `split_by`; () = not split yet.
