@@ -3,7 +3,6 @@ simulation, report, comparison, verification, replay and a target."""
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -133,8 +132,8 @@ def test_a_report_speaks_of_the_headline_and_of_no_class(name, tmp_path):
 )
 def test_a_target_of_a_fraction_is_one(higher, target, allowed, monkeypatch):
     metric = Metric("rate", higher, is_fraction=True)
-    task = tasks.regression()._replace(metric=metric)
-    monkeypatch.setattr(build, "make_task", lambda *_: task)
+    task = tasks.regression(workers=5)._replace(metric=metric)
+    monkeypatch.setattr(build, "build_task", lambda _: task)
     with pytest.raises(ConfigError, match=f"stop.target: found .*allowed: {allowed}"):
         build.build_experiment(config_with(stop__target=target))
 
@@ -144,15 +143,18 @@ def test_a_target_of_a_fraction_is_one(higher, target, allowed, monkeypatch):
 
 def program(name: str, *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.own_program", *words],
+        [sys.executable, "-m", f"launch.{name}", *words],
         cwd=ROOT,
-        env=os.environ | {"OWN_TASK": name},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def factory(name: str) -> str:
+    return f"--config.task.factory=tests/support/tasks.py:{name}"
 
 
 FLAGS = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
@@ -163,7 +165,8 @@ FLAGS.append("--config.stop.target=None")
 def folder(request, tmp_path_factory):
     """The folder of a simulated run, and the name of its task."""
     path = tmp_path_factory.mktemp(request.param) / "run"
-    out = program(request.param, "simulate", *FLAGS, f"--workdir={path}")
+    flags = ["--config=default", *FLAGS, factory(request.param)]
+    out = program("simulate", *flags, f"--workdir={path}")
     return path, request.param, out
 
 
@@ -186,9 +189,9 @@ def test_a_folder_names_headline_and_best(folder):
 
 @pytest.mark.processes
 def test_a_folder_is_verified_and_replayed_bit_for_bit(folder):
-    path, name, _ = folder
-    program(name, "verify", f"--run={path}")
-    assert "bit for bit" in program(name, "replay", f"--run={path}")
+    path, _, _ = folder
+    program("verify", f"--run={path}")
+    assert "bit for bit" in program("replay", f"--run={path}")
 
 
 @pytest.mark.processes
@@ -209,8 +212,9 @@ def test_a_worse_best_is_found(folder):
 @every_task
 def test_a_comparison_follows_the_direction(name, tmp_path):
     metric = TASKS[name]().metric
-    flags = [*FLAGS, "--config.stop.max_time_s=2", "--strategies=asyn2f,fedavg"]
-    out = program(name, "compare", *flags, "--seeds=2", f"--workdir={tmp_path}")
+    flags = ["--config=default", *FLAGS, factory(name), "--config.stop.max_time_s=2"]
+    flags += ["--strategies=asyn2f,fedavg", "--seeds=2"]
+    out = program("compare", *flags, f"--workdir={tmp_path}")
     table = (tmp_path / "table.md").read_text()
     assert table in out
     better = "higher" if metric.higher_is_better else "lower"
