@@ -49,6 +49,7 @@ class Setting:
       at_root: whether its key is `name` instead of `section.name`.
       is_path: whether a value is the path of a file or folder.
       optional: whether a value may be None.
+      may_be_empty: whether a tuple may be.
     """
 
     kind: type
@@ -66,6 +67,7 @@ class Setting:
     at_root: bool = False
     is_path: Callable[[str], bool] | None = None
     optional: bool = False
+    may_be_empty: bool = False
 
     def problem_of(self, value: Any) -> str:
         """What is wrong with a value, and what is allowed; "" if it is valid.
@@ -83,7 +85,7 @@ class Setting:
                 allowed = self.in_words()
             return f"found {value!r}, allowed: {allowed}"
         if self.kind is tuple:
-            is_valid = bool(value) and all(
+            is_valid = (len(value) > 0 or self.may_be_empty) and all(
                 fits(self.item, each) and self._is_in_range(each) for each in value
             )
         else:
@@ -114,7 +116,7 @@ class Setting:
         """
         if self.kind is tuple:
             each = self.range_in_words() or _IN_WORDS[self.item]
-            return f"a list, each {each}"
+            return f"a list, each {each}" + "; or ()" * self.may_be_empty
         words = self.range_in_words() or _IN_WORDS[self.kind]
         return f"{words}, or None" if self.optional else words
 

@@ -17,15 +17,16 @@ ARROWS = {
     "types": "",
     "settings": "",
     "failpoints": "",
+    "privacy": "",
     "timing": "",
     "rundir": "",
     "serialization": "",
     "kernels": "",
-    "strategies": "kernels timing",
+    "strategies": "kernels privacy timing",
     "tasks": "",
     "programs": "timing",
     "trace": "rundir",
-    "training": "kernels serialization strategies tasks timing trace",
+    "training": "kernels privacy serialization strategies tasks timing trace",
     "protocol": "programs serialization timing trace",
     "transport": "protocol",
     "store": "failpoints rundir serialization",
@@ -33,12 +34,12 @@ ARROWS = {
     "trace training transport",
     "sim": "kernels programs serialization timing trace training",
     "report": "kernels protocol rundir trace",
-    "config": "kernels protocol rundir sim store strategies tasks timing training "
-    "transport",
+    "config": "kernels privacy protocol rundir sim store strategies tasks timing "
+    "training transport",
     "api": "config report rundir serialization sim store strategies tasks timing trace "
     "training",
-    "cli": "api config failpoints protocol report rundir runtime serialization sim "
-    "store strategies tasks timing trace training transport",
+    "cli": "api config failpoints privacy protocol report rundir runtime serialization "
+    "sim store strategies tasks timing trace training transport",
 }
 EVERYBODY = {"errors", "types", "settings"}
 ONLY_IN = {

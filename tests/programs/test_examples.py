@@ -11,7 +11,8 @@ import asyn2f
 ROOT = Path(__file__).parents[2]
 FOLDERS = [path for path in sorted((ROOT / "examples").iterdir()) if path.is_dir()]
 PAGE = (ROOT / "docs" / "examples.md").read_text("utf-8")
-WORKERS = {"hospitals": 4}
+WORKERS = {"hospitals": 4, "private_silos": 3}
+DATA = {"private_silos": "silos/{worker}.npz"}
 
 each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 
@@ -36,7 +37,7 @@ def test_an_example_learns(folder, tmp_path, monkeypatch):
         training__learning_rate=0.05,
         stop__max_versions=5,
     )
-    run = asyn2f.simulate(config)
+    run = asyn2f.simulate(config, data=DATA.get(folder.name))
     metric = run.experiment.task.metric
     before, after = (run.scores[node][metric.name] for node in (0, 5))
     assert metric.is_better(after, than=before)

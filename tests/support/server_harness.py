@@ -19,11 +19,11 @@ from asyn2f.protocol.channels import UPDATES, Channel, Frames, Subscribed
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.server import Observer
-from asyn2f.runtime.startup import create_server, shards_of
+from asyn2f.runtime.startup import create_server
 from asyn2f.serialization import params_sha256
 from asyn2f.store.base import MemoryStore
 from asyn2f.training.agreement import data_digest
-from asyn2f.training.experiment import Experiment
+from asyn2f.training.experiment import Experiment, registered
 from asyn2f.transport.base import MemoryNetwork
 from asyn2f.types import WorkerUpdate
 from tests.contracts.test_runtime import small
@@ -70,7 +70,7 @@ class ServerHarness:
 
     def _report(self, worker: int) -> WorkerUpdate:
         """The update of a worker that has just adopted the first version."""
-        examples, quality = shards_of(self.experiment)[worker]
+        examples, quality = registered(self.experiment)[worker]
         model = self.server.aggregator.state.model
         held = self.experiment.trainer.start(model, worker, examples, quality)
         return self.experiment.trainer.report(held)
@@ -105,7 +105,7 @@ class ServerHarness:
         ]
 
     def hello(self, worker: int, session: str, **changes: Any) -> messages.Hello:
-        examples, quality = shards_of(self.experiment)[worker]
+        examples, quality = registered(self.experiment)[worker]
         template = self.experiment.template
         hello = messages.Hello(
             messages.PROTOCOL,

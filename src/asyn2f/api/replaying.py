@@ -1,6 +1,6 @@
 """Replaying what happened in a run, as it was or with other settings."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from asyn2f.api.results import Simulation
 from asyn2f.api.simulation import executed, experiment_of
 from asyn2f.config import build, schema
 from asyn2f.config.default import load_config
+from asyn2f.config.private import NO_ROOTS, Roots
 from asyn2f.report.metrics import read_metrics
 from asyn2f.serialization import params_sha256
 from asyn2f.sim.execute import Execution, Executor
@@ -37,6 +38,7 @@ def replay(
     *,
     task: Task | None = None,
     strategy: Strategy | None = None,
+    data: str | Path | Mapping[int, str | Path] | None = None,
 ) -> Simulation:
     """Executes what happened in a run, real or simulated, again.
 
@@ -49,6 +51,7 @@ def replay(
       config: see `simulate`; None = the run's own.
       executor: "serial", as for every run of processes.
       task, strategy: of your own, in place of the config's; see `simulate`.
+      data: see `simulate`.
 
     Raises:
       ConfigError: see `build.check`.
@@ -67,7 +70,9 @@ def replay(
     agreement.check_flags(maker.environment for maker in makers)
     history.check_complete(events)
     causality.check(events)
-    run = executed(config, experiment_of(config, task, strategy), order_of(events))
+    experiment = experiment_of(config, task, strategy, data)
+    agreement.check_registered(experiment.task, events)
+    run = executed(config, experiment, order_of(events))
     is_simulated = any(maker.actor == "simulation" for maker in makers)
     return run._replace(is_replay=not is_simulated)
 
@@ -203,6 +208,7 @@ def obstacle(
     order: Order,
     stored: build.Config,
     changed: dict[str, Any],
+    data: Roots = NO_ROOTS,
 ) -> str:
     """Why a recorded order does not allow other settings; "" if it does.
 
@@ -211,11 +217,12 @@ def obstacle(
       order: recorded.
       stored: the run's own config.
       changed: by dotted key, as from `identity.changed_keys`.
+      data: where each worker's own data are.
     """
     fixed = [key for key in changed if key.split(".")[0] in ("timing", "stop")]
     if fixed:
         return f"config.{fixed[0]} decides when things happen, and that is recorded"
-    own = build.build_experiment(stored)
+    own = build.build_experiment(stored, build.build_task(stored, "all", data))
     before, now = own.strategy.timing, experiment.strategy.timing
     for name, was in vars(_effective(before)).items():
         is_now = getattr(_effective(now), name)

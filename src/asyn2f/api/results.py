@@ -24,7 +24,7 @@ from asyn2f.sim.schedule import carried
 from asyn2f.sim.to_trace import events_of
 from asyn2f.tasks.base import split_of
 from asyn2f.training.batches import steps_per_epoch
-from asyn2f.training.experiment import Experiment
+from asyn2f.training.experiment import Experiment, registered
 from asyn2f.types import Best, Params, Scores, headline_of
 
 Row = dict[str, Any]
@@ -177,7 +177,8 @@ class Simulation(NamedTuple):
             rundir.write_json(folder / rundir.CONFIG, dict(config))
             stored = {"run": "simulated", "metric": task.metric._asdict()}
             rundir.write_json(folder / rundir.RUN, stored)
-            rundir.write_json(folder / rundir.SPLIT, split_of(task))
+            split = split_of(task, self.experiment.reveal)
+            rundir.write_json(folder / rundir.SPLIT, split)
             write_run(self, folder, environment)
             summary = self.summary() | {"run": "simulated"}
             rundir.write_json(folder / rundir.SUMMARY, summary)
@@ -201,16 +202,14 @@ def write_run(run: Simulation, folder: Path, environment: Mapping[str, Any]) -> 
       folder: holds `run.json`.
       environment: that the numbers depend on; the means of execution are added.
     """
-    experiment, order, task = run.experiment, run.order, run.experiment.task
+    experiment, order = run.experiment, run.order
     events = events_of(
         order,
         run.result.numbers,
         run.scores,
         run=rundir.read_json(folder / rundir.RUN)["run"],
         environment={**environment, **run.means._asdict()},
-        num_examples=[len(rows) for rows in task.shards],
-        qualities=task.qualities,
-        steps_per_epoch=epochs_of(experiment),
+        **_revealed(experiment),
         num_bytes=experiment.publication.template.num_bytes,
         guards=experiment.guards,
     )
@@ -228,6 +227,16 @@ def write_run(run: Simulation, folder: Path, environment: Mapping[str, Any]) -> 
                 now = {name: row[name] for name in ("version", "time_s", *_BYTES)}
                 metrics.write({"kind": "score", **now, "scores": scores})
     metrics.close()
+
+
+def _revealed(experiment: Experiment) -> dict[str, Any]:
+    """What workers tell of themselves."""
+    own, steps = registered(experiment), epochs_of(experiment)
+    return {
+        "num_examples": [examples for examples, _ in own],
+        "qualities": [quality for _, quality in own],
+        "steps_per_epoch": steps if "size" in experiment.reveal else [0] * len(own),
+    }
 
 
 class Moved(NamedTuple):

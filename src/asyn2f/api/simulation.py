@@ -1,5 +1,7 @@
 """Runs under a virtual clock, as values."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ from asyn2f.api.progress import Progress, shown
 from asyn2f.api.results import Simulation, epochs_of
 from asyn2f.config import build, schema
 from asyn2f.config.default import default_config
+from asyn2f.config.private import roots_of
 from asyn2f.config.schema import RuntimeSettings, section
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import debugging, execution_of
@@ -38,6 +41,7 @@ def simulate(
     *,
     task: Task | None = None,
     strategy: Strategy | None = None,
+    data: str | Path | Mapping[int, str | Path] | None = None,
     progress: Progress | bool = False,
 ) -> Simulation:
     """Schedules the run that a config describes, and executes it.
@@ -46,16 +50,16 @@ def simulate(
 
     Args:
       config: from `default_config`, `load_config` or a config file; or nested dicts.
-        `config.sim` has the profiles of the workers, the executor, and the interval of
-        evaluations.
         None = `config_of(experiment)`, or the defaults.
       experiment: with a task or strategy of your own, from `make_experiment`. Settings
         that a config holds as well (seed, workers, training, timing, stop, ...) have to
         be the same there; `config_of` copies them. None = what the config describes.
       task, strategy: of your own, in place of the config's; a task is split as the
         config has it unless it is split.
-      progress: True shows a line while the run is executed; or a function that is
-        called with each evaluated version: a dict of `version`, `time_s`, `scores`.
+      data: where each worker's own data are, for a factory with the arguments `worker`
+        and `data`: paths by worker, or one with {worker} in it.
+      progress: True shows a line; a function is called with each evaluated version: a
+        dict of `version`, `time_s`, `scores`.
 
     Runs that differ only in seed, learning rates or limits share compiled programs;
     `jax.config.update("jax_compilation_cache_dir", folder)` keeps them for other
@@ -83,7 +87,7 @@ def simulate(
     config = schema.plain(config)
     build.check(config)
     if experiment is None:
-        experiment = experiment_of(config, task, strategy)
+        experiment = experiment_of(config, task, strategy, data)
     elif task is not None or strategy is not None:
         raise errors.ConfigError(
             "found an experiment and a task or strategy besides; give one of them"
@@ -100,10 +104,15 @@ def simulate(
 
 
 def experiment_of(
-    config: build.Config, task: Task | None, strategy: Strategy | None
+    config: build.Config,
+    task: Task | None,
+    strategy: Strategy | None,
+    data: str | Path | Mapping[int, str | Path] | None = None,
 ) -> Experiment:
     """What a config describes, with a task or strategy of one's own."""
-    if task is not None:
+    if task is None:
+        task = build.build_task(config, "all", roots_of(data))
+    else:
         task = build.split_task(config, build.checked_task(config, task))
     return build.build_experiment(config, task, strategy)
 

@@ -19,6 +19,7 @@ from asyn2f.cli.main import COMMANDS, Exit
 from asyn2f.cli.process import open_output
 from asyn2f.config import build, reference, schema
 from asyn2f.config.default import for_flags
+from asyn2f.config.private import NO_ROOTS, Roots, roots_of
 from asyn2f.errors import Asyn2fError, ExecutionError
 from asyn2f.transport.base import check_safe, is_exposed
 
@@ -42,6 +43,13 @@ SERVER = flags.DEFINE_string("server", None, "The server's address, tcp://host:p
 INSECURE = flags.DEFINE_bool(
     "insecure", False, "Without keys, allow addresses that other machines can reach."
 )
+DATA = flags.DEFINE_string(
+    "data",
+    None,
+    "Where each worker's own data are, for a task.factory with the arguments worker "
+    "and data: the PATH of one worker's; or 0:PATH,1:PATH,...; or a path with {worker} "
+    "in it.",
+)
 
 
 class Request(NamedTuple):
@@ -52,6 +60,7 @@ class Request(NamedTuple):
     resume: bool = False
     overwrite: bool = False
     insecure: bool = False
+    data: Roots = NO_ROOTS  # of the workers that are here
 
 
 def request() -> Request:
@@ -63,7 +72,13 @@ def request() -> Request:
         resume=RESUME.value,
         overwrite=OVERWRITE.value,
         insecure=INSECURE.value,
+        data=roots(),
     )
+
+
+def roots() -> Roots:
+    """Where the workers' own data are, by the flag."""
+    return roots_of(DATA.value)
 
 
 # ---------------------------------------------------------------- running a program

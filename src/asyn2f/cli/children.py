@@ -25,7 +25,7 @@ from asyn2f import errors, rundir
 from asyn2f.cli import app, machine, peers
 from asyn2f.cli.claim import in_use
 from asyn2f.cli.server import serve
-from asyn2f.config import config_file
+from asyn2f.config import build, config_file
 from asyn2f.config.schema import RunSettings, section
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.protocol.status import RunStatus
@@ -72,7 +72,8 @@ def start_all(request: app.Request, workers: int) -> list[Child]:
 
     def start(name: str, target: Callable[..., None], *rest: Any) -> Child:
         here, there = context.Pipe()
-        args = (_Start(name, there, source, request), *rest)
+        own = request.data.only(*rest)
+        args = (_Start(name, there, source, request._replace(data=own)), *rest)
         process = context.Process(target=target, args=args, name=name)
         process.start()
         there.close()
@@ -156,19 +157,21 @@ def _worker(start: _Start, worker: int) -> None:
     pins = pins and section(config, RunSettings).workers >= len(cores)
     if pins and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {cores[worker % len(cores)]})
-    _join(start, peers.make_worker(worker))
+    _join(start, peers.make_worker(worker), worker)
 
 
 def _evaluator(start: _Start) -> None:
     _join(start, peers.make_evaluator)
 
 
-def _join(start: _Start, make: peers.Make) -> None:
+def _join(start: _Start, make: peers.Make, whose: build.Whose = "nobody") -> None:
     def body(parent: _Parent) -> None:
-        settings = section(start.request.config, RuntimeSettings)
+        request = start.request
+        task = build.build_task(request.config, whose, request.data)
+        settings = section(request.config, RuntimeSettings)
         parent.lower_priority = lambda: lower_priority(settings.idle_priority)
         address, ready = parent.wait_for_address, parent.set_stop_handler
-        ended = peers.join(make, start.name, start.request, address, ready)
+        ended = peers.join(make, start.name, request, address, ready, task)
         if ended.status != "finished":
             parent.send(error=f"{ended.status}: {ended.reason}")
             sys.exit(peers.EXIT_CODES[ended.status])

@@ -5,12 +5,13 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from asyn2f import rundir, trace
 from asyn2f.errors import ConfigError, RunDirError
+from asyn2f.privacy import NUMBERS
 from asyn2f.tasks.base import Task, split_of
 from asyn2f.training.agreement import data_digests
 
@@ -213,10 +214,15 @@ def _as_run_dir_error(folder: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- the data of a run
 
 
-def write_split(folder: Path, task: Task, code: Mapping[str, str]) -> None:
+def write_split(
+    folder: Path,
+    task: Task,
+    code: Mapping[str, str] = {},
+    reveal: Collection[str] = NUMBERS,
+) -> None:
     """Writes each worker's number of examples, of each class too where there are
     labels, and the digests of the data and of the sources that the config names."""
-    content = {**split_of(task), "data": data_digests(task), "code": dict(code)}
+    content = {**split_of(task, reveal), "data": data_digests(task), "code": dict(code)}
     rundir.write_json(folder / rundir.SPLIT, content)
 
 
@@ -252,9 +258,15 @@ def check_same_data(folder: Path, task: Task) -> None:
     """
     then = _split_of(folder).get("data")
     now = data_digests(task)
-    if then is None or tuple(then) == now:  # None: written by an older version
+    if then is None:  # written by an older version
         return
-    names = [*(f"worker {k}" for k in range(len(task.shards))), "the test set"]
+    if task.is_private or not any(then[:-1]):
+        # Each worker's are its own, and the server compares them when it registers.
+        then, now = then[-1:], now[-1:]
+    if tuple(then) == now:
+        return
+    count = len(now) - 1
+    names = [*(f"worker {k}" for k in range(count)), "the test set"]
     pairs = zip(names, now, then, strict=False)
     other = [name for name, here, there in pairs if here != there] or names
     more = f" and {len(other) - 3} more" if len(other) > 3 else ""

@@ -19,7 +19,7 @@ from asyn2f import errors, rundir
 from asyn2f.cli import app, children, process
 from asyn2f.cli.children import Child
 from asyn2f.cli.server import prepared, print_summary
-from asyn2f.config import build
+from asyn2f.config import build, private
 from asyn2f.config.schema import RunSettings, section, strategy_of
 from asyn2f.protocol.ledger import COUNTED
 from asyn2f.protocol.status import RunStatus, WorkerStatus
@@ -43,7 +43,8 @@ def main() -> int:
         raise errors.ConfigError(
             f"--start_workers: found {workers}, allowed: 0 to {most}"
         )
-    task = build.build_task(config)
+    task = build.build_task(config, "nobody", request.data)
+    check_data(request, workers)
     with prepared(request, task) as claim:
         launcher = Launcher(request, workers, claim.begin)
         reason = launcher.run()
@@ -56,6 +57,12 @@ def main() -> int:
             summary = empty_summary(config, folder, status, reason or "")
             rundir.write_json(folder / rundir.SUMMARY, summary)
         return print_summary(rundir.read_json(folder / rundir.SUMMARY), folder)
+
+
+def check_data(request: app.Request, workers: int) -> None:
+    """Raises ConfigError unless each worker that is started has its own data."""
+    if private.takes_path(request.config):
+        request.data.of_each(workers)
 
 
 class Launcher:

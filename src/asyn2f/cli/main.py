@@ -29,7 +29,7 @@ COMMANDS = {
     "run": Command(
         "local:main",
         "run server, workers and evaluator on this machine",
-        "config workdir insecure resume overwrite start_workers",
+        "config workdir insecure resume overwrite start_workers data",
         outlives_output=True,
     ),
     "server": Command(
@@ -41,7 +41,7 @@ COMMANDS = {
     "worker": Command(
         "peers:worker",
         "run one worker, on this or another machine",
-        f"{_PEER} worker",
+        f"{_PEER} worker data",
         outlives_output=True,
     ),
     "evaluator": Command(
@@ -50,13 +50,13 @@ COMMANDS = {
     "simulate": Command(
         "simulate:main",
         "run under a virtual clock, in one process",
-        "config workdir resume overwrite keep_every_s",
+        "config workdir resume overwrite keep_every_s data",
         outlives_output=True,
     ),
     "replay": Command(
         "replay:main",
         "execute the trace of a run again",
-        "run config executor tolerance explain",
+        "run config executor tolerance explain data",
     ),
     "verify": Command("tools:verify", "check the guarantees of a run", "run deep"),
     "compare": Command(

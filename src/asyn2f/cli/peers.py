@@ -46,7 +46,7 @@ def worker() -> int:
             f"--worker: found {number}, allowed: 0 to {count - 1}; config.workers is "
             "the number of shards of the data"
         )
-    return _main(make_worker(number), f"worker-{number}", request)
+    return _main(make_worker(number), f"worker-{number}", request, number)
 
 
 def evaluator() -> int:
@@ -88,7 +88,7 @@ def join(
     request: app.Request,
     wait_for_address: Callable[[], str],
     on_ready: Callable[[Stop], None],
-    task: Task | None = None,
+    task: Task,
 ) -> Ended:
     """Runs a worker or an evaluator.
 
@@ -99,7 +99,7 @@ def join(
         server on another machine without keys.
       wait_for_address: called when it is ready to join.
       on_ready: called once before that, with the function that stops it.
-      task: of the config; None = build it.
+      task: of the config, with this peer's data.
 
     Raises:
       AddressError: the address is invalid, or requires keys.
@@ -122,10 +122,12 @@ def join(
     return ended
 
 
-def _main(make: Make, actor: str, request: app.Request) -> int:
-    """The program around `join`; returns the exit code."""
+def _main(
+    make: Make, actor: str, request: app.Request, whose: build.Whose = "nobody"
+) -> int:
+    """The program around `join`; returns the exit code. `whose`: see `build_task`."""
     machine.prepare_jax()
-    task = build.build_task(request.config)
+    task = build.build_task(request.config, whose, request.data)
     has_keys = _peer_keys(request.config, actor) is not None
     app.check_address(_address(request.folder), has_keys, request.insecure)
     app.log_with_dates()

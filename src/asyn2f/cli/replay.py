@@ -96,7 +96,8 @@ def _replay(
     executor: Any,
 ) -> int:
     """Executes, and prints how it compares; returns the exit code."""
-    experiment = build.build_experiment(config)
+    task = build.build_task(config, "all", app.roots())
+    experiment = build.build_experiment(config, task)
     recording = recording_of(events, replaying.summary_of(folder).get("versions"))
     order = recording.order
     is_own = executor == recorded.get("executor", "serial")
@@ -104,14 +105,15 @@ def _replay(
     stored = app.checked(load_config(folder))
     changed = identity.changed_keys(stored, config)
     if changed:
-        obstacle = replaying.obstacle(experiment, order, stored, changed)
+        obstacle = replaying.obstacle(experiment, order, stored, changed, app.roots())
         _print_changes(folder, changed, obstacle)
         last = len(order.version) - 1
         watched = {*np.linspace(0, last, 11).astype(int).tolist()} - {0}
     else:
         for difference in claim.code_differences(folder, own.digests(config)):
             print(difference)
-        claim.check_same_data(folder, experiment.task)
+        claim.check_same_data(folder, task)
+        agreement.check_registered(task, events)
         watched = replaying.nodes_present(order, folder)
     execution = execution_of(experiment, order, executor, lanes, watched)
     print(f"executor: {execution.why}", flush=True)

@@ -21,6 +21,7 @@ from asyn2f.cli import app, claim, machine, process
 from asyn2f.cli.claim import Claim
 from asyn2f.config import build, identity, own
 from asyn2f.config.schema import RunSettings, section
+from asyn2f.privacy import Privacy
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.protocol.status import RunStatus, warnings_of
 from asyn2f.report.live import LiveView
@@ -49,7 +50,7 @@ EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 def main() -> int:
     request = app.request()
     machine.prepare_jax()
-    task = build.build_task(request.config)
+    task = build.build_task(request.config, "nobody")
     with prepared(request, task) as claim, LiveView() as view:
         app.log_with_dates()
 
@@ -126,7 +127,8 @@ def serve(
       request: of which config, folder and `insecure` are used.
       on_status: called a few times per second.
       on_ready: called once, with the address at which it listens and the server.
-      task: of the config; None = build it.
+      task: of the config, without data that workers have of their own; None = build
+        it.
 
     Returns:
       The summary, which has been written into the folder as well.
@@ -134,6 +136,7 @@ def serve(
     # Threads of I/O must not wait long for the one that computes.
     sys.setswitchinterval(_SWITCH_S)
     config, folder = request.config, request.folder
+    task = task or build.build_task(config, "nobody")
     experiment = build.build_experiment(config, task)
     settings = section(config, RuntimeSettings)
     timing = experiment.strategy.timing
@@ -141,7 +144,7 @@ def serve(
         print(f"warning: {short}", flush=True)
     opened = _open(request, experiment, settings)
     run_id, incarnation = opened.listening.run, opened.incarnation
-    claim.write_split(folder, experiment.task, own.digests(config))
+    claim.write_split(folder, experiment.task, own.digests(config), experiment.reveal)
     journal = machine.open_journal(folder, "server", run_id, incarnation)
     metrics = MetricsWriter(folder)
     server = create_server(
@@ -155,6 +158,7 @@ def serve(
         Observer(row=metrics.write, status=on_status),
         incarnation,
         opened.listening.token,
+        section(config, Privacy).max_examples,
     )
     rundir.write_listening(folder, opened.listening)
     on_ready(opened.listening.address, server)

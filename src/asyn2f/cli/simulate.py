@@ -26,6 +26,7 @@ from asyn2f.cli import app, claim, machine, process
 from asyn2f.cli.server import print_summary, write_config
 from asyn2f.config import build, identity, own, schema
 from asyn2f.config.default import load_config
+from asyn2f.config.private import Roots
 from asyn2f.config.schema import section
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import Execution, execution_of, read_progress, write_progress
@@ -68,7 +69,7 @@ def _run(
 ) -> int:
     """Schedules and executes the run, unless finished; returns the exit code."""
     config, folder = request.config, request.folder
-    experiment, order = _scheduled(config)
+    experiment, order = _scheduled(config, request.data)
     if request.resume:
         claim.check_same_code(folder, own.digests(config))
         claim.check_same_data(folder, experiment.task)
@@ -124,9 +125,10 @@ def _execute(
     return summary
 
 
-def _scheduled(config: build.Config) -> tuple[Experiment, Order]:
+def _scheduled(config: build.Config, data: Roots) -> tuple[Experiment, Order]:
     start_s = time.monotonic()
-    experiment = build.build_experiment(config)
+    task = build.build_task(config, "all", data)
+    experiment = build.build_experiment(config, task)
     cycles_s = cycles_of(experiment, build.build_profiles(config)).tolist()
     if short := deadline_warning(experiment.strategy.timing, cycles_s):
         print(f"warning: {short}", flush=True)
@@ -148,7 +150,9 @@ def _prepare(request: app.Request, experiment: Experiment) -> None:
         for name in (rundir.TRACE, rundir.TENSORBOARD):
             shutil.rmtree(folder / name, ignore_errors=True)
     write_config(folder, request.config, experiment.task.metric)
-    claim.write_split(folder, experiment.task, own.digests(request.config))
+    claim.write_split(
+        folder, experiment.task, own.digests(request.config), experiment.reveal
+    )
 
 
 def _finished(folder: Path, config: build.Config) -> dict[str, Any] | None:

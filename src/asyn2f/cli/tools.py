@@ -106,7 +106,8 @@ def _print_report(report: VerificationReport) -> int:
 def _verify_models(folder: Path) -> int:
     """Checks every version in the store against its digest; returns how many are
     damaged."""
-    experiment = build.build_experiment(app.checked(load_config(folder)))
+    config = app.checked(load_config(folder))
+    experiment = build.build_experiment(config, build.build_task(config, "nobody"))
     like = jax.eval_shape(lambda: initial_server_state(experiment))
     store = OrbaxStore(folder / rundir.MODELS)
     versions, broken = store.versions(), 0

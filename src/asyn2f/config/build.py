@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from asyn2f.config import own, schema
+from asyn2f.config import own, private, schema
 from asyn2f.config.arguments import of_signature
+from asyn2f.config.private import NO_ROOTS, Roots, Whose
 from asyn2f.config.references import is_reference
 from asyn2f.config.schema import Config, RunSettings, section
 from asyn2f.config.task import (
@@ -22,6 +23,7 @@ from asyn2f.config.task import (
 from asyn2f.errors import AddressError, ConfigError, ContractError, TaskError
 from asyn2f.kernels.codecs import Coding, check_coding
 from asyn2f.kernels.guards import Guards
+from asyn2f.privacy import Privacy
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.sim.profiles import STEP_S, Profiles, draw_profiles, read_profiles
 from asyn2f.sim.settings import SimSettings, is_profiles_file
@@ -31,7 +33,7 @@ from asyn2f.strategies.shapes import check_shapes
 from asyn2f.tasks import checks
 from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop, Timing
-from asyn2f.training.experiment import Experiment, make_experiment
+from asyn2f.training.experiment import Experiment, make_experiment, problem_of_reveal
 from asyn2f.training.settings import Training
 from asyn2f.transport.base import parse_address
 from asyn2f.types import Metric
@@ -44,7 +46,9 @@ def check(config: Config) -> None:
       ConfigError: otherwise.
     """
     schema.check_values(config)
-    build_strategy(config)
+    strategy = build_strategy(config)
+    if problem := problem_of_reveal(strategy, section(config, Privacy).reveal):
+        raise ConfigError(f"config.privacy.reveal: {problem}")
     workers = section(config, RunSettings).workers
     min_workers = schema.values_of(config, Timing)["min_workers"]
     if min_workers > workers:
@@ -98,24 +102,30 @@ def _check_runtime(settings: RuntimeSettings) -> None:
         raise ConfigError(f"config.runtime.{error}") from None
 
 
-def build_task(config: Config) -> Task:
+def build_task(config: Config, whose: Whose = "all", roots: Roots = NO_ROOTS) -> Task:
     """The task: data read and split, no array on any device yet.
+
+    Args:
+      config: see `check`.
+      whose: of data that each worker has of its own, those that this process opens.
+      roots: where those data are.
 
     Raises:
       ConfigError: the data are missing or malformed, or cannot be split as configured;
-        or a factory of one's own fails, or makes no task that can be trained.
+        or a factory of one's own fails.
     """
-    return split_task(config, unsplit_task(config))
+    return split_task(config, unsplit_task(config, whose, roots))
 
 
-def unsplit_task(config: Config) -> Task:
-    """The task as its factory makes it. Raises as `build_task`."""
+def unsplit_task(config: Config, whose: Whose = "all", roots: Roots = NO_ROOTS) -> Task:
+    """As `build_task`, not split unless the factory splits."""
     run, settings = section(config, RunSettings), section(config, TaskSettings)
+    private.check_roots(config, roots)
+    if settings.factory and private.is_private(config):
+        return private.task_of(config, whose, roots)
     if not settings.factory:
         return classification(settings)
-    task = own.call(
-        config, "task.factory", workers=run.workers, seed=run.seed, worker=None
-    )
+    task = own.call(config, "task.factory", workers=run.workers, seed=run.seed)
     return checked_task(config, task)
 
 
@@ -239,6 +249,7 @@ def build_experiment(
         section(config, RunSettings).seed,
         build_guards(config),
         section(config, Coding),
+        section(config, Privacy).reveal,
     )
 
 

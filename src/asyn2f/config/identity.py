@@ -46,7 +46,7 @@ def _without_effect(config: Config) -> tuple[str, ...]:
     not the path; see `agreement.data_digest`."""
     chosen, _ = strategy_of(config)
     others = [f"strategy.{name}." for name in BUILDERS if name != chosen]
-    others += ["task.data_dir", "task.indices"]
+    others += ["task.data_dir", "task.indices", "privacy.max_examples"]
     others += [key for key, each in own.settings_in(config).items() if each.is_path]
     task = section(config, TaskSettings)
     if is_folder(task.dataset):

@@ -18,6 +18,9 @@ ARGUMENTS = {"task.factory": "task.args.", "strategy.name": "strategy.args."}
 """The keys that may hold a reference, and the prefix of its arguments' keys."""
 FILLED = {"task.factory": ("workers", "seed", "worker")}
 """Arguments that are no keys: a function that has them is passed their values."""
+WORKER, DATA = "worker", "data"
+"""A factory that takes `worker` opens that worker's data alone; one that takes `data`
+besides is passed the path of them."""
 
 
 def is_argument(key: str) -> bool:
@@ -66,7 +69,7 @@ def settings_of(key: str, found: Found) -> dict[str, Setting]:
             "function"
         )
     try:
-        return of_signature(found.function, FILLED.get(key, ()))
+        return of_signature(found.function, tuple(_filled(key, found)))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.{key}: {found.label}: {error}") from None
 
@@ -109,8 +112,16 @@ def located(config: Config) -> dict[str, Any]:
 
 def filled_of(config: Config, key: str) -> list[str]:
     """The arguments of a function that the framework passes it."""
-    taken = inspect.signature(found_in(config)[key].function).parameters
-    return [name for name in FILLED.get(key, ()) if name in taken]
+    found = found_in(config)
+    return _filled(key, found[key]) if key in found else []
+
+
+def _filled(key: str, found: Found) -> list[str]:
+    if key not in FILLED or not callable(found.function):
+        return []
+    taken = inspect.signature(found.function).parameters
+    names = (*FILLED[key], *((DATA,) if WORKER in taken else ()))
+    return [name for name in names if name in taken]
 
 
 def digests(config: Config) -> dict[str, str]:

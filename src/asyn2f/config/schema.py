@@ -25,6 +25,7 @@ from asyn2f.config.task import TaskSettings
 from asyn2f.errors import ConfigError
 from asyn2f.kernels.codecs import Coding
 from asyn2f.kernels.guards import Guards
+from asyn2f.privacy import Privacy
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.settings import Setting
 from asyn2f.sim.settings import SimSettings
@@ -45,6 +46,7 @@ SECTIONS: dict[str, tuple[type, ...]] = {
     "stop": (Stop,),
     "guards": (Guards,),
     "wire": (Coding,),
+    "privacy": (Privacy,),
     "runtime": (RuntimeSettings, StoreSettings),
     "sim": (SimSettings,),
 }

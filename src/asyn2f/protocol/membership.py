@@ -2,14 +2,15 @@
 detects their failure."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from asyn2f import programs, trace
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
+from asyn2f.protocol.admission import Registration, WarningLimit
 from asyn2f.protocol.channels import ALL, topic_of
 from asyn2f.protocol.ledger import Ledger
-from asyn2f.protocol.limits import WarningLimit
-from asyn2f.protocol.sessions import Registration, Session, SessionRegistry
+from asyn2f.protocol.sessions import Session, SessionRegistry
 from asyn2f.protocol.settings import ServerSettings
 from asyn2f.protocol.shutdown import Shutdown
 from asyn2f.protocol.status import RunCounters
@@ -68,6 +69,10 @@ class Membership:
             return True
         self._warn(f"{identity} sent a message as {session.actor}; it is ignored")
         return False
+
+    def pins(self) -> dict[str, Any]:
+        """See `Registration.pins`."""
+        return self._registration.pins()
 
     def start(self) -> None:
         """Welcomes all peers: the run begins, or is resumed."""
@@ -167,6 +172,7 @@ class Membership:
             self._send(peer, refused)
             return
         first = -1
+        self._registration.pin(hello)
         if hello.role == "worker":
             first = self._ledger.begin(hello.worker, hello.session, hello.first)
         session = self._sessions.admit(hello, peer, first, self._now)
@@ -221,8 +227,9 @@ class Membership:
         if not session.is_worker:
             self._effects.do(p.Warn("the evaluator has joined"))
             return
-        worker, examples = session.hello.worker, session.hello.num_examples
-        joined = trace.WorkerJoined(self._now, worker, session.name, examples)
+        hello = session.hello
+        worker, own = hello.worker, (hello.num_examples, hello.quality, hello.data)
+        joined = trace.WorkerJoined(self._now, worker, session.name, *own)
         self._effects.do(p.RecordEvent(joined))
         yield programs.Joined(self._now, worker)
 

@@ -173,8 +173,8 @@ class ServerProtocol:
 
     def _save(self, version: int, keys: tuple[UpdateKey, ...]) -> None:
         ledger = self._ledger.snapshot(version, keys)
-        totals = self._counters.totals(self._now)
-        self._do(p.SaveVersion(version, {"ledger": ledger, "totals": totals}))
+        of_run = {"totals": self._counters.totals(self._now), **self._membership.pins()}
+        self._do(p.SaveVersion(version, {"ledger": ledger, **of_run}))
 
     def _publish(self, first: bool) -> None:
         """Publishes the newest version; the first one is sent to new subscribers."""

@@ -98,8 +98,12 @@ class ServerSettings:
     workers: int
     # By worker, the examples and quality it must register with; () = any.
     shards: tuple[tuple[int, float], ...] = ()
-    # Digests of their data, followed by that of the evaluator's; () = any.
+    # Digests of their data, followed by that of the evaluator's; () = any, and "" is
+    # any as well.
     data: tuple[str, ...] = ()
+    # The most examples that a worker may register with, whose own data are pinned by
+    # its first registration; 0 = `shards` and `data` have them.
+    most_examples: int = 0
     token: str = ""  # that peers must present
     min_workers: int
     replaces: bool  # whether a worker's newer update replaces its pending one

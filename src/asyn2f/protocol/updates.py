@@ -4,8 +4,8 @@ from asyn2f import trace
 from asyn2f.programs import UpdateKey
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages
+from asyn2f.protocol.admission import Bucket
 from asyn2f.protocol.ledger import Ledger, Outcome
-from asyn2f.protocol.limits import Bucket
 from asyn2f.protocol.sessions import Session, SessionRegistry
 from asyn2f.protocol.settings import ServerSettings
 from asyn2f.types import Buffer

@@ -90,7 +90,7 @@ def load_run(workdir: Path) -> Run:
             f"The trace exceeds {MAX_TRACE_BYTES / 1e6:.0f} MB: the report and its "
             f"sums over workers begin after {units.as_duration(since_s - start_s)}."
         )
-    split = _read_split(workdir / folders.SPLIT)
+    split = _read_split(workdir / folders.SPLIT, events)
     return Run(
         events,
         metrics,
@@ -169,13 +169,21 @@ def _read_record(path: Path, without: str, notes: list[str]) -> dict[str, Any] |
     return record
 
 
-def _read_split(path: Path) -> np.ndarray | None:
-    """The examples per worker and class; None without a valid file."""
+def _read_split(path: Path, events: list[trace.Event]) -> np.ndarray | None:
+    """The examples per worker and class; None without a valid file. Of data that each
+    worker has of its own, the examples per worker, as it has registered with them."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         stored = json.loads(path.read_text(encoding="utf-8"))
-        counts = stored["counts"]
+        counts, sizes = stored["counts"], stored["sizes"]
+        if sizes is None:
+            found = {
+                event.worker: event.num_examples
+                for event in events
+                if isinstance(event, trace.WorkerJoined)
+            }
+            sizes = [found.get(k, 0) for k in range(max(found, default=-1) + 1)]
         if counts is None:  # there are no labels
-            counts = [[size] for size in stored["sizes"]]
+            counts = [[size] for size in sizes]
         counts = np.array(counts)
         if counts.ndim == 2 and counts.size and counts.dtype.kind == "i":
             return counts

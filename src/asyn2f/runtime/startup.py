@@ -10,6 +10,7 @@ import numpy as np
 
 from asyn2f import programs, trace
 from asyn2f.errors import StoreError
+from asyn2f.protocol.admission import check_pins
 from asyn2f.protocol.ledger import Ledger
 from asyn2f.protocol.server import ServerProtocol
 from asyn2f.protocol.settings import RuntimeSettings, ServerSettings
@@ -18,7 +19,7 @@ from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.server import Observer, Server, best_of
 from asyn2f.store.base import ModelStore, Record
 from asyn2f.training.agreement import data_digests
-from asyn2f.training.experiment import Experiment, initial_server_state
+from asyn2f.training.experiment import Experiment, initial_server_state, registered
 from asyn2f.transport.base import Transport
 from asyn2f.types import ServerState
 
@@ -69,16 +70,6 @@ def start_of(experiment: Experiment, store: ModelStore, run: str = "") -> Start:
     return Start(initial_server_state(experiment), {}, made_in=0)
 
 
-def shards_of(experiment: Experiment) -> tuple[tuple[int, float], ...]:
-    """The number of examples and the quality of each worker, as it must register. The
-    quality is rounded to float32, as in its updates."""
-    task = experiment.task
-    return tuple(
-        (len(rows), float(np.float32(quality)))
-        for rows, quality in zip(task.shards, task.qualities, strict=True)
-    )
-
-
 def check_run(store: ModelStore, version: int, record: Record, run: str) -> None:
     """Raises StoreError if a version, or the best one, names another run."""
     found = {version: record.get("run")}
@@ -104,6 +95,7 @@ def check_record(record: Record) -> None:
         raise ValueError(f"its incarnation is {str(made_in)[:40]!r}")
     try:
         Ledger.restore(accounting.get("ledger", {}))
+        check_pins(accounting.get("data", {}))
         totals = list(accounting.get("totals", {}).values())
     except AttributeError as error:
         raise ValueError(f"invalid accounting: {error}") from None
@@ -122,6 +114,7 @@ def create_server(
     observer: Observer,
     incarnation: int,
     token: str = "",
+    most_examples: int = 0,
 ) -> Server:
     """A server that begins with the newest version in the store, or with version 0,
     which it saves; everything is compiled.
@@ -137,6 +130,7 @@ def create_server(
       observer: hears of the run's progress.
       incarnation: of this server: `store.begin_incarnation`.
       token: that peers must present, where there are no keys.
+      most_examples: of a worker whose data are its own.
 
     Raises:
       StoreError: the store cannot be read or written.
@@ -162,6 +156,7 @@ def create_server(
         experiment,
         settings,
         transport,
+        most_examples,
         run=run,
         incarnation=incarnation,
         terms=terms,
@@ -174,10 +169,19 @@ def create_server(
     return Server(machine, aggregator, store, transport, journal, observer, run)
 
 
+def _of_data(experiment: Experiment, most_examples: int) -> dict[str, Any]:
+    """What is known of the data here: all, or nothing but the test set."""
+    known = {"data": data_digests(experiment.task)}
+    if experiment.task.is_private:
+        return {**known, "most_examples": most_examples}
+    return {**known, "shards": registered(experiment)}
+
+
 def _protocol_settings(
     experiment: Experiment,
     settings: RuntimeSettings,
     transport: Transport,
+    most_examples: int,
     **of_run: Any,
 ) -> ServerSettings:
     timing, (_, model_port, update_port) = experiment.strategy.timing, transport.ports()
@@ -187,8 +191,7 @@ def _protocol_settings(
         coding=str(experiment.coding),
         num_bytes=experiment.publication.template.num_bytes,
         workers=experiment.workers,
-        shards=shards_of(experiment),
-        data=data_digests(experiment.task),
+        **_of_data(experiment, most_examples),
         min_workers=timing.min_workers,
         replaces=timing.replaces,
         waits=timing.after_push == "wait",

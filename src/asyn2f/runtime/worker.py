@@ -26,7 +26,7 @@ from asyn2f.runtime.peer import (
 )
 from asyn2f.store.worker_state import WorkerStateFile
 from asyn2f.training.batches import shard_of, steps_per_epoch
-from asyn2f.training.experiment import Experiment, stage
+from asyn2f.training.experiment import Experiment, registered, stage
 from asyn2f.transport.base import Transport
 from asyn2f.types import GlobalModel, UpdateInfo, WorkerState
 
@@ -56,6 +56,7 @@ class Worker:
         self._shard = shard_of(experiment.task, worker)
         self._num_examples = int(self._shard.num_examples)
         # As float32, as in its updates.
+        self._reveals_size = "size" in experiment.reveal
         self._quality = float(jnp.float32(experiment.task.qualities[worker]))
         self._epoch_steps = steps_per_epoch(
             self._num_examples, experiment.training.batch_size
@@ -84,14 +85,8 @@ class Worker:
     ) -> Ended:
         """Joins, and works until the run is over, or this process is stopped or
         refused. `terms`: of `agreement.terms_of`; `token`: of the run, without keys."""
-        hello = hello_of(
-            self._experiment,
-            terms,
-            "worker",
-            self._worker,
-            self._num_examples,
-            self._quality,
-        )
+        worker, own = self._worker, registered(self._experiment)[self._worker]
+        hello = hello_of(self._experiment, terms, "worker", worker, *own)
         self._client = PeerClient(
             hello, self._settings, transport, self._journal, self._inbox, token
         )
@@ -243,7 +238,7 @@ class Worker:
                 version=int(model.version),
                 from_version=before,
                 step=step,
-                epoch_fraction=step % self._epoch_steps / self._epoch_steps,
+                epoch_fraction=self._epochs(step % self._epoch_steps),
                 share=share,
                 incarnation=incarnation,
             )
@@ -281,7 +276,7 @@ class Worker:
             messages.WorkerProgress(
                 state=state,
                 step=info.step,
-                epoch=info.step / self._epoch_steps,
+                epoch=self._epochs(info.step),
                 loss=info.loss,
                 metric=info.metric,
                 base_version=info.base_version,
@@ -289,6 +284,10 @@ class Worker:
                 merged_s_ago=ago_s,
             )
         )
+
+    def _epochs(self, steps: int) -> float:
+        """Steps as epochs, if the size of the shard may be known."""
+        return steps / self._epoch_steps if self._reveals_size else 0.0
 
     def _warm_up(self) -> None:
         """Runs every function once, on zeros."""

@@ -36,7 +36,7 @@ def events_of(
       scores: of the evaluated versions.
       run: the run's name.
       environment: that the numbers may depend on.
-      num_examples, qualities, steps_per_epoch: [W].
+      num_examples, qualities, steps_per_epoch: [W]; no steps = unknown.
       num_bytes: of a model.
       guards: of the experiment.
     """
@@ -141,7 +141,8 @@ class _Writer:
         elif kind == o.MERGE:
             base, worker.base = worker.base, value
             length = self._steps_per_epoch[number]
-            position, share = worker.step % length / length, numbers.share[event]
+            position = worker.step % length / length if length else 0.0
+            share = numbers.share[event]
             where = value, base, worker.step, position
             yield trace.Merged(time_s, number, *where, float(share))
         else:

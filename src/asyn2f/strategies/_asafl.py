@@ -64,6 +64,7 @@ def asafl(*, rate: float = 1.0, unsent: Unsent = "drop") -> Strategy:
         name="asafl",
         init=initial_state,
         aggregate=aggregate,
+        uses=frozenset(),
         timing=Timing(
             while_training="ignore",
             after_push="wait",

@@ -83,6 +83,9 @@ def asyn2f(
 
     merges = merge != "none"
     is_robust = aggregate in ROBUST
+    uses = {"size", "loss", "quality"}
+    if not merges and (is_robust or aggregate == "plain"):
+        uses = set() if is_robust else {"size"}
     return Strategy(
         name="asyn2f",
         init=initial_state,
@@ -96,6 +99,7 @@ def asyn2f(
             quorum="some",
             min_updates=3,
         ),
+        uses=frozenset(uses),
     )
 
 

@@ -73,5 +73,5 @@ def ca2fl(*, server_rate: float = 1.0) -> Strategy:
         return advanced(state, params, updates, mask, shares_of(ones, mask), cache)
 
     return Strategy(
-        name="ca2fl", init=init, aggregate=aggregate, timing=BUFFERED, push=difference
+        "ca2fl", init, aggregate, BUFFERED, push=difference, uses=frozenset()
     )

@@ -92,7 +92,7 @@ def fadas(
         return advanced(state, params, updates, mask, shares_of(ones, mask), memory)
 
     return Strategy(
-        name="fadas", init=_init, aggregate=aggregate, timing=BUFFERED, push=difference
+        "fadas", _init, aggregate, BUFFERED, push=difference, uses=frozenset()
     )
 
 

@@ -81,6 +81,7 @@ def fedasmu(
         name="fedasmu",
         init=initial_state,
         aggregate=aggregate,
+        uses=frozenset(),
         merge=merge,
         timing=replace(TIMING, merge_slot=slot),
     )

@@ -55,6 +55,7 @@ def fedasync(
         name="fedasync",
         init=initial_state,
         aggregate=aggregate,
+        uses=frozenset(),
         timing=Timing(while_training="ignore", after_push="wait", quorum="each"),
         proximal=proximal,
     )

@@ -29,6 +29,7 @@ def fedavg() -> Strategy:
         name="fedavg",
         init=initial_state,
         aggregate=aggregate,
+        uses=frozenset({"size"}),
         timing=Timing(
             while_training="ignore", after_push="wait", quorum="all", max_staleness=0
         ),

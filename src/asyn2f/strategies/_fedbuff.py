@@ -116,4 +116,5 @@ def fedbuff(
         return advanced(state, params, updates, mask, shares)
 
     push = difference if origin == "start" else push_params
-    return Strategy("fedbuff", initial_state, aggregate, BUFFERED, push=push)
+    uses = frozenset({"size"} if by_examples else ())
+    return Strategy("fedbuff", initial_state, aggregate, BUFFERED, push=push, uses=uses)

@@ -83,6 +83,7 @@ def kafl(
         name="kafl",
         init=_init,
         aggregate=aggregate,
+        uses=frozenset({"size"}),
         timing=replace(BUFFERED, min_updates=3),
     )
 

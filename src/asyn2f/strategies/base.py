@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from asyn2f.kernels.aggregation import weighted_sum
 from asyn2f.kernels.staleness import versions_behind
+from asyn2f.privacy import ALL
 from asyn2f.timing import Timing
 from asyn2f.types import GlobalModel, Metrics, Params, ServerState, WorkerUpdate
 
@@ -96,6 +97,8 @@ class Strategy(NamedTuple):
       push: the content of an update: the model, or its difference from the start.
       signal: see `Signal`; None = the training metric.
       proximal: mu of the term `(mu / 2) ||w - w_start||^2` in a worker's loss.
+      uses: the numbers of workers on which aggregate and merge depend, of
+        `privacy.NUMBERS`; unless they are revealed, the strategy is refused.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Strategy(NamedTuple):
     push: Push = push_params
     signal: Signal | None = None
     proximal: float = 0.0
+    uses: frozenset[str] = ALL
 
     @property
     def needs_start(self) -> bool:

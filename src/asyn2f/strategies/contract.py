@@ -4,6 +4,7 @@
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -254,6 +255,60 @@ def _no_change_changes_nothing(subject: Subject) -> None:
     require_same(found, model(99)["params"], "four empty changes")
 
 
+# Of `UpdateInfo` and `GlobalModel`, by the numbers of workers.
+_FIELDS = {
+    "loss": "loss",
+    "metric": "metric",
+    "size": "num_examples",
+    "quality": "quality",
+}
+
+
+def used(strategy: Strategy) -> set[str]:
+    """The numbers of workers that change what the strategy makes of some updates."""
+    subject, merges = Subject(strategy), strategy.timing.while_training != "ignore"
+    updates, local = four_updates(), update(model(1), num_examples=f32(70))
+    version = subject.next_state(updates)[0].model
+
+    def results(info: Any, own: Any, merged: Any) -> list[np.ndarray]:
+        after, metrics = subject.next_state(updates._replace(info=info))
+        found = [after.model.params, metrics["coefficients"]]
+        if merges:
+            mine = local._replace(info=own)
+            found.append(subject.jitted.merge(mine, model(2), merged)[0])
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
+
+    records = [updates.info, local.info, version]
+    before, found = results(*records), set()
+    for (name, field), place in itertools.product(_FIELDS.items(), range(3)):
+        others = [*records]
+        others[place] = _changed(records[place], field)
+        pairs = zip(before, results(*others), strict=True)
+        if any(np.any(x != y) for x, y in pairs):
+            found.add(name)
+    return found
+
+
+def _changed(record: Any, field: str) -> Any:
+    """The record with other values in a field, each by a factor of its own."""
+    value = getattr(record, field, None)
+    if value is None:  # a version has no training metric
+        return record
+    values = np.asarray(value)
+    factors = np.linspace(0.4, 0.9, values.size, dtype=np.float32)
+    return record._replace(**{field: values * factors.reshape(values.shape)})
+
+
+def _uses_what_it_names(subject: Subject) -> None:
+    more = used(subject.strategy) - subject.strategy.uses
+    named = ", ".join(sorted(subject.strategy.uses)) or "none"
+    require(
+        not more,
+        f"the result depends on {', '.join(sorted(more))} of workers, and uses names "
+        f"{named}: add it there",
+    )
+
+
 PROPERTIES: dict[str, Property] = {
     "version 0 has the parameters given, and no examples": _first_version,
     "an aggregation makes the version one higher": _version_increases,
@@ -272,6 +327,7 @@ PROPERTIES: dict[str, Property] = {
     "a merge reports the share of the local model": _merge_reports_its_share,
     "functions work without jit too": _works_without_jit,
     "functions are pure": _is_pure,
+    "no numbers of workers matter but those in uses": _uses_what_it_names,
     "the second aggregation compiles nothing": _second_aggregation_compiles_nothing,
     "the second merge compiles nothing": _second_merge_compiles_nothing,
     "pushed changes: statistics are averaged, not added": _statistics_are_averaged,

@@ -1,6 +1,6 @@
 """The record `Task`: a model with its loss and evaluation, and data cut into shards."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -104,6 +104,9 @@ class Task(NamedTuple):
     qualities: tuple[float, ...] = ()  # Q_k per worker, in (0, 1]
     init_carry: InitCarry = no_carry
     labels: np.ndarray | None = None  # int [N]: classes, for the split and its report
+    # Whether the rows of (other) workers are not here: their shards are empty, and
+    # `train` then has 0 rows, which state the columns. Set by the framework.
+    is_private: bool = False
 
     def __repr__(self) -> str:
         shards = f"{len(self.shards)} shards" if self.shards else "not split"
@@ -122,9 +125,12 @@ def num_rows(data: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(data.values())))
 
 
-def split_of(task: Task) -> dict[str, Any]:
+def split_of(task: Task, reveal: Collection[str] = ("size",)) -> dict[str, Any]:
     """What a run's folder holds on the split: the examples of each worker, and where
-    there are labels of each class."""
+    there are labels of each class. Null where each worker's data are its own, or sizes
+    are not revealed."""
+    if task.is_private or "size" not in reveal:
+        return {"sizes": None, "counts": None}
     return {"sizes": [len(s) for s in task.shards], "counts": class_counts(task)}
 
 

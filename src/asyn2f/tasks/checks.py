@@ -20,12 +20,13 @@ _LONGEST = 300  # characters of a value that are shown
 _RETURN = "end the function with `return task`, an asyn2f.Task"
 
 
-def check_task(task: Any, batch_size: int = 32) -> None:
+def check_task(task: Any, batch_size: int = 32, *, may_be_empty: bool = False) -> None:
     """Checks the record, its data, its split if it has one, and its functions.
 
     Args:
       task: what should be a `Task`.
       batch_size: of training.
+      may_be_empty: allow data of 0 rows, which state their columns.
 
     Raises:
       TaskError: with the value found, what is allowed, and what to do.
@@ -44,14 +45,14 @@ def check_task(task: Any, batch_size: int = 32) -> None:
         if not callable(value := getattr(task, name)):
             raise TaskError(f"Task.{name}: found {_short(value)}, allowed: a function")
     for name in ("train", "test"):
-        _check_data(name, getattr(task, name))
-    _check_split(task)
+        _check_data(name, getattr(task, name), int(not may_be_empty))
+    _check_split(task, may_be_empty)
     params = _check_init(task)
     _check_loss(task, params, batch_size)
     _check_evaluation(task, params)
 
 
-def _check_data(name: str, data: Any) -> None:
+def _check_data(name: str, data: Any, least: int) -> None:
     if not isinstance(data, Mapping) or not data:
         raise TaskError(
             f"Task.{name}: found {_short(data)}, allowed: a dict of arrays by name, "
@@ -66,7 +67,7 @@ def _check_data(name: str, data: Any) -> None:
                 "of numbers; np.asarray(..., np.float32) makes one, and np.unique(..., "
                 "return_inverse=True) numbers texts"
             )
-        if not array.shape or not array.shape[0]:
+        if not array.shape or array.shape[0] < least:
             raise TaskError(
                 f"Task.{name}[{key!r}]: found shape {list(array.shape)}, allowed: [N, "
                 "...] with N of at least 1"
@@ -79,7 +80,7 @@ def _check_data(name: str, data: Any) -> None:
         )
 
 
-def _check_split(task: Task) -> None:
+def _check_split(task: Task, is_own: bool) -> None:
     rows = num_rows(task.train)
     for worker, shard in enumerate(task.shards):
         indices = np.asarray(shard)
@@ -93,10 +94,11 @@ def _check_split(task: Task) -> None:
                 f"Task.shards[{worker}]: found rows {indices.min()} to "
                 f"{indices.max()}, allowed: 0 to {rows - 1}"
             )
-    if task.qualities and len(task.qualities) != len(task.shards):
+    count = 1 if is_own else len(task.shards)
+    if task.qualities and len(task.qualities) != count:
         raise TaskError(
             f"Task.qualities: found {len(task.qualities)}, allowed: one for each of "
-            f"the {len(task.shards)} shards"
+            f"the {count} shards"
         )
     if not all(0 < quality <= 1 for quality in task.qualities):
         raise TaskError(f"Task.qualities: found {task.qualities}, allowed: (0, 1] each")
@@ -188,7 +190,7 @@ def _check_loss(task: Task, params: Any, batch_size: int) -> None:
 
 
 def _check_evaluation(task: Task, params: Any) -> None:
-    count = min(_EVALUATED, num_rows(task.test))
+    count = min(_EVALUATED, num_rows(task.test)) or _EVALUATED
     mask = jax.ShapeDtypeStruct((count,), jnp.bool_)
     _traced(
         "Task.evaluation.sums",

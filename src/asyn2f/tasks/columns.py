@@ -30,7 +30,9 @@ class Arranged(NamedTuple):
     choice: Choice  # without defaults, for data of the same columns
 
 
-def arrange(columns: Columns, choice: Choice, where: str) -> Arranged:
+def arrange(
+    columns: Columns, choice: Choice, where: str, *, may_be_empty: bool = False
+) -> Arranged:
     """Chooses columns as inputs and target, as int32 and float32 where NumPy has more.
 
     Inputs that are all numbers [N] become x f32 [N, F], in the order of the columns;
@@ -40,6 +42,7 @@ def arrange(columns: Columns, choice: Choice, where: str) -> Arranged:
       columns: by name.
       choice: of columns.
       where: the source, for messages.
+      may_be_empty: allow 0 rows, which state the columns of data that are elsewhere.
 
     Raises:
       DataError: a column is missing, of another length than the others, not numbers,
@@ -50,7 +53,7 @@ def arrange(columns: Columns, choice: Choice, where: str) -> Arranged:
     array([[1. , 0.5],
            [2. , 1. ]], dtype=float32)
     """
-    _check_lengths(columns, where)
+    _check_lengths(columns, where, may_be_empty)
     target = _target_of(columns, choice.target, where)
     others = {*([target] if target else []), *choice.extras, choice.split_by}
     inputs = choice.inputs or tuple(name for name in columns if name not in others)
@@ -80,7 +83,7 @@ def arrange(columns: Columns, choice: Choice, where: str) -> Arranged:
     return Arranged(batch, tuple(found), owners, chosen)
 
 
-def _check_lengths(columns: Columns, where: str) -> None:
+def _check_lengths(columns: Columns, where: str, may_be_empty: bool) -> None:
     lengths = {
         name: len(array) if array.ndim else -1 for name, array in columns.items()
     }
@@ -90,7 +93,7 @@ def _check_lengths(columns: Columns, where: str) -> None:
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(f"{where}: found columns of several lengths ({found})")
-    if not any(lengths.values()):
+    if not may_be_empty and not any(lengths.values()):
         raise DataError(f"{where}: found no rows, needed: at least one")
 
 
@@ -256,7 +259,7 @@ def held_out(
     """
     rng, kept, out = np.random.default_rng(seed), [], []
     for rows in parts:
-        count = min(round(fraction * len(rows)), len(rows) - 1)
+        count = max(min(round(fraction * len(rows)), len(rows) - 1), 0)
         drawn = rng.permutation(len(rows))
         kept.append(np.sort(rows[drawn[count:]]))
         out.append(np.sort(rows[drawn[:count]]))
@@ -266,6 +269,8 @@ def held_out(
 def normalised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both, f32 [N, ..., F], with each of the F features of `train` brought to mean 0
     and deviation 1; a constant one to 0."""
+    if not len(train):
+        return train.astype(np.float32), test.astype(np.float32)
     axes = tuple(range(train.ndim - 1))
     mean = train.mean(axes, np.float64)
     deviation = train.std(axes, np.float64)

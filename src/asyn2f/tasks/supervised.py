@@ -45,7 +45,8 @@ def supervised(
 
     Args:
       model: see `networks.network_of`; its variables are float32.
-      train: arrays by name, a pair (x, y), or a path: see `readers.read_splits`.
+      train: arrays by name, a pair (x, y), or a path: see `readers.read_splits`. Arrays
+        of 0 rows state the columns of data that are elsewhere.
       test: as `train`; or a fraction of each worker's rows, drawn by `seed`; or None:
         the test set that `train` has.
       loss: of `objectives.NAMED`, or (outputs, batch) -> f32 [B], or f32 [], the mean.
@@ -78,6 +79,7 @@ def supervised(
     if shards:
         data = _with_shards(data, shards, split_by, test)
     if normalise:
+        _check_normalised(data)
         data = _normalised(data)
     return _task(name, model, objective, data)
 
@@ -160,7 +162,8 @@ def _arranged(
     columns: Columns, choice: Choice, objective: Objective, where: str
 ) -> Arranged:
     """Columns as arrays, with the kind of target that the loss has."""
-    rows = arrange(columns, choice, where)
+    # A file without rows is a mistake; arrays without rows are a specification.
+    rows = arrange(columns, choice, where, may_be_empty=where in ("train", "test"))
     if objective.target == "any":
         return rows
     if choice.target is None:
@@ -181,7 +184,7 @@ def _without_held_out(
         )
     whole = parts or (np.arange(num_rows(rows.batch)),)
     kept, out = held_out(whole, fraction, seed)
-    if not len(out):
+    if not len(out) and num_rows(rows.batch):
         raise TaskError(
             f"test: found {fraction}, which is not a single row of "
             f"{max(map(len, whole))}; give more, or a test set"
@@ -219,6 +222,14 @@ def _form(array: Any) -> str:
     return f"{array.dtype} {list(array.shape)}"
 
 
+def _check_normalised(data: _Data) -> None:
+    if num_rows(data.test) and not num_rows(data.train):
+        raise TaskError(
+            "normalise: found True, but no training rows to take means and deviations "
+            "of, and a test set to apply them to; bring both to scale yourself"
+        )
+
+
 def _normalised(data: _Data) -> _Data:
     train, test = dict(data.train), dict(data.test)
     for name in data.inputs:
@@ -227,7 +238,7 @@ def _normalised(data: _Data) -> _Data:
 
 
 def _check_classes(data: _Data, outputs: int) -> None:
-    most = max(int(part["y"].max()) for part in (data.train, data.test))
+    most = max(int(part["y"].max(initial=0)) for part in (data.train, data.test))
     if most >= outputs:
         raise TaskError(
             f"model: found {outputs} outputs for each target, but the targets go up to "

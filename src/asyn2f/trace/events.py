@@ -33,10 +33,14 @@ class Registered(NamedTuple):
 
 
 class WorkerJoined(NamedTuple):
+    """A worker has registered, or is heard again after a silence."""
+
     time_s: float
     worker: int
     session: str
     num_examples: int
+    quality: float = 1.0
+    data: str = ""  # the digest of its shard
 
 
 class WorkerLeft(NamedTuple):

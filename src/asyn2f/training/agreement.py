@@ -10,6 +10,7 @@ import numpy as np
 import xxhash
 
 from asyn2f import trace
+from asyn2f.errors import DataError
 from asyn2f.tasks.base import Task
 
 # Settings of JAX that change numbers by more than their last bits; an environment
@@ -120,5 +121,27 @@ def data_digest(task: Task, worker: int) -> str:
 
 
 def data_digests(task: Task) -> tuple[str, ...]:
-    """The digests of every worker's data, and then of the evaluator's."""
-    return tuple(data_digest(task, k) for k in (*range(len(task.shards)), -1))
+    """The digests of every worker's data, "" where they are not here, and then of the
+    evaluator's."""
+    found = (data_digest(task, k) if len(task.shards[k]) else "" for k in _all(task))
+    return (*found, data_digest(task, -1))
+
+
+def _all(task: Task) -> range:
+    return range(len(task.shards))
+
+
+def check_registered(task: Task, events: Iterable[trace.Event]) -> None:
+    """Compares each worker's data with those that it registered with.
+
+    Raises:
+      DataError: they differ.
+    """
+    then = {e.worker: e.data for e in events if isinstance(e, trace.WorkerJoined)}
+    for worker, digest in sorted(then.items()):
+        now = data_digest(task, worker) if worker in _all(task) else ""
+        if digest and now != digest:
+            raise DataError(
+                f"the data of worker {worker} are others than those it took part with: "
+                f"digest {now}, then {digest}"
+            )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from asyn2f.kernels.codecs import Codec, Coding, update_codec, version_codec
 from asyn2f.kernels.guards import Guards, clamp_losses
+from asyn2f.privacy import ALL
 from asyn2f.serialization import Template, template_of
 from asyn2f.strategies import Strategy
 from asyn2f.strategies.base import push_params
@@ -69,6 +70,7 @@ class Computation(NamedTuple):
     guards: Guards
     coding: Coding
     workers: int
+    reveal: frozenset[str] = ALL  # see `privacy.Privacy`
 
 
 class Functions(NamedTuple):
@@ -84,7 +86,8 @@ class Functions(NamedTuple):
 
 def functions_of(computation: Computation, hyperparams: Hyperparams) -> Functions:
     """The functions of a computation; the hyperparameters may be traced."""
-    init, loss, init_carry, strategy, training, guards, coding, workers = computation
+    init, loss, init_carry, strategy, training, guards, coding = computation[:7]
+    workers, reveal = computation.workers, computation.reveal
     rates: dict[str, Any] = hyperparams._asdict()
     del rates["init_key"], rates["train_key"]
     training = replace(training, **rates)
@@ -109,7 +112,9 @@ def functions_of(computation: Computation, hyperparams: Hyperparams) -> Function
         return _with_learning_rate(state, training), metrics
 
     return Functions(
-        trainer=make_trainer(loss, strategy, training, train_key, codec, init_carry),
+        trainer=make_trainer(
+            loss, strategy, training, train_key, codec, init_carry, reveal=reveal
+        ),
         init_server=init_server,
         advance_server=advance_server,
         publication=_publication(version_codec(coding, shapes), shapes),

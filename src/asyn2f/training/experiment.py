@@ -1,7 +1,7 @@
 """The record `Experiment`: everything that the numbers of a run depend on."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -14,6 +14,7 @@ from asyn2f import settings
 from asyn2f.errors import Asyn2fError, ExecutionError
 from asyn2f.kernels.codecs import PLAIN, Coding
 from asyn2f.kernels.guards import Guards
+from asyn2f.privacy import NEUTRAL, NUMBERS, withheld
 from asyn2f.serialization import Template
 from asyn2f.strategies import Strategy
 from asyn2f.tasks.base import Task
@@ -62,6 +63,11 @@ class Experiment(NamedTuple):
     update_needs_base: bool  # whether these are changes since the base version
 
     @property
+    def reveal(self) -> frozenset[str]:
+        """The numbers that may leave a worker."""
+        return self.computation.reveal
+
+    @property
     def workers(self) -> int:
         return len(self.task.shards)
 
@@ -74,6 +80,7 @@ def make_experiment(
     seed: int,
     guards: Guards = NO_GUARDS,
     coding: Coding = PLAIN,
+    reveal: Collection[str] = NUMBERS,
 ) -> Experiment:
     """Makes an experiment, without computing anything.
 
@@ -89,6 +96,7 @@ def make_experiment(
       seed: of the initial model and of all draws in training; in [0, 2^64).
       guards: see `asyn2f.kernels.guards`.
       coding: of updates and versions.
+      reveal: the numbers that may leave a worker, see `asyn2f.privacy`.
 
     Raises:
       ValueError: a setting is out of range; begins with its name.
@@ -105,7 +113,10 @@ def make_experiment(
         guards=guards,
         coding=coding,
         workers=len(task.shards),
+        reveal=frozenset(reveal),
     )
+    if problem := problem_of_reveal(strategy, reveal):
+        raise ValueError(f"privacy.reveal: {problem}")
     hyperparams = _hyperparams(training, seed)
     compiled = compiled_for(computation)
     return Experiment(
@@ -129,6 +140,34 @@ def make_experiment(
         update_template=compiled.update_template,
         update_needs_base=compiled.update_needs_base,
     )
+
+
+def problem_of_reveal(strategy: Strategy, reveal: Collection[str]) -> str:
+    """Why a strategy cannot do without what is not revealed; "" if it can."""
+    needed, why = strategy.uses, strategy.name
+    if strategy.timing.depends_on_values and strategy.signal is None:
+        needed, why = needed | {"metric"}, f"{why} with timing.push_at_metric"
+    missing = withheld(needed, reveal)
+    if not missing:
+        return ""
+    return (
+        f"found {', '.join(reveal) or 'nothing'}, but {why} needs {', '.join(missing)} "
+        "of each worker; reveal that, or take a strategy that does without, such as "
+        "fedbuff"
+    )
+
+
+def registered(experiment: Experiment) -> tuple[tuple[int, float], ...]:
+    """The number of examples and the quality that each worker registers with, as far as
+    they are revealed. The quality is rounded to float32, as in its updates."""
+    task, reveal = experiment.task, experiment.reveal
+
+    def own(rows: np.ndarray, quality: float) -> tuple[int, float]:
+        count = len(rows) if "size" in reveal else int(NEUTRAL["size"])
+        quality = quality if "quality" in reveal else NEUTRAL["quality"]
+        return count, float(np.float32(quality))
+
+    return tuple(map(own, task.shards, task.qualities))
 
 
 def _in_direction(strategy: Strategy, metric: Metric) -> Strategy:

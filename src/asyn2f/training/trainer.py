@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from asyn2f.kernels.codecs import Codec
+from asyn2f.privacy import ALL, NEUTRAL
 from asyn2f.strategies import Strategy
 from asyn2f.tasks.base import Batch, Carry, InitCarry, Loss, no_carry
 from asyn2f.training.batches import batch_places, epoch_order, steps_per_epoch
@@ -71,6 +72,7 @@ def make_trainer(
     key: jax.Array,
     codec: Codec,
     init_carry: InitCarry = no_carry,
+    reveal: frozenset[str] = ALL,
 ) -> Trainer:
     """The trainer of a task under a strategy, as pure functions that are not jitted.
 
@@ -81,10 +83,13 @@ def make_trainer(
       key: root of the workers' randomness; may be traced.
       codec: of updates.
       init_carry: the task's.
+      reveal: the numbers that updates have; the others are neutral ones.
     """
     merges = strategy.timing.while_training != "ignore"
     optimizer = _sgd(training)
-    local = _Local(loss, init_carry, strategy, training, key, codec, optimizer, merges)
+    local = _Local(
+        loss, init_carry, strategy, training, key, codec, optimizer, merges, reveal
+    )
     return Trainer(
         start=local.start,
         advance=local.advance,
@@ -120,6 +125,7 @@ class _Local:
     codec: Codec
     optimizer: optax.GradientTransformation
     merges: bool  # else there is no use for `WorkerState.previous`
+    reveal: frozenset[str]
 
     def start(self, model, worker, num_examples, quality):
         zero, none = jnp.int32(0), jnp.float32(0.0)
@@ -226,7 +232,7 @@ class _Local:
 
     def report(self, state):
         steps = jnp.maximum(state.epoch_steps, 1).astype(jnp.float32)
-        metric = state.metric_sum / steps
+        metric = self._revealed("metric", state.metric_sum / steps)
         signal = self.strategy.signal
         return WorkerUpdate(
             params=self.strategy.push(state.params, state.start),
@@ -235,13 +241,16 @@ class _Local:
                 base_version=state.base_version,
                 start_version=state.start_version,
                 step=state.step,
-                num_examples=state.num_examples,
-                loss=state.loss_sum / steps,
-                quality=state.quality,
+                num_examples=self._revealed("size", state.num_examples),
+                loss=self._revealed("loss", state.loss_sum / steps),
+                quality=self._revealed("quality", state.quality),
                 metric=metric,
                 signal=metric if signal is None else signal(state.params, state.start),
             ),
         )
+
+    def _revealed(self, name, value):
+        return value if name in self.reveal else jnp.float32(NEUTRAL[name])
 
     def push(self, state):
         needs_start = self.strategy.needs_start
