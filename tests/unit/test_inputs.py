@@ -19,7 +19,7 @@ def begun(tmp_path):
     path = tmp_path / "partition.json"
     path.write_text(json.dumps(SHARDS))
     config = config_with(workers=2, task__partition="file", task__indices=str(path))
-    claim.write_split(tmp_path, build.build_task(config))
+    claim.write_split(tmp_path, build.build_task(config), {})
     return config, path
 
 
@@ -84,4 +84,4 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
     assert found["sim"]["profiles"] == str(tmp_path.parent / "devices.csv")
     assert found["runtime"]["keys_dir"] == ""
     plain = schema.with_absolute_paths(config_with())
-    assert plain == config_with()
+    assert plain == schema.nested(schema.flatten(config_with()))
