@@ -28,6 +28,10 @@ class ContractError(Asyn2fError, ValueError):
     """A strategy that does not keep the contract of all strategies."""
 
 
+class ShareError(Asyn2fError, ValueError):
+    """Patterns of shared leaves do not fit the model; begins with `share`."""
+
+
 class RunDirError(Asyn2fError):
     """A folder that cannot be used for a run."""
 

@@ -10,7 +10,7 @@ arrays alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:  # traces are read without JAX
@@ -114,6 +114,31 @@ class Best(NamedTuple):
     value: float
 
 
+WORST, P10 = "_worst", "_p10"
+"""Endings of the names of the headline's worst value over workers, and of the 10th
+percentile from it."""
+
+
+def over_workers(metric: Metric, scores: Sequence[Scores]) -> Scores:
+    """The scores of a version, of its scores at each of several workers: the mean of
+    every number, and of the headline the worst as well, and the 10th percentile from
+    the worst.
+
+    >>> accuracy = Metric("accuracy", is_fraction=True)
+    >>> over_workers(accuracy, [{"accuracy": x / 10} for x in range(11)])
+    {'accuracy': 0.5, 'accuracy_worst': 0.0, 'accuracy_p10': 0.1}
+    """
+    found = {
+        name: sum(each[name] for each in scores) / len(scores) for name in scores[0]
+    }
+    values = sorted((each[metric.name] for each in scores), key=metric.worth)
+    place = (len(values) - 1) / 10
+    below, part = int(place), place % 1
+    above = min(below + 1, len(values) - 1)
+    p10 = values[below] + part * (values[above] - values[below])
+    return found | {metric.name + WORST: values[0], metric.name + P10: p10}
+
+
 Metrics = dict[str, "jax.Array"]
 """What a pure function wants a person to see; never fed back into the mathematics."""
 
@@ -180,6 +205,14 @@ class WorkerUpdate(NamedTuple):
     info: UpdateInfo[jax.Array, jax.Array]  # i32 and f32 []
 
 
+class OwnPart(NamedTuple):
+    """The part of a worker's state that is its own: kept over versions and restarts,
+    and never sent."""
+
+    carry: Any
+    kept: Params
+
+
 class WorkerState(NamedTuple):
     """Everything a worker in training is. No key evolves in it: see `trainer`."""
 
@@ -206,6 +239,13 @@ class WorkerState(NamedTuple):
     # what its pushes are coded with; () where the codec needs none
     base: Params = ()  # the version of `base_version`
     memory: Any = ()  # what has not been sent so far
+    # the part of the model that never leaves the worker, kept over versions; `params`,
+    # `previous`, `start` and `base` have the shared part; () where everything travels
+    kept: Params = ()
+
+    @property
+    def own(self) -> OwnPart:
+        return OwnPart(self.carry, self.kept)
 
 
 class ServerState(NamedTuple):

@@ -230,7 +230,7 @@ def test_debug_computes_the_same_without_compiling(experiment, order):
     first = int(np.flatnonzero(order.kind == o.AGGREGATE)[0])
     seen, short = [], o.cut(order, first + 1, "enough")
 
-    def watch(node, time_s, state):
+    def watch(node, time_s, state, kept_of):
         seen.append(jax.config.jax_disable_jit)
         return False
 

@@ -23,6 +23,7 @@ from asyn2f.sim.to_trace import events_of
 from asyn2f.sim.vectorised import execute_in_lanes, mesh_of
 from asyn2f.timing import Stop
 from asyn2f.training.batches import steps_per_epoch
+from asyn2f.training.evaluation import KeptOf
 from asyn2f.training.experiment import Experiment
 from asyn2f.types import Scores, ServerState
 from tests.support.experiments import experiment_with
@@ -176,7 +177,9 @@ class Seen:
         self.states: list[ServerState] = []
         self._until = until
 
-    def __call__(self, node: int, time_s: float, state: ServerState) -> bool:
+    def __call__(
+        self, node: int, time_s: float, state: ServerState, kept_of: KeptOf
+    ) -> bool:
         self.nodes.append(node)
         self.times_s.append(time_s)
         self.states.append(jax.device_get(state))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from asyn2f import Aux, Metric, Stop, Task, Training, make_experiment, mean_evaluation
-from asyn2f.strategies import asyn2f
+from asyn2f.kernels.codecs import PLAIN, Coding
+from asyn2f.strategies import Strategy, asyn2f
 from asyn2f.training.experiment import Experiment
 
 TRAINING = Training(
@@ -125,8 +126,72 @@ def counting(*, workers: int = 3) -> Task:
     return returns(workers=workers)._replace(loss=counted_loss)
 
 
-def experiment_of(task: Task, versions: int = 8, **timing) -> Experiment:
-    strategy = asyn2f()
+# ------------------------------------------------------------- a body and heads
+
+BODY = ("params/body/**",)
+
+
+def guess(params, batch):
+    model = params["params"]
+    x = batch["x"] - params["statistics"]["mean"][None]
+    return jnp.tanh(x @ model["body"]["w"]) @ model["head"]["w"] + model["head"]["b"]
+
+
+def personal_loss(params, carry, batch, key):
+    loss = jnp.mean((guess(params, batch) - batch["y"]) ** 2)
+    mean = 0.9 * params["statistics"]["mean"] + 0.1 * batch["x"].mean(0)
+    return loss, Aux(metric=loss, statistics={"statistics": {"mean": mean}})
+
+
+PERSONAL = mean_evaluation(
+    {"mse": lambda params, batch: (guess(params, batch) - batch["y"]) ** 2}
+)
+
+
+def first_personal(key):
+    body, head = jax.random.split(key)
+    return {
+        "params": {
+            "body": {"w": jax.random.normal(body, (3, 8))},
+            "head": {"w": jax.random.normal(head, (8,)), "b": jnp.float32(0)},
+        },
+        "statistics": {"mean": jnp.zeros(3)},
+    }
+
+
+def personal(*, workers: int = 3) -> Task:
+    """Each worker wants another multiple of one function, of inputs elsewhere; it has
+    16 rows, and 4 more held out."""
+    x = np.random.default_rng(0).normal(size=(20 * workers, 3)).astype(np.float32)
+    owner = np.repeat(np.arange(workers), 20)
+    y = np.tanh(x.sum(1)) * (owner - 1)
+    data = {"x": x + owner[:, None].astype(np.float32), "y": y.astype(np.float32)}
+    is_test = np.arange(20 * workers) % 5 == 4
+    return Task(
+        name="personal",
+        init=first_personal,
+        loss=personal_loss,
+        evaluation=PERSONAL,
+        metric=Metric("mse", higher_is_better=False),
+        train={name: array[~is_test] for name, array in data.items()},
+        test={name: array[is_test] for name, array in data.items()},
+        held_out=tuple(np.array_split(np.arange(4 * workers), workers)),
+        **split(16 * workers, workers),
+    )
+
+
+def experiment_of(
+    task: Task,
+    versions: int = 8,
+    strategy: Strategy | None = None,
+    share: tuple[str, ...] = (),
+    coding: Coding = PLAIN,
+    **timing,
+) -> Experiment:
+    strategy = asyn2f() if strategy is None else strategy
     timing = {"min_updates": 2, "min_workers": len(task.shards)} | timing
     strategy = strategy._replace(timing=replace(strategy.timing, **timing))
-    return make_experiment(task, strategy, TRAINING, Stop(max_versions=versions), 0)
+    stop = Stop(max_versions=versions)
+    return make_experiment(
+        *(task, strategy, TRAINING, stop, 0), coding=coding, share=share
+    )

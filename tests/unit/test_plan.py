@@ -61,7 +61,7 @@ def done(order: Order, planned: Plan) -> dict[int, list[tuple]]:
                 at = wave, device, lane
                 if planned.row[at] >= 0:
                     riders[at] = int(planned.row[at]) * devices + device
-        assert riders
+        assert riders or planned.watched
         assert len(set(riders.values())) == len(riders), "a worker rides twice"
         for at, worker in riders.items():
             mine = did.setdefault(worker, [])
@@ -141,6 +141,35 @@ def test_five_hundred_plans_do_what_their_orders_say():
         except Exception as error:
             error.add_note(f"Random('plans {seed}'), devices, lanes, steps = {shape}")
             raise
+
+
+def steps_before(order: Order, planned: Plan, node: int) -> tuple[dict, dict]:
+    """The local steps of each worker as a node is made: in the order, and planned."""
+    (event,) = np.flatnonzero((order.kind == o.AGGREGATE) & (order.value == node))
+    ordered, done = {}, {}
+    for did in events_in(order)[:event]:
+        if did.kind == o.TRAIN:
+            ordered[did.worker] = ordered.get(did.worker, 0) + did.value
+    wave = int(np.searchsorted(planned.made_starts, node - 1, side="right")) - 1
+    _, devices, _ = planned.row.shape
+    for number, device, lane in np.argwhere(planned.row[: wave + 1] >= 0).tolist():
+        worker = int(planned.row[number, device, lane]) * devices + device
+        done[worker] = done.get(worker, 0) + int(planned.steps[number])
+    return ordered, {worker: steps for worker, steps in done.items() if steps}
+
+
+def test_where_workers_keep_something_all_are_as_in_the_order_at_watched_nodes():
+    for seed in range(200):
+        random = Random(f"barriers {seed}")
+        order = made_up(random).order()
+        nodes = range(1, len(order.version))
+        watched = {node for node in nodes if random.random() < 0.3}
+        shape = random.randint(1, 3), random.randint(1, 4), random.choice([1, 3, 64])
+        planned = plan(order, *shape, watched=watched, keeps=True)
+        assert done(order, planned) == wanted(order)
+        for node in watched:
+            ordered, found = steps_before(order, planned, node)
+            assert ordered == found, (seed, node)
 
 
 def test_a_plan_worked_out_by_hand():

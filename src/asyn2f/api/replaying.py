@@ -26,8 +26,9 @@ from asyn2f.tasks.base import Task
 from asyn2f.timing import Timing
 from asyn2f.trace import causality, history
 from asyn2f.training import agreement
-from asyn2f.training.batches import make_evaluate, steps_per_epoch
-from asyn2f.training.experiment import Experiment, initial_server_state, published
+from asyn2f.training.batches import steps_per_epoch
+from asyn2f.training.evaluation import KeptOf, make_scores
+from asyn2f.training.experiment import Experiment, initial_server_state
 from asyn2f.types import Params, ServerState
 
 
@@ -138,18 +139,18 @@ def compare(
     """
     store, experiment = OrbaxStore(folder / rundir.MODELS), execution.experiment
     shapes = jax.eval_shape(lambda: initial_server_state(experiment))
-    evaluate = make_evaluate(experiment.task)
+    scores_of = make_scores(experiment)
     metric, stored = experiment.task.metric, store.best()
     found: list[Difference] = []
     best: float | None = None  # computed now
 
-    def watch(node: int, time_s: float, state: ServerState) -> bool:
+    def watch(node: int, time_s: float, state: ServerState, kept_of: KeptOf) -> bool:
         nonlocal best
         version = int(state.model.version)
         before = store.load(version, shapes).state.model.params
         found.append(_difference(version, before, state.model.params))
         if stored is not None and version == stored.version:
-            best = evaluate(published(experiment, state.model).params)[metric.name]
+            best = scores_of(state, kept_of)[metric.name]
         return False
 
     result = run(execution, watch)

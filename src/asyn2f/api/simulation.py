@@ -23,7 +23,7 @@ from asyn2f.sim.serial import Follower
 from asyn2f.sim.settings import SimSettings
 from asyn2f.strategies import BUILDERS, Strategy
 from asyn2f.tasks.base import Task
-from asyn2f.training.batches import make_evaluate
+from asyn2f.training.evaluation import KeptOf, initial, make_scores
 from asyn2f.training.experiment import (
     Experiment,
     initial_server_state,
@@ -128,27 +128,27 @@ def executed(
     reached the `target`; None = to its end."""
     metric = experiment.task.metric
     settings = section(config, SimSettings)
-    evaluate = make_evaluate(experiment.task)
+    scores_of = make_scores(experiment)
     scores: dict[int, Scores] = {}
     best: float | None = None
     best_params: Params = None
     show = shown(progress, len(order.version) - 1, metric)
 
-    def watch(node: int, time_s: float, state: ServerState) -> bool:
+    def watch(node: int, time_s: float, state: ServerState, kept_of: KeptOf) -> bool:
         nonlocal best, best_params
         version = int(order.version[node])
-        params = published(experiment, state.model).params
         with stage(experiment, "evaluate", version):
-            found = scores[node] = evaluate(params)
+            found = scores[node] = scores_of(state, kept_of)
         if metric.is_better(found[metric.name], best):
+            params = published(experiment, state.model).params
             best, best_params = found[metric.name], jax.device_get(params)
         show({"version": version, "time_s": time_s - order.start_s, "scores": found})
         return metric.reaches(found[metric.name], target)
 
     with debugging(settings.executor):
         with stage(experiment, "init", 0):
-            initial = initial_server_state(experiment)
-        watch(0, order.start_s, initial)
+            first, kept_of = initial_server_state(experiment), initial(experiment)
+        watch(0, order.start_s, first, kept_of)
     watched = watched_of(order, settings.evaluate_every)
     execution = execution_of(
         experiment, order, settings.executor, settings.lanes, watched

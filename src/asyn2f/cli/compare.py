@@ -38,7 +38,7 @@ from asyn2f.config import build, config_file, own, schema
 from asyn2f.config.references import is_reference, label_of
 from asyn2f.config.schema import RunSettings, StrategyChoice, section
 from asyn2f.config.task import TaskSettings
-from asyn2f.report import comparison, comparison_page
+from asyn2f.report import comparison, comparison_page, spread
 from asyn2f.report.comparison import Trial
 from asyn2f.strategies import BUILDERS
 from asyn2f.timing import Stop
@@ -276,6 +276,8 @@ def _write_table(
     rows = comparison.rows_of(trials, target, metric)
     found = comparison.differences(trials)
     table = comparison.to_markdown(rows, found, target, metric)
+    if at_workers := spread.in_words(trials, rows, metric):
+        table += f"\n{at_workers}\n"
     (folder / TABLE).write_text(table, encoding="utf-8")
     task, workers = section(config, TaskSettings), section(config, RunSettings).workers
     name = task.factory and label_of(task.factory)

@@ -33,8 +33,7 @@ from asyn2f.sim.order import Result, ended_by_divergence
 from asyn2f.sim.serial import Watch
 from asyn2f.trace import causality, history, provenance
 from asyn2f.training import agreement
-from asyn2f.training.batches import make_evaluate
-from asyn2f.training.experiment import published
+from asyn2f.training.evaluation import KeptOf, make_scores
 from asyn2f.types import ServerState
 
 _EXECUTOR = flags.DEFINE_enum(
@@ -242,15 +241,15 @@ def _print_scores(execution: Execution, events: list[trace.Event]) -> int:
     """Executes with other settings; prints the headline beside the recorded one."""
     recorded = {e.version: e.scores for e in events if isinstance(e, trace.Evaluated)}
     experiment = execution.experiment
-    evaluate, name = make_evaluate(experiment.task), experiment.task.metric.name
+    scores_of, name = make_scores(experiment), experiment.task.metric.name
     print(name)
     print(f"{'version':>8}  {'in the run':>10}  {'now':>6}")
 
-    def watch(node: int, time_s: float, state: ServerState) -> bool:
+    def watch(node: int, time_s: float, state: ServerState, kept_of: KeptOf) -> bool:
         version = int(state.model.version)
         before = recorded.get(version, {}).get(name)
         text = "-" if before is None else f"{before:.4f}"
-        value = evaluate(published(experiment, state.model).params)[name]
+        value = scores_of(state, kept_of)[name]
         print(f"{version:8d}  {text:>10}  {value:.4f}", flush=True)
         return False
 

@@ -35,8 +35,8 @@ from asyn2f.sim.order import Order, ended_by_divergence
 from asyn2f.sim.settings import SimSettings
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.timing import Stop, deadline_warning
-from asyn2f.training.batches import make_evaluate
-from asyn2f.training.experiment import Experiment, published, stage
+from asyn2f.training.evaluation import KeptOf, make_scores
+from asyn2f.training.experiment import Experiment, stage
 from asyn2f.types import Best, Metric, Scores, ServerState
 
 _KEEP_EVERY = flags.DEFINE_float(
@@ -200,17 +200,18 @@ class Watcher:
         self.status = "finished"
         self.reason: str | None = None  # why it has stopped the run, if so
         self._experiment = experiment
-        self._evaluate = make_evaluate(experiment.task)
+        self._scores_of = make_scores(experiment)
         self._metric, self._target = experiment.task.metric, experiment.stop.target
         self._store = OrbaxStore(folder / rundir.MODELS)
         self._run = rundir.read_json(folder / rundir.RUN)["run"]
         self._start_s = start_s
         self._shown_s = time.monotonic()
 
-    def __call__(self, node: int, time_s: float, state: ServerState) -> bool:
+    def __call__(
+        self, node: int, time_s: float, state: ServerState, kept_of: KeptOf
+    ) -> bool:
         with stage(self._experiment, "evaluate", node):
-            params = published(self._experiment, state.model).params
-            score = self.scores[node] = self._evaluate(params)
+            score = self.scores[node] = self._scores_of(state, kept_of)
         name, value = self._metric.name, score[self._metric.name]
         best = self._store.best()
         if self._metric.is_better(value, best.value if best else None):

@@ -36,8 +36,9 @@ from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop
 from asyn2f.training.agreement import flags
-from asyn2f.training.batches import make_evaluate
-from asyn2f.training.experiment import initial_server_state, published
+from asyn2f.training.evaluation import initial, make_scores
+from asyn2f.training.experiment import initial_server_state
+from asyn2f.types import P10, WORST
 
 TIMES = 60  # evaluations of each run
 _ROWS = 4096  # of the data, hashed at a time: they may be larger than memory
@@ -136,13 +137,13 @@ def run_trial(job: Job) -> Trial:
         settings.lanes,
         set(nodes.tolist()) - {0},
     )
-    evaluate = make_evaluate(_part_of(experiment.task, job.half))
+    scores_of = make_scores(experiment, _part_of(experiment.task, job.half))
     first = initial_server_state(experiment)
     metric = experiment.task.metric
-    values = {0: evaluate(published(experiment, first.model).params)[metric.name]}
+    scores = {0: scores_of(first, initial(experiment))}
 
-    def watch(node, time_s, state):
-        values[node] = evaluate(published(experiment, state.model).params)[metric.name]
+    def watch(node, time_s, state, kept_of):
+        scores[node] = scores_of(state, kept_of)
         return False
 
     result = execution.run(watch)
@@ -154,6 +155,8 @@ def run_trial(job: Job) -> Trial:
     has_diverged, order = ended is not None, ended or order
     times_s, last = order.start_s + ends_s, result.state.model
     updates = np.searchsorted(order.time_s[order.kind == o.PUSH], times_s, side="right")
+    values = [scores.get(node, {}).get(metric.name, worst) for node in nodes.tolist()]
+    ends = {} if has_diverged else scores.get(int(nodes[-1]), {})
     moved = bytes_by(config, experiment, order, times_s)
     return Trial(
         strategy=schema.strategy_of(config)[0],
@@ -162,7 +165,7 @@ def run_trial(job: Job) -> Trial:
         phase=job.phase,
         key=job.key,
         time_s=ends_s.tolist(),
-        values=[_finite(values.get(node, worst)) for node in nodes.tolist()],
+        values=[_finite(value) for value in values],
         updates=updates.tolist(),
         num_bytes=(moved.up + moved.down).tolist(),
         broadcast_bytes=(moved.up + moved.broadcast_down).tolist(),
@@ -172,6 +175,8 @@ def run_trial(job: Job) -> Trial:
         local_steps=order.num_steps,
         wall_s=time.monotonic() - start_s,
         params_sha256="" if has_diverged else params_sha256(last.params),
+        worst=_finite(ends.get(metric.name + WORST, math.nan)),
+        p10=_finite(ends.get(metric.name + P10, math.nan)),
     )
 
 
@@ -208,6 +213,8 @@ def _newest_at(order: o.Order, times_s: np.ndarray) -> np.ndarray:
 def _part_of(task: Task, half: int | None) -> Task:
     if half is None:
         return task
+    if task.held_out:
+        return task._replace(held_out=tuple(rows[half::2] for rows in task.held_out))
     return task._replace(test={name: rows[half::2] for name, rows in task.test.items()})
 
 

@@ -20,7 +20,13 @@ from asyn2f.config.task import (
     classification,
     with_shards,
 )
-from asyn2f.errors import AddressError, ConfigError, ContractError, TaskError
+from asyn2f.errors import (
+    AddressError,
+    ConfigError,
+    ContractError,
+    ShareError,
+    TaskError,
+)
 from asyn2f.kernels.codecs import Coding, check_coding
 from asyn2f.kernels.guards import Guards
 from asyn2f.privacy import Privacy
@@ -231,8 +237,7 @@ def build_experiment(
       strategy: one of one's own, whose timing the config completes; None = it is built.
 
     Raises:
-      ConfigError: see `check` and `build_task`; or a strategy of one's own fails on the
-        task's model.
+      ConfigError: see `check` and `build_task`; or a strategy of one's own fails.
     """
     check(config)
     task = build_task(config) if task is None else task
@@ -241,16 +246,20 @@ def build_experiment(
     _check_target(section(config, Stop), task.metric)
     if is_own:
         check_own_strategy(strategy, task)
-    return make_experiment(
-        task,
-        strategy,
-        section(config, Training),
-        section(config, Stop),
-        section(config, RunSettings).seed,
-        build_guards(config),
-        section(config, Coding),
-        section(config, Privacy).reveal,
-    )
+    try:
+        return make_experiment(
+            task,
+            strategy,
+            section(config, Training),
+            section(config, Stop),
+            section(config, RunSettings).seed,
+            build_guards(config),
+            section(config, Coding),
+            section(config, Privacy).reveal,
+            section(config, RunSettings).share,
+        )
+    except ShareError as error:
+        raise ConfigError(f"config.{error}") from error
 
 
 def _check_target(stop: Stop, metric: Metric) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from asyn2f.config.references import is_reference
 from asyn2f.settings import setting
 from asyn2f.strategies import BUILDERS
+from asyn2f.training.sharing import PATTERN, is_pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,14 @@ class RunSettings:
     )
     workers: int = setting(
         5, "one for each shard of the data", unit="workers", at_least=1
+    )
+    share: tuple[str, ...] = setting(
+        (),
+        "patterns of the leaves of the model that travel, as `params/body/**`; or of "
+        "those that stay with their worker, after a `!`; () = all travel",
+        may_be_empty=True,
+        allowed=PATTERN,
+        holds=is_pattern,
     )
     code_path: str = setting(
         "",

@@ -39,6 +39,10 @@ class Trial(NamedTuple):
     local_steps: int
     wall_s: float
     params_sha256: str
+    # Of the workers at the end, where each has a model or a test set of its own: the
+    # worst headline, and the 10th percentile from it; else NaN.
+    worst: float = math.nan
+    p10: float = math.nan
 
 
 class Estimate(NamedTuple):

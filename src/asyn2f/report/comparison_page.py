@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 import plotly.graph_objects as go
 
-from asyn2f.report import curves, page, theme, units
+from asyn2f.report import curves, page, spread, theme, units
 from asyn2f.report.comparison import (
     HOW_BOLD,
     Difference,
@@ -40,7 +40,7 @@ def to_html(
         f"{len(rows)} methods on {dataset}",
         head=_head(rows, metric, dataset, setting, trials),
         sections=list(_sections(trials, rows, found, target, metric, places)),
-        tail=_table(rows, found, target, metric, places),
+        tail=_table(trials, rows, found, target, metric, places),
     )
 
 
@@ -201,6 +201,7 @@ def _staleness(trials: Sequence[Trial], rows: Sequence[Row]) -> go.Figure | None
 
 
 def _table(
+    trials: Sequence[Trial],
     rows: Sequence[Row],
     found: Sequence[Difference],
     target: float,
@@ -237,7 +238,7 @@ def _table(
         for row in rows
         if row.settings
     )
-    lacking = incomplete(rows)
+    notes = filter(None, [incomplete(rows), spread.in_words(trials, rows, metric)])
     return (
         f"<section><h2>Numbers</h2><p>{escape(_capital(metric.name))}"
         f"{' in percent' * metric.is_fraction} "
@@ -248,7 +249,7 @@ def _table(
         "transferred, and those if every version were broadcast to all workers. "
         f"{HOW_BOLD}</p>"
         + page.table(["method", *heads], "".join(lines))
-        + (f"<p>{escape(lacking)}</p>" if lacking else "")
+        + "".join(f"<p>{escape(note)}</p>" for note in notes)
         + (f"<p>Settings chosen:</p><ul>{chosen}</ul>" if chosen else "")
         + "</section>"
     )

@@ -18,6 +18,7 @@ from asyn2f.report import (
     figures,
     guards,
     segments,
+    spread,
     summary,
     units,
     workers,
@@ -94,6 +95,7 @@ def _sections(run: Run) -> Iterator[Section | None]:
         curves.headline(run),
         "No version was evaluated: there was no evaluator, or its scores are missing.",
     )
+    yield spread.section(run)
     yield _timeline(run)
     yield bottlenecks.section(run)
     yield _coefficients(run)
@@ -255,7 +257,7 @@ def _cards(run: Run) -> str:
         f'<div class="card"><div class="label">{escape(figure.label)}</div>'
         f'<div class="value">{escape(figure.value)}</div>'
         f'<div class="note">{escape(figure.note)}</div></div>'
-        for figure in summary.key_figures(run)
+        for figure in summary.key_figures(run) + spread.key_figures(run)
     )
     return f'<div class="cards">{shown}</div>'
 

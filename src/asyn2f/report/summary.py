@@ -23,13 +23,15 @@ class Score(NamedTuple):
     num_bytes: float  # up and down, since the start
 
 
-def scores(run: Run) -> list[Score]:
-    """The evaluations by time, from the metrics or else from the trace."""
+def scores(run: Run, name: str = "") -> list[Score]:
+    """The evaluations by time, from the metrics or else from the trace; with another
+    number than the headline, if a name is given."""
+    name = name or run.metric.name
     found = [
         Score(
             time_s=number(row, "time_s"),
             version=number(row, "version"),
-            value=number(row, "scores", run.metric.name),
+            value=number(row, "scores", name),
             num_bytes=number(row, "bytes_up") + number(row, "bytes_down"),
         )
         for row in run.metrics
@@ -38,7 +40,7 @@ def scores(run: Run) -> list[Score]:
         Score(
             time_s=event.time_s - run.start_s,
             version=event.version,
-            value=event.scores.get(run.metric.name, math.nan),
+            value=event.scores.get(name, math.nan),
             num_bytes=math.nan,
         )
         for event in run.events

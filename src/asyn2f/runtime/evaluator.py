@@ -32,12 +32,16 @@ class Evaluator:
     def __init__(
         self, experiment: Experiment, settings: RuntimeSettings, journal: Journal
     ) -> None:
-        """Compiles the evaluation."""
+        """Compiles the evaluation. If workers keep a part of the model, versions are no
+        whole models, and are not evaluated here."""
         self._experiment = experiment
         self._settings = settings
         self._journal = journal
         self._inbox = ModelInbox(self.depth)
         self._evaluate = make_evaluate(experiment.task)
+        if not experiment.sharing.is_whole:
+            logging.warning("evaluator: config.share: the workers have the whole model")
+            return
         with stage(experiment, "evaluate", 0):
             self._evaluate(zero_params(experiment))
 
@@ -58,7 +62,7 @@ class Evaluator:
         while self._inbox.stopped is None:
             self._inbox.wait()
             received = self._inbox.take()
-            if received is not None:
+            if received is not None and self._experiment.sharing.is_whole:
                 self._evaluate_version(received)
         return self._client.leave()
 

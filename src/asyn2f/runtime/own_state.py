@@ -1,4 +1,5 @@
-"""What a worker keeps for its restart: the task's carry, at each push."""
+"""What a worker keeps for its restart, at each push: the task's carry, and the part of
+the model that does not travel."""
 
 import time
 
@@ -21,21 +22,22 @@ class OwnState:
         self._file, self._worker, self._journal = file, worker, journal
 
     def restored(self, run: str, state: WorkerState) -> tuple[WorkerState, str]:
-        """The state with the carry that an earlier process of this worker kept in this
-        run, and the digest of that; "" if there is none."""
-        if self._file is None or not jax.tree.leaves(state.carry):
+        """The state with the own part that an earlier process of this worker kept in
+        this run, and the digest of that; "" if there is none."""
+        if self._file is None or not jax.tree.leaves(state.own):
             return state, ""
-        found = self._file.read(run, state.carry)
+        found = self._file.read(run, state.own)
         if found is None:
             return state, ""
+        own, digest = found
         # Copied, as steps donate it.
-        return state._replace(carry=jax.tree.map(jnp.array, found[0])), found[1]
+        return state._replace(**jax.tree.map(jnp.array, own)._asdict()), digest
 
     def keep(self, run: str, state: WorkerState) -> None:
-        """Writes the carry; durable when it returns."""
-        if self._file is None or not jax.tree.leaves(state.carry):
+        """Writes the own part; durable when it returns."""
+        if self._file is None or not jax.tree.leaves(state.own):
             return
-        kept, step = encoded(jax.device_get(state.carry)), int(state.step)
+        kept, step = encoded(jax.device_get(state.own)), int(state.step)
         # First: a state in the file that the trace lacks could not be replayed.
         event = trace.StateKept(time.monotonic(), self._worker, step, kept.digest)
         self._journal.write(event)

@@ -156,7 +156,7 @@ def choose(
       `serial` or `sharded`, lanes of each device, and the reason in words.
     """
     steps, batch_size = order.num_steps, experiment.training.batch_size
-    cost = 1.0 + experiment.template.num_bytes / 4 * batch_size / _ARITHMETIC
+    cost = 1.0 + experiment.whole_template.num_bytes / 4 * batch_size / _ARITHMETIC
     if steps * cost < _WORTH_COMPILING:
         return "serial", 1, f"{steps:,} local steps, too few to compile lanes for"
     workers = experiment.workers

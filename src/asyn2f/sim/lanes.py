@@ -173,15 +173,18 @@ class _Device:
             learning_rate=jnp.zeros(self.limits.versions),
             finite=jnp.zeros(self.limits.versions, bool),
         )
-        body = partial(self._wave, data=data, waves=waves)
+        # Made once, and not in each wave in which some worker begins.
+        kept = self.functions.init_kept()
+        body = partial(self._wave, data=data, waves=waves, kept=kept)
         return jax.lax.fori_loop(0, waves.num_waves, body, (carry, notes))
 
-    def _wave(self, n, loop, data, waves):
+    def _wave(self, n, loop, data, waves, kept):
         carry, notes = loop
         row, push_slot = waves.row[n, 0], waves.push_slot[n, 0]
         states = self._each(self.state_packing.unpack, read_row(carry.workers, row))
         states, share = self._take_in(
-            states, waves.take[n, 0], waves.slot[n, 0], waves.takes[n], carry.versions
+            *(states, waves.take[n, 0], waves.slot[n, 0], waves.takes[n]),
+            *(carry.versions, kept),
         )
 
         def step(i, states):
@@ -214,9 +217,9 @@ class _Device:
         one = jax.tree.map(lambda x: x[0], arguments)
         return jax.tree.map(lambda x: x[None], function(*one))
 
-    def _take_in(self, states, take, slot, takes, versions):
+    def _take_in(self, states, take, slot, takes, versions, kept):
         """The states after their lanes have taken in versions; and shares."""
-        keep, start, adopt, merge = self._choices()
+        keep, start, adopt, merge = self._choices(kept)
 
         def choose(choices, index):
             def one(state, index, slot):
@@ -237,15 +240,15 @@ class _Device:
             ],
         )
 
-    def _choices(self):
+    def _choices(self, kept):
         trainer, nothing = self.functions.trainer, jnp.float32(jnp.nan)
 
         def keep(state, model):
             return state, nothing
 
         def start(state, model):
-            worker, examples, quality = state.worker, state.num_examples, state.quality
-            return trainer.start(model, worker, examples, quality), nothing
+            own = state.worker, state.num_examples, state.quality, kept
+            return trainer.start(model, *own), nothing
 
         def adopt(state, model):
             return trainer.adopt(state, model), nothing

@@ -19,6 +19,7 @@ from asyn2f.sim.stretches import MERGE
 from asyn2f.training.batches import batch_places, make_orders, steps_per_epoch
 from asyn2f.training.computation import Computation, functions_of
 from asyn2f.training.experiment import Experiment, published
+from asyn2f.types import Params
 
 
 class Progress(NamedTuple):
@@ -90,6 +91,7 @@ class Machine:
         computation = experiment.computation
         slots = Slots(self._rows, plan.update_slots, plan.version_slots)
         self._start = _make_start(computation, mesh, slots)
+        self._kept = _make_kept(computation, mesh)
         self._run = lanes.make_run(
             computation, mesh, plan.row.shape[2], plan.max_members, limits
         )
@@ -114,6 +116,12 @@ class Machine:
         self.carry = jax.tree.map(
             lambda host, here: jax.device_put(host, here.sharding), carry, self.carry
         )
+
+    def kept_of(self, worker: int) -> Params:
+        """The part of the model that a worker keeps now; see `plan`."""
+        device, row = worker % self._mesh.size, worker // self._mesh.size
+        number = np.int32(device * (self._rows + 1) + row)
+        return self._kept(self.carry.workers, number)
 
     def execute(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Notes]]:
         """Executes calls in turn; yields each with its notes, padded to the limits.
@@ -224,6 +232,18 @@ def _make_start(
         )
 
     return jax.jit(start, out_shardings=specs)
+
+
+@lru_cache(maxsize=32)
+def _make_kept(computation: Computation, mesh: Mesh) -> Callable[..., Params]:
+    """A jitted function from the states of all workers and a row to the part of the
+    model that this worker keeps."""
+    state, _, _ = packing.packings(computation)
+
+    def kept(workers, row):
+        return state.unpack(packing.read_row(workers, row)).kept
+
+    return jax.jit(kept, out_shardings=NamedSharding(mesh, P()))
 
 
 def _or_last(slots: np.ndarray, last: int) -> np.ndarray:

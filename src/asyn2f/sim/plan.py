@@ -18,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from asyn2f.errors import PlanError
-from asyn2f.sim.order import RESTORE, Order, uses_of
-from asyn2f.sim.stretches import KEEP, Stretches
+from asyn2f.sim.barriers import Barriers
+from asyn2f.sim.order import BEGIN, RESTORE, Order, uses_of
+from asyn2f.sim.stretches import KEEP, Slots, Stretches
 
 # The overhead of a wave, in steps of all its lanes.
 _WAVE_COST_STEPS = 1.0
@@ -63,23 +64,6 @@ class Plan(NamedTuple):
         return float(busy / max(1, self.steps.sum() * devices * lanes))
 
 
-class _Slots:
-    """An allocator of slot numbers."""
-
-    def __init__(self) -> None:
-        self._free: list[int] = []
-        self.count = 0
-
-    def take(self) -> int:
-        if self._free:
-            return self._free.pop()
-        self.count += 1
-        return self.count - 1
-
-    def give_back(self, slot: int) -> None:
-        self._free.append(slot)
-
-
 def plan(
     order: Order,
     devices: int,
@@ -87,9 +71,10 @@ def plan(
     max_steps: int = 64,
     max_versions: int = 256,
     watched: Collection[int] = (),
+    keeps: bool = False,
 ) -> Plan:
     """Plans the waves of an order. Raises PlanError if its history forks, or a worker
-    continues from an own state that it kept before a restart.
+    was restarted and that cannot be planned.
 
     Args:
       order: of a run.
@@ -97,6 +82,7 @@ def plan(
       lanes: L, of each device.
       max_steps, max_versions: of one wave.
       watched: nodes that are the last ones made by their waves.
+      keeps: whether workers keep a part of the model, looked at with these nodes.
     """
     is_line = np.array_equal(order.parent, np.arange(len(order.parent)) - 1)
     if not is_line or order.newest != len(order.version) - 1:
@@ -104,18 +90,23 @@ def plan(
             "a server was restarted and workers had used versions that the crash took, "
             "so the history forks; only --executor=serial can execute that"
         )
+    begins, what = order.worker[order.kind == BEGIN], ""
     if (order.kind == RESTORE).any():
         what = "a restarted worker has continued from its own state"
+    elif keeps and len(np.unique(begins)) < len(begins):
+        what = "a worker was restarted without its part of the model"
+    if what:
         raise PlanError(f"{what}; only --executor=serial can execute that")
-    planner = _Planner(order, devices, lanes, max_steps)
+    planner = _Planner(order, devices, lanes, max_steps, watched if keeps else ())
     return planner.run(max_versions, frozenset(watched))
 
 
 class _Planner:
-    def __init__(self, order: Order, devices: int, lanes: int, max_steps: int) -> None:
+    def __init__(self, order: Order, devices: int, lanes: int, max_steps: int, barred):
         self._order = order
         self._devices, self._lanes, self._max_steps = devices, lanes, max_steps
         self._stretches = Stretches(order)
+        self._barriers = Barriers(order, self._stretches, barred) if barred else None
         self._uses = uses_of(order)
         self._version_uses = self._uses.versions.tolist()
         # nodes
@@ -126,8 +117,8 @@ class _Planner:
             for update in order.members_of(node).tolist():
                 self._node_of[update] = node
         self._next = 1  # node to be made
-        self._versions, self._version_slot = _Slots(), [-1] * count
-        self._updates = [_Slots() for _ in range(devices)]
+        self._versions, self._version_slot = Slots(), [-1] * count
+        self._updates = [Slots() for _ in range(devices)]
         self._update_slot = [-1] * order.num_updates
         self._update_device = [-1] * order.num_updates
         # workers
@@ -164,7 +155,7 @@ class _Planner:
         node = self._stretches.node[stretch]
         if node >= self._next:
             self._waiting.setdefault(node, []).append(stretch)
-        else:
+        elif self._barriers is None or not self._barriers.holds(stretch):
             self._queue(stretch)
 
     def _queue(self, stretch: int) -> None:
@@ -242,6 +233,8 @@ class _Planner:
         table.first[stretch] += steps
         table.steps[stretch] -= steps
         if not table.steps[stretch]:
+            if self._barriers is not None:
+                self._barriers.end(stretch)
             train_event = table.train_event[stretch]
             push_event = table.push_event[stretch]
             update = table.update[stretch]
@@ -254,8 +247,10 @@ class _Planner:
             columns[name].append(value)
 
     def _is_complete(self) -> bool:
-        # Whether all updates of the next version have been pushed.
-        return self._next < len(self._lacking) and not self._lacking[self._next]
+        # Whether the next version can be made: all its updates have been pushed.
+        if self._next == len(self._lacking) or self._lacking[self._next]:
+            return False
+        return self._barriers is None or self._barriers.is_open(self._next)
 
     def _make(self, max_versions: int, watched: frozenset[int]) -> None:
         """Makes the versions that are complete, up to a watched one, and queues the
@@ -272,7 +267,10 @@ class _Planner:
             self._made_node.append(node)
             self._made_slot.append(slot)
             made.append(node)
-            for stretch in self._waiting.pop(node, ()):
+            released = self._waiting.pop(node, [])
+            if self._barriers is not None:
+                released = released + self._barriers.make(node)
+            for stretch in released:
                 self._offer(stretch)
         for node in made:
             for update in order.members_of(node).tolist():

@@ -4,26 +4,31 @@ The oracle: on the same machine it computes what the processes did, bit for bit.
 """
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from asyn2f.serialization import all_finite
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Log, Order, Result, empty_numbers, uses_of
-from asyn2f.training.batches import shard_of
+from asyn2f.sim.workers import Workers
+from asyn2f.training.evaluation import KeptOf
 from asyn2f.training.experiment import (
     Experiment,
     initial_server_state,
     published,
     stage,
 )
-from asyn2f.types import GlobalModel, ServerState, Shard, WorkerState, WorkerUpdate
+from asyn2f.types import (
+    GlobalModel,
+    Params,
+    ServerState,
+    WorkerUpdate,
+)
 
-Watch = Callable[[int, float, ServerState], bool]
-"""Called with node, time and state of a version; returns True to end the execution."""
+Watch = Callable[[int, float, ServerState, KeptOf], bool]
+"""Called with node, time and state of a version, and what the workers keep as it is
+made; returns True to end the execution."""
 
 _STAGES = {
     o.ADOPT: "adopt",
@@ -61,7 +66,7 @@ def execute_serially(
         if kind == o.AGGREGATE and value in watched and watch is not None:
             if not run.fetch():
                 break
-            if watch(value, time_s, run.made):
+            if watch(value, time_s, run.made, run.kept_of):
                 return Result(run.made, run.numbers, event + 1)
         # Many at a time: each by itself would wait for the device.
         if len(run.pending) >= 1000 and not run.fetch():
@@ -117,6 +122,10 @@ class _Execution:
         self._finite.clear()
         return bool(self.numbers.finite.all())
 
+    def kept_of(self, worker: int) -> Params:
+        """The part of the model that a worker keeps now."""
+        return self._workers.kept_of(worker)
+
     def _work(self, event: int, kind: int, worker: int, value: int) -> None:
         workers = self._workers
         if kind == o.TRAIN:
@@ -163,71 +172,6 @@ class _Execution:
             self._states[node] = made
         self.made = made
         self.newest = made if node <= order.newest else self.newest
-
-
-class Workers:
-    """All workers of a run, each with its state and its data."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
-        self._states: dict[int, WorkerState] = {}
-        self._shards: dict[int, Shard] = {}
-        self._kept: dict[int, Any] = {}  # own states, by number
-        self._begins: dict[int, int | None] = {}  # by worker, with which of them
-        self.base: dict[int, int] = {}  # the node that each took in last
-
-    def begin(self, worker: int, kept: int | None = None) -> None:
-        """The worker begins with nothing, or with an own state that was kept."""
-        self._states.pop(worker, None)
-        self._begins[worker] = kept
-
-    def keep(self, worker: int, number: int) -> None:
-        """Keeps the worker's own state under a number."""
-        # Copied, as the next step donates it.
-        self._kept[number] = jax.tree.map(jnp.copy, self._states[worker].carry)
-
-    def adopt(self, worker: int, model: GlobalModel, node: int) -> None:
-        self.base[worker] = node
-        trainer, state = self._experiment.trainer, self._states.get(worker)
-        if state is not None:
-            self._states[worker] = trainer.adopt(state, model)
-            return
-        shard = self._shard(worker)
-        # As float32, like the runtime's.
-        quality = float(np.float32(self._experiment.task.qualities[worker]))
-        count = int(shard.num_examples)
-        state = trainer.start(model, worker, count, quality)
-        if (kept := self._begins.get(worker)) is not None:
-            state = state._replace(carry=jax.tree.map(jnp.copy, self._kept[kept]))
-        self._states[worker] = state
-
-    def merge(self, worker: int, model: GlobalModel, node: int) -> jax.Array:
-        """The share that the local model kept, f32 []."""
-        self.base[worker] = node
-        state, metrics = self._experiment.trainer.merge(self._states[worker], model)
-        self._states[worker] = state
-        return metrics["share"]
-
-    def train(self, worker: int, steps: int) -> None:
-        state, shard = self._states[worker], self._shard(worker)
-        for _ in range(steps):
-            state, _ = self._experiment.trainer.advance(state, shard)
-        self._states[worker] = state
-
-    def report(self, worker: int) -> WorkerUpdate:
-        """What the worker would push now; only until it goes on."""
-        return self._experiment.trainer.report(self._states[worker])
-
-    def push(self, worker: int) -> WorkerUpdate:
-        """What the server makes of the worker's push; its next cycle begins."""
-        trainer, before = self._experiment.trainer, self._states[worker]
-        update, self._states[worker] = trainer.push(before)
-        return update._replace(params=trainer.decode(update.params, before.base))
-
-    def _shard(self, worker: int) -> Shard:
-        if worker not in self._shards:
-            self._shards[worker] = shard_of(self._experiment.task, worker)
-        return self._shards[worker]
 
 
 class Follower:

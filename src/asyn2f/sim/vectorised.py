@@ -47,9 +47,9 @@ def prepare(
     """
     limits = limits_of(experiment, lanes * devices)
     mesh = mesh_of(devices)
-    planned = plan(
-        order, devices, lanes, min(64, limits.ticks), limits.versions, watched
-    )
+    keeps = not experiment.sharing.is_whole
+    steps = min(64, limits.ticks)
+    planned = plan(order, devices, lanes, steps, limits.versions, watched, keeps)
     most = experiment.strategy.timing.most_updates(experiment.workers)
     roomy = planned._replace(
         version_slots=_rounded_up(planned.version_slots),
@@ -117,7 +117,8 @@ def execute_in_lanes(
             if not numbers.finite.all():
                 break
             event = made_at[node]
-            if watch(node, float(order.time_s[event]), machine.carry.server):
+            time_s, server = float(order.time_s[event]), machine.carry.server
+            if watch(node, time_s, server, machine.kept_of):
                 # Copied, as the next call donates the carry; there is one if some
                 # lanes are behind the one that made this version.
                 state = jax.tree.map(jnp.copy, machine.carry.server)

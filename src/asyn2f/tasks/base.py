@@ -49,6 +49,21 @@ def no_carry(key: jax.Array, worker: jax.Array) -> Carry:
     return ()
 
 
+def same_shapes(before: Carry, after: Carry) -> Carry:
+    """`after`, with weak types removed. Raises ValueError unless it has the structure,
+    shapes and dtypes of `before`."""
+    found, expected = (
+        jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
+        for tree in (after, before)
+    )
+    if found != expected:
+        raise ValueError(
+            f"loss: found Aux.carry = {found}, allowed: as it was before the step, "
+            f"{expected}: return the whole carry, its shapes and dtypes unchanged"
+        )
+    return jax.tree.map(lambda x, y: jnp.array(x, jnp.result_type(y)), after, before)
+
+
 class Evaluation(NamedTuple):
     """A model's named numbers on the test set, which is read batch by batch."""
 
@@ -107,6 +122,8 @@ class Task(NamedTuple):
     # Whether the rows of (other) workers are not here: their shards are empty, and
     # `train` then has 0 rows, which state the columns. Set by the framework.
     is_private: bool = False
+    # Row numbers of `test`, per worker; () = the test set is nobody's own.
+    held_out: tuple[np.ndarray, ...] = ()
 
     def __repr__(self) -> str:
         shards = f"{len(self.shards)} shards" if self.shards else "not split"

@@ -125,22 +125,30 @@ def make_orders(key: jax.Array, length: int) -> Orders:
     return orders
 
 
-def make_evaluate(task: Task, batch_size: int = 500) -> Callable[[Params], Scores]:
-    """A function from parameters to their named numbers on the whole test set.
+def make_evaluate(
+    task: Task, batch_size: int = 500, rows: np.ndarray | None = None
+) -> Callable[[Params], Scores]:
+    """A function from parameters to their named numbers on the test set.
 
     The test set is cut into equal batches, the last one padded and masked, so that one
     program is compiled. Sums are taken in float64 on the host.
+
+    Args:
+      task: its evaluation and test set.
+      batch_size: examples at a time, at most as many as the test set has.
+      rows: numbers of the rows that count; None = all.
     """
-    evaluation, count = task.evaluation, num_rows(task.test)
-    batch_size = min(batch_size, count)
+    evaluation, everything = task.evaluation, np.arange(num_rows(task.test))
+    own = everything if rows is None else rows
+    count, batch_size = len(own), min(batch_size, len(everything))
     num_batches = -(-count // batch_size)
     padded = np.arange(num_batches * batch_size)
-    rows = np.minimum(padded, count - 1).reshape(num_batches, batch_size)
+    batches = own[np.minimum(padded, count - 1)].reshape(num_batches, batch_size)
     masks = (padded < count).reshape(num_batches, batch_size)
 
     def evaluate(params: Params) -> Scores:
         parts = []
-        for row, mask in zip(rows, masks, strict=True):
+        for row, mask in zip(batches, masks, strict=True):
             batch = {name: array[row] for name, array in task.test.items()}
             parts.append(_sums(evaluation.sums, params, batch, mask))
         sums = jax.tree.map(

@@ -20,6 +20,7 @@ from asyn2f.strategies import Strategy
 from asyn2f.strategies.base import push_params
 from asyn2f.tasks.base import Init, InitCarry, Loss
 from asyn2f.training.settings import Training, global_learning_rate
+from asyn2f.training.sharing import Sharing, sharing_of
 from asyn2f.training.trainer import Decode, Trainer, make_trainer
 from asyn2f.types import Metrics, Params, ServerState, WorkerUpdate
 
@@ -71,6 +72,7 @@ class Computation(NamedTuple):
     coding: Coding
     workers: int
     reveal: frozenset[str] = ALL  # see `privacy.Privacy`
+    share: tuple[str, ...] = ()  # patterns: see `sharing_of`
 
 
 class Functions(NamedTuple):
@@ -81,7 +83,9 @@ class Functions(NamedTuple):
     advance_server: AdvanceServer
     publication: Publication
     codec: Codec  # of updates
-    shapes: Params  # of the model, without values
+    sharing: Sharing  # what of the model travels; everything above has that part alone
+    init_kept: Callable[[], Params]  # the other part, of the initial model
+    shapes: Params  # of the whole model, without values
 
 
 def functions_of(computation: Computation, hyperparams: Hyperparams) -> Functions:
@@ -93,16 +97,21 @@ def functions_of(computation: Computation, hyperparams: Hyperparams) -> Function
     training = replace(training, **rates)
     init_key, train_key = map(jax.random.wrap_key_data, hyperparams[:2])
     shapes = jax.eval_shape(init, init_key)
+    sharing = sharing_of(shapes, computation.share)
+    shared = sharing.shared(shapes)
     codec = update_codec(
         coding,
-        shapes,
+        shared,
         pushes_models=strategy.push is push_params,
         keeps_model=strategy.timing.after_push == "continue",
     )
 
     def init_server():
-        state = strategy.init(init(init_key), workers)
+        state = strategy.init(sharing.shared(init(init_key)), workers)
         return _with_learning_rate(state, training)
+
+    def init_kept():
+        return () if sharing.is_whole else sharing.kept(init(init_key))
 
     def advance_server(state, updates, mask):
         if guards.mode == "enforce":
@@ -113,12 +122,22 @@ def functions_of(computation: Computation, hyperparams: Hyperparams) -> Function
 
     return Functions(
         trainer=make_trainer(
-            loss, strategy, training, train_key, codec, init_carry, reveal=reveal
+            loss,
+            strategy,
+            training,
+            train_key,
+            codec,
+            init_carry,
+            reveal=reveal,
+            sharing=sharing,
+            init_kept=init_kept,
         ),
         init_server=init_server,
         advance_server=advance_server,
-        publication=_publication(version_codec(coding, shapes), shapes),
+        publication=_publication(version_codec(coding, shared), shared),
         codec=codec,
+        sharing=sharing,
+        init_kept=init_kept,
         shapes=shapes,
     )
 
@@ -131,7 +150,10 @@ class Compiled(NamedTuple):
     init_server: Callable[[Hyperparams], ServerState]
     aggregate: Callable[..., tuple[ServerState, Metrics]]
     publication: Publication
-    template: Template  # of the model
+    init_kept: Callable[[Hyperparams], Params]
+    sharing: Sharing
+    template: Template  # of the shared part of the model
+    whole_template: Template  # of the model
     update_template: Template  # of encoded updates
     update_needs_base: bool  # whether these are changes since the base version
 
@@ -150,6 +172,9 @@ def compiled_for(computation: Computation) -> Compiled:
     def init_server(hyperparams):
         return functions_of(computation, hyperparams).init_server()
 
+    def init_kept(hyperparams):
+        return functions_of(computation, hyperparams).init_kept()
+
     def aggregate(hyperparams, state, updates, mask):
         # Stacked inside the program: XLA reads single rows where they are.
         stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *updates)
@@ -158,6 +183,7 @@ def compiled_for(computation: Computation) -> Compiled:
 
     plain = functions_of(computation, any_hyperparams())
     codec, publication = plain.codec, plain.publication
+    shared = plain.sharing.shared(plain.shapes)
     if not publication.is_plain:
         publication = publication._replace(
             encode=jax.jit(publication.encode), decode=jax.jit(publication.decode)
@@ -177,8 +203,11 @@ def compiled_for(computation: Computation) -> Compiled:
         init_server=jax.jit(init_server),
         aggregate=jax.jit(aggregate),
         publication=publication,
-        template=template_of(plain.shapes),
-        update_template=template_of(_coded_shapes(codec, plain.shapes)),
+        init_kept=jax.jit(init_kept),
+        sharing=plain.sharing,
+        template=template_of(shared),
+        whole_template=template_of(plain.shapes),
+        update_template=template_of(_coded_shapes(codec, shared)),
         update_needs_base=codec.needs_base,
     )
 

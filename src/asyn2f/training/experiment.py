@@ -27,8 +27,16 @@ from asyn2f.training.computation import (
     compiled_for,
 )
 from asyn2f.training.settings import Training
+from asyn2f.training.sharing import Sharing
 from asyn2f.training.trainer import Trainer
-from asyn2f.types import GlobalModel, Metric, Metrics, ServerState, WorkerUpdate
+from asyn2f.types import (
+    GlobalModel,
+    Metric,
+    Metrics,
+    Params,
+    ServerState,
+    WorkerUpdate,
+)
 
 NO_GUARDS = Guards(mode="off")
 
@@ -58,7 +66,10 @@ class Experiment(NamedTuple):
     init_server: Callable[[], ServerState]
     aggregate: AggregateUpdates
     publication: Publication
-    template: Template  # of the model
+    sharing: Sharing
+    init_kept: Callable[[], Params]  # the part that stays, of the initial model
+    template: Template  # of the shared part of the model, which is all that travels
+    whole_template: Template  # of the model
     update_template: Template  # of encoded updates
     update_needs_base: bool  # whether these are changes since the base version
 
@@ -81,6 +92,7 @@ def make_experiment(
     guards: Guards = NO_GUARDS,
     coding: Coding = PLAIN,
     reveal: Collection[str] = NUMBERS,
+    share: tuple[str, ...] = (),
 ) -> Experiment:
     """Makes an experiment, without computing anything.
 
@@ -97,9 +109,12 @@ def make_experiment(
       guards: see `asyn2f.kernels.guards`.
       coding: of updates and versions.
       reveal: the numbers that may leave a worker, see `asyn2f.privacy`.
+      share: patterns of the leaves that travel, the others stay with their worker: see
+        `asyn2f.training.sharing.sharing_of`. () = all.
 
     Raises:
       ValueError: a setting is out of range; begins with its name.
+      ShareError: a pattern is malformed or matches nothing.
     """
     for part in (training, stop, guards, strategy.timing):
         settings.check(part)
@@ -114,6 +129,7 @@ def make_experiment(
         coding=coding,
         workers=len(task.shards),
         reveal=frozenset(reveal),
+        share=tuple(share),
     )
     if problem := problem_of_reveal(strategy, reveal):
         raise ValueError(f"privacy.reveal: {problem}")
@@ -136,7 +152,10 @@ def make_experiment(
         init_server=partial(compiled.init_server, hyperparams),
         aggregate=partial(_aggregate, compiled.aggregate, computation, hyperparams),
         publication=compiled.publication,
+        sharing=compiled.sharing,
+        init_kept=partial(compiled.init_kept, hyperparams),
         template=compiled.template,
+        whole_template=compiled.whole_template,
         update_template=compiled.update_template,
         update_needs_base=compiled.update_needs_base,
     )

@@ -16,9 +16,10 @@ import optax
 from asyn2f.kernels.codecs import Codec
 from asyn2f.privacy import ALL, NEUTRAL
 from asyn2f.strategies import Strategy
-from asyn2f.tasks.base import Batch, Carry, InitCarry, Loss, no_carry
+from asyn2f.tasks.base import Batch, InitCarry, Loss, no_carry, same_shapes
 from asyn2f.training.batches import batch_places, epoch_order, steps_per_epoch
 from asyn2f.training.settings import Training, annealed, length_for
+from asyn2f.training.sharing import EVERYTHING, Sharing
 from asyn2f.types import (
     GlobalModel,
     Metrics,
@@ -38,8 +39,8 @@ class Trainer(NamedTuple):
     """A worker's computation: pure functions of its state. A cycle ends with a push.
 
     Attributes:
-      start: (model, worker, num_examples, quality) -> state of a worker that has
-        adopted its first model, with a carry of its own.
+      start: (model, worker, num_examples, quality[, kept part]) -> state of a worker
+        that has adopted its first model, with a carry of its own.
       advance: (state, shard) -> (state, metrics): one local step on the next batch;
         metrics are `loss` and `metric` f32 [], of this batch.
       step: (state, batch) -> (state, metrics): `advance` on a given batch, whose rows
@@ -55,7 +56,7 @@ class Trainer(NamedTuple):
     Once jitted, `advance`, `merge` and `adopt` donate the state.
     """
 
-    start: Callable[[GlobalModel, int, int, float], WorkerState]
+    start: Callable[..., WorkerState]
     advance: Callable[[WorkerState, Shard], tuple[WorkerState, Metrics]]
     step: Callable[[WorkerState, Batch], tuple[WorkerState, Metrics]]
     merge: Callable[[WorkerState, GlobalModel], tuple[WorkerState, Metrics]]
@@ -73,6 +74,8 @@ def make_trainer(
     codec: Codec,
     init_carry: InitCarry = no_carry,
     reveal: frozenset[str] = ALL,
+    sharing: Sharing = EVERYTHING,
+    init_kept: Callable[[], Params] = tuple,
 ) -> Trainer:
     """The trainer of a task under a strategy, as pure functions that are not jitted.
 
@@ -84,11 +87,13 @@ def make_trainer(
       codec: of updates.
       init_carry: the task's.
       reveal: the numbers that updates have; the others are neutral ones.
+      sharing, init_kept: what travels; and a function that makes the rest, initially.
     """
     merges = strategy.timing.while_training != "ignore"
     optimizer = _sgd(training)
     local = _Local(
-        loss, init_carry, strategy, training, key, codec, optimizer, merges, reveal
+        *(loss, init_carry, strategy, training, key, codec, optimizer, merges, reveal),
+        *(sharing, init_kept),
     )
     return Trainer(
         start=local.start,
@@ -126,14 +131,16 @@ class _Local:
     optimizer: optax.GradientTransformation
     merges: bool  # else there is no use for `WorkerState.previous`
     reveal: frozenset[str]
+    sharing: Sharing
+    init_kept: Callable[[], Params]
 
-    def start(self, model, worker, num_examples, quality):
+    def start(self, model, worker, num_examples, quality, kept=None):
         zero, none = jnp.int32(0), jnp.float32(0.0)
         state = WorkerState(
             params=model.params,
             previous=model.params if self.merges else (),
             start=model.params if self.strategy.needs_start else (),
-            opt_state=self.optimizer.init(model.params["params"]),
+            opt_state=(),
             learning_rate=none,
             worker=jnp.asarray(worker, jnp.int32),
             num_examples=jnp.asarray(num_examples, jnp.float32),
@@ -147,6 +154,7 @@ class _Local:
             carry=self._first_carry(worker),
             base=model.params if self.codec.needs_base else (),
             memory=self.codec.blank(),
+            kept=self.init_kept() if kept is None else kept,
         )
         return self.adopt(state, model)
 
@@ -163,7 +171,7 @@ class _Local:
             params=jax.tree.map(jnp.copy, model.params),
             previous=jax.tree.map(jnp.copy, model.params) if self.merges else (),
             start=jax.tree.map(jnp.copy, model.params) if needs_start else (),
-            opt_state=self.optimizer.init(model.params["params"]),
+            opt_state=self._init(model.params, state.kept),
             learning_rate=jnp.copy(model.learning_rate),
             base_version=jnp.copy(model.version),
             start_version=jnp.copy(model.version),
@@ -180,6 +188,9 @@ class _Local:
         batch = {name: array[rows] for name, array in shard.arrays.items()}
         return self.step(state, batch)
 
+    def _init(self, params, kept):
+        return self.optimizer.init(self.sharing.whole(params, kept)["params"])
+
     def step(self, state, batch):
         trained, statistics, grads, value, aux = self._gradient(state, batch)
         metric = jnp.asarray(aux.metric, jnp.float32)
@@ -189,15 +200,17 @@ class _Local:
         num_examples = state.num_examples.astype(jnp.int32)
         per_epoch = steps_per_epoch(num_examples, self.training.batch_size)
         fresh = state.step % per_epoch == 0
+        params = {**statistics, **aux.statistics, "params": trained}
         state = state._replace(
-            params={**statistics, **aux.statistics, "params": trained},
+            params=self.sharing.shared(params),
+            kept=self.sharing.kept(params),
             previous=state.params if self.merges else (),
             opt_state=opt_state,
             step=state.step + 1,
             loss_sum=jnp.where(fresh, 0.0, state.loss_sum) + value,
             metric_sum=jnp.where(fresh, 0.0, state.metric_sum) + metric,
             epoch_steps=jnp.where(fresh, 0, state.epoch_steps) + 1,
-            carry=_like(state.carry, aux.carry),
+            carry=same_shapes(state.carry, aux.carry),
         )
         return state, {"loss": value, "metric": metric}
 
@@ -210,18 +223,17 @@ class _Local:
             params = {**statistics, "params": trained}
             return self.loss(params, state.carry, batch, step_key)
 
-        trained = state.params["params"]
-        statistics = {k: v for k, v in state.params.items() if k != "params"}
+        params = self.sharing.whole(state.params, state.kept)
+        trained = params["params"]
+        statistics = {k: v for k, v in params.items() if k != "params"}
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         (value, aux), grads = gradient(trained, statistics)
-        proximal = self.strategy.proximal
-        if proximal:  # the gradient of the term, which the reported loss is without
-            grads = jax.tree.map(
-                lambda g, p, start: g + proximal * (p - start),
-                grads,
-                trained,
-                state.start["params"],
-            )
+        if proximal := self.strategy.proximal:
+            # The gradient of the term, which the reported loss is without. A leaf that
+            # stays with the worker is pulled nowhere.
+            start = self.sharing.whole(state.start, state.kept)["params"]
+            pulled = jax.tree.map(lambda p, s: proximal * (p - s), trained, start)
+            grads = jax.tree.map(jnp.add, grads, pulled)
         return trained, statistics, grads, value, aux
 
     def _learning_rate(self, state):
@@ -271,7 +283,7 @@ class _Local:
         params, metrics = self.strategy.merge(local, previous, model)
         opt_state = state.opt_state
         if self.training.momentum_at_merge == "reset":
-            opt_state = self.optimizer.init(params["params"])
+            opt_state = self._init(params, state.kept)
         state = state._replace(
             params=params,
             opt_state=opt_state,
@@ -280,17 +292,3 @@ class _Local:
             base=jax.tree.map(jnp.copy, model.params) if self.codec.needs_base else (),
         )
         return state, metrics
-
-
-def _like(before: Carry, after: Carry) -> Carry:
-    """`after`, checked to have the structure, shapes and dtypes of `before`."""
-    found, expected = (
-        jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
-        for tree in (after, before)
-    )
-    if found != expected:
-        raise ValueError(
-            f"loss: found Aux.carry = {found}, allowed: as it was before the step, "
-            f"{expected}: return the whole carry, its shapes and dtypes unchanged"
-        )
-    return jax.tree.map(lambda x, y: jnp.array(x, jnp.result_type(y)), after, before)
