@@ -25,7 +25,7 @@ def scanned(images: np.ndarray, worker: int, rng: np.random.Generator) -> np.nda
     return images.reshape(len(images), 64).astype(np.float32)
 
 
-def make_task(*, workers: int, seed: int, rows: int = 60) -> asyn2f.Task:
+def make_task(*, workers: int, seed: int, rows: int = 30) -> asyn2f.Task:
     """Each worker has `rows` images of its own scanner, and scans the others too.
 
     Args:

@@ -114,7 +114,7 @@ def test_the_choice_is_a_function_of_shapes_and_backend(
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     experiment = SimpleNamespace(
         training=Training(batch_size=shape.batch_size),
-        template=SimpleNamespace(num_bytes=4 * shape.params),
+        whole_template=SimpleNamespace(num_bytes=4 * shape.params),
         workers=shape.workers,
     )
     order = SimpleNamespace(num_steps=shape.steps)

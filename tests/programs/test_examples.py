@@ -13,6 +13,10 @@ FOLDERS = [path for path in sorted((ROOT / "examples").iterdir()) if path.is_dir
 PAGE = (ROOT / "docs" / "examples.md").read_text("utf-8")
 WORKERS = {"hospitals": 4, "private_silos": 3}
 DATA = {"private_silos": "silos/{worker}.npz"}
+SHARE = {
+    "kept_statistics": ("!**/BatchNorm_*/**",),
+    "personal_heads": ("params/body_*/**",),
+}
 
 each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 
@@ -35,6 +39,7 @@ def test_an_example_learns(folder, tmp_path, monkeypatch):
         workers=WORKERS.get(folder.name, 5),
         task__factory=f"{folder}/{folder.name}.py:make_task",
         training__learning_rate=0.05,
+        share=SHARE.get(folder.name, ()),
         stop__max_versions=5,
     )
     run = asyn2f.simulate(config, data=DATA.get(folder.name))

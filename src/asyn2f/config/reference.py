@@ -14,8 +14,9 @@ _HEAD = """# Config keys
 
 Every key is a flag of the programs (`--config.training.momentum=0.8`) and an argument
 of `asyn2f.default_config` (`training__momentum=0.8`). The parameters that a run makes
-depend on `seed`, `workers` and the sections `task`, `training`, `strategy`, `timing`,
-`guards` and `wire`; the other keys say when a run ends and how it is carried out.
+depend on `seed`, `workers`, `share` and the sections `task`, `training`, `strategy`,
+`timing`, `guards`, `privacy` and `wire`; the other keys say when a run ends and how it
+is carried out.
 
 `task.factory` and `strategy.name` may name a function of your own,
 `mypackage.mine:make` or `path/mine.py:make`. Its arguments are then the keys
