@@ -247,6 +247,9 @@ def test_what_is_kept_never_leaves(tmp_path, monkeypatch, kind):
     assert all(window in sent for window in travels)
     assert any(window in files for window in travels)
     assert [x for x in secrets if x in sent or x in files] == []
+    modes = [path.stat().st_mode for path in (tmp_path / "workers").iterdir()]
+    assert len(modes) == 3
+    assert not any(mode & 0o077 for mode in modes)  # nobody else's
 
 
 def test_a_run_of_processes_replays_bit_for_bit(tmp_path):

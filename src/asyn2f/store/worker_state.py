@@ -51,7 +51,7 @@ class WorkerStateFile:
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             rundir.make_folder(self._path.parent)
-            with rundir.new_file(beside) as file:
+            with rundir.new_file(beside, 0o600) as file:
                 file.write(json.dumps(fields).encode() + b"\n")
                 file.write(state.payload)
                 file.flush()
