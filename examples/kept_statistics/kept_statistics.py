@@ -11,8 +11,8 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         for width in (64, 32):
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(width)(x))
-            x = nn.relu(x)
+            x = nn.Dense(width)(x)
+            x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
         return nn.Dense(10)(x)
 
 
