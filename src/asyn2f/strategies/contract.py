@@ -3,8 +3,6 @@
 `asyn2f check-strategy` checks a strategy of one's own, and the tests the built-in ones.
 """
 
-import functools
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,40 +28,11 @@ from asyn2f.strategies.samples import (
     stack,
     update,
 )
-from asyn2f.types import WorkerUpdate
+from asyn2f.strategies.subject import Subject as Subject
+from asyn2f.strategies.uses import used
 
-Property = Callable[["Subject"], None]
+Property = Callable[[Subject], None]
 """Raises ContractError unless it holds; a strategy's own errors pass through."""
-
-
-class Subject:
-    """A strategy that is checked, and the same with its functions jitted."""
-
-    def __init__(self, strategy: Strategy) -> None:
-        self.strategy = strategy
-        self.jitted = strategy._replace(
-            aggregate=jax.jit(strategy.aggregate), merge=jax.jit(strategy.merge)
-        )
-
-    def first(self) -> Any:
-        """The server's state at version 0, for four workers."""
-        return self.strategy.init(model(99), 4)
-
-    def next_state(self, updates: WorkerUpdate, mask: Any = MASK) -> Any:
-        """The state and the metrics after one aggregation."""
-        return self.jitted.aggregate(self.first(), updates, mask)
-
-    @functools.cached_property
-    def merged(self) -> Any:
-        """The parameters and the metrics after one merge."""
-        state, _ = self.next_state(four_updates())
-        return self.jitted.merge(update(model(1)), model(2), state.model)
-
-    @property
-    def adds(self) -> bool:
-        """Whether workers push changes: nothing where nothing has changed."""
-        pushed = self.strategy.push(model(7), model(7))
-        return not any(np.any(np.asarray(x)) for x in jax.tree.leaves(pushed["params"]))
 
 
 def problems(strategy: Strategy) -> Iterator[tuple[str, str]]:
@@ -253,50 +222,6 @@ def _no_change_changes_nothing(subject: Subject) -> None:
     updates = stack([update(pushed, worker=i32(row)) for row in range(4)])
     found = subject.next_state(updates)[0].model.params["params"]
     require_same(found, model(99)["params"], "four empty changes")
-
-
-# Of `UpdateInfo` and `GlobalModel`, by the numbers of workers.
-_FIELDS = {
-    "loss": "loss",
-    "metric": "metric",
-    "size": "num_examples",
-    "quality": "quality",
-}
-
-
-def used(strategy: Strategy) -> set[str]:
-    """The numbers of workers that change what the strategy makes of some updates."""
-    subject, merges = Subject(strategy), strategy.timing.while_training != "ignore"
-    updates, local = four_updates(), update(model(1), num_examples=f32(70))
-    version = subject.next_state(updates)[0].model
-
-    def results(info: Any, own: Any, merged: Any) -> list[np.ndarray]:
-        after, metrics = subject.next_state(updates._replace(info=info))
-        found = [after.model.params, metrics["coefficients"]]
-        if merges:
-            mine = local._replace(info=own)
-            found.append(subject.jitted.merge(mine, model(2), merged)[0])
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
-
-    records = [updates.info, local.info, version]
-    before, found = results(*records), set()
-    for (name, field), place in itertools.product(_FIELDS.items(), range(3)):
-        others = [*records]
-        others[place] = _changed(records[place], field)
-        pairs = zip(before, results(*others), strict=True)
-        if any(np.any(x != y) for x, y in pairs):
-            found.add(name)
-    return found
-
-
-def _changed(record: Any, field: str) -> Any:
-    """The record with other values in a field, each by a factor of its own."""
-    value = getattr(record, field, None)
-    if value is None:  # a version has no training metric
-        return record
-    values = np.asarray(value)
-    factors = np.linspace(0.4, 0.9, values.size, dtype=np.float32)
-    return record._replace(**{field: values * factors.reshape(values.shape)})
 
 
 def _uses_what_it_names(subject: Subject) -> None:
