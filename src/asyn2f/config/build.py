@@ -6,7 +6,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from asyn2f.config import own, private, schema
@@ -23,9 +22,7 @@ from asyn2f.config.task import (
 from asyn2f.errors import (
     AddressError,
     ConfigError,
-    ContractError,
     ShareError,
-    TaskError,
 )
 from asyn2f.kernels.codecs import Coding, check_coding
 from asyn2f.kernels.guards import Guards
@@ -35,8 +32,6 @@ from asyn2f.sim.profiles import STEP_S, Profiles, draw_profiles, read_profiles
 from asyn2f.sim.settings import SimSettings, is_profiles_file
 from asyn2f.strategies import BUILDERS, Strategy
 from asyn2f.strategies._asyn2f import ROBUST
-from asyn2f.strategies.shapes import check_shapes
-from asyn2f.tasks import checks
 from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop, Timing
 from asyn2f.training.experiment import Experiment, make_experiment, problem_of_reveal
@@ -137,13 +132,7 @@ def unsplit_task(config: Config, whose: Whose = "all", roots: Roots = NO_ROOTS) 
 
 def checked_task(config: Config, task: Any) -> Task:
     """A task of one's own, checked by its shapes. Raises as `build_task`."""
-    try:
-        checks.check_task(task, section(config, Training).batch_size)
-    except TaskError as error:
-        found = own.found_in(config).get("task.factory")
-        where = f"config.task.factory: {found.label}" if found else "task"
-        raise ConfigError(f"{where}: {error}") from error
-    return task
+    return own.checked_task(config, task, section(config, Training).batch_size)
 
 
 def split_task(config: Config, task: Task) -> Task:
@@ -245,7 +234,7 @@ def build_experiment(
     strategy = with_timing(config, strategy) if strategy else build_strategy(config)
     _check_target(section(config, Stop), task.metric)
     if is_own:
-        check_own_strategy(strategy, task)
+        own.check_strategy(strategy, task)
     try:
         return make_experiment(
             task,
@@ -273,21 +262,6 @@ def _check_target(stop: Stop, metric: Metric) -> None:
             f"config.stop.target: found {stop.target:g}, allowed: {allowed}, as the "
             f"metric is {metric.name}; or None, for no target"
         )
-
-
-def check_own_strategy(strategy: Strategy, task: Task) -> None:
-    """Checks a strategy of one's own on the shapes of a task's model.
-
-    Raises:
-      ConfigError: a function fails, or changes structure, shapes or dtypes.
-    """
-    model = jax.eval_shape(lambda: task.init(jax.random.key(0)))
-    try:
-        check_shapes(strategy, model, len(task.shards))
-    except ContractError as error:
-        raise ConfigError(
-            f"config.strategy.name: {strategy.name}: {error}; see asyn2f check-strategy"
-        ) from error
 
 
 def build_profiles(config: Config) -> Profiles:

@@ -6,12 +6,24 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from asyn2f.config import references
 from asyn2f.config.arguments import as_arguments, of_signature
 from asyn2f.config.dotted import Config, flatten, nested
 from asyn2f.config.references import Found
-from asyn2f.errors import Asyn2fError, ConfigError, in_one_line
+from asyn2f.errors import (
+    Asyn2fError,
+    ConfigError,
+    ContractError,
+    TaskError,
+    in_one_line,
+)
 from asyn2f.settings import Setting
+from asyn2f.strategies import Strategy
+from asyn2f.strategies.shapes import check_shapes
+from asyn2f.tasks.base import Task
+from asyn2f.tasks.checks import check_task
 
 CODE_PATH = "code_path"
 ARGUMENTS = {"task.factory": "task.args.", "strategy.name": "strategy.args."}
@@ -162,3 +174,33 @@ def call(
         if isinstance(error, Asyn2fError):
             what = f": {error}"
         raise ConfigError(f"config.{key}: {found.label}{what}") from error
+
+
+def checked_task(config: Config, task: Any, batch_size: int) -> Task:
+    """A task of one's own, checked by its shapes.
+
+    Raises:
+      ConfigError: it cannot be trained, evaluated or split.
+    """
+    try:
+        check_task(task, batch_size)
+    except TaskError as error:
+        found = found_in(config).get("task.factory")
+        where = f"config.task.factory: {found.label}" if found else "task"
+        raise ConfigError(f"{where}: {error}") from error
+    return task
+
+
+def check_strategy(strategy: Strategy, task: Task) -> None:
+    """Checks a strategy of one's own on the shapes of a task's model.
+
+    Raises:
+      ConfigError: a function fails, or changes structure, shapes or dtypes.
+    """
+    model = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    try:
+        check_shapes(strategy, model, len(task.shards))
+    except ContractError as error:
+        raise ConfigError(
+            f"config.strategy.name: {strategy.name}: {error}; see asyn2f check-strategy"
+        ) from error
