@@ -44,8 +44,8 @@ def simulate(
     data: str | Path | Mapping[int, str | Path] | None = None,
     progress: Progress | bool = False,
 ) -> Simulation:
-    """Schedules and executes the run that a config describes; `asyn2f simulate` does the
-    same in a folder.
+    """Schedules and executes the run that a config describes; `asyn2f simulate` does
+    the same in a folder.
 
     Args:
       config: from `default_config`, `load_config` or a config file; or nested dicts.
