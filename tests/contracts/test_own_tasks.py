@@ -209,6 +209,39 @@ def test_a_worse_best_is_found(folder):
 
 
 @pytest.mark.processes
+def test_a_run_of_processes_ends_at_its_target(tmp_path):
+    flags = ["--config=default", *FLAGS[:-1], factory("regression")]
+    flags += ["--config.stop.max_versions=100000", "--config.stop.target=0.5"]
+    flags += ["--config.worker_speeds=200,", "--config.runtime.pin_cpus=False"]
+    out = program("local", *flags, f"--workdir={tmp_path}")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert re.fullmatch(r"mse 0\.\d+ reached at \d+", summary["reason"])
+    assert summary["best_value"] <= 0.5
+    assert re.search(r"\| mse \d\.\d+, best \d\.\d+ at \d+ \| bias ", out)
+    rows = [r for r in read_metrics(tmp_path) if r["kind"] == "score"]
+    before = [r["scores"]["mse"] for r in rows if r["version"] < rows[-1]["version"]]
+    assert min(before, default=9.0) > 0.5
+    program("verify", f"--run={tmp_path}")
+    assert "bit for bit" in program("replay", f"--run={tmp_path}")
+
+
+@pytest.mark.processes
+def test_the_quality_of_data_without_classes_is_refused():
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "launch.quality", "--config=default"),
+            *("--config.workers=3", factory("regression")),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 2
+    assert "line has no labels" in done.stderr
+
+
+@pytest.mark.processes
 @every_task
 def test_a_comparison_follows_the_direction(name, tmp_path):
     metric = TASKS[name]().metric
