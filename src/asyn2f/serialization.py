@@ -141,6 +141,44 @@ def decode_params(template: Template, payload: Buffer) -> Params:
     return jax.tree.unflatten(template.treedef, arrays)
 
 
+def layout_of(tree: Any) -> list[str]:
+    """A line per array, in tree order: path, dtype and shape.
+
+    >>> layout_of({"w": np.zeros((2, 3), np.float32)})
+    ['w: float32[2, 3]']
+    """
+    leaves = template_of(tree).leaves
+    return [f"{x.path}: {x.dtype.name}{list(x.shape)}" for x in leaves]
+
+
+def arrays_by_path(layout: list[str], payload: Buffer) -> dict[str, np.ndarray]:
+    """The arrays in bytes of `encode_params`, copied, by path; without knowing the tree
+    that `layout` was made of.
+
+    Raises:
+      WireError: another size than the layout's.
+
+    >>> tree = {"w": np.ones((2, 3), np.float32)}
+    >>> arrays_by_path(layout_of(tree), encode_params(tree))["w"].sum().item()
+    6.0
+    """
+    found, start = {}, 0
+    for line in layout:
+        name, _, text = line.rpartition(": ")
+        kind, _, sizes = text.rstrip("]").partition("[")
+        shape = [int(size) for size in sizes.split(",") if size]
+        end = start + math.prod(shape) * (dtype := jnp.dtype(kind)).itemsize
+        if end > memoryview(payload).nbytes:
+            break
+        part = memoryview(payload)[start:end]
+        found[name] = np.frombuffer(part, dtype).reshape(shape).copy()
+        start = end
+    size = memoryview(payload).nbytes
+    if len(found) < len(layout) or start != size:
+        raise WireError(f"{size} bytes of arrays, not as many as they have")
+    return found
+
+
 def to_device(params: Params) -> Params:
     """A decoded model as a program can take it: on the device, if it is large. Small
     arrays go there with the call itself, in half the time.

@@ -1,6 +1,7 @@
 """A part of the model that stays with its worker: in every executor, over processes,
 frames, files and restarts."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from asyn2f import trace
-from asyn2f.errors import PlanError
+from asyn2f.api import load_params
+from asyn2f.errors import PlanError, StoreError
 from asyn2f.kernels.codecs import Coding
 from asyn2f.serialization import encode_params
 from asyn2f.sim import order as o
@@ -28,6 +30,7 @@ from asyn2f.training.evaluation import initial, make_scores
 from asyn2f.training.experiment import initial_server_state
 from asyn2f.transport import base
 from asyn2f.transport.zmq import ZmqTransport
+from asyn2f.types import OwnPart
 from tests.contracts.test_carry import OwnRun, assert_replays, kept
 from tests.support.executions import assert_close, assert_same_bits, order_for
 from tests.support.patience import PATIENCE_S, wait_until
@@ -252,11 +255,50 @@ def test_what_is_kept_never_leaves(tmp_path, monkeypatch, kind):
     assert not any(mode & 0o077 for mode in modes)  # nobody else's
 
 
-def test_a_run_of_processes_replays_bit_for_bit(tmp_path):
-    run = OwnRun(tmp_path, experiment_of(personal(), share=BODY))
+@pytest.mark.parametrize("kind", ["memory", "zmq"])
+@pytest.mark.parametrize("share", [BODY, ("!**",)], ids=["body", "nothing"])
+def test_a_run_of_processes_replays_bit_for_bit(tmp_path, kind, share):
+    run = OwnRun(tmp_path, experiment_of(personal(), share=share), kind)
     for number in range(3):
         run.start_worker(number)
     assert_replays(run, run.finish())
+
+
+def test_the_model_of_a_worker_is_loaded_from_the_folder(tmp_path):
+    experiment = experiment_of(personal(), share=BODY)
+    store = OrbaxStore(tmp_path / "models")
+    run = OwnRun(tmp_path, experiment, store=store)
+    for number in range(3):
+        run.start_worker(number)
+    run.finish()
+    store.close()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "run.json").write_text(json.dumps({"run": "run-1"}))
+    shared = load_params(tmp_path, "newest")
+    assert list(shared) == ["params"]
+    assert list(shared["params"]) == ["body"]
+    shapes = jax.eval_shape(experiment.task.init, jax.random.key(0))
+    models = [load_params(tmp_path, 8, like=shapes, worker=k) for k in range(3)]
+    for number, model in enumerate(models):
+        np.testing.assert_array_equal(
+            model["params"]["body"]["w"], shared["params"]["body"]["w"]
+        )
+        kept_now, _ = WorkerStateFile(run.file_of(number)).read(
+            "run-1", OwnPart((), experiment.sharing.kept(shapes))
+        )
+        for one, other in zip(
+            jax.tree.leaves(experiment.sharing.kept(model)),
+            jax.tree.leaves(kept_now),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)
+    heads = {model["params"]["head"]["w"].tobytes() for model in models}
+    assert len(heads) == 3
+    with pytest.raises(StoreError, match="worker-3 cannot be read: FileNotFound"):
+        load_params(tmp_path, 8, worker=3)
+    (tmp_path / "run.json").write_text(json.dumps({"run": "run-2"}))
+    with pytest.raises(StoreError, match="worker-0 is of another run"):
+        load_params(tmp_path, 8, worker=0)
 
 
 def test_a_restarted_worker_has_its_part_again(tmp_path):

@@ -10,15 +10,17 @@ from asyn2f import rundir
 from asyn2f.errors import StoreError
 from asyn2f.serialization import template_of
 from asyn2f.store.folder import VersionFolder
+from asyn2f.store.worker_state import WorkerStateFile
 from asyn2f.types import Params
 
-_PREFIX = "model/params/"
+_PREFIX, _KEPT = "model/params/", "kept/"
 
 
 def load_params(
     run: Path | str,
     version: int | Literal["best", "newest"] = "best",
     like: Params | None = None,
+    worker: int | None = None,
 ) -> Params:
     """The parameters of a version of a run, real or simulated.
 
@@ -29,6 +31,9 @@ def load_params(
       version: by number, or the best by the task's headline, or the newest there is.
       like: arrays, or `jax.ShapeDtypeStruct`s, of the structure to return: for models
         whose variables are no nested dicts. Their shapes and dtypes are checked.
+      worker: whose own part the parameters have as well, if a part of the model stays
+        with the workers (`config.share`): as it was at the worker's last push. A
+        simulation leaves none.
 
     Returns:
       Nested dicts of arrays of NumPy, `{"params": {...}, ...}`, or the structure of
@@ -50,7 +55,19 @@ def load_params(
         for path, array in store.arrays(number).items()
         if path.startswith(_PREFIX)
     }
+    if worker is not None:
+        arrays |= _kept(folder, worker)
     return _nested(arrays) if like is None else _as(like, arrays, number)
+
+
+def _kept(folder: Path, worker: int) -> dict[str, np.ndarray]:
+    file = WorkerStateFile(folder / rundir.WORKERS / f"worker-{worker}")
+    run = rundir.read_json(folder / rundir.RUN)["run"]
+    return {
+        path.removeprefix(_KEPT): array
+        for path, array in file.arrays(run).items()
+        if path.startswith(_KEPT)
+    }
 
 
 def _number_of(store: VersionFolder, version: int | str) -> int:

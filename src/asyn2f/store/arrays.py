@@ -1,14 +1,13 @@
 """The arrays of a version by path, for readers that do not know the model."""
 
-import math
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from asyn2f.errors import WriteAheadError
+from asyn2f.errors import WireError, WriteAheadError
+from asyn2f.serialization import arrays_by_path
 from asyn2f.store.formats import parts_of, plain_name
 
 
@@ -20,17 +19,10 @@ def read_ahead_arrays(path: Path) -> dict[str, np.ndarray]:
       OSError: the file cannot be read.
     """
     _, layout, content = parts_of(path)
-    found, start = {}, 0
-    for line in layout:
-        name, _, text = line.rpartition(": ")
-        kind, _, sizes = text.rstrip("]").partition("[")
-        shape = [int(size) for size in sizes.split(",") if size]
-        end = start + math.prod(shape) * (dtype := jnp.dtype(kind)).itemsize
-        if end > len(content):
-            raise WriteAheadError(f"{len(content)} bytes of arrays, expected {end}")
-        found[name] = np.frombuffer(content[start:end], dtype).reshape(shape).copy()
-        start = end
-    return found
+    try:
+        return arrays_by_path(layout, content)
+    except WireError as error:
+        raise WriteAheadError(str(error)) from None
 
 
 def read_checkpoint_arrays(

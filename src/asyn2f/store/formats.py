@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from asyn2f import rundir
 from asyn2f.errors import WireError, WriteAheadError
-from asyn2f.serialization import decode_params, encode_params, template_of
+from asyn2f.serialization import decode_params, encode_params, layout_of, template_of
 from asyn2f.store.base import Record, bytes_of
 from asyn2f.types import ServerState
 
@@ -53,7 +53,7 @@ def write_ahead(path: Path, state: ServerState, record: Record) -> None:
       OSError: the file cannot be written; a part of it may be there.
       WriteAheadError: the file reads back differently.
     """
-    head = json.dumps({"record": record, "arrays": _layout(state)}).encode()
+    head = json.dumps({"record": record, "arrays": layout_of(state)}).encode()
     with rundir.new_file(path) as file:
         file.write(_HEAD.pack(_MAGIC, len(head)))
         file.write(head)
@@ -77,7 +77,7 @@ def read_ahead(path: Path, like: ServerState) -> tuple[ServerState, Record]:
       OSError: the file cannot be read.
     """
     record, layout, arrays = parts_of(path)
-    for found, wanted in zip_longest(layout, _layout(like)):
+    for found, wanted in zip_longest(layout, layout_of(like)):
         if found != wanted:
             raise WriteAheadError(
                 f"found {found}, expected {wanted}: made with another config"
@@ -91,12 +91,6 @@ def read_ahead(path: Path, like: ServerState) -> tuple[ServerState, Record]:
 def read_ahead_record(path: Path) -> Record:
     """The record of a write-ahead file. Raises as `read_ahead`."""
     return parts_of(path)[0]
-
-
-def _layout(state: ServerState) -> list[str]:
-    """One line per array, in tree order: path, dtype and shape."""
-    leaves = template_of(state).leaves
-    return [f"{x.path}: {x.dtype.name}{list(x.shape)}" for x in leaves]
 
 
 def parts_of(path: Path) -> tuple[Record, list[str], memoryview]:

@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from asyn2f import rundir, serialization
-from asyn2f.errors import RunDirError, WireError
+from asyn2f.errors import RunDirError, StoreError, WireError
 from asyn2f.store.fencing import sync_folder
 
-_MOST_HEADER_BYTES = 4096
+_MOST_HEADER_BYTES = 2**22
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 class Encoded(NamedTuple):
@@ -19,6 +22,7 @@ class Encoded(NamedTuple):
     payload: memoryview
     fingerprint: str  # of the shapes
     digest: str  # of the payload
+    layout: list[str]  # see `serialization.layout_of`
 
 
 def encoded(state: Any) -> Encoded:
@@ -30,7 +34,8 @@ def encoded(state: Any) -> Encoded:
     """
     payload = serialization.encode_params(state)
     fingerprint = serialization.template_of(state).fingerprint
-    return Encoded(payload, fingerprint, serialization.digest(payload))
+    digest, layout = serialization.digest(payload), serialization.layout_of(state)
+    return Encoded(payload, fingerprint, digest, layout)
 
 
 class WorkerStateFile:
@@ -47,12 +52,13 @@ class WorkerStateFile:
 
     def write(self, run: str, state: Encoded) -> None:
         """Replaces the state by one of this run; durable when it returns."""
-        fields = {"run": run, "fingerprint": state.fingerprint, "digest": state.digest}
+        header = {"run": run, "fingerprint": state.fingerprint, "digest": state.digest}
+        line = json.dumps(header | {"arrays": state.layout})
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             rundir.make_folder(self._path.parent)
             with rundir.new_file(beside, 0o600) as file:
-                file.write(json.dumps(fields).encode() + b"\n")
+                file.write(line.encode() + b"\n")
                 file.write(state.payload)
                 file.flush()
                 os.fsync(file.fileno())
@@ -66,9 +72,7 @@ class WorkerStateFile:
         read-only arrays of NumPy, and its digest; None if there is none. A damaged one,
         or one of other shapes than `like`, is left out with a warning."""
         try:
-            with open(self._path, "rb") as file:
-                header, payload = file.readline(_MOST_HEADER_BYTES), file.read()
-            fields = json.loads(header)
+            fields, payload = self._content()
             if fields["run"] != run:
                 return None
             template = serialization.template_of(like)
@@ -79,12 +83,34 @@ class WorkerStateFile:
             return serialization.decode_params(template, payload), fields["digest"]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except _UNREADABLE as error:
             problem = f"{type(error).__name__}: {error}"
         except WireError as error:
             problem = str(error)
         self._warn(f"{self._path} cannot be used, the worker begins anew: {problem}")
         return None
+
+    def arrays(self, run: str) -> dict[str, np.ndarray]:
+        """The arrays of the state by path, for readers that do not know the model.
+
+        Raises:
+          StoreError: there is none of this run, or it cannot be read.
+        """
+        try:
+            header, payload = self._content()
+            if header["run"] != run:
+                raise StoreError(f"{self._path} is of another run")
+            if header["digest"] != serialization.digest(payload):
+                raise ValueError("its digest differs")
+            return serialization.arrays_by_path(header["arrays"], payload)
+        except (*_UNREADABLE, WireError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise StoreError(f"{self._path} cannot be read: {problem}") from None
+
+    def _content(self) -> tuple[dict[str, Any], bytes]:
+        with open(self._path, "rb") as file:
+            header, payload = file.readline(_MOST_HEADER_BYTES), file.read()
+        return json.loads(header), payload
 
     def _warn(self, problem: str) -> None:
         """Logs a problem, once while it lasts."""
