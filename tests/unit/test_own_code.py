@@ -298,6 +298,22 @@ WRONG = {
         task(shards=(np.array([0, 6]),)),
         r"Task.shards\[0\]: found rows 0 to 6, allowed: 0 to 5",
     ),
+    "held out": (
+        task(shards=(np.arange(3),), held_out=(np.array([6]),)),
+        r"Task.held_out\[0\]: found rows 6 to 6, allowed: 0 to 5",
+    ),
+    "held out names": (
+        task(shards=(np.arange(3),), held_out=(np.array(["a"]),)),
+        r"Task.held_out\[0\]: found <U1\[1\], allowed: row numbers",
+    ),
+    "held out for others": (
+        task(shards=(np.arange(3),), held_out=(np.arange(3), np.arange(3))),
+        "Task.held_out: found 2, allowed: one for each of the 1 shards, or",
+    ),
+    "nothing held out": (
+        task(shards=(np.arange(3),), held_out=(np.arange(0),)),
+        "Task.held_out: found no row, allowed: some for some worker",
+    ),
     "qualities": (
         task(shards=(np.arange(3),), qualities=(1.0, 1.0)),
         "Task.qualities: found 2, allowed: one for each of the 1 shards",
@@ -367,7 +383,9 @@ def test_a_wrong_task_is_one_line(name):
 
 def test_a_right_task_passes():
     check_task(task())
-    check_task(task(shards=(np.arange(3), np.arange(3, 6)), labels=np.arange(6)))
+    halves = np.arange(3), np.arange(3, 6)
+    check_task(task(shards=halves, labels=np.arange(6)))
+    check_task(task(shards=halves, held_out=([], np.arange(6))))
 
 
 FAILING = {

@@ -83,17 +83,16 @@ def _check_data(name: str, data: Any, least: int) -> None:
 def _check_split(task: Task, is_own: bool) -> None:
     rows = num_rows(task.train)
     for worker, shard in enumerate(task.shards):
-        indices = np.asarray(shard)
-        if indices.ndim != 1 or indices.dtype.kind not in "iu" or not indices.size:
-            raise TaskError(
-                f"Task.shards[{worker}]: found {_described(indices)}, allowed: row "
-                "numbers, int [n] with n of at least 1"
-            )
-        if indices.min() < 0 or indices.max() >= rows:
-            raise TaskError(
-                f"Task.shards[{worker}]: found rows {indices.min()} to "
-                f"{indices.max()}, allowed: 0 to {rows - 1}"
-            )
+        _check_rows(f"Task.shards[{worker}]", shard, rows, least=1)
+    for worker, own in enumerate(task.held_out):
+        _check_rows(f"Task.held_out[{worker}]", own, num_rows(task.test), least=0)
+    if task.held_out and not is_own and len(task.held_out) != len(task.shards):
+        raise TaskError(
+            f"Task.held_out: found {len(task.held_out)}, allowed: one for each of the "
+            f"{len(task.shards)} shards, or () if the test set is nobody's own"
+        )
+    if task.held_out and not is_own and not any(map(len, task.held_out)):
+        raise TaskError("Task.held_out: found no row, allowed: some for some worker")
     count = 1 if is_own else len(task.shards)
     if task.qualities and len(task.qualities) != count:
         raise TaskError(
@@ -109,6 +108,20 @@ def _check_split(task: Task, is_own: bool) -> None:
         raise TaskError(
             f"Task.labels: found {_described(labels)}, allowed: int [{rows}], a class "
             "for each row of the training set, or None"
+        )
+
+
+def _check_rows(name: str, found: Any, rows: int, least: int) -> None:
+    """Checks row numbers of a table with so many rows."""
+    indices = np.asarray(found)
+    are_numbers = indices.dtype.kind in "iu" or not indices.size
+    if indices.ndim != 1 or not are_numbers or indices.size < least:
+        allowed = f"row numbers, int [n] with n of at least {least}"
+        raise TaskError(f"{name}: found {_described(indices)}, allowed: {allowed}")
+    if indices.size and (indices.min() < 0 or indices.max() >= rows):
+        raise TaskError(
+            f"{name}: found rows {indices.min()} to {indices.max()}, allowed: 0 to "
+            f"{rows - 1}"
         )
 
 
