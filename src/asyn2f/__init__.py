@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from asyn2f.strategies import fedbuff as fedbuff
     from asyn2f.strategies import fedprox as fedprox
     from asyn2f.strategies import kafl as kafl
+    from asyn2f.strategies import with_server_optimizer as with_server_optimizer
     from asyn2f.tasks import partition as partition
     from asyn2f.tasks.base import Aux as Aux
     from asyn2f.tasks.base import Evaluation as Evaluation
@@ -119,6 +120,7 @@ _HOMES = {
     "fedbuff": "asyn2f.strategies",
     "fedprox": "asyn2f.strategies",
     "kafl": "asyn2f.strategies",
+    "with_server_optimizer": "asyn2f.strategies",
     "partition": "asyn2f.tasks",
     "Aux": "asyn2f.tasks.base",
     "Evaluation": "asyn2f.tasks.base",

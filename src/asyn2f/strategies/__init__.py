@@ -10,6 +10,7 @@ from asyn2f.strategies._fedavg import fedavg
 from asyn2f.strategies._fedbuff import fedbuff
 from asyn2f.strategies._fedprox import fedprox
 from asyn2f.strategies._kafl import kafl
+from asyn2f.strategies._server_optimizer import with_server_optimizer
 from asyn2f.strategies.base import Strategy
 
 BUILDERS = {
@@ -42,4 +43,5 @@ __all__ = [
     "fedbuff",
     "fedprox",
     "kafl",
+    "with_server_optimizer",
 ]

@@ -4,9 +4,11 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from asyn2f.kernels.deltas import difference, mean_change, moved, trained, with_trained
+from asyn2f.kernels.deltas import difference, mean_change
 from asyn2f.kernels.staleness import versions_behind
+from asyn2f.strategies._server_optimizer import init_optimizer, moved_by
 from asyn2f.strategies.base import (
     BUFFERED,
     Strategy,
@@ -75,33 +77,52 @@ def fadas(
             "below 1, as it divides by 1 - beta^t"
         )
 
+    optimizer = _amsgrad(beta1, beta2, epsilon, bias_correction)
+
+    def init(params: Params, workers: int) -> ServerState:
+        memory = init_optimizer(optimizer, params)
+        return initial_state(params, workers)._replace(memory=memory)
+
     def aggregate(state: ServerState, updates: WorkerUpdate, mask: jax.Array):
-        ones = jnp.ones(mask.shape, jnp.float32)
+        model, ones = state.model, jnp.ones(mask.shape, jnp.float32)
         change = mean_change(updates.params, ones, mask)
-        memory = _next_moments(state.memory, trained(change), beta1, beta2)
-        first, second = memory.first, memory.largest
-        if bias_correction:
-            version = state.model.version.astype(jnp.float32) + 1.0
-            first = jax.tree.map(lambda m: m / (1.0 - beta1**version), first)
-            second = jax.tree.map(lambda v: v / (1.0 - beta2**version), second)
-        step = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), first, second)
-        tau = versions_behind(state.model.version, updates.info.start_version)
+        tau = versions_behind(model.version, updates.info.start_version)
         slowest = jnp.max(jnp.where(mask, tau, 0)).astype(jnp.float32)
-        rate = _delayed(server_rate, slowest, delay, late)
-        params = moved(state.model.params, with_trained(change, step), rate)
+        params, memory = moved_by(
+            optimizer,
+            model.params,
+            change,
+            state.memory,
+            rate=_delayed(server_rate, slowest, delay, late),
+            version=model.version.astype(jnp.float32) + 1.0,
+        )
         return advanced(state, params, updates, mask, shares_of(ones, mask), memory)
 
     return Strategy(
-        "fadas", _init, aggregate, BUFFERED, push=difference, uses=frozenset()
+        "fadas", init, aggregate, BUFFERED, push=difference, uses=frozenset()
     )
 
 
-def _init(params: Params, workers: int) -> ServerState:
-    def zeros():
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained(params))
+def _amsgrad(
+    beta1: float, beta2: float, epsilon: float, bias_correction: bool
+) -> optax.GradientTransformationExtraArgs:
+    """AMSGrad with the rate and the number of the step as extra arguments; that of
+    optax corrects the second moment before it takes the largest."""
 
-    memory = Moments(zeros(), zeros(), zeros())
-    return initial_state(params, workers)._replace(memory=memory)
+    def init(params: Params) -> Moments:
+        return Moments(*[jax.tree.map(jnp.zeros_like, params) for _ in range(3)])
+
+    def update(gradient, moments, params=None, *, rate, version, **extra):
+        mean = jax.tree.map(jnp.negative, gradient)
+        memory = _next_moments(moments, mean, beta1, beta2)
+        first, second = memory.first, memory.largest
+        if bias_correction:
+            first = jax.tree.map(lambda m: m / (1.0 - beta1**version), first)
+            second = jax.tree.map(lambda v: v / (1.0 - beta2**version), second)
+        step = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), first, second)
+        return jax.tree.map(lambda x: rate * x, step), memory
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _next_moments(before: Moments, mean: Params, beta1: float, beta2: float) -> Moments:
