@@ -65,10 +65,27 @@ class Timing:
     )
     epochs_per_push: int = setting(
         1,
-        "n of the paper: local epochs in a cycle (the paper: 5)",
+        "n of the paper: local epochs in a cycle (the paper: 5); 0 = by one of the two "
+        "below",
         config=5,
         unit="epochs",
-        at_least=1,
+        at_least=0,
+    )
+    steps_per_push: int = setting(
+        0,
+        "local steps in a cycle, in place of epochs; a push then reports the mean loss "
+        "and metric of its cycle; 0 = by epochs",
+        unit="steps",
+        at_least=0,
+    )
+    seconds_per_push: float = setting(
+        0.0,
+        "as `steps_per_push`, but as many steps as the worker does in this time, at "
+        "least one, so that fast and slow workers finish a cycle together: by its step "
+        "time in a simulation, by `worker_speeds` or else by its previous cycle in a "
+        "run of processes; 0 = by epochs",
+        unit="s",
+        at_least=0,
     )
     push_at_metric: float | None = setting(
         None,
@@ -100,6 +117,32 @@ class Timing:
     )
 
     @property
+    def counts_steps(self) -> bool:
+        """Whether cycles are counted in steps or seconds instead of epochs."""
+        return self.steps_per_push > 0 or self.seconds_per_push > 0
+
+    def cycle_steps(self, steps_per_epoch: int, step_s: float = 0.0) -> int:
+        """The number of local steps in a cycle.
+
+        Args:
+          steps_per_epoch: of the worker.
+          step_s: seconds that it takes for a step, for `seconds_per_push`; 0 = unknown:
+            one step.
+
+        >>> timing = Timing(while_training="ignore", after_push="adopt", quorum="each",
+        ...                 epochs_per_push=0, seconds_per_push=2.0)
+        >>> [timing.cycle_steps(9, step_s) for step_s in (0.1, 0.4, 3.0)]
+        [20, 5, 1]
+        """
+        if self.steps_per_push:
+            return self.steps_per_push
+        if not self.seconds_per_push:
+            return steps_per_epoch * self.epochs_per_push
+        # Seconds are rounded: 0.3 s are three steps of 0.1 s.
+        count = self.seconds_per_push / step_s * (1.0 + 1e-9) if step_s else 1.0
+        return max(1, int(count))
+
+    @property
     def depends_on_values(self) -> bool:
         """Whether the times of pushes depend on the signals of workers."""
         return self.push_below_mean or self.push_at_metric is not None
@@ -126,6 +169,22 @@ class Timing:
         if self.higher_is_better:
             return signal >= self.push_at_metric
         return signal <= self.push_at_metric
+
+
+_CYCLES = ("epochs_per_push", "steps_per_push", "seconds_per_push")
+
+
+def check_cycle(timing: Timing) -> None:
+    """Raises ValueError unless exactly one setting decides how long cycles are."""
+    given = {name: getattr(timing, name) for name in _CYCLES}
+    chosen = [f"{name} = {value:g}" for name, value in given.items() if value]
+    if len(chosen) != 1:
+        name = "steps_per_push" if timing.steps_per_push else "seconds_per_push"
+        raise ValueError(
+            f"{name if chosen else _CYCLES[0]}: found "
+            f"{' and '.join(chosen) or 'nothing that ends a cycle'}, allowed: exactly "
+            f"one of {', '.join(_CYCLES)} above 0; set the others to 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

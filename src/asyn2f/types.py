@@ -189,9 +189,10 @@ class UpdateInfo(NamedTuple, Generic[Int, Float]):
     start_version: Int  # the version this cycle started from
     step: Int  # local steps since the worker began
     num_examples: Float  # size of the worker's shard, > 0
-    loss: Float  # mean training loss of the epoch, without the L2 term
+    # mean training loss of the epoch, or cycle in steps, without the L2 term
+    loss: Float
     quality: Float  # in (0, 1]
-    metric: Float  # mean training metric of the epoch
+    metric: Float  # likewise the mean training metric
     # What the push may have depended on: the strategy's signal, or `metric`; 0 in the
     # trace of a simulation.
     signal: Float = 0.0  # type: ignore[assignment]
@@ -231,7 +232,8 @@ class WorkerState(NamedTuple):
     start_version: jax.Array  # i32 []
     # how far it is
     step: jax.Array  # i32 []: local steps done since it began
-    loss_sum: jax.Array  # f32 []: over the steps of the present epoch
+    # over the steps of the present epoch; with `Timing.counts_steps`, of the cycle
+    loss_sum: jax.Array  # f32 []
     metric_sum: jax.Array  # f32 []
     epoch_steps: jax.Array  # i32 []: steps behind the two sums
     # the task's own, kept over versions; () where it has none

@@ -37,7 +37,7 @@ from tests.support.patience import PATIENCE_S
 ROOT = Path(__file__).parents[2]
 VARIANTS = {
     "mlp": {
-        "training__momentum_at_merge": "reset",
+        "training__optimizer_at_merge": "reset",
         "training__schedule": "cosine",
         "training__schedule_length": 20,
         "task__quality": (1.0, 0.3),

@@ -19,7 +19,7 @@ from tests.support.executions import (
 
 
 def main(strategy: str) -> None:
-    experiment = experiment_of(strategy, training__momentum_at_merge="reset")
+    experiment = experiment_of(strategy, training__optimizer_at_merge="reset")
     order = order_for(experiment)
     serial = execute_serially(experiment, order)
     assert_same_bits(serial, execute_serially(experiment, order))

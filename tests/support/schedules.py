@@ -116,7 +116,8 @@ class Case(NamedTuple):
     @property
     def cycles(self) -> list[int]:
         """Steps from push to push, of every worker."""
-        return [steps * self.timing.epochs_per_push for steps in self.steps_per_epoch]
+        pairs = zip(self.steps_per_epoch, self.profiles.step_s.tolist(), strict=True)
+        return [self.timing.cycle_steps(*pair) for pair in pairs]
 
 
 def made_up(random: Random) -> Case:
@@ -133,11 +134,17 @@ def made_up(random: Random) -> Case:
         merge_slot=pick([0.1, 0.5, 1.0]),
         max_staleness=pick([None, None, 0, 2]),
         min_updates=random.randint(1, 3),
-        epochs_per_push=random.randint(1, 2),
         push_at_metric=threshold or None,
         push_after_epochs=pick([0, 3]),
         deadline_s=pick([0.0, 0.0, draw(0.5, 4.0)]),
         min_workers=random.randint(1, max(1, staying)),
+        **pick(
+            [
+                {"epochs_per_push": random.randint(1, 2)},
+                {"epochs_per_push": 0, "steps_per_push": random.randint(1, 9)},
+                {"epochs_per_push": 0, "seconds_per_push": draw(0.1, 5.0)},
+            ]
+        ),
     )
     return Case(
         timing,

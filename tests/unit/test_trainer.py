@@ -181,7 +181,7 @@ def test_a_merge_takes_base_version_and_learning_rate_and_keeps_momentum():
 
 
 def test_a_merge_can_reset_momentum():
-    made = experiment(momentum_at_merge="reset")
+    made = experiment(optimizer_at_merge="reset")
     state, _ = made.trainer.merge(run(made, 3), initial_server_state(made).model)
     assert all(not leaf.any() for leaf in jax.tree.leaves(state.opt_state))
 

@@ -234,6 +234,8 @@ def obstacle(
             )
     if experiment.workers <= int(order.worker.max(initial=0)):
         return f"config.workers = {experiment.workers} are fewer than the run had"
+    if now.counts_steps:
+        return ""
     batch_size = experiment.training.batch_size
     shards = zip(own.task.shards, experiment.task.shards, strict=False)
     for worker, (rows_before, rows) in enumerate(shards):

@@ -198,12 +198,14 @@ def order_of_config(config: build.Config, experiment: Experiment) -> Order:
 
 def cycles_of(experiment: Experiment, profiles: Profiles) -> np.ndarray:
     """Seconds from push to push of each worker, without jitter and outages, f64 [W]."""
-    epochs = experiment.strategy.timing.epochs_per_push
+    timing, step_s = experiment.strategy.timing, profiles.step_s.tolist()
+    pairs = zip(epochs_of(experiment), step_s, strict=True)
+    cycles = np.array([timing.cycle_steps(*pair) for pair in pairs])
     up, down = experiment.update_template, experiment.publication.template
     links_s = profiles.upload_s + profiles.download_s
     links_s += 8e-6 * up.num_bytes / profiles.upload_mbps
     links_s += 8e-6 * down.num_bytes / profiles.download_mbps
-    return epochs * np.array(epochs_of(experiment)) * profiles.step_s + links_s
+    return cycles * profiles.step_s + links_s
 
 
 def watched_of(order: Order, every: int) -> list[int]:

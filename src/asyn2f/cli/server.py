@@ -216,9 +216,14 @@ def _cycles_s(experiment: Experiment, settings: RuntimeSettings) -> list[float]:
     speeds; 0 where there is none."""
     speeds = settings.worker_speeds
     limits = [speeds[k % len(speeds)] for k in range(experiment.workers)]
-    epochs = experiment.strategy.timing.epochs_per_push
+    timing = experiment.strategy.timing
     pairs = zip(epochs_of(experiment), limits, strict=True)
-    return [epochs * steps / limit if limit else 0.0 for steps, limit in pairs]
+    return [
+        timing.cycle_steps(steps, 1.0 / limit) / limit
+        if limit
+        else timing.seconds_per_push
+        for steps, limit in pairs
+    ]
 
 
 def _listening_before(folder: Path) -> Listening | None:

@@ -33,7 +33,7 @@ from asyn2f.sim.settings import SimSettings, is_profiles_file
 from asyn2f.strategies import BUILDERS, Strategy
 from asyn2f.strategies._asyn2f import ROBUST
 from asyn2f.tasks.base import Task
-from asyn2f.timing import Stop, Timing
+from asyn2f.timing import Stop, Timing, check_cycle
 from asyn2f.training.experiment import Experiment, make_experiment, problem_of_reveal
 from asyn2f.training.settings import Training
 from asyn2f.transport.base import parse_address
@@ -180,7 +180,12 @@ def with_timing(config: Config, strategy: Strategy) -> Strategy:
             f"config.timing.push_at_metric: found {settings['push_at_metric']}, but "
             f"{strategy.name} has a rule of its own for pushes; leave it at None"
         )
-    return strategy._replace(timing=replace(strategy.timing, **settings))
+    timing = replace(strategy.timing, **settings)
+    try:
+        check_cycle(timing)
+    except ValueError as error:
+        raise ConfigError(f"config.timing.{error}") from None
+    return strategy._replace(timing=timing)
 
 
 @lru_cache(maxsize=64, typed=True)

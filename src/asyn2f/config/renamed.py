@@ -12,6 +12,7 @@ KEYS = {
     "timing.push_after_metric": "timing.push_at_metric",
     "timing.push_min_accuracy": "timing.push_at_metric",
     "stop.target_accuracy": "stop.target",
+    "training.momentum_at_merge": "training.optimizer_at_merge",
     "strategy.fedbuff.reading": "strategy.fedbuff.variant",
     "sim.stay_s": "sim.mean_session_s",
     "sim.join_s": "sim.join_window_s",

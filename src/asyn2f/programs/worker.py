@@ -48,17 +48,21 @@ class Seen(NamedTuple):
     newest: int = -1
     signal: float = 0.0  # what a push may depend on: `UpdateInfo.signal`
     stop: bool = False  # the run is over
+    step_s: float = 0.0  # measured time of a step; 0 = as at the start
 
 
 WorkerProgram = Generator[WorkerCommand, Seen, None]
 
 
-def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
+def worker_program(
+    timing: Timing, steps_per_epoch: int, step_s: float = 0.0
+) -> WorkerProgram:
     """A worker, from its first model to the end of the run (Asyn2F, worker side).
 
     Args:
       timing: the strategy's, with the experiment's settings.
       steps_per_epoch: local steps in one pass over the worker's shard.
+      step_s: time of a local step, as far as it is known, for `seconds_per_push`.
 
     Yields:
       Commands; a `Seen` is sent in return for each.
@@ -81,19 +85,21 @@ def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
     Push()
     """
     push = Push()  # one object, as a simulation pushes millions of times
-    cycle = steps_per_epoch * timing.epochs_per_push
+    cycle = timing.cycle_steps(steps_per_epoch, step_s)
     merges = timing.while_training == "merge"
-    slot = -1
-    if timing.while_training == "merge_once":
-        slot = max(round(cycle * timing.merge_slot), 1)
+    merges_once = timing.while_training == "merge_once"
+    slot = max(round(cycle * timing.merge_slot), 1) if merges_once else -1
     seen = yield Wait(known=-1)
-    base, trained, pushed, cycles, mean = -1, False, False, 0, 0.0
+    base, trained, pushed, cycles, steps, mean = -1, False, False, 0, 0, 0.0
     while not seen.stop:
         is_newer = seen.newest != base and not (cycles and timing.keep_unsent)
         if base < 0 or (timing.after_push != "continue" and (pushed or is_newer)):
             base = seen.newest
             seen = yield Adopt(base)
             trained = False
+        if seen.step_s and timing.seconds_per_push:
+            cycle = timing.cycle_steps(steps_per_epoch, seen.step_s)
+            slot = max(round(cycle * timing.merge_slot), 1) if merges_once else -1
         done, merged = 0, False
         while not seen.stop:
             is_slot = done == slot < cycle and not merged
@@ -110,7 +116,8 @@ def worker_program(timing: Timing, steps_per_epoch: int) -> WorkerProgram:
             trained = trained or seen.steps > 0
         cycles += 1
         mean += (seen.signal - mean) / cycles
-        epochs = cycles * timing.epochs_per_push
+        steps += done
+        epochs = steps // steps_per_epoch
         pushed = not seen.stop and timing.may_push(seen.signal, mean, epochs)
         if not pushed:
             continue

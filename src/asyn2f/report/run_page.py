@@ -103,8 +103,9 @@ def _sections(run: Run) -> Iterator[Section | None]:
     yield Section(
         "losses",
         "Training loss",
-        "The mean loss of each worker in the epoch before each of its updates. Workers "
-        "have the same colour in all figures.",
+        "The mean loss of each worker in the epoch before each of its updates, or in "
+        "the cycle where those are counted in steps. Workers have the same colour in "
+        "all figures.",
         figures.losses(run),
         "No worker has reported a loss.",
     )

@@ -39,6 +39,11 @@ class WorkerTally(NamedTuple):
         """Neither training nor waiting: starting, merging, encoding, sending."""
         return max(self.present_s - self.trained_s - self.waited_s, 0.0)
 
+    @property
+    def cycle(self) -> float:
+        """Steps per push, the last cycle's included; NaN without a push."""
+        return self.steps / self.pushed if self.pushed > 0 else math.nan
+
 
 class TimeUse(NamedTuple):
     """Shares of the time of all workers together; they sum to 1."""
@@ -171,6 +176,7 @@ _COLUMNS: tuple[tuple[str, Callable[[WorkerTally], str]], ...] = (
     ("examples", lambda worker: units.as_number(worker.num_examples)),
     ("steps", lambda worker: units.as_number(worker.steps)),
     ("epochs", lambda worker: units.as_number(worker.epochs, digits=1)),
+    ("steps per push", lambda worker: units.as_number(worker.cycle, digits=1)),
     ("committed", lambda worker: units.as_number(worker.committed)),
     ("superseded", lambda worker: units.as_number(worker.superseded)),
     ("rejected", lambda worker: units.as_number(worker.rejected)),

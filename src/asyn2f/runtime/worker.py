@@ -14,6 +14,7 @@ from asyn2f.protocol import messages, wire_format
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.own_state import OwnState
+from asyn2f.runtime.pace import Pace
 from asyn2f.runtime.peer import (
     Ended,
     ModelInbox,
@@ -61,8 +62,8 @@ class Worker:
         self._epoch_steps = steps_per_epoch(
             self._num_examples, experiment.training.batch_size
         )
-        speed = settings.worker_speeds[worker % len(settings.worker_speeds)]
-        self._step_s = 1.0 / speed if speed else 0.0
+        speeds = settings.worker_speeds
+        self._pace = Pace(speeds[worker % len(speeds)])
         self._state: WorkerState | None = None
         # The newest version and its incarnation; None once it has been taken in, unless
         # it may be adopted again.
@@ -120,7 +121,7 @@ class Worker:
             stopped = self._inbox.stopped is not None
             signal = self._signal()
         self._receive()
-        return Seen(steps=steps, newest=self._newest, signal=signal, stop=stopped)
+        return Seen(steps, self._newest, signal, stopped, self._pace.step_s)
 
     def _signal(self) -> float:
         """The signal; read from the device only if a push may depend on it."""
@@ -197,8 +198,8 @@ class Worker:
             done += 1
             # Otherwise the host would run ahead of the device.
             jax.block_until_ready(metrics)
-            if self._step_s:
-                due_s += self._step_s
+            if self._pace.limit_s:
+                due_s += self._pace.limit_s
                 self._inbox.wait_stopped(due_s - time.monotonic())
             if self._inbox.stopped is not None:
                 break
@@ -207,6 +208,7 @@ class Worker:
                 reported_s = time.monotonic()
             if known is not None and self._inbox.newest != known:
                 break
+        self._pace.add(start_s, done)
         info = serialization.to_numbers(self._trainer.report(self._state).info)
         self._journal.write(
             trace.Trained(
@@ -246,6 +248,7 @@ class Worker:
 
     def _push(self) -> None:
         assert self._state is not None
+        self._pace.end_cycle()
         update, self._state = self._trainer.push(self._state)
         self._own.keep(self._run, self._state)
         payload = serialization.encode_params(update.params)
@@ -295,5 +298,7 @@ class Worker:
         model = zero_model(self._experiment)
         state = trainer.start(model, self._worker, self._num_examples, self._quality)
         state, _ = trainer.advance(state, shard)
+        if self._experiment.strategy.timing.seconds_per_push:
+            state = self._pace.measure(lambda x: trainer.advance(x, shard)[0], state)
         state, _ = trainer.merge(state, model)
         jax.block_until_ready(trainer.report(trainer.adopt(state, model)))

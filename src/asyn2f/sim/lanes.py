@@ -263,12 +263,13 @@ class _Device:
         trainer = self.functions.trainer
         update, begun = trainer.push(state)
         update = update._replace(params=trainer.decode(update.params, state.base))
-        start_version, start, memory = jax.tree.map(
-            lambda after, before: jnp.where(pushes, after, before),
-            (begun.start_version, begun.start, begun.memory),
-            (state.start_version, state.start, state.memory),
+        state = jax.tree.map(
+            lambda after, before: (
+                before if after is before else jnp.where(pushes, after, before)
+            ),
+            begun,
+            state,
         )
-        state = state._replace(start_version=start_version, start=start, memory=memory)
         rows = self.state_packing.pack(state), self.update_packing.pack(update)
         return *rows, update.info.loss, update.info.metric
 

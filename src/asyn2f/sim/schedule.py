@@ -72,7 +72,7 @@ def schedule(
     workers = _workers(timing, profiles, seed, steps_per_epoch, num_bytes, sent_bytes)
     if timing.after_push != "wait":
         for worker, steps in zip(workers, steps_per_epoch, strict=False):
-            _check_upload(worker, steps * timing.epochs_per_push)
+            _check_upload(worker, timing.cycle_steps(steps, worker.step_s))
     settings = timing, stop, seed, aggregate_s, heartbeat_timeout_s
     world = World(*settings, signal_of, accepts, len(workers))
     for worker, join_s in zip(workers, profiles.join_s.tolist(), strict=True):
@@ -116,7 +116,9 @@ def _workers(
     return [
         VirtualWorker(
             number=k,
-            program=programs.worker_program(timing, steps_per_epoch[k]),
+            program=programs.worker_program(
+                timing, steps_per_epoch[k], lists["step_s"][k]
+            ),
             step_s=lists["step_s"][k],
             jitter=lists["jitter"][k],
             upload_s=lists["upload_s"][k] + sending_s / lists["upload_mbps"][k],

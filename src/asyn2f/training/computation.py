@@ -19,6 +19,7 @@ from asyn2f.serialization import Template, template_of
 from asyn2f.strategies import Strategy
 from asyn2f.strategies.base import push_params
 from asyn2f.tasks.base import Init, InitCarry, Loss
+from asyn2f.training.optimizers import Optimizer
 from asyn2f.training.settings import Training, global_learning_rate
 from asyn2f.training.sharing import Sharing, sharing_of
 from asyn2f.training.trainer import Decode, Trainer, make_trainer
@@ -73,6 +74,7 @@ class Computation(NamedTuple):
     workers: int
     reveal: frozenset[str] = ALL  # see `privacy.Privacy`
     share: tuple[str, ...] = ()  # patterns: see `sharing_of`
+    optimizer: Optimizer | None = None  # another than SGD
 
 
 class Functions(NamedTuple):
@@ -131,6 +133,7 @@ def functions_of(computation: Computation, hyperparams: Hyperparams) -> Function
             reveal=reveal,
             sharing=sharing,
             init_kept=init_kept,
+            own=computation.optimizer,
         ),
         init_server=init_server,
         advance_server=advance_server,

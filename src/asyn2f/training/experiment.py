@@ -18,7 +18,7 @@ from asyn2f.privacy import NEUTRAL, NUMBERS, withheld
 from asyn2f.serialization import Template
 from asyn2f.strategies import Strategy
 from asyn2f.tasks.base import Task
-from asyn2f.timing import Stop
+from asyn2f.timing import Stop, check_cycle
 from asyn2f.training.computation import (
     Computation,
     Functions,
@@ -26,6 +26,7 @@ from asyn2f.training.computation import (
     Publication,
     compiled_for,
 )
+from asyn2f.training.optimizers import Optimizer, check_optimizer
 from asyn2f.training.settings import Training
 from asyn2f.training.sharing import Sharing
 from asyn2f.training.trainer import Trainer
@@ -93,6 +94,7 @@ def make_experiment(
     coding: Coding = PLAIN,
     reveal: Collection[str] = NUMBERS,
     share: tuple[str, ...] = (),
+    optimizer: Optimizer | None = None,
 ) -> Experiment:
     """Makes an experiment, without computing anything.
 
@@ -111,6 +113,8 @@ def make_experiment(
       reveal: the numbers that may leave a worker, see `asyn2f.privacy`.
       share: patterns of the leaves that travel, the others stay with their worker: see
         `asyn2f.training.sharing.sharing_of`. () = all.
+      optimizer: of local training, a function of the learning rate: `optax.adamw`, for
+        example. None = SGD, with the momentum and weight decay in `training`.
 
     Raises:
       ValueError: a setting is out of range; begins with its name.
@@ -118,6 +122,10 @@ def make_experiment(
     """
     for part in (training, stop, guards, strategy.timing):
         settings.check(part)
+    check_cycle(strategy.timing)
+    if optimizer is not None:
+        shapes = jax.eval_shape(task.init, jax.random.key(0))
+        check_optimizer(optimizer, shapes["params"])
     strategy = _in_direction(strategy, task.metric)
     computation = Computation(
         init=task.init,
@@ -130,6 +138,7 @@ def make_experiment(
         workers=len(task.shards),
         reveal=frozenset(reveal),
         share=tuple(share),
+        optimizer=optimizer,
     )
     if problem := problem_of_reveal(strategy, reveal):
         raise ValueError(f"privacy.reveal: {problem}")

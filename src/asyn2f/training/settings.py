@@ -1,6 +1,6 @@
 """Settings of local training, and its learning-rate schedules."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -13,17 +13,25 @@ Schedule = Literal["fixed", "cosine", "synchronous"]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Local training: SGD with momentum, weight decay and a learning-rate schedule."""
+    """Local training: an optimizer and the schedule of its learning rate."""
 
     batch_size: int = setting(
         32, "examples per step (the paper: 128)", unit="examples", at_least=1
     )
     learning_rate: float = setting(0.1, "lr_0 (the paper's)", above=0)
-    momentum: float = setting(0.9, "of SGD (the paper's)", at_least=0, below=1)
+    momentum: float = setting(
+        0.9, "of `sgd` (the paper's); without effect elsewhere", at_least=0, below=1
+    )
     weight_decay: float = setting(
         5e-4,
-        "L2 penalty of the trained parameters, not part of the reported loss (the "
-        "paper's)",
+        "of `sgd`: L2 penalty of the trained parameters, not part of the reported loss "
+        "(the paper's); without effect elsewhere",
+        at_least=0,
+    )
+    clip_norm: float = setting(
+        0.0,
+        "gradients are scaled down to at most this global norm, before anything else; "
+        "0 = never",
         at_least=0,
     )
     schedule: Schedule = setting(
@@ -44,8 +52,13 @@ class Training:
         unit="epochs",
         at_least=0,
     )
-    momentum_at_merge: Literal["keep", "reset"] = setting(
-        "keep", "whether a merge keeps or resets the momentum"
+    optimizer_at_merge: Literal["keep", "reset"] = setting(
+        "keep", "whether a merge keeps or resets the optimizer's state"
+    )
+    optimizer_at_adopt: Literal["keep", "reset"] = setting(
+        "reset",
+        "the same where a worker replaces its model by a version; its first one always "
+        "begins with a new state",
     )
 
 
@@ -81,6 +94,16 @@ def length_for(training: Training, num_examples: jax.Array) -> Any:
     if not training.schedule_epochs:
         return training.schedule_length
     return training.schedule_epochs * num_examples / training.batch_size
+
+
+def local_learning_rate(
+    training: Training, sent: jax.Array, num_examples: jax.Array, step: jax.Array
+) -> jax.Array:
+    """The learning rate, f32 [], of a worker's step; `sent` came with its version."""
+    if training.schedule != "cosine":
+        return sent
+    length = length_for(training, num_examples)
+    return annealed(replace(training, schedule_length=length), step)
 
 
 def global_learning_rate(training: Training, version: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ or on the process that runs them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,9 @@ from asyn2f.privacy import ALL, NEUTRAL
 from asyn2f.strategies import Strategy
 from asyn2f.tasks.base import Batch, InitCarry, Loss, no_carry, same_shapes
 from asyn2f.training.batches import batch_places, epoch_order, steps_per_epoch
-from asyn2f.training.settings import Training, annealed, length_for
+from asyn2f.training.optimizers import Optimizer, optimizer_of
+from asyn2f.training.progress import after_push, after_step, means_of
+from asyn2f.training.settings import Training, local_learning_rate
 from asyn2f.training.sharing import EVERYTHING, Sharing
 from asyn2f.types import (
     GlobalModel,
@@ -47,7 +49,7 @@ class Trainer(NamedTuple):
         are those that `epoch_order` and `batch_places` name.
       merge: (state, model) -> (state, metrics): a global version merged in.
       adopt: (state, model) -> state with its model replaced by a global version, and
-        its momentum reset.
+        its optimizer's state reset or kept.
       report: state -> the update that the worker would push now.
       push: state -> (update, state): its `params` encoded, and the state after; the
         next cycle starts from the present model.
@@ -76,6 +78,7 @@ def make_trainer(
     reveal: frozenset[str] = ALL,
     sharing: Sharing = EVERYTHING,
     init_kept: Callable[[], Params] = tuple,
+    own: Optimizer | None = None,
 ) -> Trainer:
     """The trainer of a task under a strategy, as pure functions that are not jitted.
 
@@ -88,9 +91,10 @@ def make_trainer(
       init_carry: the task's.
       reveal: the numbers that updates have; the others are neutral ones.
       sharing, init_kept: what travels; and a function that makes the rest, initially.
+      own: another optimizer than SGD.
     """
     merges = strategy.timing.while_training != "ignore"
-    optimizer = _sgd(training)
+    optimizer = optimizer_of(training, own)
     local = _Local(
         *(loss, init_carry, strategy, training, key, codec, optimizer, merges, reveal),
         *(sharing, init_kept),
@@ -107,17 +111,6 @@ def make_trainer(
     )
 
 
-def _sgd(training: Training) -> optax.GradientTransformation:
-    """Torch's SGD before the learning rate: momentum gathers gradients, so that a new
-    rate acts at once. What is zero is left out, to save passes over memory."""
-    parts = [optax.identity()]
-    if training.weight_decay:
-        parts.append(optax.add_decayed_weights(training.weight_decay))
-    if training.momentum:
-        parts.append(optax.trace(decay=training.momentum))
-    return optax.chain(*parts)
-
-
 @dataclass(frozen=True)
 class _Local:
     """The functions of a `Trainer`, and what they close over."""
@@ -128,7 +121,7 @@ class _Local:
     training: Training
     key: jax.Array
     codec: Codec
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     merges: bool  # else there is no use for `WorkerState.previous`
     reveal: frozenset[str]
     sharing: Sharing
@@ -156,7 +149,7 @@ class _Local:
             memory=self.codec.blank(),
             kept=self.init_kept() if kept is None else kept,
         )
-        return self.adopt(state, model)
+        return self._reset(self._adopted(state, model))
 
     def _first_carry(self, worker):
         # Counted down from -1: never the key of a worker, which are 0, 1, 2, ...
@@ -165,13 +158,26 @@ class _Local:
         return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), carry)
 
     def adopt(self, state, model):
+        state = self._adopted(state, model)
+        is_kept = self.training.optimizer_at_adopt == "keep"
+        return state if is_kept else self._reset(state)
+
+    def _reset(self, state):
+        """A new state of the optimizer; copied as in `_adopted`."""
+        trained = self.sharing.whole(state.params, state.kept)["params"]
+        opt_state = jax.tree.map(jnp.copy, self._optimizer(state).init(trained))
+        return state._replace(opt_state=opt_state)
+
+    def _optimizer(self, state):
+        return self.optimizer(self._learning_rate(state))
+
+    def _adopted(self, state, model):
         needs_start, needs_base = self.strategy.needs_start, self.codec.needs_base
         return state._replace(
             # Copied, so that no two fields share a buffer that `advance` donates.
             params=jax.tree.map(jnp.copy, model.params),
             previous=jax.tree.map(jnp.copy, model.params) if self.merges else (),
             start=jax.tree.map(jnp.copy, model.params) if needs_start else (),
-            opt_state=self._init(model.params, state.kept),
             learning_rate=jnp.copy(model.learning_rate),
             base_version=jnp.copy(model.version),
             start_version=jnp.copy(model.version),
@@ -188,29 +194,20 @@ class _Local:
         batch = {name: array[rows] for name, array in shard.arrays.items()}
         return self.step(state, batch)
 
-    def _init(self, params, kept):
-        return self.optimizer.init(self.sharing.whole(params, kept)["params"])
-
     def step(self, state, batch):
         trained, statistics, grads, value, aux = self._gradient(state, batch)
-        metric = jnp.asarray(aux.metric, jnp.float32)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
-        learning_rate = self._learning_rate(state)
-        trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
-        num_examples = state.num_examples.astype(jnp.int32)
-        per_epoch = steps_per_epoch(num_examples, self.training.batch_size)
-        fresh = state.step % per_epoch == 0
+        metric, timing = jnp.asarray(aux.metric, jnp.float32), self.strategy.timing
+        optimizer, opt_state = self._optimizer(state), state.opt_state
+        updates, opt_state = optimizer.update(grads, opt_state, trained, value=value)
+        trained = optax.apply_updates(trained, updates)
         params = {**statistics, **aux.statistics, "params": trained}
         state = state._replace(
             params=self.sharing.shared(params),
             kept=self.sharing.kept(params),
             previous=state.params if self.merges else (),
             opt_state=opt_state,
-            step=state.step + 1,
-            loss_sum=jnp.where(fresh, 0.0, state.loss_sum) + value,
-            metric_sum=jnp.where(fresh, 0.0, state.metric_sum) + metric,
-            epoch_steps=jnp.where(fresh, 0, state.epoch_steps) + 1,
             carry=same_shapes(state.carry, aux.carry),
+            **after_step(state, value, metric, timing, self.training.batch_size),
         )
         return state, {"loss": value, "metric": metric}
 
@@ -238,15 +235,12 @@ class _Local:
         return trained, statistics, grads, value, aux
 
     def _learning_rate(self, state):
-        if self.training.schedule != "cosine":
-            return state.learning_rate
-        length = length_for(self.training, state.num_examples)
-        return annealed(replace(self.training, schedule_length=length), state.step)
+        sent, examples, step = state.learning_rate, state.num_examples, state.step
+        return local_learning_rate(self.training, sent, examples, step)
 
     def report(self, state):
-        steps = jnp.maximum(state.epoch_steps, 1).astype(jnp.float32)
-        metric = self._revealed("metric", state.metric_sum / steps)
-        signal = self.strategy.signal
+        loss, metric = means_of(state)
+        metric, signal = self._revealed("metric", metric), self.strategy.signal
         return WorkerUpdate(
             params=self.strategy.push(state.params, state.start),
             worker=state.worker,
@@ -255,7 +249,7 @@ class _Local:
                 start_version=state.start_version,
                 step=state.step,
                 num_examples=self._revealed("size", state.num_examples),
-                loss=self._revealed("loss", state.loss_sum / steps),
+                loss=self._revealed("loss", loss),
                 quality=self._revealed("quality", state.quality),
                 metric=metric,
                 signal=metric if signal is None else signal(state.params, state.start),
@@ -276,20 +270,18 @@ class _Local:
             start_version=jnp.copy(state.base_version),
             start=jax.tree.map(jnp.copy, state.params) if needs_start else (),
         )
-        return update, begun
+        return update, after_push(begun, self.strategy.timing)
 
     def merge(self, state, model):
         previous = state.previous if self.merges else state.params
         local = self.report(state)._replace(params=state.params)
         params, metrics = self.strategy.merge(local, previous, model)
-        opt_state = state.opt_state
-        if self.training.momentum_at_merge == "reset":
-            opt_state = self._init(params, state.kept)
         state = state._replace(
             params=params,
-            opt_state=opt_state,
             learning_rate=jnp.copy(model.learning_rate),
             base_version=jnp.copy(model.version),
             base=jax.tree.map(jnp.copy, model.params) if self.codec.needs_base else (),
         )
+        if self.training.optimizer_at_merge == "reset":
+            state = self._reset(state)
         return state, metrics
