@@ -43,7 +43,7 @@ def resnet18_params(seed: int) -> Params:
     return jax.block_until_ready(init(jax.random.key(seed)))
 
 
-def _copier(size: int, passes: int) -> Callable[[], None]:
+def copier(size: int, passes: int) -> Callable[[], None]:
     """Copies half of `passes * size` bytes: as many are then read or written."""
     source = np.ones(size // 2, np.uint8), np.ones(size // 2, np.uint8)
     target = np.empty_like(source[0]), np.empty_like(source[1])
@@ -75,7 +75,7 @@ def _against(
 ) -> Iterator[Figure]:
     """Held against the floor of so many passes over a model, and against numpy."""
     floor = f"{passes} passes over {size / 1e6:.1f} MB, copied by two threads"
-    candidates = {what: ours, floor: _copier(size, passes)} | in_numpy
+    candidates = {what: ours, floor: copier(size, passes)} | in_numpy
     turns = in_turns(candidates, ROUNDS)
     yield compared(what, turns, what, floor, most)
     for numpy, wanted in zip(in_numpy, speedups, strict=True):
