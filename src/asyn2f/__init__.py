@@ -24,6 +24,7 @@ from asyn2f.errors import ExecutionError as ExecutionError
 from asyn2f.errors import FencedError as FencedError
 from asyn2f.errors import IncompleteTraceError as IncompleteTraceError
 from asyn2f.errors import KeysError as KeysError
+from asyn2f.errors import OptimizerError as OptimizerError
 from asyn2f.errors import OrderError as OrderError
 from asyn2f.errors import OutputError as OutputError
 from asyn2f.errors import PlanError as PlanError

@@ -28,6 +28,10 @@ class ContractError(Asyn2fError, ValueError):
     """A strategy that does not keep the contract of all strategies."""
 
 
+class OptimizerError(Asyn2fError, ValueError):
+    """An optimizer that cannot be used in local training."""
+
+
 class ShareError(Asyn2fError, ValueError):
     """Patterns of shared leaves do not fit the model; begins with `share`."""
 

@@ -12,10 +12,11 @@ from asyn2f import strategies
 from asyn2f.kernels.codecs import PLAIN, update_codec
 from asyn2f.kernels.promotion import promoting
 from asyn2f.strategies import fedavg, fedbuff, with_server_optimizer
+from asyn2f.strategies.contract import PROPERTIES, Subject
+from asyn2f.strategies.samples import f32, i32, stack, update
 from asyn2f.tasks.base import Aux
 from asyn2f.training.settings import Training
 from asyn2f.training.trainer import make_trainer
-from tests.unit.test_strategies import f32, i32, stack, update
 
 BOTH = np.array([True, True])
 
@@ -165,6 +166,29 @@ def test_a_strategy_keeps_its_own_memory_beside_the_optimizers():
     assert [leaf.tolist() for leaf in jax.tree.leaves(other.memory.optimizer)] == [
         [-2.0]
     ]
+
+
+# ------------------------------------------------------------- the contract
+
+WRAPPED = {
+    "asyn2f with yogi": (strategies.asyn2f, optax.yogi(0.1)),
+    "fedadam": (strategies.fedavg, optax.adam(0.1)),
+    "diloco": (strategies.fedavg, optax.sgd(0.7, 0.9, nesterov=True)),
+    "fedbuff with lion": (strategies.fedbuff, optax.lion(0.01, weight_decay=0.0)),
+    "kafl with momentum": (strategies.kafl, optax.sgd(1.0, 0.9)),
+}
+
+
+@functools.cache
+def subject(name):
+    builder, optimizer = WRAPPED[name]
+    return Subject(with_server_optimizer(builder(), optimizer))
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("sentence", PROPERTIES)
+def test_a_strategy_with_an_optimizer_keeps_the_contract(sentence, name):
+    PROPERTIES[sentence](subject(name))
 
 
 # ------------------------------------------------------------- DiLoCo

@@ -19,9 +19,11 @@ from asyn2f.config.task import (
     classification,
     with_shards,
 )
+from asyn2f.config.training import check_training, optimizer_of, with_optimizer
 from asyn2f.errors import (
     AddressError,
     ConfigError,
+    OptimizerError,
     ShareError,
 )
 from asyn2f.kernels.codecs import Coding, check_coding
@@ -58,7 +60,8 @@ def check(config: Config) -> None:
             f"config.workers, which is {workers}"
         )
     check_task(section(config, TaskSettings), workers)
-    _check_rates(section(config, Training))
+    check_training(section(config, Training))
+    optimizer_of(config)
     try:
         check_coding(section(config, Coding))
     except ValueError as error:
@@ -69,23 +72,6 @@ def check(config: Config) -> None:
             "max_time_s or target"
         )
     _check_runtime(section(config, RuntimeSettings))
-
-
-def _check_rates(training: Training) -> None:
-    """Checks that the schedule's floor and length fit its learning rate."""
-    floor, rate = training.learning_rate_min, training.learning_rate
-    schedule, epochs = training.schedule, training.schedule_epochs
-    if schedule != "fixed" and floor > rate:
-        raise ConfigError(
-            f"config.training.learning_rate_min: found {floor:g}, allowed: at most "
-            f"training.learning_rate, which is {rate:g}, where the schedule is "
-            f"{schedule}: lower it too, or take training.schedule=fixed"
-        )
-    if schedule != "cosine" and epochs:
-        raise ConfigError(
-            f"config.training.schedule_epochs: found {epochs}, allowed: 0 where the "
-            f"schedule is {schedule}; only cosine counts a worker's own epochs"
-        )
 
 
 def _check_runtime(settings: RuntimeSettings) -> None:
@@ -159,7 +145,7 @@ def build_strategy(config: Config) -> Strategy:
             strategy = _built(BUILDERS[name], **chosen)
         except ValueError as error:
             raise ConfigError(f"config.strategy.{name}.{error}") from None
-    return with_timing(config, strategy)
+    return with_timing(config, with_optimizer(config, strategy))
 
 
 def with_timing(config: Config, strategy: Strategy) -> Strategy:
@@ -228,15 +214,20 @@ def build_experiment(
     Args:
       config: see `check`.
       task: from `build_task`; None = it is built.
-      strategy: one of one's own, whose timing the config completes; None = it is built.
+      strategy: one of one's own, whose timing and server optimizer the config
+        completes; None = it is built.
 
     Raises:
       ConfigError: see `check` and `build_task`; or a strategy of one's own fails.
     """
     check(config)
     task = build_task(config) if task is None else task
-    is_own = strategy is not None or is_reference(config["strategy"]["name"])
-    strategy = with_timing(config, strategy) if strategy else build_strategy(config)
+    is_own = bool({"strategy.name", own.OUTSIDE} & own.references_in(config).keys())
+    if strategy is None:
+        strategy = build_strategy(config)
+    else:
+        is_own = True
+        strategy = with_timing(config, with_optimizer(config, strategy))
     _check_target(section(config, Stop), task.metric)
     if is_own:
         own.check_strategy(strategy, task)
@@ -251,9 +242,12 @@ def build_experiment(
             section(config, Coding),
             section(config, Privacy).reveal,
             section(config, RunSettings).share,
+            optimizer_of(config),
         )
     except ShareError as error:
         raise ConfigError(f"config.{error}") from error
+    except OptimizerError as error:
+        raise ConfigError(f"config.training.{error}") from error
 
 
 def _check_target(stop: Stop, metric: Metric) -> None:

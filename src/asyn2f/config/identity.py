@@ -8,6 +8,7 @@ from asyn2f.config import own
 from asyn2f.config.references import label_of
 from asyn2f.config.schema import Config, canonical, flatten, section, strategy_of
 from asyn2f.config.task import TaskSettings, of_built_in
+from asyn2f.config.training import OF_SGD
 from asyn2f.errors import ConfigError
 from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.tfds import is_folder
@@ -53,6 +54,8 @@ def _without_effect(config: Config) -> tuple[str, ...]:
         others.append("task.dataset")
     if task.factory:
         others += of_built_in()
+    if own.INSIDE in own.references_in(config):
+        others += [f"training.{name}" for name in OF_SGD]
     return tuple(others)
 
 

@@ -11,6 +11,7 @@ import jax
 from asyn2f.config import references
 from asyn2f.config.arguments import as_arguments, of_signature
 from asyn2f.config.dotted import Config, flatten, nested
+from asyn2f.config.optax_arguments import of_optimizer
 from asyn2f.config.references import Found
 from asyn2f.errors import (
     Asyn2fError,
@@ -26,9 +27,19 @@ from asyn2f.tasks.base import Task
 from asyn2f.tasks.checks import check_task
 
 CODE_PATH = "code_path"
-ARGUMENTS = {"task.factory": "task.args.", "strategy.name": "strategy.args."}
+INSIDE, OUTSIDE = "training.optimizer", "strategy.server_optimizer"
+"""The keys of the workers' optimizer and of the server's."""
+ARGUMENTS = {
+    "task.factory": "task.args.",
+    "strategy.name": "strategy.args.",
+    INSIDE: "training.optimizer_args.",
+    OUTSIDE: "strategy.server_optimizer_args.",
+}
 """The keys that may hold a reference, and the prefix of its arguments' keys."""
-FILLED = {"task.factory": ("workers", "seed", "worker")}
+FILLED = {
+    "task.factory": ("workers", "seed", "worker"),
+    INSIDE: ("learning_rate",),
+}
 """Arguments that are no keys: a function that has them is passed their values."""
 WORKER, DATA = "worker", "data"
 """A factory that takes `worker` opens that worker's data alone; one that takes `data`
@@ -81,6 +92,10 @@ def settings_of(key: str, found: Found) -> dict[str, Setting]:
             "function"
         )
     try:
+        if key in (INSIDE, OUTSIDE):
+            filled = FILLED.get(key, ())
+            is_optax = found.module.partition(".")[0] == "optax"
+            return of_optimizer(found.function, filled, is_optax)
         return of_signature(found.function, tuple(_filled(key, found)))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.{key}: {found.label}: {error}") from None

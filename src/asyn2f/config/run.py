@@ -31,8 +31,9 @@ class RunSettings:
     )
     code_path: str = setting(
         "",
-        "where the modules of `task.factory` and `strategy.name` lie; those beside the "
-        "config file and in the working directory are found without it",
+        "where the modules of `task.factory`, `strategy.name` and optimizers lie; "
+        "those beside the config file and in the working directory are found without "
+        "it",
         allowed="folders, separated as in PYTHONPATH, or empty",
         holds=lambda _: True,
     )
@@ -48,4 +49,12 @@ class StrategyChoice:
         options=BUILDERS,
         allowed="MODULE:FUNCTION; or FILE.py:FUNCTION",
         holds=is_reference,
+    )
+    server_optimizer: str = setting(
+        "",
+        "takes the strategy's aggregate as a step of an optimizer: `optax:adam`, or a "
+        "function of one's own that returns a transformation; its arguments are "
+        "`strategy.server_optimizer_args.*`",
+        allowed="MODULE:FUNCTION; FILE.py:FUNCTION; or empty, for none",
+        holds=lambda x: x == "" or is_reference(x),
     )

@@ -261,7 +261,7 @@ def check_values(config: Config) -> None:
     check_known(flat)
     for key in all_settings(config):
         # A config may be older than a strategy.
-        is_newer = key.startswith("strategy.") and key != "strategy.name"
+        is_newer = key.startswith("strategy.") and key not in own.ARGUMENTS
         if key not in flat and not is_newer and not own.is_argument(key):
             raise ConfigError(
                 f"config.{key} is missing: begin with asyn2f.default_config()"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asyn2f import settings
-from asyn2f.errors import Asyn2fError, ExecutionError
+from asyn2f.errors import Asyn2fError, ExecutionError, OptimizerError
 from asyn2f.kernels.codecs import PLAIN, Coding
 from asyn2f.kernels.guards import Guards
 from asyn2f.privacy import NEUTRAL, NUMBERS, withheld
@@ -26,7 +26,7 @@ from asyn2f.training.computation import (
     Publication,
     compiled_for,
 )
-from asyn2f.training.optimizers import Optimizer, check_optimizer
+from asyn2f.training.optimizers import SGD, Optimizer, check_optimizer
 from asyn2f.training.settings import Training
 from asyn2f.training.sharing import Sharing
 from asyn2f.training.trainer import Trainer
@@ -119,10 +119,16 @@ def make_experiment(
     Raises:
       ValueError: a setting is out of range; begins with its name.
       ShareError: a pattern is malformed or matches nothing.
+      OptimizerError: the optimizer cannot be used.
     """
     for part in (training, stop, guards, strategy.timing):
         settings.check(part)
     check_cycle(strategy.timing)
+    if optimizer is None and training.optimizer != SGD:
+        raise OptimizerError(
+            f"optimizer: found {training.optimizer!r} in the settings, but no "
+            "function; pass `optimizer=optax.adamw`, for example"
+        )
     if optimizer is not None:
         shapes = jax.eval_shape(task.init, jax.random.key(0))
         check_optimizer(optimizer, shapes["params"])

@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from asyn2f.errors import OptimizerError, in_one_line
 from asyn2f.kernels.promotion import promoting
 from asyn2f.training.settings import Training
 from asyn2f.types import Params
+
+SGD = "sgd"
+"""The built-in optimizer, as `Training.optimizer`."""
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
 """From a learning rate, a number or f32 [], to a transformation whose updates are added
@@ -61,12 +65,12 @@ def check_optimizer(optimizer: Optimizer, params: Params) -> None:
       params: the trained parameters, or their shapes.
 
     Raises:
-      ValueError: it cannot be used; begins with `optimizer`.
+      OptimizerError: it cannot be used; begins with `optimizer`.
 
     >>> check_optimizer(optax.adamw, {"w": jnp.ones(3)})
     >>> check_optimizer(optax.lbfgs, {"w": jnp.ones(3)})
     Traceback (most recent call last):
-    ValueError: optimizer: its update failed with TypeError: \
+    asyn2f.errors.OptimizerError: optimizer: its update failed with TypeError: \
 scale_by_zoom_linesearch.<locals>.update_fn() missing 2 required keyword-only \
 arguments: 'grad' and 'value_fn'; it is given a gradient, the parameters and the loss \
 `value`, of one batch
@@ -88,15 +92,14 @@ arguments: 'grad' and 'value_fn'; it is given a gradient, the parameters and the
     try:
         before, (updates, after) = jax.eval_shape(step, rate, params)
     except Exception as error:
-        text = (str(error).splitlines() or [""])[0]
         remedy = ""
         if doing == "update":
             remedy = (
                 "; it is given a gradient, the parameters and the loss `value`, of one "
                 "batch"
             )
-        raise ValueError(
-            f"optimizer: its {doing} failed with {type(error).__name__}: {text}{remedy}"
+        raise OptimizerError(
+            f"optimizer: its {doing} failed: {in_one_line(error)}{remedy}"
         ) from error
     _check_same("its state after an update", after, before)
     _check_same("its update", updates, params, with_dtype=False)
@@ -113,7 +116,7 @@ def _check_same(what: str, found: Any, wanted: Any, with_dtype: bool = True) -> 
     there, expected = shapes(found), shapes(wanted)
     for name in {**expected, **there}:
         if there.get(name) != expected.get(name):
-            raise ValueError(
+            raise OptimizerError(
                 f"optimizer: {what} has {there.get(name, 'nothing')} at {name}, "
                 f"needed: {expected.get(name, 'nothing')}, as before"
             )

@@ -18,6 +18,14 @@ class Training:
     batch_size: int = setting(
         32, "examples per step (the paper: 128)", unit="examples", at_least=1
     )
+    optimizer: str = setting(
+        "sgd",
+        "`sgd`, with the momentum and weight decay below; one of optax, `optax:adamw`; "
+        "or a function of one's own of the learning rate. Arguments of the latter two "
+        "are `training.optimizer_args.*`",
+        allowed="sgd; MODULE:FUNCTION; or FILE.py:FUNCTION",
+        holds=lambda x: x == "sgd" or ":" in x,
+    )
     learning_rate: float = setting(0.1, "lr_0 (the paper's)", above=0)
     momentum: float = setting(
         0.9, "of `sgd` (the paper's); without effect elsewhere", at_least=0, below=1
