@@ -142,6 +142,11 @@ class Timing:
         count = self.seconds_per_push / step_s * (1.0 + 1e-9) if step_s else 1.0
         return max(1, int(count))
 
+    def cycle_s(self, steps_per_epoch: int, step_s: float) -> float:
+        """The seconds of a cycle's steps, 0 if unknown; arguments as above."""
+        steps_s = self.cycle_steps(steps_per_epoch, step_s) * step_s
+        return steps_s or self.seconds_per_push
+
     @property
     def depends_on_values(self) -> bool:
         """Whether the times of pushes depend on the signals of workers."""

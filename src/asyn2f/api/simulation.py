@@ -200,12 +200,12 @@ def cycles_of(experiment: Experiment, profiles: Profiles) -> np.ndarray:
     """Seconds from push to push of each worker, without jitter and outages, f64 [W]."""
     timing, step_s = experiment.strategy.timing, profiles.step_s.tolist()
     pairs = zip(epochs_of(experiment), step_s, strict=True)
-    cycles = np.array([timing.cycle_steps(*pair) for pair in pairs])
+    cycles_s = np.array([timing.cycle_s(*pair) for pair in pairs])
     up, down = experiment.update_template, experiment.publication.template
     links_s = profiles.upload_s + profiles.download_s
     links_s += 8e-6 * up.num_bytes / profiles.upload_mbps
     links_s += 8e-6 * down.num_bytes / profiles.download_mbps
-    return cycles * profiles.step_s + links_s
+    return cycles_s + links_s
 
 
 def watched_of(order: Order, every: int) -> list[int]:

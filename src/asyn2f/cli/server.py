@@ -216,14 +216,9 @@ def _cycles_s(experiment: Experiment, settings: RuntimeSettings) -> list[float]:
     speeds; 0 where there is none."""
     speeds = settings.worker_speeds
     limits = [speeds[k % len(speeds)] for k in range(experiment.workers)]
-    timing = experiment.strategy.timing
-    pairs = zip(epochs_of(experiment), limits, strict=True)
-    return [
-        timing.cycle_steps(steps, 1.0 / limit) / limit
-        if limit
-        else timing.seconds_per_push
-        for steps, limit in pairs
-    ]
+    steps_s = [1.0 / limit if limit else 0.0 for limit in limits]
+    pairs = zip(epochs_of(experiment), steps_s, strict=True)
+    return [experiment.strategy.timing.cycle_s(*pair) for pair in pairs]
 
 
 def _listening_before(folder: Path) -> Listening | None:

@@ -47,11 +47,9 @@ class Worker:
     ) -> None:
         """Compiles everything. `own`: where it keeps the task's carry, to continue from
         after a restart. Raises ValueError if there is no such shard."""
-        self._experiment = experiment
-        self._trainer = experiment.trainer
+        self._experiment, self._trainer = experiment, experiment.trainer
         self._settings = settings
-        self._worker = worker
-        self._journal = journal
+        self._worker, self._journal = worker, journal
         self._own = OwnState(own, worker, journal)
         self._run = ""  # known with the first version
         self._shard = shard_of(experiment.task, worker)
@@ -59,9 +57,8 @@ class Worker:
         # As float32, as in its updates.
         self._reveals_size = "size" in experiment.reveal
         self._quality = float(jnp.float32(experiment.task.qualities[worker]))
-        self._epoch_steps = steps_per_epoch(
-            self._num_examples, experiment.training.batch_size
-        )
+        batch_size = experiment.training.batch_size
+        self._epoch_steps = steps_per_epoch(self._num_examples, batch_size)
         speeds = settings.worker_speeds
         self._pace = Pace(speeds[worker % len(speeds)])
         self._state: WorkerState | None = None
@@ -252,6 +249,7 @@ class Worker:
         update, self._state = self._trainer.push(self._state)
         self._own.keep(self._run, self._state)
         payload = serialization.encode_params(update.params)
+        sent = wire_format.compress(payload) if self._settings.zstd else payload
         needs_base = self._experiment.update_needs_base
         self._client.post(
             p.UpdateReady(
@@ -259,9 +257,7 @@ class Worker:
                 fingerprint=self._experiment.update_template.fingerprint,
                 num_bytes=len(payload),
                 digest=serialization.digest(payload),
-                payload=wire_format.compress(payload)
-                if self._settings.zstd
-                else payload,
+                payload=sent,
                 time_s=time.monotonic(),
                 base=self._base_digest if needs_base else "",
             )
