@@ -9,6 +9,8 @@ NEUTRAL: Mapping[str, float] = {"loss": 0.0, "metric": 0.0, "size": 1.0, "qualit
 """The numbers of a worker that can be withheld, and what stands in their place."""
 NUMBERS = tuple(NEUTRAL)
 ALL = frozenset(NUMBERS)
+SCORES = "scores"
+"""Of a version on a worker's own held-out rows, and their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +24,11 @@ class Privacy:
         at_least=1,
     )
     reveal: tuple[str, ...] = setting(
-        NUMBERS,
+        (*NUMBERS, SCORES),
         "the numbers that leave a worker: training loss and metric, the number of its "
-        "examples, its quality; what is left out is in no message, log or trace",
-        options=NUMBERS,
+        "examples, its quality, and the scores of versions on its held-out rows; what "
+        "is left out is in no message, log or trace",
+        options=(*NUMBERS, SCORES),
         may_be_empty=True,
     )
 

@@ -119,17 +119,22 @@ WORST, P10 = "_worst", "_p10"
 percentile from it."""
 
 
-def over_workers(metric: Metric, scores: Sequence[Scores]) -> Scores:
+def over_workers(
+    metric: Metric, scores: Sequence[Scores], rows: Sequence[int] | None = None
+) -> Scores:
     """The scores of a version, of its scores at each of several workers: the mean of
-    every number, and of the headline the worst as well, and the 10th percentile from
-    the worst.
+    every number, weighted by the test rows of each (None = all the same), and of the
+    headline the worst as well, and the 10th percentile from the worst.
 
     >>> accuracy = Metric("accuracy", is_fraction=True)
     >>> over_workers(accuracy, [{"accuracy": x / 10} for x in range(11)])
     {'accuracy': 0.5, 'accuracy_worst': 0.0, 'accuracy_p10': 0.1}
     """
+    weights = [1] * len(scores) if rows is None else rows
     found = {
-        name: sum(each[name] for each in scores) / len(scores) for name in scores[0]
+        name: sum(w * each[name] for w, each in zip(weights, scores, strict=True))
+        / sum(weights)
+        for name in scores[0]
     }
     values = sorted((each[metric.name] for each in scores), key=metric.worth)
     place = (len(values) - 1) / 10

@@ -1,6 +1,7 @@
 """Three workers with a file each, a server and an evaluator with none of them."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import asyn2f
 from asyn2f import trace
 from asyn2f.config.default import load_config
-from tests.programs.test_launch import ROOT, finish, read, wait_for_line
+from tests.programs.test_launch import ROOT, finish, read, run, wait_for_line
 from tests.unit.test_references import import_state as import_state
 
 pytestmark = pytest.mark.processes
@@ -111,22 +112,22 @@ def test_each_process_opens_its_own_rows_and_no_others(federation):
 
 
 def test_the_server_knows_sizes_and_digests_alone(federation):
-    run = federation.folder / "server"
-    joined = [e for e in trace.of_run(run) if isinstance(e, trace.WorkerJoined)]
+    folder = federation.folder / "server"
+    joined = [e for e in trace.of_run(folder) if isinstance(e, trace.WorkerJoined)]
     assert {e.worker: e.num_examples for e in joined} == {0: 300, 1: 400, 2: 737}
-    split = read(run / "split.json")
+    split = read(folder / "split.json")
     assert (split["sizes"], split["counts"]) == (None, None)
-    assert "rows.npz" not in (run / "config.json").read_text()
-    assert not asyn2f.verify(run).violations
-    assert "737" in (run / "report.html").read_text()
+    assert "rows.npz" not in (folder / "config.json").read_text()
+    assert not asyn2f.verify(folder).violations
+    assert "737" in (folder / "report.html").read_text()
 
 
 def test_it_learns_as_from_the_same_split_shared(federation):
-    run = federation.folder / "server"
+    folder = federation.folder / "server"
     data = {silo: federation.rows(silo) for silo in range(3)}
-    shared = asyn2f.simulate(load_config(run), data=data)
+    shared = asyn2f.simulate(load_config(folder), data=data)
     best = max(scores["accuracy"] for scores in shared.scores.values())
-    assert abs(read(run / "summary.json")["best_value"] - best) <= 0.01
+    assert abs(read(folder / "summary.json")["best_value"] - best) <= 0.01
 
 
 def test_it_is_replayed_bit_for_bit_with_the_data_of_all(federation):
@@ -146,3 +147,86 @@ def test_a_worker_without_its_data_does_not_start(federation):
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert "worker 0 opens its own data: give --data=PATH" in err
+
+
+# ---------------------------------------------------------------- federated evaluation
+
+APART = """
+from pathlib import Path
+import flax.linen as nn
+import numpy as np
+import asyn2f
+
+COLUMNS = {"x": np.zeros((0, 64), np.float32), "y": np.zeros(0, np.int32)}
+
+def make_task(*, worker: int | None = None, data: Path | None = None):
+    return asyn2f.supervised(nn.Dense(10), COLUMNS if data is None else data, test=0.2)
+"""
+
+
+@pytest.fixture(scope="module")
+def evaluated(federation):
+    """A run in which no process but the workers has a row of data."""
+    folder = federation.folder
+    (folder / "apart.py").write_text(APART)
+    data = f"--data={folder}/silo-{{worker}}/rows.npz"
+    code, out, err = run(
+        "local",
+        *(f"--workdir={folder / 'apart'}", data, "--config=default"),
+        f"--config.task.factory={folder / 'apart.py'}:make_task",
+        *("--config.workers=3", "--config.stop.target=0.9"),
+        "--config.worker_speeds=(60.0,)",
+        *("--config.stop.max_versions=60", "--config.runtime.idle_priority=False"),
+    )
+    assert code == 0, out + err
+    return folder / "apart", data
+
+
+def test_workers_score_versions_until_the_target_is_reached(evaluated):
+    folder, _ = evaluated
+    summary = read(folder / "summary.json")
+    assert re.match(r"accuracy 0\.9\d* reached at \d+", summary["reason"])
+    assert summary["best_value"] >= 0.9
+    events = trace.of_run(folder)
+    assert not [e for e in events if getattr(e, "actor", "") == "evaluator"]
+    for event in (e for e in events if isinstance(e, trace.Evaluated)):
+        parts = {
+            e.worker: e
+            for e in events
+            if isinstance(e, trace.WorkerScored) and e.version == event.version
+        }
+        assert set(event.workers) <= parts.keys()
+        scores = [parts[worker].scores["accuracy"] for worker in event.workers]
+        assert event.scores["accuracy_worst"] == min(scores)
+        assert min(scores) <= event.scores["accuracy"] <= max(scores)
+    assert not asyn2f.verify(folder).violations
+
+
+def test_scores_of_workers_replay_bit_for_bit(evaluated):
+    folder, data = evaluated
+    code, out, err = run("replay", f"--run={folder}", data)
+    assert (code, err) == (0, "")
+    assert "the parameters agree, bit for bit" in out
+    assert "DIFFER" not in out
+    path = folder / "trace" / "worker-1.jsonl"
+    lines = path.read_text()
+    version = max(e.version for e in trace.of_run(folder) if hasattr(e, "version"))
+    changed = re.sub(
+        rf'("WorkerScored".*"version": {version}, .*"accuracy": )[\d.]+',
+        r"\g<1>0.5",
+        lines,
+    )
+    assert changed != lines
+    path.write_text(changed)
+    code, out, _ = run("replay", f"--run={folder}", data)
+    path.write_text(lines)
+    assert code == 1
+    assert f"worker 1: version {version} has accuracy 0.5, replayed" in out
+
+
+def test_an_evaluator_is_told_that_it_has_nothing_to_evaluate(evaluated):
+    folder, _ = evaluated
+    config = f"--config=of_run:{folder}"
+    code, out, err = run("evaluator", config, f"--workdir={folder}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "found no test set that an evaluator could use" in err

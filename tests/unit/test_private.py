@@ -1,5 +1,6 @@
 """Data that each worker has of its own: who opens them, and what is refused."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,8 +11,11 @@ from asyn2f.config.private import roots_of
 from asyn2f.errors import ConfigError, DataError
 from asyn2f.protocol import events as p
 from asyn2f.protocol import messages as wire
+from asyn2f.protocol.channels import Subscribed, topic_of
 from asyn2f.tasks.base import num_rows
+from asyn2f.timing import Stop
 from asyn2f.training.agreement import check_registered, data_digest
+from asyn2f.training.evaluation import evaluation_at, is_federated
 from tests.support.messages import hello_of
 from tests.support.protocol_harness import ProtocolHarness, messages, those
 
@@ -213,3 +217,103 @@ def test_a_replay_with_other_data_names_the_worker(silos):
     check_registered(task, events[:1])
     with pytest.raises(DataError, match="the data of worker 1 are others"):
         check_registered(task, events)
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def federated(**changes):
+    server = own_data(federated=True, min_workers=2, **changes)
+    for worker in range(2):
+        rows = 10 if worker == 0 else 30
+        server.hear(f"{worker}", hello_of(worker, f"{worker}", held_out=rows))
+        server.on(Subscribed(topic_of(f"{worker}")))
+    return server
+
+
+def scores_of(server, worker, version, accuracy):
+    message = wire.EvalResult(str(worker), version, {"accuracy": accuracy})
+    return server.hear(str(worker), message)
+
+
+def reports(effects):
+    return [(x.version, x.scores) for x in those(effects, p.ReportScore)]
+
+
+def test_a_version_has_scores_once_all_live_workers_have_scored_it():
+    server = federated()
+    first = scores_of(server, 0, 0, 0.5)
+    assert messages(first, wire.EvalAck)
+    assert not reports(first)
+    second = scores_of(server, 1, 0, 0.9)
+    ((version, scores),) = reports(second)
+    assert version == 0
+    assert scores["accuracy"] == (10 * 0.5 + 30 * 0.9) / 40
+    assert (scores["accuracy_worst"], scores["accuracy_p10"]) == (0.5, 0.54)
+    (event,) = [
+        x.event
+        for x in those(second, p.RecordEvent)
+        if isinstance(x.event, trace.Evaluated)
+    ]
+    assert (event.version, event.workers) == (0, [0, 1])
+
+
+def test_a_worker_that_has_left_is_not_waited_for():
+    server = federated()
+    assert not reports(scores_of(server, 0, 0, 0.5))
+    left = server.hear("1", wire.Goodbye("1", "over"))
+    ((_, scores),) = reports(left)
+    assert scores["accuracy"] == 0.5
+
+
+def test_scores_of_an_evaluator_and_of_other_names_are_ignored():
+    server = federated()
+    server.join("e")
+    assert not reports(server.hear("e", wire.EvalResult("e", 0, {"accuracy": 0.5})))
+    assert not reports(server.hear("0", wire.EvalResult("0", 0, {"loss": 0.5})))
+    scores_of(server, 0, 0, 0.5)
+    more = wire.EvalResult("1", 0, {"accuracy": 0.5, "more": 0.5})
+    assert not reports(server.hear("1", more))
+
+
+def test_a_run_ends_when_its_workers_have_scored_the_last_version():
+    server = federated(stop=Stop(max_versions=1))
+    server.push("0", 0)
+    effects = server.push("1", 0) + server.make(1) + server.save(1)
+    assert not messages(effects, wire.StopRun)
+    scores_of(server, 0, 1, 0.5)
+    effects = scores_of(server, 1, 1, 0.5)
+    assert {effect.peer for effect in those(effects, p.Send)} >= {b"0", b"1"}
+    assert messages(effects, wire.StopRun)
+
+
+def test_a_target_is_that_of_all_workers():
+    server = federated(stop=Stop(target=0.7))
+    scores_of(server, 0, 0, 0.9)
+    effects = scores_of(server, 1, 0, 0.65)
+    assert reports(effects)[0][1]["accuracy"] == 0.7125
+    assert messages(effects, wire.StopRun)
+
+
+def test_a_worker_evaluates_on_its_own_held_out_rows(silos):
+    config = config_of(silos, "holds_out")
+    nobody = build.build_task(config, "nobody")
+    whole = build.build_task(config, "all", pattern(silos))
+    own = build.build_task(config, 1, pattern(silos))
+    assert [len(rows) for rows in nobody.held_out] == [0, 0, 0]
+    assert [len(rows) for rows in whole.held_out] == [2, 4, 5]
+    assert [len(rows) for rows in own.held_out] == [0, 4, 0]
+    params = whole.init(jax.random.key(0))
+    assert evaluation_at(own, 1)(params) == evaluation_at(whole, 1)(params)
+    assert data_digest(own, 1) == data_digest(whole, 1)
+    assert is_federated(build.build_experiment(config, own))
+    hidden = schema.changed(config, {"privacy.reveal": ()})
+    hidden = schema.changed(hidden, {"strategy.name": "fedbuff"})
+    assert not is_federated(build.build_experiment(hidden, own))
+
+
+def test_a_target_needs_somebody_who_scores(silos):
+    changes = {"privacy__reveal": (), "strategy__name": "fedbuff"}
+    config = config_of(silos, "holds_out", stop__target=0.9, **changes)
+    with pytest.raises(ConfigError, match=r"stop\.target: found 0\.9, but nobody"):
+        build.build_task(config, "nobody")

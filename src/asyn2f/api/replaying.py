@@ -1,6 +1,6 @@
 """Replaying what happened in a run, as it was or with other settings."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from asyn2f.timing import Timing
 from asyn2f.trace import causality, history
 from asyn2f.training import agreement
 from asyn2f.training.batches import steps_per_epoch
-from asyn2f.training.evaluation import KeptOf, make_scores
+from asyn2f.training.evaluation import KeptOf, initial, make_scores, make_worker_scores
 from asyn2f.training.experiment import Experiment, initial_server_state
 from asyn2f.types import Params, ServerState
 
@@ -126,6 +126,7 @@ def compare(
     folder: Path,
     tolerance: float,
     run: Callable[[Execution, Watch], Result] = Execution.run,
+    events: Sequence[trace.Event] = (),
 ) -> Comparison:
     """Executes, and compares with every version in the run's folder, with the numbers
     in its trace and metrics, and with its summary.
@@ -136,12 +137,15 @@ def compare(
       folder: of the run.
       tolerance: of numbers besides the parameters; see `differences`.
       run: executes.
+      events: of the run, of whose scores by workers those of stored versions are
+        compared.
     """
     store, experiment = OrbaxStore(folder / rundir.MODELS), execution.experiment
     shapes = jax.eval_shape(lambda: initial_server_state(experiment))
-    scores_of = make_scores(experiment)
+    scores_of, at_workers = make_scores(experiment), _recorded_by_workers(events)
     metric, stored = experiment.task.metric, store.best()
     found: list[Difference] = []
+    other: list[str] = []
     best: float | None = None  # computed now
 
     def watch(node: int, time_s: float, state: ServerState, kept_of: KeptOf) -> bool:
@@ -149,13 +153,15 @@ def compare(
         version = int(state.model.version)
         before = store.load(version, shapes).state.model.params
         found.append(_difference(version, before, state.model.params))
-        if stored is not None and version == stored.version:
+        if by_worker := at_workers.get(version):
+            other.extend(_scores_that_differ(experiment, state, by_worker, tolerance))
+        elif stored is not None and version == stored.version:
             best = scores_of(state, kept_of)[metric.name]
         return False
 
     result = run(execution, watch)
     store.close()
-    other = list(differences(recording, result.numbers, tolerance))
+    other += differences(recording, result.numbers, tolerance)
     other += _losses_that_differ(recording.order, result.numbers, folder, tolerance)
     if best is not None and stored is not None:
         if stored.metric != metric.name:
@@ -167,6 +173,36 @@ def compare(
             )
     sha256 = params_sha256(result.state.model.params)
     return Comparison(found, sha256, summary_of(folder).get("params_sha256"), other)
+
+
+_ByWorker = dict[int, trace.WorkerScored]
+
+
+def _recorded_by_workers(events: Sequence[trace.Event]) -> dict[int, _ByWorker]:
+    """The scores of each version by its workers."""
+    found: dict[int, _ByWorker] = {}
+    for event in events:
+        if isinstance(event, trace.WorkerScored):
+            found.setdefault(event.version, {})[event.worker] = event
+    return found
+
+
+def _scores_that_differ(
+    experiment: Experiment, state: ServerState, recorded: _ByWorker, tolerance: float
+) -> Iterator[str]:
+    """Scores of a version by workers. Where these keep a part of the model, it is that
+    of the moment, which a replay does not have."""
+    if not experiment.sharing.is_whole:
+        return
+    now = make_worker_scores(experiment)(state, initial(experiment))
+    for worker, event in sorted(recorded.items()):
+        for name, value in event.scores.items():
+            found = now.get(worker, {}).get(name)
+            if found is None or not agree(value, found, tolerance):
+                yield (
+                    f"worker {worker}: version {event.version} has {name} {value}, "
+                    f"replayed {found}"
+                )
 
 
 def _losses_that_differ(

@@ -65,8 +65,11 @@ class _Start(NamedTuple):
     request: app.Request
 
 
-def start_all(request: app.Request, workers: int) -> list[Child]:
-    """Starts the server, this number of workers, and the evaluator; in this order."""
+def start_all(
+    request: app.Request, workers: int, *, evaluator: bool = True
+) -> list[Child]:
+    """Starts the server, this number of workers, and the evaluator if there is to be
+    one; in this order."""
     context = multiprocessing.get_context("forkserver")
     source = config_file.imported()
 
@@ -82,7 +85,7 @@ def start_all(request: app.Request, workers: int) -> list[Child]:
     return [
         start("server", _server),
         *(start(f"worker-{k}", _worker, k) for k in range(workers)),
-        start("evaluator", _evaluator),
+        *([start("evaluator", _evaluator)] if evaluator else []),
     ]
 
 

@@ -103,7 +103,8 @@ class _Plan(NamedTuple):
         if section(config, StrategyChoice).name != name:  # whose arguments are others
             config = own.without_arguments(config, "strategy.name")
         config = own.completed(schema.changed(config, changes))
-        return Job(config, settings, phase, half, self.inputs)
+        data = app.roots()
+        return Job(config, settings, phase, half, self.inputs, data)
 
     def choosing(self) -> list[Job]:
         """The trials by which settings are chosen."""
@@ -150,7 +151,7 @@ def _plan() -> _Plan:
     choices = {
         name: settings_to_try(name, config, _TRIALS.value, grids) for name in strategies
     }
-    task = build.build_task(config)
+    task = build.build_task(config, "all", app.roots())
     _check_target(task.metric)
     inputs, half = inputs_digest(config, task), None if _TRIALS.value == 1 else 1
     return _Plan(config, task.metric, inputs, choices, half)

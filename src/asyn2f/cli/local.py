@@ -46,7 +46,8 @@ def main() -> int:
     task = build.build_task(config, "nobody", request.data)
     check_data(request, workers)
     with prepared(request, task) as claim:
-        launcher = Launcher(request, workers, claim.begin)
+        evaluator = private.has_evaluator(config, task)
+        launcher = Launcher(request, workers, claim.begin, evaluator=evaluator)
         reason = launcher.run()
         if launcher.usage_error is not None:
             app.fail(launcher.usage_error)
@@ -70,12 +71,17 @@ class Launcher:
     ends them."""
 
     def __init__(
-        self, request: app.Request, workers: int, on_begun: Callable[[], None]
+        self,
+        request: app.Request,
+        workers: int,
+        on_begun: Callable[[], None],
+        *,
+        evaluator: bool,
     ) -> None:
         self._on_begun = on_begun  # called when the server listens
         self._view = LiveView()
         self._folder = request.folder
-        self._children = children.start_all(request, workers)
+        self._children = children.start_all(request, workers, evaluator=evaluator)
         self._server = self._children[0]
         # By what is waited for: a child's pipe, and once that has broken, its sentinel.
         # A sentinel alone may also report the end of the fork server.

@@ -62,7 +62,7 @@ COMMANDS = {
     "compare": Command(
         "compare:main",
         "compare methods at equal virtual time",
-        "config workdir strategies seeds trials grids choice_seeds target jobs",
+        "config workdir strategies seeds trials grids choice_seeds target jobs data",
         outlives_output=True,
     ),
     "report": Command("tools:report", "write the report of a run", "run"),
@@ -70,7 +70,7 @@ COMMANDS = {
         "tools:keys", "make the keys of a server and its peers", "folder workers add"
     ),
     "quality": Command(
-        "tools:quality", "score the data of each worker", "config max_examples"
+        "tools:quality", "score the data of each worker", "config max_examples data"
     ),
     "check-strategy": Command(
         "tools:check_strategy",

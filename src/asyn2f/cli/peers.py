@@ -7,7 +7,7 @@ from absl import flags
 
 from asyn2f import errors, rundir
 from asyn2f.cli import app, machine, process
-from asyn2f.config import build, identity
+from asyn2f.config import build, identity, private
 from asyn2f.config.schema import RunSettings, section
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.runtime.evaluator import Evaluator
@@ -128,6 +128,11 @@ def _main(
     """The program around `join`; returns the exit code. `whose`: see `build_task`."""
     machine.prepare_jax()
     task = build.build_task(request.config, whose, request.data)
+    if actor == "evaluator" and not private.has_evaluator(request.config, task):
+        raise errors.ConfigError(
+            "found no test set that an evaluator could use, or a model of which the "
+            "workers keep a part: they score the versions themselves; start none"
+        )
     has_keys = _peer_keys(request.config, actor) is not None
     app.check_address(_address(request.folder), has_keys, request.insecure)
     app.log_with_dates()

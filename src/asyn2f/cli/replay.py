@@ -122,7 +122,9 @@ def _replay(
     tolerance = _TOLERANCE.value
     if tolerance is None:
         tolerance = 0.0 if is_own else _LARGEST
-    compared = replaying.compare(execution, recording, folder, tolerance, _execute)
+    compared = replaying.compare(
+        execution, recording, folder, tolerance, _execute, events
+    )
     return _print_comparison(compared, int(order.version[order.newest]), tolerance)
 
 

@@ -207,7 +207,7 @@ def quality() -> int:
     Prints a table, and the value of `config.task.quality` for a run that uses it.
     """
     config = app.checked(app.CONFIG.value)
-    task = build.build_task(config)
+    task = build.build_task(config, "all", app.roots())
     seed, count = section(config, RunSettings).seed, len(task.shards)
     found = [_quality_of_worker(task, seed, worker) for worker in range(count)]
     table = Table("worker", "examples")

@@ -23,6 +23,7 @@ from asyn2f.api.simulation import order_of_config
 from asyn2f.cli import machine
 from asyn2f.config import build, identity, own, schema
 from asyn2f.config import config_file as config_file
+from asyn2f.config.private import NO_ROOTS, Roots
 from asyn2f.config.schema import RunSettings, StrategyChoice, section
 from asyn2f.config.task import TaskSettings
 from asyn2f.protocol.settings import RuntimeSettings
@@ -52,6 +53,7 @@ class Job(NamedTuple):
     phase: str
     half: int | None  # rows of the test set: even (0), odd (1), or all
     inputs: str  # see `inputs_digest`
+    data: Roots = NO_ROOTS  # where each worker's own data are
 
     @property
     def method(self) -> str:
@@ -125,7 +127,7 @@ def run_trial(job: Job) -> Trial:
     """Runs a trial."""
     start_s = time.monotonic()
     config = job.config
-    experiment = build.build_experiment(config, _task_of(config))
+    experiment = build.build_experiment(config, _task_of(config, job.data))
     order = order_of_config(config, experiment)
     ends_s = np.linspace(0.0, section(config, Stop).max_time_s, TIMES + 1)
     nodes = _newest_at(order, order.start_s + ends_s)
@@ -184,7 +186,7 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def _task_of(config: dict[str, Any]) -> Task:
+def _task_of(config: dict[str, Any], data: Roots) -> Task:
     """The task of a trial. One of a factory of one's own is kept, so that the trials of
     a process share its compiled programs."""
     if not section(config, TaskSettings).factory:
@@ -197,7 +199,7 @@ def _task_of(config: dict[str, Any]) -> Task:
     key = json.dumps([kept, filled, own.digests(config)], default=list)
     if key not in _TASKS:
         _TASKS.clear()  # data may be large
-        _TASKS[key] = build.unsplit_task(config)
+        _TASKS[key] = build.unsplit_task(config, "all", data)
     return build.split_task(config, _TASKS[key])
 
 

@@ -12,6 +12,7 @@ from asyn2f.config import own, private, schema
 from asyn2f.config.arguments import of_signature
 from asyn2f.config.private import NO_ROOTS, Roots, Whose
 from asyn2f.config.references import is_reference
+from asyn2f.config.run import check_runtime
 from asyn2f.config.schema import Config, RunSettings, section
 from asyn2f.config.task import (
     TaskSettings,
@@ -21,7 +22,6 @@ from asyn2f.config.task import (
 )
 from asyn2f.config.training import check_training, optimizer_of, with_optimizer
 from asyn2f.errors import (
-    AddressError,
     ConfigError,
     OptimizerError,
     ShareError,
@@ -38,7 +38,6 @@ from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop, Timing, check_cycle
 from asyn2f.training.experiment import Experiment, make_experiment, problem_of_reveal
 from asyn2f.training.settings import Training
-from asyn2f.transport.base import parse_address
 from asyn2f.types import Metric
 
 
@@ -71,22 +70,7 @@ def check(config: Config) -> None:
             "config.stop: found nothing that ends the run; set max_versions, "
             "max_time_s or target"
         )
-    _check_runtime(section(config, RuntimeSettings))
-
-
-def _check_runtime(settings: RuntimeSettings) -> None:
-    """Checks the address, and that heartbeats come before their timeout."""
-    interval_s = settings.heartbeat_interval_s
-    if settings.heartbeat_timeout_s <= interval_s:
-        raise ConfigError(
-            "config.runtime.heartbeat_timeout_s: found "
-            f"{settings.heartbeat_timeout_s}, allowed: above heartbeat_interval_s, "
-            f"which is {interval_s}"
-        )
-    try:
-        parse_address(settings.address)
-    except AddressError as error:
-        raise ConfigError(f"config.runtime.{error}") from None
+    check_runtime(section(config, RuntimeSettings))
 
 
 def build_task(config: Config, whose: Whose = "all", roots: Roots = NO_ROOTS) -> Task:

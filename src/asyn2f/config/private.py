@@ -17,9 +17,10 @@ from asyn2f.config import own
 from asyn2f.config.run import RunSettings
 from asyn2f.config.schema import Config, section
 from asyn2f.errors import ConfigError, TaskError
-from asyn2f.privacy import Privacy
+from asyn2f.privacy import SCORES, Privacy
 from asyn2f.tasks import checks
 from asyn2f.tasks.base import Task, num_rows
+from asyn2f.timing import Stop
 from asyn2f.training.settings import Training
 
 _KEY = "task.factory"
@@ -105,6 +106,12 @@ def takes_path(config: Config) -> bool:
     return own.DATA in own.filled_of(config, _KEY)
 
 
+def has_evaluator(config: Config, task: Task) -> bool:
+    """Whether versions can be evaluated without the data and parts of the model that
+    workers keep."""
+    return bool(num_rows(task.test)) and not section(config, RunSettings).share
+
+
 def check_roots(config: Config, roots: Roots) -> None:
     """Raises ConfigError if paths are given, and no factory takes them."""
     if roots == NO_ROOTS or takes_path(config):
@@ -143,7 +150,16 @@ def specification(config: Config) -> Task:
             "of 0 rows there, np.zeros((0, 64), np.float32), which state the columns"
         )
     nobody = (np.zeros(0, np.int32),) * section(config, RunSettings).workers
-    return task._replace(shards=nobody, labels=None, is_private=True)
+    reveal, stop = section(config, Privacy).reveal, section(config, Stop)
+    if not (num_rows(task.test) or SCORES in reveal or stop.target is None):
+        raise ConfigError(
+            f"config.stop.target: found {stop.target:g}, but nobody may score "
+            f"versions: {task.name} has no test set for all, and config.privacy.reveal "
+            f"is without {SCORES}; give one of them, or None"
+        )
+    # Without a test set for all, workers evaluate on rows that they hold out.
+    held_out = () if num_rows(task.test) else nobody
+    return task._replace(shards=nobody, held_out=held_out, labels=None, is_private=True)
 
 
 def of_worker(config: Config, roots: Roots, worker: int) -> Task:
@@ -155,11 +171,15 @@ def of_worker(config: Config, roots: Roots, worker: int) -> Task:
         )
     task = specification(config)
     rows = _rows_of(config, task, roots, worker)
-    shards = [*task.shards]
-    shards[worker] = np.arange(num_rows(rows.train), dtype=np.int32)
+    shards, held_out = [*task.shards], [*task.held_out]
+    shards[worker] = _numbers(rows.train)
+    if held_out:
+        held_out[worker] = _numbers(rows.test)
     return task._replace(
         train=rows.train,
+        test=rows.test if held_out else task.test,
         shards=tuple(shards),
+        held_out=tuple(held_out),
         qualities=rows.qualities * len(shards),  # of which only its own is used
     )
 
@@ -170,12 +190,18 @@ def whole(config: Config, roots: Roots) -> Task:
     if takes_path(config):
         roots.of_each(workers)  # complains of all that are missing at once
     parts = [_rows_of(config, task, roots, worker) for worker in range(workers)]
-    ends = np.cumsum([num_rows(part.train) for part in parts])
-    rows = np.arange(ends[-1], dtype=np.int32)
+    train, shards = _joined([part.train for part in parts])
+    test, held_out = task.test, task.held_out
+    if held_out:
+        test, held_out = _joined([part.test for part in parts])
+    labels = [part.labels for part in parts if part.labels is not None]
     qualities = tuple(quality for part in parts for quality in part.qualities[:1])
     return task._replace(
-        train=_joined([part.train for part in parts]),
-        shards=tuple(np.split(rows, ends[:-1])),
+        train=train,
+        test=test,
+        shards=shards,
+        held_out=held_out,
+        labels=np.concatenate(labels) if len(labels) == workers else None,
         qualities=qualities if len(qualities) == workers else (),
         is_private=False,
     )
@@ -194,6 +220,8 @@ def _rows_of(config: Config, task: Task, roots: Roots, worker: int) -> Task:
             "config.privacy.max_examples"
         )
     here, there = _columns(found.train), _columns(task.train)
+    if here == there and task.held_out:
+        here, there = _columns(found.test), _columns(task.test)
     if here != there:
         raise ConfigError(
             f"{where}: found {_in_words(here)}, allowed: as specified for worker=None, "
@@ -224,6 +252,7 @@ def _where(config: Config) -> str:
     return f"config.{_KEY}: {own.found_in(config)[_KEY].label}"
 
 
+Columns = dict[str, np.ndarray]
 Form = dict[str, tuple[str, list[int]]]
 
 
@@ -235,5 +264,12 @@ def _in_words(columns: Form) -> str:
     return ", ".join(f"{k} {dtype}{shape}" for k, (dtype, shape) in columns.items())
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _numbers(data: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.arange(num_rows(data), dtype=np.int32)
+
+
+def _joined(parts: list[Columns]) -> tuple[Columns, tuple[np.ndarray, ...]]:
+    """The rows of all parts, and the numbers of those of each."""
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    ends = np.cumsum([num_rows(part) for part in parts])
+    return rows, tuple(np.split(_numbers(rows), ends[:-1]))

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 
 from asyn2f.config.references import is_reference
+from asyn2f.errors import AddressError, ConfigError
+from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.settings import setting
 from asyn2f.strategies import BUILDERS
 from asyn2f.training.sharing import PATTERN, is_pattern
+from asyn2f.transport.base import parse_address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +61,18 @@ class StrategyChoice:
         allowed="MODULE:FUNCTION; FILE.py:FUNCTION; or empty, for none",
         holds=lambda x: x == "" or is_reference(x),
     )
+
+
+def check_runtime(settings: RuntimeSettings) -> None:
+    """Checks the address, and that heartbeats come before their timeout."""
+    interval_s = settings.heartbeat_interval_s
+    if settings.heartbeat_timeout_s <= interval_s:
+        raise ConfigError(
+            "config.runtime.heartbeat_timeout_s: found "
+            f"{settings.heartbeat_timeout_s}, allowed: above heartbeat_interval_s, "
+            f"which is {interval_s}"
+        )
+    try:
+        parse_address(settings.address)
+    except AddressError as error:
+        raise ConfigError(f"config.runtime.{error}") from None

@@ -168,7 +168,9 @@ class Registration:
             return f"config.wire is {hello.coding[:50]}; the server's {settings.coding}"
         if hello.role == "worker":
             given = hello.num_examples, hello.quality
-            if not (hello.num_examples > 0 and 0 < hello.quality <= 1):
+            if not (hello.num_examples > 0 and 0 < hello.quality <= 1) or (
+                hello.held_out < 0
+            ):
                 return f"{given[0]} examples of quality {given[1]}"
             if settings.shards and given != settings.shards[hello.worker]:
                 examples, quality = settings.shards[hello.worker]
@@ -191,7 +193,7 @@ class Registration:
     def _own_data_problem(self, hello: messages.Hello) -> str:
         """What is wrong with data that the worker alone has."""
         most, pin = self._settings.most_examples, self._pinned.get(hello.worker)
-        if most and hello.num_examples > most:
+        if most and max(hello.num_examples, hello.held_out) > most:
             return (
                 f"{hello.num_examples} examples, allowed: at most {most}, which is "
                 "config.privacy.max_examples"

@@ -10,12 +10,13 @@ from asyn2f.protocol import messages
 from asyn2f.protocol.admission import Registration, WarningLimit
 from asyn2f.protocol.channels import ALL, topic_of
 from asyn2f.protocol.ledger import Ledger
-from asyn2f.protocol.sessions import Session, SessionRegistry
+from asyn2f.protocol.sessions import Session, SessionRegistry, WorkerScores
 from asyn2f.protocol.settings import ServerSettings
 from asyn2f.protocol.shutdown import Shutdown
 from asyn2f.protocol.status import RunCounters
 from asyn2f.protocol.updates import UpdateIntake
 from asyn2f.protocol.wire_format import published_bytes
+from asyn2f.types import over_workers
 
 Change = programs.Joined | programs.Left | messages.EvalResult
 """What a server has to act on."""
@@ -49,6 +50,8 @@ class Membership:
         self._counters = counters
         self._effects = effects
         self._warnings = WarningLimit()
+        self._scores = WorkerScores()
+        self._rows: dict[int, int] = {}  # on which a worker has scored
 
     @property
     def _version(self) -> int:
@@ -124,7 +127,7 @@ class Membership:
             self._send(peer, messages.Refused(why, retry=False))
             return
         if self._sessions.is_held(session, peer, identity, self._now):
-            if self._is_to_stop(session):  # the run may end before its turn
+            if self.is_to_stop(session):  # the run may end before its turn
                 self._send(peer, self._stop)
             return
         if self._sessions.hear(session, peer, self._now):
@@ -138,8 +141,8 @@ class Membership:
                     self._broadcast(topic, receivers=int(session.is_worker))
             case messages.EvalResult(_, version):
                 self._send(peer, messages.EvalAck(version))
-                if 0 <= version <= self._version and not session.is_worker:
-                    yield message
+                if 0 <= version <= self._version and self.scores(session.hello):
+                    yield from self._on_scores(session, message)
             case messages.Goodbye(_, reason):
                 if self._sessions.part(session):
                     yield from self._left(session, reason)
@@ -163,7 +166,7 @@ class Membership:
         if known is not None and is_itself and self._shutdown.has_begun:
             self._send(peer, self._stop)
             return
-        may_score = hello.role == "evaluator" and not self._shutdown.is_farewell
+        may_score = self.scores(hello) and not self._shutdown.is_farewell
         if self._shutdown.has_begun and not may_score:
             why = f"the run is over: {self._shutdown.reason}"
             refused = messages.Refused(why, retry=False)
@@ -197,15 +200,15 @@ class Membership:
         session.note(heartbeat, self._now)
         incarnation, hears = self._settings.incarnation, session.hears_models
         self._send(peer, messages.HeartbeatAck(incarnation, self._version, hears))
-        if self._is_to_stop(session):  # an earlier one may be lost
+        if self.is_to_stop(session):  # an earlier one may be lost
             self._send(peer, self._stop)
         self._ledger.forget(session.name, heartbeat.settled_below)
         for seq in heartbeat.unsettled:
             self._updates.answer(session, seq)
 
-    def _is_to_stop(self, session: Session) -> bool:
-        """Workers stop when the shutdown begins, the evaluator at the farewell."""
-        is_due = session.is_worker or self._shutdown.is_farewell
+    def is_to_stop(self, session: Session) -> bool:
+        """Workers stop when the shutdown begins, those that score at the farewell."""
+        is_due = not self.scores(session.hello) or self._shutdown.is_farewell
         return self._shutdown.has_begun and is_due
 
     def _welcome(self, session: Session) -> None:
@@ -241,6 +244,33 @@ class Membership:
         left = trace.WorkerLeft(self._now, worker, session.name, reason)
         self._effects.do(p.RecordEvent(left))
         yield programs.Left(self._now, worker)
+        yield from self._completely_scored()
+
+    def scores(self, hello: messages.Hello) -> bool:
+        """Whether this peer evaluates versions."""
+        if hello.role == "worker":
+            return self._settings.federated and hello.held_out > 0
+        return not self._settings.federated
+
+    def _on_scores(self, session: Session, found: messages.EvalResult) -> Iterator:
+        if not session.is_worker:
+            yield found
+        elif self._settings.metric.name in found.scores:
+            worker = session.hello.worker
+            self._rows[worker] = session.hello.held_out
+            self._scores.add(found.version, worker, found.scores)
+            yield from self._completely_scored()
+
+    def _completely_scored(self) -> Iterator[messages.EvalResult]:
+        """The scores of versions that all live workers have scored."""
+        hellos = [session.hello for session in self._sessions.live_workers()]
+        live = [hello.worker for hello in hellos if self.scores(hello)]
+        for version, found in self._scores.complete(live):
+            rows = [self._rows[worker] for worker in found]
+            scores = over_workers(self._settings.metric, [*found.values()], rows)
+            evaluated = trace.Evaluated(self._now, version, scores, [*found])
+            self._effects.do(p.RecordEvent(evaluated))
+            yield messages.EvalResult("", version, scores)
 
     @property
     def _stop(self) -> messages.StopRun:

@@ -34,6 +34,7 @@ class Hello(NamedTuple):
     quality: float
     data: str  # digest of a worker's shard, or of the evaluator's test set
     terms: tuple[str, ...]  # settings that determine the numbers, "key=value" each
+    held_out: int = 0  # rows on which a worker scores versions; 0 = it does not
 
     @property
     def actor(self) -> str:
@@ -178,7 +179,7 @@ class UpdateOutcome(NamedTuple):
 
 
 class EvalResult(NamedTuple):
-    """Evaluator to server: the named numbers of a version."""
+    """Evaluator or worker to server: the named numbers of a version."""
 
     session: str
     version: int
@@ -186,7 +187,7 @@ class EvalResult(NamedTuple):
 
 
 class EvalAck(NamedTuple):
-    """Server to evaluator: the score of this version has been received."""
+    """Server to evaluator or worker: the score of this version has been received."""
 
     version: int
 

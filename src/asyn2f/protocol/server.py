@@ -273,7 +273,7 @@ class ServerProtocol:
         in_flight = self._pipeline.end()
         self._updates.settle_all(in_flight, Outcome("rejected", -1, trace.TOO_LATE))
         for session in self._sessions:
-            if session.is_worker:
+            if self._membership.is_to_stop(session):
                 self._membership.send_stop(session)
 
     def _continue_shutdown(self) -> None:
@@ -281,7 +281,8 @@ class ServerProtocol:
         is_saving = self._pipeline.saving and shutdown.waits(self._now)
         if not shutdown.has_begun or is_saving:
             return
-        has_evaluator = any(s.live and not s.is_worker for s in self._sessions)
+        scores = self._membership.scores
+        has_evaluator = any(s.live and scores(s.hello) for s in self._sessions)
         # After a resume the evaluator that scored before may be on its way back.
         had_one = self._settings.best is not None
         has_evaluator |= had_one and self._now < self._began_s + _RETURN_S

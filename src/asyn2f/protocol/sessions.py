@@ -1,11 +1,14 @@
 """Session registry and failure detector."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from asyn2f.protocol import messages
 from asyn2f.protocol.channels import CONNECT_S, closed_ports
+from asyn2f.types import Scores
+
+_MOST_SCORED = 64  # versions that some workers have scored, and others have not
 
 
 @dataclass
@@ -148,3 +151,28 @@ class SessionRegistry:
         was_live, session.live = session.live, False
         session.gone, session.hears_models = True, False
         return was_live
+
+
+class WorkerScores:
+    """Scores of versions by workers, until all live ones have scored a version."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, dict[int, Scores]] = {}  # by version and worker
+
+    def add(self, version: int, worker: int, scores: Scores) -> None:
+        """Adds what a worker has found; what has other names than the others' scores of
+        that version is left out."""
+        known = self._found.setdefault(version, {})
+        others = next(iter(known.values()), scores)
+        if others.keys() == scores.keys():
+            known[worker] = scores
+        for old in sorted(self._found)[:-_MOST_SCORED]:
+            del self._found[old]
+
+    def complete(self, live: Collection[int]) -> Iterator[tuple[int, Mapping]]:
+        """Removes and returns each version that all of these workers have scored, with
+        the scores by worker."""
+        for version, found in sorted(self._found.items()):
+            if found.keys() >= set(live):
+                del self._found[version]
+                yield version, dict(sorted(found.items()))

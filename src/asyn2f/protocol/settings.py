@@ -104,6 +104,7 @@ class ServerSettings:
     # The most examples that a worker may register with, whose own data are pinned by
     # its first registration; 0 = `shards` and `data` have them.
     most_examples: int = 0
+    federated: bool = False  # whether workers score the versions, and no evaluator
     token: str = ""  # that peers must present
     min_workers: int
     replaces: bool  # whether a worker's newer update replaces its pending one

@@ -212,6 +212,7 @@ _LOOKS: dict[type, tuple[str, tuple[str, ...]]] = {
     trace.Aggregated: ("aggregate", ("version", "updates", "staleness")),
     trace.Saved: ("save", ("version",)),
     trace.Published: ("publish", ("version", "receivers")),
+    trace.WorkerScored: ("score", ("version", "rows", "scores")),
     trace.Evaluated: ("evaluate", ("version", "scores")),
 }
 _SERVER = 0  # thread id; worker k has k + 1

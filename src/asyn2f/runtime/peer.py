@@ -59,8 +59,10 @@ class ModelInbox:
     1: newest wins.
     """
 
-    def __init__(self, depth: int = 1) -> None:
+    def __init__(self, depth: int = 1, unscored: int = 0) -> None:
         self._models: deque[ReceivedModel] = deque(maxlen=depth)
+        # Of a worker that scores versions; read without the lock, by design.
+        self.unscored: deque[ReceivedModel] = deque(maxlen=unscored)
         self._changed = threading.Condition()
         self._stop: str | None = None
         self.newest = -1  # newest version received; read without the lock, by design
@@ -68,6 +70,7 @@ class ModelInbox:
     def put(self, received: ReceivedModel) -> None:
         with self._changed:
             self._models.append(received)
+            self.unscored.append(received)
             self.newest = received.header.version
             self._changed.notify_all()
 
@@ -86,6 +89,13 @@ class ModelInbox:
         """Removes and returns the oldest version, if any."""
         with self._changed:
             return self._models.popleft() if self._models else None
+
+    def take_unscored(self) -> ReceivedModel | None:
+        """Removes and returns the oldest version that is to be scored, if any."""
+        if not self.unscored:
+            return None
+        with self._changed:
+            return self.unscored.popleft() if self.unscored else None
 
     def wait(self) -> None:
         """Waits for a version, or `stop`."""
@@ -145,6 +155,7 @@ def hello_of(
     worker: int = -1,
     num_examples: int = 0,
     quality: float = 1.0,
+    held_out: int = 0,
 ) -> messages.Hello:
     """The hello of a process of this role, with a new session."""
     return messages.Hello(
@@ -160,6 +171,7 @@ def hello_of(
         quality=quality,
         data=data_digest(experiment.task, worker),
         terms=terms,
+        held_out=held_out,
     )
 
 

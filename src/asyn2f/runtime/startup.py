@@ -19,6 +19,7 @@ from asyn2f.runtime.io_thread import Journal
 from asyn2f.runtime.server import Observer, Server, best_of
 from asyn2f.store.base import ModelStore, Record
 from asyn2f.training.agreement import data_digests
+from asyn2f.training.evaluation import is_federated
 from asyn2f.training.experiment import Experiment, initial_server_state, registered
 from asyn2f.transport.base import Transport
 from asyn2f.types import ServerState
@@ -171,7 +172,8 @@ def create_server(
 
 def _of_data(experiment: Experiment, most_examples: int) -> dict[str, Any]:
     """What is known of the data here: all, or nothing but the test set."""
-    known = {"data": data_digests(experiment.task)}
+    known: dict[str, Any] = {"data": data_digests(experiment.task)}
+    known["federated"] = is_federated(experiment)
     if experiment.task.is_private:
         return {**known, "most_examples": most_examples}
     return {**known, "shards": registered(experiment)}

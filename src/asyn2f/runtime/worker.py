@@ -25,6 +25,7 @@ from asyn2f.runtime.peer import (
     no_token,
     zero_model,
 )
+from asyn2f.runtime.scoring import DEPTH, Scoring
 from asyn2f.store.worker_state import WorkerStateFile
 from asyn2f.training.batches import shard_of, steps_per_epoch
 from asyn2f.training.experiment import Experiment, registered, stage
@@ -52,9 +53,9 @@ class Worker:
         self._worker, self._journal = worker, journal
         self._own = OwnState(own, worker, journal)
         self._run = ""  # known with the first version
+        self._scoring = Scoring(experiment, worker, journal)
         self._shard = shard_of(experiment.task, worker)
         self._num_examples = int(self._shard.num_examples)
-        # As float32, as in its updates.
         self._reveals_size = "size" in experiment.reveal
         self._quality = float(jnp.float32(experiment.task.qualities[worker]))
         batch_size = experiment.training.batch_size
@@ -70,7 +71,7 @@ class Worker:
         self._newest, self._base = -1, 0  # newest valid version received; last taken in
         self._newest_from = self._base_from = -1  # its incarnation, and the base's
         self._merges, self._merged_s = 0, 0.0  # their number; time of the last, if any
-        self._inbox = ModelInbox(self.depth)
+        self._inbox = ModelInbox(self.depth, DEPTH if self._scoring.rows else 0)
         with stage(experiment, "train", 0, worker):
             self._warm_up()
 
@@ -83,8 +84,9 @@ class Worker:
     ) -> Ended:
         """Joins, and works until the run is over, or this process is stopped or
         refused. `terms`: of `agreement.terms_of`; `token`: of the run, without keys."""
-        worker, own = self._worker, registered(self._experiment)[self._worker]
-        hello = hello_of(self._experiment, terms, "worker", worker, *own)
+        worker, rows = self._worker, self._scoring.rows
+        own = registered(self._experiment)[worker]
+        hello = hello_of(self._experiment, terms, "worker", worker, *own, rows)
         self._client = PeerClient(
             hello, self._settings, transport, self._journal, self._inbox, token
         )
@@ -129,6 +131,7 @@ class Worker:
 
     def _receive(self) -> None:
         """Decodes the newest version received; an invalid one is dropped."""
+        self._scoring.catch_up(self._inbox, self._state, self._client.post)
         received = self._inbox.take()
         if received is not None:
             try:
@@ -195,6 +198,7 @@ class Worker:
             done += 1
             # Otherwise the host would run ahead of the device.
             jax.block_until_ready(metrics)
+            self._scoring.catch_up(self._inbox, self._state, self._client.post)
             if self._pace.limit_s:
                 due_s += self._pace.limit_s
                 self._inbox.wait_stopped(due_s - time.monotonic())

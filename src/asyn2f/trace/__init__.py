@@ -23,6 +23,7 @@ from asyn2f.trace.events import (
     UpdateSettled,
     WorkerJoined,
     WorkerLeft,
+    WorkerScored,
 )
 from asyn2f.trace.files import check_format, lives_in, of_run, read, read_valid
 from asyn2f.trace.lines import from_line, to_line
@@ -53,6 +54,7 @@ __all__ = [
     "WallClock",
     "WorkerJoined",
     "WorkerLeft",
+    "WorkerScored",
     "check_format",
     "from_line",
     "lives_in",

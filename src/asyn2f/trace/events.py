@@ -202,8 +202,23 @@ class Published(NamedTuple):
 
 
 class Evaluated(NamedTuple):
+    """A version has been scored: on a test set, or on the rows of these workers."""
+
     time_s: float
     version: int
+    scores: Scores
+    workers: list[int] = []  # noqa: RUF012
+
+
+class WorkerScored(NamedTuple):
+    """A worker has scored a version on held-out rows of its own; `step` counts its
+    local steps by then, as it may keep a part of the model."""
+
+    time_s: float
+    worker: int
+    version: int
+    step: int
+    rows: int
     scores: Scores
 
 
@@ -232,5 +247,6 @@ Event = (
     | Resumed
     | Published
     | Evaluated
+    | WorkerScored
     | Stopped
 )

@@ -111,7 +111,8 @@ def _steps(life: Life) -> list[Step]:
                 needs = [("pushed", *update) for update in updates]
             case e.Published(_, version):
                 fact = "given", incarnation, version
-            case e.Received(_, _, version) | e.Evaluated(_, version):
+            case e.Received() | e.Evaluated() | e.WorkerScored():
+                version = event.version
                 needs = [("given", incarnation, version)]
             case e.Adopted() | e.Merged():
                 needs = [("given", event.incarnation, event.version)]

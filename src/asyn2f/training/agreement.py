@@ -11,7 +11,7 @@ import xxhash
 
 from asyn2f import trace
 from asyn2f.errors import DataError
-from asyn2f.tasks.base import Task
+from asyn2f.tasks.base import Task, num_rows
 
 # Settings of JAX that change numbers by more than their last bits; an environment
 # variable of the name in capitals sets each.
@@ -106,10 +106,19 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def data_digest(task: Task, worker: int) -> str:
-    """XXH3-128 of the bytes of a worker's shard, or for worker -1 of the test set."""
-    rows = task.shards[worker] if worker >= 0 else None
-    data = task.train if worker >= 0 else task.test
+    """XXH3-128 of the bytes of a worker's rows, those that it holds out included, or
+    for worker -1 of the test set."""
     found = xxhash.xxh3_128()
+    if worker < 0:
+        _add(found, task.test, None)
+        return found.hexdigest()
+    _add(found, task.train, task.shards[worker])
+    if task.held_out:
+        _add(found, task.test, task.held_out[worker])
+    return found.hexdigest()
+
+
+def _add(found: xxhash.xxh3_128, data: Any, rows: np.ndarray | None) -> None:
     for name, array in sorted(data.items()):
         count = len(array) if rows is None else len(rows)
         found.update(f"{name} {array.dtype} {array.shape[1:]} {count};".encode())
@@ -117,14 +126,13 @@ def data_digest(task: Task, worker: int) -> str:
             span = slice(start, start + _ROWS)
             chunk = array[span if rows is None else np.asarray(rows)[span]]
             found.update(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
 
 
 def data_digests(task: Task) -> tuple[str, ...]:
-    """The digests of every worker's data, "" where they are not here, and then of the
-    evaluator's."""
+    """The digests of every worker's data, and then of the evaluator's; "" where there
+    are none here."""
     found = (data_digest(task, k) if len(task.shards[k]) else "" for k in _all(task))
-    return (*found, data_digest(task, -1))
+    return (*found, data_digest(task, -1) if num_rows(task.test) else "")
 
 
 def _all(task: Task) -> range:

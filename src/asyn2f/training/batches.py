@@ -135,12 +135,14 @@ def make_evaluate(
 
     Args:
       task: its evaluation and test set.
-      batch_size: examples at a time, at most as many as the test set has.
+      batch_size: examples at a time; without `rows`, at most as many as there are.
       rows: numbers of the rows that count; None = all.
     """
-    evaluation, everything = task.evaluation, np.arange(num_rows(task.test))
-    own = everything if rows is None else rows
-    count, batch_size = len(own), min(batch_size, len(everything))
+    evaluation, own = task.evaluation, rows
+    if own is None:
+        own = np.arange(num_rows(task.test))
+        batch_size = min(batch_size, len(own))
+    count = len(own)
     num_batches = -(-count // batch_size)
     padded = np.arange(num_batches * batch_size)
     batches = own[np.minimum(padded, count - 1)].reshape(num_batches, batch_size)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from asyn2f.kernels.codecs import Codec, Coding, update_codec, version_codec
 from asyn2f.kernels.guards import Guards, clamp_losses
-from asyn2f.privacy import ALL
+from asyn2f.privacy import ALL, SCORES
 from asyn2f.serialization import Template, template_of
 from asyn2f.strategies import Strategy
 from asyn2f.strategies.base import push_params
@@ -72,7 +72,7 @@ class Computation(NamedTuple):
     guards: Guards
     coding: Coding
     workers: int
-    reveal: frozenset[str] = ALL  # see `privacy.Privacy`
+    reveal: frozenset[str] = frozenset((*ALL, SCORES))  # see `privacy.Privacy`
     share: tuple[str, ...] = ()  # patterns: see `sharing_of`
     optimizer: Optimizer | None = None  # another than SGD
 

@@ -1,8 +1,6 @@
 """The scores of a version of the model: on the test set, or at every worker."""
 
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Callable
 
 from asyn2f.tasks.base import Task, num_rows
 from asyn2f.training.batches import make_evaluate
@@ -39,26 +37,56 @@ def make_scores(experiment: Experiment, task: Task | None = None) -> ScoresOf:
     if experiment.sharing.is_whole and not task.held_out:
         evaluate = make_evaluate(task)
         return lambda state, _: evaluate(published(experiment, state.model).params)
-    at_worker = dict(_evaluations(task, experiment.workers))
-    whole = experiment.sharing.whole
+    at_workers, rows = make_worker_scores(experiment, task), test_rows(task)
 
     def scores_of(state: ServerState, kept_of: KeptOf) -> Scores:
-        shared = published(experiment, state.model).params
-        scores = [
-            evaluate(whole(shared, kept_of(worker)))
-            for worker, evaluate in at_worker.items()
-        ]
-        return over_workers(task.metric, scores)
+        found = at_workers(state, kept_of)
+        return over_workers(
+            task.metric, [*found.values()], [rows[worker] for worker in found]
+        )
 
     return scores_of
 
 
-def _evaluations(
-    task: Task, workers: int
-) -> Iterator[tuple[int, Callable[[Params], Scores]]]:
-    """The evaluation on the rows of each worker that has some, by one program."""
-    rows = task.held_out or (np.arange(num_rows(task.test)),) * workers
-    batch_size = min(_BATCH, max(len(own) for own in rows))
-    for worker, own in enumerate(rows):
-        if len(own):
-            yield worker, make_evaluate(task, batch_size, own)
+def test_rows(task: Task) -> list[int]:
+    """The number of rows on which each worker evaluates."""
+    if not task.held_out:
+        return [num_rows(task.test)] * len(task.shards)
+    return [len(own) for own in task.held_out]
+
+
+def make_worker_scores(
+    experiment: Experiment, task: Task | None = None
+) -> Callable[[ServerState, KeptOf], dict[int, Scores]]:
+    """A function from a version to its scores at each worker that has test rows.
+    Arguments as of `make_scores`."""
+    task, whole = task or experiment.task, experiment.sharing.whole
+    counts = test_rows(task)
+    at_worker = {k: evaluation_at(task, k) for k, count in enumerate(counts) if count}
+
+    def scores_of(state: ServerState, kept_of: KeptOf) -> dict[int, Scores]:
+        shared = published(experiment, state.model).params
+        return {
+            worker: evaluate(whole(shared, kept_of(worker)))
+            for worker, evaluate in at_worker.items()
+        }
+
+    return scores_of
+
+
+def evaluation_at(task: Task, worker: int) -> Callable[[Params], Scores]:
+    """The evaluation on the rows of one worker. Its program depends on their number
+    alone, so that the worker's process and a replay compute the same bits; few sizes
+    of batches are compiled."""
+    if not task.held_out:
+        return make_evaluate(task)
+    own = task.held_out[worker]
+    return make_evaluate(task, min(_BATCH, 1 << (len(own) - 1).bit_length()), own)
+
+
+def is_federated(experiment: Experiment) -> bool:
+    """Whether the versions of a run are evaluated by its workers: there is no whole
+    model, or no test set, outside of them."""
+    task = experiment.task
+    is_apart = task.is_private and bool(task.held_out)
+    return experiment.reveals_scores and (is_apart or not experiment.sharing.is_whole)

@@ -14,7 +14,7 @@ from asyn2f import settings
 from asyn2f.errors import Asyn2fError, ExecutionError, OptimizerError
 from asyn2f.kernels.codecs import PLAIN, Coding
 from asyn2f.kernels.guards import Guards
-from asyn2f.privacy import NEUTRAL, NUMBERS, withheld
+from asyn2f.privacy import NEUTRAL, NUMBERS, SCORES, withheld
 from asyn2f.serialization import Template
 from asyn2f.strategies import Strategy
 from asyn2f.tasks.base import Task
@@ -80,6 +80,11 @@ class Experiment(NamedTuple):
         return self.computation.reveal
 
     @property
+    def reveals_scores(self) -> bool:
+        """Whether scores on the rows of a worker may leave it."""
+        return SCORES in self.reveal
+
+    @property
     def workers(self) -> int:
         return len(self.task.shards)
 
@@ -92,7 +97,7 @@ def make_experiment(
     seed: int,
     guards: Guards = NO_GUARDS,
     coding: Coding = PLAIN,
-    reveal: Collection[str] = NUMBERS,
+    reveal: Collection[str] = (*NUMBERS, SCORES),
     share: tuple[str, ...] = (),
     optimizer: Optimizer | None = None,
 ) -> Experiment:
