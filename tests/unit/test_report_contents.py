@@ -45,7 +45,7 @@ def test_the_row_of_all_workers_sums_and_weighs():
     table = workers.table(workers.tally(run_of(hand_made())))
     total = table.partition('<tr class="total">')[2]
     cells = [cell.partition("</td>")[0] for cell in total.split("<td>")[1:]]
-    assert cells[:9] == ["all", "40", "25", "–", "6", "1", "1", "0.12", "5"]
+    assert cells[:10] == ["all", "40", "25", "–", "2.8", "6", "1", "1", "0.12", "5"]
 
 
 def test_an_update_that_was_lost_with_its_version_is_not_committed():
