@@ -65,18 +65,7 @@ def fadas(
 
     >>> assert fadas().timing.pending == "all"
     """
-    check_range("server_rate", server_rate, 0.0, open_low=True)
-    check_range("beta1", beta1, 0.0, 1.0)
-    check_range("beta2", beta2, 0.0, 1.0)
-    check_range("epsilon", epsilon, 0.0, open_low=True)
-    check_range("delay", delay, 0.0)
-    check_choice("late", late, LateRate)
-    if bias_correction and max(beta1, beta2) == 1.0:
-        raise ValueError(
-            f"bias_correction: found beta1 = {beta1:g} and beta2 = {beta2:g}, allowed: "
-            "below 1, as it divides by 1 - beta^t"
-        )
-
+    _check(server_rate, beta1, beta2, epsilon, delay, late, bias_correction)
     optimizer = _amsgrad(beta1, beta2, epsilon, bias_correction)
 
     def init(params: Params, workers: int) -> ServerState:
@@ -101,6 +90,29 @@ def fadas(
     return Strategy(
         "fadas", init, aggregate, BUFFERED, push=difference, uses=frozenset()
     )
+
+
+def _check(
+    server_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    delay: float,
+    late: LateRate,
+    bias_correction: bool,
+) -> None:
+    """Raises ValueError if a number is out of range."""
+    check_range("server_rate", server_rate, 0.0, open_low=True)
+    check_range("beta1", beta1, 0.0, 1.0)
+    check_range("beta2", beta2, 0.0, 1.0)
+    check_range("epsilon", epsilon, 0.0, open_low=True)
+    check_range("delay", delay, 0.0)
+    check_choice("late", late, LateRate)
+    if bias_correction and max(beta1, beta2) == 1.0:
+        raise ValueError(
+            f"bias_correction: found beta1 = {beta1:g} and beta2 = {beta2:g}, allowed: "
+            "below 1, as it divides by 1 - beta^t"
+        )
 
 
 def _amsgrad(

@@ -77,13 +77,9 @@ def fedasmu(
         merged = linear_merge(local.params, model.params, share)
         return merged, {"share": share.astype(jnp.float32)}
 
+    timing = replace(TIMING, merge_slot=slot)
     return Strategy(
-        name="fedasmu",
-        init=initial_state,
-        aggregate=aggregate,
-        uses=frozenset(),
-        merge=merge,
-        timing=replace(TIMING, merge_slot=slot),
+        "fedasmu", initial_state, aggregate, timing, merge=merge, uses=frozenset()
     )
 
 
