@@ -33,7 +33,7 @@ ARROWS = {
     "runtime": "failpoints kernels programs protocol serialization store strategies "
     "trace training transport",
     "sim": "kernels programs serialization timing trace training",
-    "report": "kernels protocol rundir trace",
+    "report": "kernels privacy protocol rundir trace",
     "config": "kernels privacy protocol rundir sim store strategies tasks timing "
     "training transport",
     "api": "config report rundir serialization sim store strategies tasks timing trace "

@@ -1,6 +1,7 @@
 """Numbers that a worker withholds: in no frame, log or trace, and no strategy needs
 them."""
 
+import contextlib
 import json
 import re
 
@@ -8,11 +9,16 @@ import numpy as np
 import pytest
 
 import asyn2f
+from asyn2f import trace
 from asyn2f.config import build, schema
-from asyn2f.errors import ConfigError, ContractError
+from asyn2f.errors import ConfigError, ContractError, WireError
 from asyn2f.privacy import NUMBERS
+from asyn2f.protocol import messages, wire_format
 from asyn2f.serialization import params_sha256
 from asyn2f.strategies import BUILDERS, contract
+from asyn2f.transport.zmq import ZmqTransport
+from tests.contracts.test_carry import OwnRun
+from tests.contracts.test_share import listen
 
 BY_NAME = {
     "asyn2f": {"loss", "size", "quality"},
@@ -128,3 +134,49 @@ def test_updates_have_neutral_numbers_for_what_is_withheld():
     assert found == [0.0, 0.0, 0.0]
     assert (float(info.num_examples), float(info.quality)) == (1.0, 0.625)
     assert np.asarray(state.num_examples) == 211
+
+
+def numbers_of(value):
+    """All numbers in a message."""
+    if isinstance(value, tuple):
+        return {number for part in value for number in numbers_of(part)}
+    return {float(value)} if isinstance(value, int | float) else set()
+
+
+def test_numbers_that_are_withheld_are_in_no_frame_and_no_workers_trace(
+    tmp_path, monkeypatch
+):
+    frames = []
+    listen(monkeypatch, ZmqTransport, lambda _, *parts: frames.extend(parts))
+    experiment = build.build_experiment(schema.plain(config_of(privacy__reveal=())))
+    run = OwnRun(tmp_path, experiment, "zmq")
+    for number in range(2):
+        run.start_worker(number)
+    assert run.finish()["versions"] == 2
+    sent = []
+    for frame in frames:
+        with contextlib.suppress(WireError):  # topics and payloads
+            sent.append(wire_format.decode(frame))
+    kinds = {type(message) for message in sent}
+    assert kinds >= {messages.Hello, messages.Heartbeat, messages.UpdateHeader}
+    for message in sent:
+        assert not {137.0, 211.0, 348.0, 0.625} & numbers_of(message), message
+        match message:
+            case messages.UpdateHeader():
+                info = message.info
+                shown = info.num_examples, info.loss, info.quality, info.metric
+                assert (*shown, info.signal) == (1.0, 0.0, 1.0, 0.0, 0.0)
+            case messages.Heartbeat():
+                progress = message.progress
+                assert (progress.loss, progress.metric, progress.epoch) == (0, 0, 0)
+    trained = [e for e in trace.of_run(tmp_path) if isinstance(e, trace.Trained)]
+    assert {(e.loss, e.metric) for e in trained} == {(0.0, 0.0)}
+    assert max(e.steps for e in trained) >= 211 // experiment.training.batch_size
+
+
+def test_a_report_says_what_is_withheld(tmp_path):
+    run = asyn2f.simulate(config_of(privacy__reveal=("metric", "scores")))
+    page = run.report(tmp_path / "report.html").read_text("utf-8")
+    assert "The workers withhold loss, size, quality (config.privacy.reveal)" in page
+    told = asyn2f.simulate(config_of()).report(tmp_path / "told.html")
+    assert "withhold" not in told.read_text("utf-8")

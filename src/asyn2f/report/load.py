@@ -11,6 +11,7 @@ import numpy as np
 
 from asyn2f import rundir as folders
 from asyn2f import trace
+from asyn2f.privacy import NUMBERS, withheld
 from asyn2f.protocol.status import incomplete
 from asyn2f.report import units
 from asyn2f.report.metrics import number, read_curve
@@ -72,6 +73,7 @@ def load_run(workdir: Path) -> Run:
         lacking = incomplete({n: int(number(summary, n)) for n in counts})
         notes.append(f"{lacking}.")
     config = _read_record(workdir / folders.CONFIG, "the settings are unknown", notes)
+    notes.extend(_withheld(config))
     metric = _metric(workdir, summary)
     metrics, invalid = read_curve(workdir / folders.METRICS, MAX_ROWS, metric.name)
     if not metrics:
@@ -108,6 +110,17 @@ def _metric(workdir: Path, summary: dict[str, Any] | None) -> Metric:
     """The headline, as the run's folder names it."""
     stored = _read_record(workdir / folders.RUN, "", [])
     return metric_of(summary) or metric_of(stored) or Run._field_defaults["metric"]
+
+
+def _withheld(config: dict[str, Any] | None) -> Iterator[str]:
+    """A note on numbers that did not leave the workers, and are shown as constants."""
+    with contextlib.suppress(KeyError, TypeError):
+        hidden = withheld(NUMBERS, (config or {})["privacy"]["reveal"])
+        if hidden:
+            yield (
+                f"The workers withhold {', '.join(hidden)} (config.privacy.reveal): in "
+                "their place there are constants."
+            )
 
 
 def _unscored(
