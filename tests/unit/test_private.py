@@ -281,8 +281,11 @@ def test_a_run_ends_when_its_workers_have_scored_the_last_version():
     server.push("0", 0)
     effects = server.push("1", 0) + server.make(1) + server.save(1)
     assert not messages(effects, wire.StopRun)
+    scores_of(server, 1, 0, 0.9)
     scores_of(server, 0, 1, 0.5)
     effects = scores_of(server, 1, 1, 0.5)
+    left = server.hear("0", wire.Goodbye("0", "over"))
+    assert not reports(left), "version 0 has not been scored by all"
     assert {effect.peer for effect in those(effects, p.Send)} >= {b"0", b"1"}
     assert messages(effects, wire.StopRun)
 

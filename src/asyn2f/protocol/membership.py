@@ -262,7 +262,10 @@ class Membership:
             yield from self._completely_scored()
 
     def _completely_scored(self) -> Iterator[messages.EvalResult]:
-        """The scores of versions that all live workers have scored."""
+        """The scores of versions that all live workers have scored; not while they say
+        goodbye, as those of the last ones are not those of all."""
+        if self._shutdown.is_farewell:
+            return
         hellos = [session.hello for session in self._sessions.live_workers()]
         live = [hello.worker for hello in hellos if self.scores(hello)]
         for version, found in self._scores.complete(live):
