@@ -54,6 +54,9 @@ class Seen(NamedTuple):
 WorkerProgram = Generator[WorkerCommand, Seen, None]
 
 
+_PUSH = Push()  # one object, as a simulation pushes millions of times
+
+
 def worker_program(
     timing: Timing, steps_per_epoch: int, step_s: float = 0.0
 ) -> WorkerProgram:
@@ -84,11 +87,8 @@ def worker_program(
     >>> program.send(Seen(newest=2))
     Push()
     """
-    push = Push()  # one object, as a simulation pushes millions of times
-    cycle = timing.cycle_steps(steps_per_epoch, step_s)
     merges = timing.while_training == "merge"
-    merges_once = timing.while_training == "merge_once"
-    slot = max(round(cycle * timing.merge_slot), 1) if merges_once else -1
+    cycle, slot = _cycle_of(timing, steps_per_epoch, step_s)
     seen = yield Wait(known=-1)
     base, trained, pushed, cycles, steps, mean = -1, False, False, 0, 0, 0.0
     while not seen.stop:
@@ -98,8 +98,7 @@ def worker_program(
             seen = yield Adopt(base)
             trained = False
         if seen.step_s and timing.seconds_per_push:
-            cycle = timing.cycle_steps(steps_per_epoch, seen.step_s)
-            slot = max(round(cycle * timing.merge_slot), 1) if merges_once else -1
+            cycle, slot = _cycle_of(timing, steps_per_epoch, seen.step_s)
         done, merged = 0, False
         while not seen.stop:
             is_slot = done == slot < cycle and not merged
@@ -119,8 +118,16 @@ def worker_program(
         steps += done
         epochs = steps // steps_per_epoch
         pushed = not seen.stop and timing.may_push(seen.signal, mean, epochs)
-        if not pushed:
-            continue
-        seen = yield push
-        if timing.after_push == "wait" and not seen.stop:
+        if pushed:
+            seen = yield _PUSH
+        if pushed and timing.after_push == "wait" and not seen.stop:
             seen = yield Wait(known=base)
+
+
+def _cycle_of(timing: Timing, steps_per_epoch: int, step_s: float) -> tuple[int, int]:
+    """The local steps of a cycle, and those after which a worker merges once; -1 where
+    it does not."""
+    cycle = timing.cycle_steps(steps_per_epoch, step_s)
+    if timing.while_training != "merge_once":
+        return cycle, -1
+    return cycle, max(round(cycle * timing.merge_slot), 1)
