@@ -12,7 +12,8 @@ from asyn2f.config import build
 from asyn2f.errors import ConfigError
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
-from asyn2f.training.experiment import initial_server_state, make_experiment, root_key
+from asyn2f.training.computation import root_key
+from asyn2f.training.experiment import initial_server_state, make_experiment
 from tests.support import golden_run
 from tests.support.compilation import nothing_compiles
 

@@ -54,6 +54,35 @@ class Hyperparams(NamedTuple):
     schedule_length: jax.Array  # f32 []
 
 
+def hyperparams_of(training: Training, seed: int) -> Hyperparams:
+    """Those of an experiment. Raises as `root_key`."""
+    key = root_key(seed)
+    return Hyperparams(
+        init_key=jax.random.key_data(jax.random.fold_in(key, 0)),
+        train_key=jax.random.key_data(jax.random.fold_in(key, 1)),
+        learning_rate=jnp.float32(training.learning_rate),
+        learning_rate_min=jnp.float32(training.learning_rate_min),
+        schedule_length=jnp.float32(training.schedule_length),
+    )
+
+
+def root_key(seed: int) -> jax.Array:
+    """The root key of an experiment, of all 64 bits of its seed.
+
+    Raises:
+      ValueError: a seed outside [0, 2^64).
+
+    >>> import jax
+    >>> bool((root_key(0) == root_key(2**32)).all())
+    False
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed: found {seed}, allowed: 0 to 2**64 - 1")
+    # JAX takes the lower 32 bits of a Python integer.
+    key, above = jax.random.key(seed & 0xFFFFFFFF), seed >> 32
+    return jax.random.fold_in(key, above) if above else key
+
+
 def any_hyperparams() -> Hyperparams:
     """Arbitrary ones, for shapes."""
     key, one = jax.random.key_data(jax.random.key(0)), jnp.float32(1.0)

@@ -4,10 +4,9 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from asyn2f import settings
@@ -25,6 +24,7 @@ from asyn2f.training.computation import (
     Hyperparams,
     Publication,
     compiled_for,
+    hyperparams_of,
 )
 from asyn2f.training.optimizers import SGD, Optimizer, check_optimizer
 from asyn2f.training.settings import Training
@@ -126,17 +126,7 @@ def make_experiment(
       ShareError: a pattern is malformed or matches nothing.
       OptimizerError: the optimizer cannot be used.
     """
-    for part in (training, stop, guards, strategy.timing):
-        settings.check(part)
-    check_cycle(strategy.timing)
-    if optimizer is None and training.optimizer != SGD:
-        raise OptimizerError(
-            f"optimizer: found {training.optimizer!r} in the settings, but no "
-            "function; pass `optimizer=optax.adamw`, for example"
-        )
-    if optimizer is not None:
-        shapes = jax.eval_shape(task.init, jax.random.key(0))
-        check_optimizer(optimizer, shapes["params"])
+    _check(task, strategy, training, stop, guards, reveal, optimizer)
     strategy = _in_direction(strategy, task.metric)
     computation = Computation(
         init=task.init,
@@ -151,10 +141,7 @@ def make_experiment(
         share=tuple(share),
         optimizer=optimizer,
     )
-    if problem := problem_of_reveal(strategy, reveal):
-        raise ValueError(f"privacy.reveal: {problem}")
-    hyperparams = _hyperparams(training, seed)
-    compiled = compiled_for(computation)
+    hyperparams = hyperparams_of(training, seed)
     return Experiment(
         task=task,
         strategy=strategy,
@@ -165,20 +152,51 @@ def make_experiment(
         coding=coding,
         computation=computation,
         hyperparams=hyperparams,
-        trainer=Trainer(
-            **{name: partial(f, hyperparams) for name, f in compiled.steps.items()},
-            decode=compiled.decode,
-        ),
-        init_server=partial(compiled.init_server, hyperparams),
-        aggregate=partial(_aggregate, compiled.aggregate, computation, hyperparams),
-        publication=compiled.publication,
-        sharing=compiled.sharing,
-        init_kept=partial(compiled.init_kept, hyperparams),
-        template=compiled.template,
-        whole_template=compiled.whole_template,
-        update_template=compiled.update_template,
-        update_needs_base=compiled.update_needs_base,
+        **_functions(computation, hyperparams),
     )
+
+
+def _check(
+    task: Task,
+    strategy: Strategy,
+    training: Training,
+    stop: Stop,
+    guards: Guards,
+    reveal: Collection[str],
+    optimizer: Optimizer | None,
+) -> None:
+    """Raises what `make_experiment` raises; patterns of leaves are checked later."""
+    for part in (training, stop, guards, strategy.timing):
+        settings.check(part)
+    check_cycle(strategy.timing)
+    if optimizer is None and training.optimizer != SGD:
+        raise OptimizerError(
+            f"optimizer: found {training.optimizer!r} in the settings, but no "
+            "function; pass `optimizer=optax.adamw`, for example"
+        )
+    if optimizer is not None:
+        shapes = jax.eval_shape(task.init, jax.random.key(0))
+        check_optimizer(optimizer, shapes["params"])
+    if problem := problem_of_reveal(strategy, reveal):
+        raise ValueError(f"privacy.reveal: {problem}")
+
+
+def _functions(computation: Computation, hyperparams: Hyperparams) -> dict[str, Any]:
+    """The functions and templates of an experiment, by the name of their field."""
+    compiled = compiled_for(computation)
+    steps = {name: partial(f, hyperparams) for name, f in compiled.steps.items()}
+    return {
+        "trainer": Trainer(**steps, decode=compiled.decode),
+        "init_server": partial(compiled.init_server, hyperparams),
+        "aggregate": partial(_aggregate, compiled.aggregate, computation, hyperparams),
+        "publication": compiled.publication,
+        "sharing": compiled.sharing,
+        "init_kept": partial(compiled.init_kept, hyperparams),
+        "template": compiled.template,
+        "whole_template": compiled.whole_template,
+        "update_template": compiled.update_template,
+        "update_needs_base": compiled.update_needs_base,
+    }
 
 
 def problem_of_reveal(strategy: Strategy, reveal: Collection[str]) -> str:
@@ -222,34 +240,6 @@ def _without_rates(training: Training) -> Training:
     return replace(
         training, learning_rate=0.0, learning_rate_min=0.0, schedule_length=1
     )
-
-
-def _hyperparams(training: Training, seed: int) -> Hyperparams:
-    key = root_key(seed)
-    return Hyperparams(
-        init_key=jax.random.key_data(jax.random.fold_in(key, 0)),
-        train_key=jax.random.key_data(jax.random.fold_in(key, 1)),
-        learning_rate=jnp.float32(training.learning_rate),
-        learning_rate_min=jnp.float32(training.learning_rate_min),
-        schedule_length=jnp.float32(training.schedule_length),
-    )
-
-
-def root_key(seed: int) -> jax.Array:
-    """The root key of an experiment, of all 64 bits of its seed.
-
-    Raises:
-      ValueError: a seed outside [0, 2^64).
-
-    >>> import jax
-    >>> bool((root_key(0) == root_key(2**32)).all())
-    False
-    """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed: found {seed}, allowed: 0 to 2**64 - 1")
-    # JAX takes the lower 32 bits of a Python integer.
-    key, above = jax.random.key(seed & 0xFFFFFFFF), seed >> 32
-    return jax.random.fold_in(key, above) if above else key
 
 
 @contextlib.contextmanager
