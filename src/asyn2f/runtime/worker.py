@@ -49,10 +49,8 @@ class Worker:
         """Compiles everything. `own`: where it keeps the task's carry, to continue from
         after a restart. Raises ValueError if there is no such shard."""
         self._experiment, self._trainer = experiment, experiment.trainer
-        self._settings = settings
-        self._worker, self._journal = worker, journal
-        self._own = OwnState(own, worker, journal)
-        self._run = ""  # known with the first version
+        self._worker, self._journal, self._settings = worker, journal, settings
+        self._own, self._run = OwnState(own, worker, journal), ""  # see `_receive`
         self._scoring = Scoring(experiment, worker, journal)
         self._shard = shard_of(experiment.task, worker)
         self._num_examples = int(self._shard.num_examples)
@@ -60,8 +58,7 @@ class Worker:
         self._quality = float(jnp.float32(experiment.task.qualities[worker]))
         batch_size = experiment.training.batch_size
         self._epoch_steps = steps_per_epoch(self._num_examples, batch_size)
-        speeds = settings.worker_speeds
-        self._pace = Pace(speeds[worker % len(speeds)])
+        self._pace = Pace(settings.worker_speeds[worker % len(settings.worker_speeds)])
         self._state: WorkerState | None = None
         # The newest version and its incarnation; None once it has been taken in, unless
         # it may be adopted again.
@@ -91,9 +88,8 @@ class Worker:
             hello, self._settings, transport, self._journal, self._inbox, token
         )
         self._client.start()
-        program = programs.worker_program(
-            self._experiment.strategy.timing, self._epoch_steps
-        )
+        timing = self._experiment.strategy.timing
+        program = programs.worker_program(timing, self._epoch_steps)
         command = next(program)
         try:
             while True:
