@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from asyn2f import Training, make_experiment
+from asyn2f.config import build
 from asyn2f.errors import ConfigError, ShareError
 from asyn2f.strategies import fedavg
 from asyn2f.tasks.base import Aux, Task, mean_evaluation
@@ -16,7 +17,7 @@ from asyn2f.training.batches import shard_of
 from asyn2f.training.experiment import initial_server_state
 from asyn2f.training.sharing import EVERYTHING, NOTHING, sharing_of
 from asyn2f.types import Metric, over_workers
-from tests.support.experiments import experiment_with
+from tests.support.experiments import config_with, experiment_with
 from tests.support.tasks import split
 
 PATHS = (
@@ -125,6 +126,13 @@ def test_a_config_is_refused_in_one_line(share):
     with pytest.raises(ConfigError, match=r"^config\.share: found ") as caught:
         experiment_with(share=share)
     assert "\n" not in str(caught.value)
+
+
+def test_a_task_is_refused_before_anything_starts():
+    """`asyn2f run` builds a task, and then its processes the experiment."""
+    with pytest.raises(ConfigError, match=r"^config\.share: found 'params/bodi/\*\*'"):
+        build.build_task(config_with(share=("params/bodi/**",)))
+    build.build_task(config_with(share=("params/Dense_0/**",)))
 
 
 # ------------------------------------------------------------- the partition

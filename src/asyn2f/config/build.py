@@ -38,6 +38,7 @@ from asyn2f.tasks.base import Task
 from asyn2f.timing import Stop, Timing, check_cycle
 from asyn2f.training.experiment import Experiment, make_experiment, problem_of_reveal
 from asyn2f.training.settings import Training
+from asyn2f.training.sharing import check_share
 from asyn2f.types import Metric
 
 
@@ -106,9 +107,18 @@ def checked_task(config: Config, task: Any) -> Task:
 
 
 def split_task(config: Config, task: Task) -> Task:
-    """The task, split as configured unless it is split. Raises as `build_task`."""
+    """The task, split as configured unless it is split; the patterns of `share` match
+    its model. Raises as `build_task`."""
     run = section(config, RunSettings)
+    _check_share(task, run.share)
     return with_shards(task, section(config, TaskSettings), run.workers, run.seed)
+
+
+def _check_share(task: Task, share: tuple[str, ...]) -> None:
+    try:
+        check_share(task.init, share)
+    except ShareError as error:
+        raise ConfigError(f"config.{error}") from error
 
 
 def build_strategy(config: Config) -> Strategy:

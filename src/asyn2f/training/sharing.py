@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from asyn2f.errors import ShareError
+from asyn2f.tasks.base import Init
 from asyn2f.types import Params
 
 PATTERN = (
@@ -124,6 +125,13 @@ model's 3 leaves: batch_stats/mean, params/body, params/head
             f"{_in_words(paths)}"
         )
     return Sharing(jax.tree.unflatten(treedef, mask))
+
+
+def check_share(init: Init, patterns: tuple[str, ...]) -> None:
+    """Checks the patterns on the shapes of a model, without computing anything. Raises
+    as `sharing_of`."""
+    if patterns:
+        sharing_of(jax.eval_shape(lambda: init(jax.random.key(0))), patterns)
 
 
 def is_pattern(text: str) -> bool:
