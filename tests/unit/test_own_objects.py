@@ -80,6 +80,46 @@ def test_what_cannot_be_trained_is_one_line():
         asyn2f.simulate(None, simulated(task=task).experiment, task=task)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"experiment": task_of()}, "experiment: found a Task, .*pass it as task=..."),
+        (
+            {"experiment": 3},
+            "experiment: found 3, allowed: an Experiment; asyn2f.make_",
+        ),
+        (
+            {"task": task_of},
+            r"task: .*function task_of, .*call it: task=task_of\(...\)",
+        ),
+        ({"strategy": asyn2f.fedbuff}, r"strategy: .* call it: asyn2f.fedbuff\(\)"),
+        ({"strategy": "fedbuf"}, "strategy: found 'fedbuf', allowed: .*fedbuff"),
+        ({"strategy": task_of()}, "strategy: found a Task, allowed: a Strategy"),
+    ],
+)
+def test_what_is_none_of_these_is_one_line(given, message):
+    with pytest.raises(ConfigError, match=f"^{message}") as caught:
+        simulated(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_besides_a_factory_is_refused():
+    config = asyn2f.default_config(
+        CONFIG, task__factory="tests.support.own_code:task_of"
+    )
+    with pytest.raises(ConfigError, match=r"one besides config\.task\.factory"):
+        asyn2f.simulate(config, task=task_of())
+
+
+def test_a_strategy_is_passed_by_its_name(run):
+    named = simulated(task=task_of(), strategy="fedbuff")
+    assert named.experiment.strategy.name == "fedbuff"
+    assert named.config["strategy"]["name"] == "fedbuff"
+    config = CONFIG | {"strategy.name": "fedbuff"}
+    same = asyn2f.simulate(asyn2f.default_config(config), task=task_of())
+    assert params_sha256(named.params) == params_sha256(same.params)
+
+
 def test_results_and_tasks_are_short_in_a_notebook(run):
     text = repr(run)
     assert re.fullmatch(

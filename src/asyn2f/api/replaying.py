@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from asyn2f import rundir, trace
+from asyn2f.api.given import check_given, with_strategy
 from asyn2f.api.results import Simulation
 from asyn2f.api.simulation import executed, experiment_of
 from asyn2f.config import build, schema
@@ -38,7 +39,7 @@ def replay(
     executor: Executor = "serial",
     *,
     task: Task | None = None,
-    strategy: Strategy | None = None,
+    strategy: Strategy | str | None = None,
     data: str | Path | Mapping[int, str | Path] | None = None,
 ) -> Simulation:
     """Executes what happened in a run, real or simulated, again.
@@ -62,16 +63,18 @@ def replay(
       IncompleteTraceError: traces of workers are missing.
       CausalityError: the trace contradicts itself.
     """
+    check_given(None, task, strategy)
     events = trace.of_run(folder)
     if config is None:
         config = load_config(folder)
-    config = schema.changed(schema.plain(config), {"sim.executor": executor})
+    config, own = with_strategy(schema.plain(config), strategy)
+    config = schema.changed(config, {"sim.executor": executor})
     build.check(config)
     makers = agreement.made_by(events)
     agreement.check_flags(maker.environment for maker in makers)
     history.check_complete(events)
     causality.check(events)
-    experiment = experiment_of(config, task, strategy, data)
+    experiment = experiment_of(config, task, own, data)
     agreement.check_registered(experiment.task, events)
     run = executed(config, experiment, order_of(events))
     is_simulated = any(maker.actor == "simulation" for maker in makers)

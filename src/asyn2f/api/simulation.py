@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from asyn2f import errors
+from asyn2f.api.given import check_given, with_strategy
 from asyn2f.api.progress import Progress, shown
 from asyn2f.api.results import Simulation, epochs_of
 from asyn2f.config import build, schema
@@ -40,7 +41,7 @@ def simulate(
     experiment: Experiment | None = None,
     *,
     task: Task | None = None,
-    strategy: Strategy | None = None,
+    strategy: Strategy | str | None = None,
     data: str | Path | Mapping[int, str | Path] | None = None,
     progress: Progress | bool = False,
 ) -> Simulation:
@@ -54,7 +55,8 @@ def simulate(
         that a config holds as well (seed, workers, training, timing, stop, ...) have to
         be the same there; `config_of` copies them. None = what the config describes.
       task, strategy: of your own, in place of the config's; a task is split as the
-        config has it unless it is split.
+        config has it unless it is split. A strategy may also be a name, as in
+        `config.strategy.name`.
       data: where each worker's own data are, for a factory with the arguments `worker`
         and `data`: paths by worker, or one with {worker} in it.
       progress: True shows a line; a function is called with each evaluated version: a
@@ -69,7 +71,7 @@ def simulate(
 
     Raises:
       ConfigError: an invalid config, or one without an end; or `experiment` has other
-        settings.
+        settings; or a task, strategy or experiment is none.
       PlanError, TooLargeError: the executor cannot execute the run.
       ExecutionError: a function of the task or the strategy has failed; names stage,
         strategy, version and worker. `config.sim.executor = "debug"` executes without
@@ -80,13 +82,15 @@ def simulate(
     >>> [row["version"] for row in run.history()]
     [0, 1, 2, 3]
     """
+    check_given(experiment, task, strategy)
     if config is None:
         workers = {"workers": len(task.shards)} if task and task.shards else {}
         config = config_of(experiment) if experiment else default_config(workers)
-    config = schema.plain(config)
+    config, own = with_strategy(schema.plain(config), strategy)
     build.check(config)
+    check_given(experiment, task, strategy, config)
     if experiment is None:
-        experiment = experiment_of(config, task, strategy, data)
+        experiment = experiment_of(config, task, own, data)
     elif task is not None or strategy is not None:
         raise errors.ConfigError(
             "found an experiment and a task or strategy besides; give one of them"

@@ -1,0 +1,79 @@
+"""What a caller gives `simulate` and `replay` besides a config, checked."""
+
+from typing import Any
+
+from asyn2f.config import own, schema
+from asyn2f.config.references import is_reference
+from asyn2f.config.schema import Config
+from asyn2f.errors import ConfigError
+from asyn2f.strategies import BUILDERS, Strategy
+from asyn2f.tasks.base import Task
+from asyn2f.training.experiment import Experiment
+
+
+def check_given(
+    experiment: Any, task: Any, strategy: Any, config: Config | None = None
+) -> None:
+    """Checks what each of these is.
+
+    Args:
+      experiment, task, strategy: as in `simulate`.
+      config: in which a factory of a task would be overruled; None = it may be.
+
+    Raises:
+      ConfigError: in one line, with what is found, and what is allowed.
+
+    >>> check_given(None, None, BUILDERS["fedbuff"])
+    Traceback (most recent call last):
+    asyn2f.errors.ConfigError: strategy: found the function fedbuff, allowed: a \
+Strategy; call it: asyn2f.fedbuff()
+    """
+    if experiment is not None and not isinstance(experiment, Experiment):
+        hint = "asyn2f.make_experiment makes one"
+        for kind, name in ((Task, "task"), (Strategy, "strategy")):
+            if isinstance(experiment, kind):
+                hint = f"pass it as {name}=..."
+        raise _wrong("experiment", experiment, "an Experiment", hint)
+    if task is not None and not isinstance(task, Task):
+        called = f"call it: task={_name(task)}(...)"
+        hint = called if callable(task) else "asyn2f.supervised makes one"
+        raise _wrong("task", task, "a Task", hint)
+    if isinstance(strategy, str):
+        if strategy not in BUILDERS and not is_reference(strategy):
+            allowed = f"a Strategy, or one of {', '.join(BUILDERS)}; or MODULE:FUNCTION"
+            raise ConfigError(f"strategy: found {strategy!r}, allowed: {allowed}")
+    elif strategy is not None and not isinstance(strategy, Strategy):
+        name = _name(strategy)
+        if strategy in BUILDERS.values():
+            name = f"asyn2f.{name}"
+        called = f"call it: {name}()"
+        hint = called if callable(strategy) else "asyn2f.fedbuff() makes one"
+        raise _wrong("strategy", strategy, "a Strategy", hint)
+    factory = config["task"]["factory"] if config else ""
+    if task is not None and factory:
+        raise ConfigError(
+            f"task: found one besides config.task.factory, which is {factory}; give "
+            "one of them"
+        )
+
+
+def with_strategy(
+    config: Config, strategy: Strategy | str | None
+) -> tuple[Config, Strategy | None]:
+    """A config that names the strategy, if that is given by its name; and the strategy,
+    if it is given itself."""
+    if not isinstance(strategy, str):
+        return config, strategy
+    config = own.without_arguments(config, "strategy.name")
+    return schema.plain(schema.changed(config, {"strategy.name": strategy})), None
+
+
+def _wrong(name: str, value: Any, allowed: str, hint: str) -> ConfigError:
+    found = f"the function {_name(value)}" if callable(value) else f"{value!r:.60}"
+    if isinstance(value, Task | Strategy | Experiment):
+        found = f"a {type(value).__name__}"
+    return ConfigError(f"{name}: found {found}, allowed: {allowed}; {hint}")
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
