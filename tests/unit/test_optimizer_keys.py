@@ -71,6 +71,15 @@ def own(tmp_path, monkeypatch):
 # ------------------------------------------------------------- arguments
 
 
+@pytest.mark.parametrize("key", ["training.optimizer", "strategy.server_optimizer"])
+def test_a_bare_name_of_optax_is_answered_with_its_reference(key):
+    with pytest.raises(ConfigError, match=rf"{key}: found 'Adam', .*mean optax:adam\?"):
+        build.check(config_of({key: "Adam"}))
+    with pytest.raises(ConfigError) as caught:
+        build.check(config_of({key: "momentum"}))
+    assert "did you mean" not in str(caught.value)
+
+
 def test_every_argument_of_an_optimizer_is_a_key_with_its_default():
     config = config_of(ADAMW)
     assert config["training"]["optimizer_args"] == {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from asyn2f.config import references
 from asyn2f.config.arguments import as_arguments, of_signature
@@ -99,6 +100,20 @@ def settings_of(key: str, found: Found) -> dict[str, Setting]:
         return of_signature(found.function, tuple(_filled(key, found)))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.{key}: {found.label}: {error}") from None
+
+
+def optax_hint(key: str, value: Any) -> str:
+    """The reference that was meant by the bare name of an optimizer of optax; or "".
+
+    >>> optax_hint("training.optimizer", "adamw")
+    '; did you mean optax:adamw?'
+    """
+    is_name = (
+        key in (INSIDE, OUTSIDE) and isinstance(value, str) and value.isidentifier()
+    )
+    if not is_name or not inspect.isfunction(getattr(optax, value.lower(), None)):
+        return ""
+    return f"; did you mean optax:{value.lower()}?"
 
 
 def completed(config: Config, *, strict: bool = True) -> dict[str, Any]:

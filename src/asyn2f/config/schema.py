@@ -270,4 +270,5 @@ def check_values(config: Config) -> None:
 
 def _check_value(key: str, value: Any, each: Setting) -> None:
     if problem := each.problem_of(value):
-        raise ConfigError(f"config.{key}: {problem}{new_value(key, value)}")
+        hint = new_value(key, value) + own.optax_hint(key, value)
+        raise ConfigError(f"config.{key}: {problem}{hint}")
