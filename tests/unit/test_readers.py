@@ -16,8 +16,9 @@ import asyn2f
 from asyn2f.config import build
 from asyn2f.errors import DataError
 from asyn2f.serialization import params_sha256
-from asyn2f.tasks.columns import Choice, arrange, by_owner, held_out, labels, normalised
+from asyn2f.tasks.columns import Choice, arrange, by_owner, held_out, labels
 from asyn2f.tasks.models import MLP
+from asyn2f.tasks.prediction import normalised, scale_of
 from asyn2f.tasks.readers import read_splits
 from tests.support import golden_run
 
@@ -318,7 +319,7 @@ def test_a_fraction_of_each_part_is_held_out():
 
 def test_features_are_normalised_by_the_training_rows():
     train = RNG.normal(3.0, [1.0, 50.0, 0.0], (200, 3))
-    found, test = normalised(train, train[:7])
+    found, test = (normalised(x, scale_of(train)) for x in (train, train[:7]))
     np.testing.assert_allclose(found[:, :2].mean(0), 0.0, atol=1e-6)
     np.testing.assert_allclose(found[:, :2].std(0), 1.0, rtol=1e-5)
     assert not found[:, 2].any()

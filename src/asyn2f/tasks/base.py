@@ -44,6 +44,12 @@ class InitCarry(Protocol):
         """The state that a worker, i32 [], begins with; the key is its own."""
 
 
+class Predict(Protocol):
+    def __call__(self, params: Params, inputs: Any) -> Any:
+        """The model's outputs, [B, ...], for inputs [B, ...] as they are before any
+        preparation of the task, in evaluation mode."""
+
+
 def no_carry(key: jax.Array, worker: jax.Array) -> Carry:
     """For losses without a state."""
     return ()
@@ -124,6 +130,7 @@ class Task(NamedTuple):
     is_private: bool = False
     # Row numbers of `test`, per worker; () = the test set is nobody's own.
     held_out: tuple[np.ndarray, ...] = ()
+    predict: Predict | None = None  # for uses of a trained model; no run needs it
 
     def __repr__(self) -> str:
         shards = f"{len(self.shards)} shards" if self.shards else "not split"

@@ -44,6 +44,9 @@ def check_task(task: Any, batch_size: int = 32, *, may_be_empty: bool = False) -
     for name in ("init", "loss", "init_carry"):
         if not callable(value := getattr(task, name)):
             raise TaskError(f"Task.{name}: found {_short(value)}, allowed: a function")
+    if task.predict is not None and not callable(task.predict):
+        found = _short(task.predict)
+        raise TaskError(f"Task.predict: found {found}, allowed: a function, or None")
     for name in ("train", "test"):
         _check_data(name, getattr(task, name), int(not may_be_empty))
     _check_split(task, may_be_empty)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asyn2f.tasks.base import Aux, Batch, Evaluation, Init, Loss, Metric, Task
+from asyn2f.tasks.base import Aux, Batch, Evaluation, Init, Loss, Metric, Predict, Task
 from asyn2f.tasks.data import Dataset
 from asyn2f.tasks.networks import network_of
 from asyn2f.types import Params, Scores
@@ -66,9 +66,9 @@ def make_classification_task(
         weights=weights,
     )
     try:
-        init, loss, evaluation = _functions(model, kind)
+        init, loss, evaluation, predict = _functions(model, kind)
     except TypeError:  # a model that cannot be hashed
-        init, loss, evaluation = _functions.__wrapped__(model, kind)
+        init, loss, evaluation, predict = _functions.__wrapped__(model, kind)
     return Task(
         name=name,
         init=init,
@@ -80,6 +80,7 @@ def make_classification_task(
         shards=tuple(shards),
         qualities=tuple(qualities or [1.0] * len(shards)),
         labels=dataset.train["label"],
+        predict=predict,
     )
 
 
@@ -97,9 +98,9 @@ class _Kind(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def _functions(model: nn.Module, kind: _Kind) -> tuple[Init, Loss, Evaluation]:
-    """`init`, `loss` and the evaluation; cached, so that tasks of one kind share
-    compiled programs."""
+def _functions(model: nn.Module, kind: _Kind) -> tuple[Init, Loss, Evaluation, Predict]:
+    """The functions of a task; cached, so that tasks of one kind share compiled
+    programs."""
     network = network_of(model)
     weight = None if kind.weights is None else np.array(kind.weights, np.float32)
 
@@ -131,7 +132,11 @@ def _functions(model: nn.Module, kind: _Kind) -> tuple[Init, Loss, Evaluation]:
         logits, _ = network.apply(params, prepared(batch["input"]), None)
         return _score(logits, batch["label"])
 
-    return init, loss, evaluation_of(score, kind.num_classes)
+    @jax.jit
+    def predict(params: Params, inputs: jax.Array) -> jax.Array:
+        return network.apply(params, prepared(jnp.asarray(inputs)), None)[0]
+
+    return init, loss, evaluation_of(score, kind.num_classes), predict
 
 
 def _score(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:

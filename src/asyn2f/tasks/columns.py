@@ -264,15 +264,3 @@ def held_out(
         kept.append(np.sort(rows[drawn[count:]]))
         out.append(np.sort(rows[drawn[:count]]))
     return kept, np.concatenate(out)
-
-
-def normalised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both, f32 [N, ..., F], with each of the F features of `train` brought to mean 0
-    and deviation 1; a constant one to 0."""
-    if not len(train):
-        return train.astype(np.float32), test.astype(np.float32)
-    axes = tuple(range(train.ndim - 1))
-    mean = train.mean(axes, np.float64)
-    deviation = train.std(axes, np.float64)
-    deviation[deviation <= 1e-12 * np.abs(mean)] = 1.0
-    return tuple(((x - mean) / deviation).astype(np.float32) for x in (train, test))

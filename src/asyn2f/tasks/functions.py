@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asyn2f.errors import Asyn2fError, TaskError
-from asyn2f.tasks.base import Aux, Batch, Evaluation, Init, Loss
+from asyn2f.tasks.base import Aux, Batch, Evaluation, Init, Loss, Predict
 from asyn2f.tasks.networks import Network, network_of
 from asyn2f.tasks.objectives import ByCode, Objective
 from asyn2f.types import Params, Scores
@@ -24,6 +24,7 @@ class Functions(NamedTuple):
     init: Init
     loss: Loss
     evaluation: Evaluation
+    outputs: Predict  # of prepared inputs, compiled
     classes: int | None  # outputs for each target, where these are classes
 
 
@@ -89,6 +90,7 @@ def _made(kind: _Kind) -> Functions:
         init=_init(kind, network),
         loss=_loss(kind, network),
         evaluation=_evaluation(kind, network),
+        outputs=jax.jit(lambda params, inputs: network.apply(params, inputs, None)[0]),
         classes=None,
     )
     outputs = _check(kind, network, made)

@@ -15,10 +15,10 @@ from asyn2f.tasks.columns import (
     by_owner,
     held_out,
     labels,
-    normalised,
 )
 from asyn2f.tasks.functions import functions_of
 from asyn2f.tasks.objectives import Objective, Rows, objective_of
+from asyn2f.tasks.prediction import Form, normalised, prediction_of, scale_of
 from asyn2f.tasks.readers import Columns, read_splits
 from asyn2f.types import Metric
 
@@ -78,13 +78,16 @@ def supervised(
     data = _read(train, test, choice, objective, workers, seed)
     if shards:
         data = _with_shards(data, shards, split_by, test)
+    rows = {name: data.train[name][:0].copy() for name in data.inputs}
+    form = Form(data.columns, rows, scales={})
     if normalise:
-        _check_normalised(data)
-        data = _normalised(data)
-    return _task(name, model, objective, data)
+        data, form = _normalised(data, form)
+    return _task(name, model, objective, data, form)
 
 
-def _task(name: str, model: Any, objective: Objective, data: "_Data") -> Task:
+def _task(
+    name: str, model: Any, objective: Objective, data: "_Data", form: Form
+) -> Task:
     functions = functions_of(model, objective, data.inputs, data.train)
     if functions.classes is not None:
         _check_classes(data, functions.classes)
@@ -100,6 +103,7 @@ def _task(name: str, model: Any, objective: Objective, data: "_Data") -> Task:
         shards=data.shards,
         qualities=(1.0,) * len(data.shards),
         labels=data.train["y"] if is_class else None,
+        predict=prediction_of(functions.outputs, form),
     )
 
 
@@ -111,6 +115,7 @@ class _Data(NamedTuple):
     test: Columns
     inputs: tuple[str, ...]  # of the model, in `train` and `test`
     shards: tuple[np.ndarray, ...]  # of `train`; () = not split
+    columns: tuple[str, ...]  # of the source, that `inputs` are made of
 
 
 def _read(
@@ -141,7 +146,8 @@ def _read(
         )
     chosen = rows.choice._replace(split_by="")
     held = _arranged(splits["test"], chosen, objective, where)
-    return _Data(rows.batch, _as_in(rows.batch, held.batch, where), rows.inputs, parts)
+    test = _as_in(rows.batch, held.batch, where)
+    return _Data(rows.batch, test, rows.inputs, parts, rows.choice.inputs)
 
 
 def _with_shards(
@@ -196,7 +202,8 @@ def _without_held_out(
     )
     ends = np.cumsum([len(part) for part in kept])
     places = np.split(np.arange(len(order), dtype=np.int32), ends[:-1])
-    return _Data(train, test, rows.inputs, tuple(places) if parts else ())
+    shards = tuple(places) if parts else ()
+    return _Data(train, test, rows.inputs, shards, rows.choice.inputs)
 
 
 def _as_in(train: Columns, test: Columns, where: str) -> Columns:
@@ -222,19 +229,23 @@ def _form(array: Any) -> str:
     return f"{array.dtype} {list(array.shape)}"
 
 
-def _check_normalised(data: _Data) -> None:
-    if num_rows(data.test) and not num_rows(data.train):
+def _normalised(data: _Data, form: Form) -> tuple[_Data, Form]:
+    """Both sets by the means and deviations of the training set."""
+    train, test = dict(data.train), dict(data.test)
+    if num_rows(train):
+        scales = {name: scale_of(train[name]) for name in data.inputs}
+        for name, scale in scales.items():
+            train[name] = normalised(train[name], scale)
+            test[name] = normalised(test[name], scale)
+        return data._replace(train=train, test=test), form._replace(scales=scales)
+    if num_rows(test):
         raise TaskError(
             "normalise: found True, but no training rows to take means and deviations "
             "of, and a test set to apply them to; bring both to scale yourself"
         )
-
-
-def _normalised(data: _Data) -> _Data:
-    train, test = dict(data.train), dict(data.test)
     for name in data.inputs:
-        train[name], test[name] = normalised(train[name], test[name])
-    return data._replace(train=train, test=test)
+        train[name], test[name] = (x[name].astype(np.float32) for x in (train, test))
+    return data._replace(train=train, test=test), form._replace(scales=None)
 
 
 def _check_classes(data: _Data, outputs: int) -> None:
