@@ -324,10 +324,10 @@ def test_the_table_reads_back():
     assert [line[0] for line in table] == ["method", "fast", "slow"]
     assert "85% reached" in table[0]
     assert table[1][1:] == [
-        "**85.00 ± 63.53**",
-        "50.00 ± 127.06",
-        "70.00 ± 127.06",
-        "46.25 ± 79.41",
+        "**85.00 [21.47, 100.00]**",
+        "50.00 [0.00, 100.00]",
+        "70.00 [0.00, 100.00]",
+        "46.25 [0.00, 100.00]",
         "1 of 2",
         "2.0",
         "3.00",
@@ -339,6 +339,15 @@ def test_the_table_reads_back():
     assert table[2][5:9] == ["0 of 2", "–", "–", "–"]
     assert "nan" not in text
     assert differences[1:] == [["slow", "fast", "-20.00", "0.000"]]
+
+
+def test_two_seeds_are_told_that_an_interval_needs_more():
+    three = ends_of(one=[0.5, 0.51, 0.52], other=[0.6, 0.61, 0.62])
+    for trials, is_told in ((TWO, True), (three, False)):
+        rows = comparison.rows_of(trials, 0.85, ACCURACY)
+        text = comparison.to_markdown(rows, [], 0.85, ACCURACY)
+        assert (comparison.FEW_SEEDS in text) == is_told
+        assert comparison.legend(0.85, ACCURACY) in text
 
 
 def leaders_of(**accuracies: list[float]) -> set[str]:
@@ -675,7 +684,7 @@ def test_the_page_shows_every_method_in_every_figure(page_of):
         assert names_in(figure) == {"slow", "fast"}
     assert "2 methods on digits" in page.text
     assert "3 workers, dirichlet(0.5) split, 2 seeds" in page.text
-    assert "Best at equal time: fast, 85.00 ± 63.53 %." in page.text
+    assert "Best at equal time: fast, 85.00 [21.47, 100.00] %." in page.text
     assert "1 of 2" in page.text
 
 

@@ -19,6 +19,23 @@ HOW_BOLD = (
     "differs."
 )
 
+FEW_SEEDS = (
+    "A 95 % interval of two seeds is too wide to tell much: give three or more "
+    "(--seeds=3)."
+)
+
+
+def legend(target: float, metric: Metric) -> str:
+    """What the columns of the table mean, and how its rows are ordered."""
+    return (
+        "Rows: the best at equal time first. Values: means over the seeds, with 95 % "
+        "intervals. Equal updates, equal bytes: at the number with which the shortest "
+        "trial ends. Area: the mean over the time of the run. Reached: the seeds that "
+        f"reached {units.target_text(target, metric)}, with the medians of their time "
+        "and bytes; broadcast: if every version went to every worker. More: "
+        "docs/results.md, Compare methods on your task."
+    )
+
 
 class Trial(NamedTuple):
     """One simulated run of one method, sampled at G equally spaced times."""
@@ -244,6 +261,9 @@ def to_markdown(
             f"{row.staleness:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", legend(target, metric)]
+    if rows[0].seeds == 2:
+        lines += ["", FEW_SEEDS]
     if not (metric.is_fraction and metric.higher_is_better):
         lines += ["", units.in_words(metric)]
     if found:

@@ -139,12 +139,15 @@ def target_text(target: float, metric: Metric) -> str:
 
 
 def with_interval(mean: float, half: float, metric: Metric, sign: str = "") -> str:
-    """A mean and half of its interval, a fraction in percent with that sign.
+    """A mean and half of its interval, a fraction in percent with that sign; both ends
+    of an interval that goes beyond what a fraction can be, clipped.
 
     >>> with_interval(0.92, 0.0497, Metric("accuracy", is_fraction=True))
     '92.00 ± 4.97'
     >>> with_interval(1.23456, 0.01, Metric("loss", higher_is_better=False))
     '1.235 ± 0.010'
+    >>> with_interval(0.85, 0.6353, Metric("accuracy", is_fraction=True))
+    '85.00 [21.47, 100.00]'
     """
     if math.isnan(mean):
         return NONE
@@ -152,7 +155,10 @@ def with_interval(mean: float, half: float, metric: Metric, sign: str = "") -> s
     if metric.is_fraction:
         scale, digits = 100.0, 2
     text = f"{scale * mean:.{digits}f}"
-    if not math.isnan(half):
+    low, high = mean - half, mean + half
+    if metric.is_fraction and (low < 0.0 or high > 1.0):
+        text += f" [{100 * max(low, 0.0):.2f}, {100 * min(high, 1.0):.2f}]"
+    elif not math.isnan(half):
         text += f" ± {scale * half:.{digits}f}"
     return text + (sign if metric.is_fraction else "")
 
