@@ -33,7 +33,8 @@ CONFIG = flags.DEFINE_string(
     "The experiment: a Python file with a function get_config, or FILE:ARGUMENT; or a "
     "packaged one, digits or default; or of_run:FOLDER, that of a run. Each key is a "
     "flag as well: --config.workers=8. Unless given: the run's own, with --resume or "
-    "--run; or else digits, except for programs that join others.",
+    "--run; or else digits, or default with a task.factory, except for programs that "
+    "join others.",
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run to be made.")
 RUN = flags.DEFINE_string("run", None, "The folder of a run that was made.")

@@ -21,7 +21,7 @@ is carried out.
 `task.factory` and `strategy.name` may name a function of your own,
 `mypackage.mine:make` or `path/mine.py:make`. Its arguments are then the keys
 `task.args.*` and `strategy.args.*`, with the types, ranges and defaults of its
-signature, see [your_own_model.md](your_own_model.md) and
+signature, see [your_own_code.md](your_own_code.md#arguments) and
 [your_own_strategy.md](your_own_strategy.md). The keys `task.dataset` to
 `task.class_weights` are arguments of the built-in task alone.
 """
