@@ -4,7 +4,8 @@ from typing import Any
 
 from asyn2f.config import own, schema
 from asyn2f.config.references import is_reference
-from asyn2f.config.schema import Config
+from asyn2f.config.schema import Config, section
+from asyn2f.config.task import TaskSettings
 from asyn2f.errors import ConfigError
 from asyn2f.strategies import BUILDERS, Strategy
 from asyn2f.tasks.base import Task
@@ -49,7 +50,7 @@ Strategy; call it: asyn2f.fedbuff()
         called = f"call it: {name}()"
         hint = called if callable(strategy) else "asyn2f.fedbuff() makes one"
         raise _wrong("strategy", strategy, "a Strategy", hint)
-    factory = config["task"]["factory"] if config else ""
+    factory = section(config, TaskSettings).factory if config else ""
     if task is not None and factory:
         raise ConfigError(
             f"task: found one besides config.task.factory, which is {factory}; give "
