@@ -372,6 +372,19 @@ def test_inputs_are_normalised_where_asked():
 GOOD = {"model": Net(3), "train": (X, CLASSES), "test": 0.2}
 
 
+def test_a_gradient_of_ones_own_is_taken_as_one():
+    @jax.custom_vjp
+    def hits(outputs, target):
+        return (outputs.argmax(-1) != target).astype(outputs.dtype)
+
+    hits.defvjp(
+        lambda outputs, target: (hits(outputs, target), outputs),
+        lambda outputs, cotangent: (cotangent[:, None] * outputs, None),
+    )
+    task = asyn2f.supervised(**GOOD | {"loss": lambda o, b: hits(o, b["y"])})
+    assert task.metric.name == "loss"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -389,7 +402,8 @@ GOOD = {"model": Net(3), "train": (X, CLASSES), "test": 0.2}
         ),
         (
             {"model": (init, lambda w, x: x @ w["b"])},
-            r"model: failed on x = float32 \[2, 3\]: TypeError: dot_general",
+            r"model: failed on x = float32 \[2, 3\]: test_supervised.py, line \d+: "
+            r"TypeError: dot_general",
         ),
         (
             {"model": (init, apply), "train": (X, np.ones((120, 2), int))},
@@ -419,7 +433,29 @@ GOOD = {"model": Net(3), "train": (X, CLASSES), "test": 0.2}
         ),
         (
             {"loss": lambda outputs, batch: batch["weight"]},
-            "failed .* KeyError: 'weight'",
+            r"loss: failed on outputs float32 \[2, 3\] and a batch of x: float32 "
+            r"\[2, 3\], y: int32 \[2\]: test_supervised.py, line \d+: KeyError: "
+            "'weight'",
+        ),
+        (
+            {"metrics": {"m": lambda outputs, batch: batch["site"]}, "metric": "loss"},
+            r"metrics: 'm': failed on .*, y: int32 \[2\]: test_.* KeyError: 'site'",
+        ),
+        (
+            {"loss": lambda outputs, batch: outputs.argmax(-1) != batch["y"]},
+            "loss: returned bool, allowed: floating point",
+        ),
+        (
+            {"loss": lambda outputs, batch: outputs.argmax(-1) - batch["y"]},
+            "loss: returned int32, allowed: floating point",
+        ),
+        (
+            {"loss": lambda o, b: (o.argmax(-1) != b["y"]).astype(o.dtype)},
+            "loss: found one whose gradient is zero for all parameters",
+        ),
+        (
+            {"train": (X, np.eye(3, dtype=int)[CLASSES])},
+            r"of one-hot targets give the class numbers, np.argmax\(y, axis=-1\)",
         ),
         ({"test": None}, "train: found no test set; give one by test=..., or"),
         ({"test": 1.5}, r"test: found 1.5, allowed: data, or a fraction in \(0, 1\)"),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asyn2f.errors import Asyn2fError, TaskError
+from asyn2f.errors import Asyn2fError, TaskError, in_one_line
 from asyn2f.tasks.base import Aux, Batch, Evaluation, Init, Loss, Predict
 from asyn2f.tasks.networks import Network, network_of
 from asyn2f.tasks.objectives import ByCode, Objective
@@ -177,30 +177,92 @@ def _check(kind: _Kind, network: Network, made: Functions) -> Any:
       TaskError: one fails or does not fit.
     """
 
-    def traced(stage: str, function: Any, *arguments: Any) -> Any:
-        try:
-            return jax.eval_shape(function, *arguments)
-        except Asyn2fError:
-            raise
-        except Exception as error:  # of any library
-            line = (str(error).strip().splitlines() or [""])[0]
-            x = jax.tree.map(_form, _input(kind, kind.batch(_ROWS)))
-            raise TaskError(
-                f"{stage}: failed on x = {x}: {type(error).__name__}: {line}"
-            ) from error
-
-    params = traced("model", lambda: made.init(jax.random.key(0)))
-    _check_params(params)
     batch = kind.batch(_ROWS)
-    outputs = traced(
-        "model", lambda p, b: network.apply(p, _input(kind, b), None)[0], params, batch
+    x = f"x = {_described(_input(kind, batch))}"
+    params = _traced("model", x, lambda: made.init(jax.random.key(0)))
+    _check_params(params)
+    outputs = _traced(
+        "model",
+        x,
+        lambda p, b: network.apply(p, _input(kind, b), None)[0],
+        params,
+        batch,
     )
-    if kind.objective.target == "class":
+    objective = kind.objective
+    if objective.target == "class":
         _check_logits(outputs, batch["y"])
+    given = f"outputs {_described(outputs)} and a batch of {_described(batch)}"
+    value = _traced("loss", given, objective.loss, outputs, batch)
+    _check_loss(value)
+    for name, function in objective.metrics:
+        _traced(f"metrics: {name!r}", given, function, outputs, batch)
     mask = jax.ShapeDtypeStruct((_ROWS,), bool)
-    traced("metrics", made.evaluation.sums, params, batch, mask)
-    traced("loss", lambda p, b: made.loss(p, (), b, jax.random.key(0)), params, batch)
+    _traced("metrics", given, made.evaluation.sums, params, batch, mask)
+
+    def loss(params: Params, batch: Batch) -> jax.Array:
+        return made.loss(params, (), batch, jax.random.key(0))[0]
+
+    _traced("model in training", x, loss, params, batch)
+    if objective.target == "any" and not _depends(loss, params, batch):
+        raise TaskError(
+            "loss: found one whose gradient is zero for all parameters, needed: a "
+            "function that changes smoothly with the outputs, so no argmax, round or "
+            "comparison alone; what counts hits is a metric"
+        )
     return outputs
+
+
+def _traced(stage: str, given: str, function: Any, *arguments: Any) -> Any:
+    """The shapes of what a function returns.
+
+    Raises:
+      TaskError: it fails.
+    """
+    try:
+        return jax.eval_shape(function, *arguments)
+    except Asyn2fError:
+        raise
+    except Exception as error:  # of any library
+        raise TaskError(f"{stage}: failed on {given}: {in_one_line(error)}") from error
+
+
+def _described(tree: Any) -> str:
+    if isinstance(tree, dict):
+        return ", ".join(f"{name}: {_described(x)}" for name, x in tree.items())
+    return str(jax.tree.map(_form, tree))
+
+
+def _check_loss(value: Any) -> None:
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise TaskError(
+            f"loss: returned {jnp.result_type(value)}, allowed: floating point; other "
+            "types have no gradient, so that nothing would be trained"
+        )
+
+
+def _depends(loss: Any, params: Params, batch: Any) -> bool:
+    """Whether the derivative by the trained parameters is more than a constant zero:
+    false only if no operation leads from their tangents to that of the loss. A
+    `jax.custom_vjp` has no tangents and counts as a dependence."""
+    others = {name: x for name, x in params.items() if name != "params"}
+
+    def tangent(tangents: Any, trained: Any, others: Any, batch: Any) -> jax.Array:
+        def of_trained(p: Any) -> jax.Array:
+            return loss({**others, "params": p}, batch)
+
+        return jax.jvp(of_trained, (trained,), (tangents,))[1]
+
+    trained = params["params"]
+    try:
+        traced = jax.make_jaxpr(tangent)(trained, trained, others, batch).jaxpr
+    except TypeError:
+        return True
+    needed = {id(x) for x in traced.outvars}
+    for equation in reversed(traced.eqns):
+        if not needed.isdisjoint(map(id, equation.outvars)):
+            needed.update(map(id, equation.invars))
+    tangents = traced.invars[: len(jax.tree.leaves(trained))]
+    return not needed.isdisjoint(map(id, tangents))
 
 
 def _check_params(params: Params) -> None:
@@ -220,7 +282,12 @@ def _check_logits(outputs: Any, target: Any) -> None:
     is_array = hasattr(outputs, "shape")
     if not is_array or outputs.shape[:-1] != target.shape:
         found = _form(outputs) if is_array else type(outputs).__name__
+        is_one_hot = is_array and outputs.shape == target.shape and target.ndim > 1
+        more = ""
+        if is_one_hot:
+            more = "; of one-hot targets give the class numbers, np.argmax(y, axis=-1)"
         raise TaskError(
             f"model: found outputs {found} for targets {_form(target)}; "
             "needed: an output for each class along one more axis, the last"
+            f"{more}"
         )
