@@ -9,6 +9,7 @@ from flax import nnx
 
 import asyn2f
 from asyn2f.errors import DataError, TaskError
+from asyn2f.tasks.base import class_counts
 from asyn2f.tasks.networks import network_of
 from asyn2f.training.batches import make_evaluate
 from tests.support.compilation import nothing_compiles
@@ -477,3 +478,64 @@ def test_what_does_not_fit_is_said_in_one_line(changes, message):
     with pytest.raises((TaskError, DataError), match=message) as caught:
         asyn2f.supervised(**GOOD | changes)
     assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- labels
+
+
+def spread(outputs, batch):
+    return (outputs[:, 0] - batch["y"].astype(outputs.dtype)) ** 2
+
+
+@pytest.mark.parametrize(
+    ("target", "metrics", "has_labels"),
+    [
+        (CLASSES, None, True),
+        (CLASSES.astype(np.uint8), None, True),
+        (CLASSES > 0, None, True),
+        (CLASSES.astype(float), None, False),
+        (CLASSES.astype(float), ["accuracy"], True),
+        (CLASSES + 1000, None, False),
+        (CLASSES + 1000, "accuracy", True),
+        (CLASSES - 1, "accuracy", False),
+        (NUMBERS, None, False),
+        (np.stack([CLASSES, CLASSES], 1), None, False),
+    ],
+)
+def test_targets_that_are_class_numbers_are_labels(target, metrics, has_labels):
+    def loss(outputs, batch):
+        return jnp.square(outputs).mean()
+
+    model = nn.Dense(1)
+    if target.ndim > 1:
+        model, metrics = nn.Dense(2), None
+    task = asyn2f.supervised(
+        model, (X, target), (X, target), loss=loss, metrics=metrics, metric="loss"
+    )
+    if has_labels:
+        np.testing.assert_array_equal(task.labels, target.astype(np.int32))
+        assert task.labels.dtype == np.int32
+    else:
+        assert task.labels is None
+
+
+def test_a_loss_of_ones_own_has_skewed_labels():
+    task = asyn2f.supervised(Net(3), (X, CLASSES), (X, CLASSES), loss=spread)
+    config = asyn2f.default_config(
+        workers=4, task__partition="dirichlet", task__alpha=0.1, stop__max_versions=1
+    )
+    run = asyn2f.simulate(config, task=task, strategy=STRATEGY)
+    shares = np.array(class_counts(run.experiment.task))
+    assert shares.sum(0).tolist() == np.bincount(CLASSES).tolist()
+    assert (shares.max(1) > 0.7 * shares.sum(1)).any()
+
+
+def test_metrics_that_are_functions_have_their_names():
+    task = asyn2f.supervised(**GOOD | {"metrics": ["accuracy", spread]})
+    assert task.metric.name == "accuracy"
+    scores = make_evaluate(task)(task.init(KEY))
+    assert [*scores] == ["accuracy", "spread", "loss"]
+    alone = asyn2f.supervised(**GOOD | {"metrics": spread, "metric": "loss"})
+    assert make_evaluate(alone)(alone.init(KEY))["spread"] == scores["spread"]
+    with pytest.raises(TaskError, match=r"has no name; give functions by name, as"):
+        asyn2f.supervised(**GOOD | {"metrics": [lambda outputs, batch: batch["y"]]})

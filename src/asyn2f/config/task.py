@@ -217,7 +217,8 @@ def with_shards(task: Task, settings: TaskSettings, workers: int, seed: int) -> 
             raise ConfigError(
                 f"config.task.partition: found {settings.partition!r}, but {task.name} "
                 f"has no labels; allowed: {others}; or let Task.labels be a class for "
-                "each row"
+                "each row; asyn2f.supervised sets it of targets that are class "
+                "numbers, integers from 0, one for each row"
             )
         labels = np.zeros(num_rows(task.train), np.int32)
     rng = np.random.default_rng(seed)

@@ -98,11 +98,12 @@ class Objective(NamedTuple):
     metrics: tuple[tuple[str, "ByCode"], ...]
     headline: Metric
     target: str  # as of `Named`
+    counts_hits: bool  # whether the accuracy is one of the metrics
 
 
 def objective_of(
     loss: str | Rows,
-    metrics: str | Sequence[str] | Mapping[str, str | Rows] | None,
+    metrics: str | Rows | Sequence[str | Rows] | Mapping[str, str | Rows] | None,
     headline: str | Metric,
 ) -> Objective:
     """The objective that names and functions describe.
@@ -120,10 +121,10 @@ def objective_of(
         target = named.target
     if metrics is None:
         metrics = [_USUAL[target]] if target in _USUAL else []
-    if isinstance(metrics, str):
+    if isinstance(metrics, str) or callable(metrics):
         metrics = [metrics]
     if not isinstance(metrics, Mapping):
-        metrics = {str(name): name for name in metrics}
+        metrics = {_name_of(metric): metric for metric in metrics}
     rows: dict[str, ByCode] = {}
     known = {"loss": Metric("loss", higher_is_better=False)}
     for name, metric in metrics.items():
@@ -134,8 +135,24 @@ def objective_of(
             known[name] = Metric(name, named.higher_is_better, named.is_fraction)
         rows[name] = _rows(metric)
     return Objective(
-        _rows(loss), tuple(rows.items()), _headline(headline, [*rows], known), target
+        loss=_rows(loss),
+        metrics=tuple(rows.items()),
+        headline=_headline(headline, [*rows], known),
+        target=target,
+        counts_hits="accuracy" in metrics.values(),
     )
+
+
+def _name_of(metric: Any) -> str:
+    if not callable(metric):
+        return str(metric)
+    name = getattr(metric, "__name__", "<lambda>")
+    if name == "<lambda>":
+        raise TaskError(
+            f"metrics: found {metric!r:.60}, which has no name; give functions by "
+            "name, as metrics={'gap': ...}"
+        )
+    return str(name)
 
 
 def _named(key: str, name: Any, allowed: Sequence[str]) -> Named:

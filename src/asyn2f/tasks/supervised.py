@@ -22,6 +22,8 @@ from asyn2f.tasks.prediction import Form, normalised, prediction_of, scale_of
 from asyn2f.tasks.readers import Columns, read_splits
 from asyn2f.types import Metric
 
+_MOST_CLASSES = 1000  # of integers that nothing else tells to be classes
+
 
 def supervised(
     model: Any,
@@ -29,7 +31,7 @@ def supervised(
     test: Any = None,
     *,
     loss: str | Rows = "cross_entropy",
-    metrics: str | Sequence[str] | Mapping[str, str | Rows] | None = None,
+    metrics: str | Rows | Sequence[str | Rows] | Mapping[str, str | Rows] | None = None,
     metric: str | Metric = "",
     inputs: str | Sequence[str] = (),
     target: str | None = "",
@@ -50,8 +52,8 @@ def supervised(
       test: as `train`; or a fraction of each worker's rows, drawn by `seed`; or None:
         the test set that `train` has.
       loss: of `objectives.NAMED`, or (outputs, batch) -> f32 [B], or f32 [], the mean.
-      metrics: names, or functions (outputs, batch) -> f32 [B] by name; None = what
-        suits a named loss. Their means are reported, and that of the loss.
+      metrics: names and functions (outputs, batch) -> f32 [B], or either by name; None
+        = what suits a named loss. Their means are reported, and that of the loss.
       metric: the headline, one of the metrics or "loss"; "" = the first.
       inputs, target, extras: columns, see `columns.arrange`; () = all others, "" = y,
         label, labels or target, None = there is none.
@@ -91,7 +93,6 @@ def _task(
     functions = functions_of(model, objective, data.inputs, data.train)
     if functions.classes is not None:
         _check_classes(data, functions.classes)
-    is_class = objective.target in ("class", "0 or 1") and data.train["y"].ndim == 1
     return Task(
         name=name,
         init=functions.init,
@@ -102,7 +103,7 @@ def _task(
         test=data.test,
         shards=data.shards,
         qualities=(1.0,) * len(data.shards),
-        labels=data.train["y"] if is_class else None,
+        labels=_labels(data.train.get("y"), objective),
         predict=prediction_of(functions.outputs, form),
     )
 
@@ -246,6 +247,21 @@ def _normalised(data: _Data, form: Form) -> tuple[_Data, Form]:
     for name in data.inputs:
         train[name], test[name] = (x[name].astype(np.float32) for x in (train, test))
     return data._replace(train=train, test=test), form._replace(scales=None)
+
+
+def _labels(y: np.ndarray | None, objective: Objective) -> np.ndarray | None:
+    """The targets as classes of the rows, i32 [N], if that is what they are: by the
+    loss, by an accuracy among the metrics, or as integers from 0 that are few."""
+    if y is None or y.ndim != 1:
+        return None
+    if objective.target in ("class", "0 or 1"):
+        return y
+    if objective.counts_hits:
+        are_classes = bool(np.all((y >= 0) & (y == np.floor(y))))
+    else:  # a named loss of numbers has made them floats
+        is_whole = y.dtype.kind in "biu"
+        are_classes = is_whole and bool(np.all((y >= 0) & (y < _MOST_CLASSES)))
+    return y.astype(np.int32) if are_classes else None
 
 
 def _check_classes(data: _Data, outputs: int) -> None:
