@@ -19,7 +19,8 @@ pytestmark = pytest.mark.processes
 FAST = [
     "--config.worker_speeds=(100.0,60.0,40.0)",
     "--config.runtime.heartbeat_interval_s=0.5",
-    "--config.runtime.heartbeat_timeout_s=60",
+    "--config.runtime.heartbeat_timeout_s=5",  # then a killed worker is replaced
+    "--config.runtime.join_timeout_s=600",
     "--config.runtime.idle_priority=False",
 ]
 
