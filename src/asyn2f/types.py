@@ -149,15 +149,19 @@ Metrics = dict[str, "jax.Array"]
 
 
 def headline_of(
-    metric: Metric, best: Best | None, final: Scores | None
+    metric: Metric,
+    best: Best | None,
+    final: Scores | None,
+    initial: Scores | None = None,
 ) -> dict[str, Any]:
     """The entries of a run's summary on its scores; `final` are those of the newest
-    version."""
+    version, `initial` those of version 0."""
     return {
         "metric": metric._asdict(),
         "best_version": best.version if best else None,
         "best_value": best.value if best else None,
         "final_scores": final,
+        "initial_value": initial.get(metric.name) if initial else None,
     }
 
 

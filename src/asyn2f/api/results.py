@@ -141,7 +141,9 @@ class Simulation(NamedTuple):
             "strategy": self.experiment.strategy.name,
             "seed": self.experiment.seed,
             "versions": int(order.version[newest]),
-            **headline_of(self.experiment.task.metric, self.best(), final),
+            **headline_of(
+                self.experiment.task.metric, self.best(), final, self.scores.get(0)
+            ),
             "wall_s": order.end_s - order.start_s,  # virtual
             "updates": {
                 "committed": len(order.members),

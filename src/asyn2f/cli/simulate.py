@@ -28,6 +28,7 @@ from asyn2f.config import build, identity, own, schema
 from asyn2f.config.default import load_config
 from asyn2f.config.private import Roots
 from asyn2f.config.schema import section
+from asyn2f.protocol.status import warnings_of
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import Execution, execution_of, read_progress, write_progress
 from asyn2f.sim.machine import Progress
@@ -116,6 +117,7 @@ def _execute(
         "executor": execution.why,
         "execution_s": wall_s,
     }
+    summary["warnings"] = warnings_of(summary)
     rate = order.num_steps / wall_s if wall_s else 0.0
     print(f"executed {order.num_steps:,} local steps in {wall_s:.1f} s: {rate:,.0f}/s")
     write_run(run, folder, machine.environment())

@@ -19,7 +19,7 @@ from asyn2f.runtime.saver import Saver
 from asyn2f.serialization import params_sha256
 from asyn2f.store.base import ModelStore
 from asyn2f.transport.base import Transport
-from asyn2f.types import Best, Metric, headline_of
+from asyn2f.types import Best, Metric, Scores, headline_of
 
 _STORE_PATIENCE_S = 2.0  # at the end, for a store that does not answer
 
@@ -56,6 +56,7 @@ class Server:
         self._journal = journal
         self._observer = observer
         self._run = run
+        self._initial: Scores | None = None  # of version 0, unless resumed
         self._final: p.ReportScore | None = None  # score of the newest version
         self._rows: dict[int, dict[str, Any]] = {}  # metrics of unpublished versions
         self._status: RunStatus | None = None
@@ -142,6 +143,8 @@ class Server:
             failpoints.reach("best")
             name = self.aggregator.experiment.task.metric.name
             self._saver.keep_best(Best(score.version, name, score.scores[name]))
+        if score.version == 0:
+            self._initial = score.scores
         if score.version == int(self.aggregator.state.model.version):
             self._final = score
         row = score._asdict()
@@ -163,6 +166,7 @@ class Server:
                 experiment.task.metric,
                 best_of(experiment.task.metric, self._store),
                 self._final.scores if self._final else None,
+                self._initial,
             ),
             "wall_s": status.elapsed_s,
             "server_cpu_s": round(time.process_time(), 3),  # since it was started
