@@ -191,7 +191,8 @@ WRONG = [  # of each kind one in the ordinary suite: a process each
 ]
 WRONG_TOO = [
     (["--config.traning.momentum=0.5"], ["did you mean"]),
-    (["--config.workers=many"], ["config.workers=many"]),
+    (["--config.workers=many"], ["workers=many: found 'many', allowed: an integer"]),
+    (["--config.sim.jitter=wide"], ["jitter=wide: found 'wide', allowed: a number"]),
     (["--config.strategy.name=fedsgd"], ["fedsgd", "asyn2f, ca2fl"]),
     (["--config.task.dataset=mnits"], ["mnits", "digits"]),
     (["stray"], ["stray"]),

@@ -330,6 +330,15 @@ def test_data_errors_are_errors_of_the_package():
     assert issubclass(DataError, asyn2f.Asyn2fError)
 
 
+def test_a_training_set_alone_has_a_fraction_held_out(tmp_path):
+    x, y = RNG.normal(size=(20, 3)), np.arange(20) % 3
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y)
+    assert [*read_splits(tmp_path / "data.npz")] == ["train"]
+    task = asyn2f.supervised(MLP((3,), 3), tmp_path / "data.npz", test=0.2)
+    assert (len(task.train["x"]), len(task.test["x"])) == (16, 4)
+    assert set(task.test["y"]) <= {0, 1, 2}
+
+
 # ------------------------------------------------------------- bits
 
 

@@ -120,6 +120,7 @@ def test_a_default_config_is_changed_by_dotted_keys():
         ({"task__alpa": 1.0}, r"unknown key config.task.alpa; did you mean task.alpha"),
         ({"task__alpha": 0.0}, "config.task.alpha: found 0.0, allowed: above 0"),
         ({"strategy": "fedavg"}, "did you mean strategy.name"),
+        ({"strategy__name": "fedbuf"}, r"found 'fedbuf', .*; did you mean fedbuff\?"),
     ],
 )
 def test_a_wrong_change_of_the_default_config_is_refused(changes, words):

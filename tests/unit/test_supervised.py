@@ -539,3 +539,8 @@ def test_metrics_that_are_functions_have_their_names():
     assert make_evaluate(alone)(alone.init(KEY))["spread"] == scores["spread"]
     with pytest.raises(TaskError, match=r"has no name; give functions by name, as"):
         asyn2f.supervised(**GOOD | {"metrics": [lambda outputs, batch: batch["y"]]})
+
+
+def test_an_argument_that_is_not_known_is_named():
+    with pytest.raises(TypeError, match="'normalize'; did you mean normalise"):
+        asyn2f.supervised(**GOOD, normalize=True)

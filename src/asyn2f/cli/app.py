@@ -195,6 +195,7 @@ def _read_config(name: str, argv: list[str]) -> list[str]:
         config = config_of(name, given)
         if config is not None:
             config_flags.register_flag_parser_for_type(float, _FloatOrNone())
+            config_flags.register_flag_parser_for_type(int, _Integer())
             config_flags.DEFINE_config_dict(
                 "config", for_flags(config), sys_argv=rest, allow_override=True
             )
@@ -207,7 +208,20 @@ class _FloatOrNone(flags.FloatParser):
     """For keys that may be None; what other keys hold is checked afterwards."""
 
     def convert(self, argument: str | float) -> Any:
-        return None if argument == "None" else super().convert(argument)
+        if argument == "None":
+            return None
+        try:
+            return super().convert(argument)
+        except ValueError:
+            raise ValueError(f"found {argument!r}, allowed: a number") from None
+
+
+class _Integer(flags.IntegerParser):
+    def convert(self, argument: int | str) -> int:
+        try:
+            return super().convert(argument)
+        except ValueError:
+            raise ValueError(f"found {argument!r}, allowed: an integer") from None
 
 
 # ---------------------------------------------------------------- flags and config

@@ -239,6 +239,13 @@ def _check_key(key: str, found: Mapping[str, Setting]) -> None:
     raise ConfigError(f"unknown key config.{key}{hint} (docs/config.md has them all)")
 
 
+def _near_option(value: Any, each: Setting) -> str:
+    if not isinstance(value, str):
+        return ""
+    near = difflib.get_close_matches(value, map(str, each.options or ()), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def check_known(flat: Mapping[str, Any]) -> None:
     """Checks values by dotted key, each on its own.
 
@@ -271,4 +278,5 @@ def check_values(config: Config) -> None:
 def _check_value(key: str, value: Any, each: Setting) -> None:
     if problem := each.problem_of(value):
         hint = new_value(key, value) + own.optax_hint(key, value)
+        hint = hint or _near_option(value, each)
         raise ConfigError(f"config.{key}: {problem}{hint}")

@@ -32,7 +32,7 @@ def read_splits(source: Any, ids: str = "") -> dict[str, Columns]:
       source: arrays by name; a pair (x, y); one array, x; or the path of an .npz, .csv,
         .csv.gz or .parquet file, of a folder saved by `save_to_disk` of Hugging Face's
         datasets, or of one that tensorflow-datasets has prepared. Arrays whose names
-        all end in _train or _test are two splits.
+        all end in _train or _test are the splits.
       ids: the column of a CSV file whose cells stay text.
 
     Raises:
@@ -63,7 +63,9 @@ def _by_split(columns: Columns) -> dict[str, Columns]:
         if not stem or split not in splits:
             return {"train": columns}
         splits[split][stem] = array
-    return splits if all(splits.values()) else {"train": columns}
+    if not splits["train"]:
+        return {"train": columns}
+    return {split: found for split, found in splits.items() if found}
 
 
 def _array(values: Any) -> np.ndarray:

@@ -1,8 +1,10 @@
 """Tasks of a model, data, a loss and metrics of one's own."""
 
+import difflib
+import inspect
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Never
 
 import numpy as np
 
@@ -42,6 +44,7 @@ def supervised(
     normalise: bool = False,
     seed: int = 0,
     name: str = "supervised",
+    **unknown: Never,
 ) -> Task:
     """A task of a model, data, a loss and metrics; the guide is docs/your_own_model.md.
 
@@ -65,6 +68,7 @@ def supervised(
       name: for messages.
 
     Raises:
+      TypeError: an unknown argument.
       TaskError: an argument has another value, or model, loss or metric do not fit.
       DataError: the data are missing, malformed or do not fit.
 
@@ -74,6 +78,8 @@ def supervised(
     >>> task.metric.name, task.train["x"].shape, task.test["y"].shape
     ('mae', (16, 1), (4,))
     """
+    if unknown:
+        raise TypeError(_unknown(next(iter(unknown))))
     objective = objective_of(loss, metrics, metric)
     inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     choice = Choice(inputs, target, tuple(extras), split_by)
@@ -85,6 +91,12 @@ def supervised(
     if normalise:
         data, form = _normalised(data, form)
     return _task(name, model, objective, data, form)
+
+
+def _unknown(argument: str) -> str:
+    near = difflib.get_close_matches(argument, inspect.signature(supervised).parameters)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"supervised() got an unexpected keyword argument {argument!r}{hint}"
 
 
 def _task(
