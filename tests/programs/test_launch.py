@@ -111,6 +111,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_ends_by_itself_and_names_its_results(finished):
     folder, out = finished
+    assert out.startswith("starting a server, 3 workers and an evaluator\n")
     assert "finished" in out
     assert "report.html" in out
     assert str(folder) in out

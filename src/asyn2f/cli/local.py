@@ -47,6 +47,7 @@ def main() -> int:
     check_data(request, workers)
     with prepared(request, task) as claim:
         evaluator = private.has_evaluator(config, task)
+        print(f"starting {started(workers, evaluator=evaluator)}", flush=True)
         launcher = Launcher(request, workers, claim.begin, evaluator=evaluator)
         reason = launcher.run()
         if launcher.usage_error is not None:
@@ -58,6 +59,19 @@ def main() -> int:
             summary = empty_summary(config, folder, status, reason or "")
             rundir.write_json(folder / rundir.SUMMARY, summary)
         return print_summary(rundir.read_json(folder / rundir.SUMMARY), folder)
+
+
+def started(workers: int, *, evaluator: bool) -> str:
+    """The processes of a run, in words.
+
+    >>> started(8, evaluator=True)
+    'a server, 8 workers and an evaluator'
+    >>> started(1, evaluator=False)
+    'a server and 1 worker'
+    """
+    found = ["a server", f"{workers} worker{'s' * (workers != 1)}"]
+    found += ["an evaluator"] * evaluator
+    return f"{', '.join(found[:-1])} and {found[-1]}"
 
 
 def check_data(request: app.Request, workers: int) -> None:
