@@ -70,7 +70,7 @@ def test_a_cosine_is_over_as_many_steps_as_a_workers_own_shard_says():
         ("cifar10_20_workers", 2500, 11718.75),
         ("cifar10_20_workers", 2560, 12000.0),
     ]:
-        training = Training(**config_of(name, "cosine")["training"])
+        training = schema.section(config_of(name, "cosine"), Training)
         assert float(length_for(training, jnp.float32(examples))) == steps
 
 
