@@ -317,7 +317,7 @@ def test_a_version_that_cannot_be_read_back_is_not_saved(
     tmp_path, monkeypatch, is_ahead
 ):
     """Orbax only warns when its patterns match nothing."""
-    monkeypatch.setattr(formats, "_plain", contextlib.nullcontext)
+    monkeypatch.setattr(formats, "plain_name", contextlib.nullcontext)
     folder = tmp_path / "lr[0.1]" / "models"
     store = OrbaxStore(folder, write_ahead=is_ahead)
     if is_ahead:
