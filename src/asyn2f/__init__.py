@@ -29,6 +29,7 @@ from asyn2f.errors import OrderError as OrderError
 from asyn2f.errors import OutputError as OutputError
 from asyn2f.errors import PlanError as PlanError
 from asyn2f.errors import RunDirError as RunDirError
+from asyn2f.errors import ShareError as ShareError
 from asyn2f.errors import StoreError as StoreError
 from asyn2f.errors import TaskError as TaskError
 from asyn2f.errors import TooLargeError as TooLargeError
