@@ -229,8 +229,9 @@ class _Local:
             # The gradient of the term, which the reported loss is without. A leaf that
             # stays with the worker is pulled nowhere.
             start = self.sharing.whole(state.start, state.kept)["params"]
-            pulled = jax.tree.map(lambda p, s: proximal * (p - s), trained, start)
-            grads = jax.tree.map(jnp.add, grads, pulled)
+            grads = jax.tree.map(
+                lambda g, p, s: g + proximal * (p - s), grads, trained, start
+            )
         return trained, statistics, grads, value, aux
 
     def _learning_rate(self, state):
