@@ -209,7 +209,7 @@ def test_trials_in_one_process_share_a_task(run, monkeypatch):
     made = []
     unsplit = trials.build.unsplit_task
     monkeypatch.setattr(
-        trials.build, "unsplit_task", lambda c: made.append(unsplit(c)) or made[-1]
+        trials.build, "unsplit_task", lambda *a: made.append(unsplit(*a)) or made[-1]
     )
     config = asyn2f.config.schema.plain(load_config(run / "run"))
     config = asyn2f.config.schema.changed(config, {"stop.max_time_s": 1.0})

@@ -17,9 +17,9 @@ _KINDS: dict[str, Callable[..., Event]] = {
 def to_line(event: Event) -> str:
     """The event as one line of JSON.
 
-    >>> from asyn2f.trace import Evaluated
-    >>> to_line(Evaluated(time_s=1.5, version=7, scores={"loss": 0.25}))
-    '{"kind": "Evaluated", "time_s": 1.5, "version": 7, "scores": {"loss": 0.25}}'
+    >>> from asyn2f.trace import Published
+    >>> to_line(Published(time_s=1.5, version=7, num_bytes=4, receivers=2))
+    '{"kind": "Published", "time_s": 1.5, "version": 7, "num_bytes": 4, "receivers": 2}'
     """
     fields = event._asdict()
     if isinstance(event, Pushed):
