@@ -5,6 +5,7 @@ import random
 import struct
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -429,6 +430,7 @@ def test_reasons_are_counted_under_few_names(harness):
 def worker(tmp_path_factory):
     harness = ServerHarness(tmp_path_factory.mktemp("worker"), small())
     worker = Worker(harness.experiment, 0, SETTINGS, harness._journal)
+    worker._client = SimpleNamespace(post=lambda _: None)  # it has joined nobody
     worker._inbox.put(ReceivedModel(*harness.server.aggregator.encoded()))
     worker._receive()
     assert worker._newest == 0
