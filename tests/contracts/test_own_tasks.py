@@ -48,7 +48,7 @@ every_task = pytest.mark.parametrize("name", TASKS)
 
 
 def simulated(name: str, **changes) -> Simulation:
-    """The run of a config, with a task of one's own."""
+    """The run of a config, with a user-defined task."""
     config = config_with(**{k.replace(".", "__"): v for k, v in SETTINGS.items()})
     config["stop"] |= changes
     experiment = make_experiment(

@@ -1,4 +1,4 @@
-"""The pages about code of one's own: their code and commands run as they are shown."""
+"""The pages about user code: their code and commands run as they are shown."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""A task and a strategy of one's own in a config: keys, identity, split and errors."""
+"""A task and a user-defined strategy in a config: keys, identity, split and errors."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""Functions of one's own that a config names: found, imported, digested, called."""
+"""User-defined functions that a config names: found, imported, digested, called."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A model, data, a loss and metrics of one's own make a task like any other."""
+"""A model, data, a loss and metrics of the user's make a task like any other."""
 
 import flax.linen as nn
 import jax

@@ -174,7 +174,7 @@ class Simulation(NamedTuple):
             task, config = self.experiment.task, self.config
             chosen = schema.section(config, TaskSettings)
             built_in = f"{chosen.dataset}-{chosen.model}"
-            if not chosen.factory and task.name != built_in:  # one of one's own
+            if not chosen.factory and task.name != built_in:  # a user-defined one
                 config = schema.changed(config, {"task.dataset": task.name})
             rundir.write_json(folder / rundir.CONFIG, dict(config))
             stored = {"run": "simulated", "metric": task.metric._asdict()}

@@ -112,7 +112,7 @@ def experiment_of(
     strategy: Strategy | None,
     data: str | Path | Mapping[int, str | Path] | None = None,
 ) -> Experiment:
-    """What a config describes, with a task or strategy of one's own."""
+    """What a config describes, with a user-defined task or strategy."""
     if task is None:
         task = build.build_task(config, "all", roots_of(data))
     else:

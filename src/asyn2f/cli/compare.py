@@ -192,7 +192,7 @@ def _strategies() -> list[str]:
         if name not in BUILDERS and not is_reference(name):
             raise errors.ConfigError(
                 f"--strategies: found {name!r}, allowed: "
-                f"{', '.join(sorted(BUILDERS))}; or of one's own MODULE:FUNCTION"
+                f"{', '.join(sorted(BUILDERS))}; or a user-defined one, MODULE:FUNCTION"
             )
     return list(dict.fromkeys(names))
 

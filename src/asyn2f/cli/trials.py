@@ -187,8 +187,8 @@ def _finite(value: float) -> float:
 
 
 def _task_of(config: dict[str, Any], data: Roots) -> Task:
-    """The task of a trial. One of a factory of one's own is kept, so that the trials of
-    a process share its compiled programs."""
+    """The task of a trial. That of a user-defined factory is kept, so that the trials
+    of a process share its compiled programs."""
     if not section(config, TaskSettings).factory:
         return build.build_task(config)
     flat = schema.canonical(config)

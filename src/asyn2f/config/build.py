@@ -84,7 +84,7 @@ def build_task(config: Config, whose: Whose = "all", roots: Roots = NO_ROOTS) ->
 
     Raises:
       ConfigError: the data are missing or malformed, or cannot be split as configured;
-        or a factory of one's own fails.
+        or a user-defined factory fails.
     """
     return split_task(config, unsplit_task(config, whose, roots))
 
@@ -102,7 +102,7 @@ def unsplit_task(config: Config, whose: Whose = "all", roots: Roots = NO_ROOTS) 
 
 
 def checked_task(config: Config, task: Any) -> Task:
-    """A task of one's own, checked by its shapes. Raises as `build_task`."""
+    """A user-defined task, checked by its shapes. Raises as `build_task`."""
     return own.checked_task(config, task, section(config, Training).batch_size)
 
 
@@ -208,11 +208,11 @@ def build_experiment(
     Args:
       config: see `check`.
       task: from `build_task`; None = it is built.
-      strategy: one of one's own, whose timing and server optimizer the config
+      strategy: a user-defined one, whose timing and server optimizer the config
         completes; None = it is built.
 
     Raises:
-      ConfigError: see `check` and `build_task`; or a strategy of one's own fails.
+      ConfigError: see `check` and `build_task`; or a user-defined strategy fails.
     """
     check(config)
     task = build_task(config) if task is None else task

@@ -99,7 +99,7 @@ def load_config(run: Path | str) -> ConfigDict:
 def with_references(
     config: ConfigDict, changes: Mapping[str, Any], folder: Path | None = None
 ) -> ConfigDict:
-    """The config with other functions of one's own, and all of their arguments as keys.
+    """The config with other user-defined functions, and all of their arguments as keys.
 
     Args:
       config: whole.

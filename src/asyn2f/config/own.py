@@ -1,4 +1,4 @@
-"""The functions of one's own that a config names, and their arguments as its keys."""
+"""The user-defined functions that a config names, and their arguments as its keys."""
 
 import contextlib
 import inspect
@@ -207,7 +207,7 @@ def call(
 
 
 def checked_task(config: Config, task: Any, batch_size: int) -> Task:
-    """A task of one's own, checked by its shapes.
+    """A user-defined task, checked by its shapes.
 
     Raises:
       ConfigError: it cannot be trained, evaluated or split.
@@ -222,7 +222,7 @@ def checked_task(config: Config, task: Any, batch_size: int) -> Task:
 
 
 def check_strategy(strategy: Strategy, task: Task) -> None:
-    """Checks a strategy of one's own on the shapes of a task's model.
+    """Checks a user-defined strategy on the shapes of a task's model.
 
     Raises:
       ConfigError: a function fails, or changes structure, shapes or dtypes.

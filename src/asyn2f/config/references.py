@@ -1,4 +1,4 @@
-"""References: functions of one's own that a config names.
+"""References: user-defined functions that a config names.
 
 `mypackage.mine:make_task` is a function in a module, installed or in one of the folders
 of `config.code_path`; `path/mine.py:make_task` one in a file. A run's config keeps the

@@ -48,7 +48,7 @@ class StrategyChoice:
 
     name: str = setting(
         "asyn2f",
-        "the method; of one's own, its arguments are `strategy.args.*`",
+        "the method; arguments of a user-defined one are `strategy.args.*`",
         options=BUILDERS,
         allowed="MODULE:FUNCTION; or FILE.py:FUNCTION",
         holds=is_reference,
@@ -56,7 +56,7 @@ class StrategyChoice:
     server_optimizer: str = setting(
         "",
         "takes the strategy's aggregate as a step of an optimizer: `optax:adam`, or a "
-        "function of one's own that returns a transformation; its arguments are "
+        "user-defined function that returns a transformation; its arguments are "
         "`strategy.server_optimizer_args.*`",
         allowed="MODULE:FUNCTION; FILE.py:FUNCTION; or empty, for none",
         holds=lambda x: x == "" or is_reference(x),

@@ -1,6 +1,6 @@
 """The contract of all strategies, as properties that can be checked on any of them.
 
-`asyn2f check-strategy` checks a strategy of one's own, and the tests the built-in ones.
+`asyn2f check-strategy` checks a user-defined strategy, and the tests the built-in ones.
 """
 
 from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ def check_shapes(strategy: Strategy, shapes: Params, workers: int) -> None:
     """Checks what a strategy's functions return for a model, by tracing them.
 
     Args:
-      strategy: of one's own.
+      strategy: a user-defined one.
       shapes: of the model.
       workers: their number.
 

@@ -1,4 +1,4 @@
-"""Data of one's own as arrays by name: from memory, files and saved data sets."""
+"""User data as arrays by name: from memory, files and saved data sets."""
 
 import csv
 import gzip

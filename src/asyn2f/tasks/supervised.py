@@ -1,4 +1,4 @@
-"""Tasks of a model, data, a loss and metrics of one's own."""
+"""Tasks made of a user's model, data, loss and metrics."""
 
 import difflib
 import inspect

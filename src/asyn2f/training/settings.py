@@ -21,7 +21,7 @@ class Training:
     optimizer: str = setting(
         "sgd",
         "`sgd`, with the momentum and weight decay below; one of optax, `optax:adamw`; "
-        "or a function of one's own of the learning rate. Arguments of the latter two "
+        "or a user-defined function of the learning rate. Arguments of the latter two "
         "are `training.optimizer_args.*`",
         allowed="sgd; MODULE:FUNCTION; or FILE.py:FUNCTION",
         holds=lambda x: x == "sgd" or ":" in x,
