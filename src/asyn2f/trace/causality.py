@@ -8,6 +8,7 @@ Every process writes an event before its consequences become visible, so all of 
 holds after kills and resumes as well.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -86,7 +87,7 @@ class _Worker:
 
     __slots__ = ("base_version", "consumed", "cycle", "last", "start_version", "step")
 
-    def __init__(self, started: trace.Event | None) -> None:
+    def __init__(self, started: trace.Event | None = None) -> None:
         self.last = started  # its latest event
         self.consumed: _Consumed | None = None  # the latest of them
         self.cycle: trace.Adopted | trace.Pushed | None = None  # began the current one
@@ -102,7 +103,7 @@ class _Checker:
         self.seen: set[int] = set()  # events, kept alive by `history`, by identity
         self._history = history
         self._survivors = set(history.line_of(history.newest))
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, _Worker] = defaultdict(_Worker)
         self.kept: set[tuple[int, str]] = set()  # own states, by worker and digest
         self._last_push: dict[tuple[int, str], trace.Pushed] = {}
         self._incarnation = 1
@@ -164,7 +165,7 @@ class _Checker:
 
     def _worker_of(self, event: _Act, start_s: float) -> _Worker:
         """The worker of an event, after checking that the event can have started."""
-        worker = self._workers.setdefault(event.worker, _Worker(None))
+        worker = self._workers[event.worker]
         last = worker.last
         if worker.consumed is None and type(event) is not trace.Adopted:
             raise CausalityError("a worker must adopt a version first", last, event)
@@ -235,8 +236,7 @@ class _Checker:
             raise CausalityError("the lists differ in length", None, event)
         is_one = abs(sum(shares) - 1.0) <= _SUM_TOLERANCE
         if not is_one or min(shares) < 0.0:
-            rule = "coefficients must be >= 0 and sum to 1"
-            raise CausalityError(rule, None, event)
+            raise CausalityError("coefficients must be >= 0 and sum to 1", None, event)
         for update, base_version, staleness in zip(
             updates, event.base_versions, event.staleness, strict=True
         ):
