@@ -250,11 +250,7 @@ def test_a_version_has_scores_once_all_live_workers_have_scored_it():
     assert version == 0
     assert scores["accuracy"] == (10 * 0.5 + 30 * 0.9) / 40
     assert (scores["accuracy_worst"], scores["accuracy_p10"]) == (0.5, 0.54)
-    (event,) = [
-        x.event
-        for x in those(second, p.RecordEvent)
-        if isinstance(x.event, trace.Evaluated)
-    ]
+    (event,) = evaluated(second)
     assert (event.version, event.workers) == (0, [0, 1])
 
 
@@ -264,6 +260,23 @@ def test_a_worker_that_has_left_is_not_waited_for():
     left = server.hear("1", wire.Goodbye("1", "over"))
     ((_, scores),) = reports(left)
     assert scores["accuracy"] == 0.5
+
+
+def evaluated(effects):
+    events = [effect.event for effect in those(effects, p.RecordEvent)]
+    return [event for event in events if isinstance(event, trace.Evaluated)]
+
+
+def test_a_version_is_scored_once():
+    """Neither a repeated message, whose acknowledgement was lost, nor a worker that
+    came too late makes it another one over fewer workers."""
+    server = federated()
+    effects = scores_of(server, 0, 0, 0.5) + scores_of(server, 1, 0, 0.9)
+    assert len(evaluated(effects)) == 1
+    again = scores_of(server, 0, 0, 0.5)
+    assert messages(again, wire.EvalAck)
+    left = server.hear("1", wire.Goodbye("1", "over"))
+    assert not evaluated(again + left)
 
 
 def test_scores_of_an_evaluator_and_of_other_names_are_ignored():

@@ -253,6 +253,8 @@ class Membership:
         return not self._settings.federated
 
     def _on_scores(self, session: Session, found: messages.EvalResult) -> Iterator:
+        if self._counters.has_scores(found.version):
+            return  # a repeated message, or a worker that came too late for this one
         if not session.is_worker:
             yield found
         elif self._settings.metric.name in found.scores:

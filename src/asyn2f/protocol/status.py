@@ -178,6 +178,10 @@ class RunCounters:
         window_s = min(_RATE_WINDOW_S, here_s)
         return len(self._published_s) / window_s if window_s > 0 else 0.0
 
+    def has_scores(self, version: int) -> bool:
+        """Whether the scores of a version are known."""
+        return version in self._scored_versions
+
     def score(self, version: int, scores: Scores) -> bool | None:
         """Adds the scores of a version; whether it is the best, or None if they are
         known, or lack the headline."""
