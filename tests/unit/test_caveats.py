@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from asyn2f.protocol.status import warnings_of
+from asyn2f.protocol.caveats import warnings_of
 from asyn2f.types import Metric
 
 FELL = {

@@ -22,8 +22,9 @@ from asyn2f.cli.claim import Claim
 from asyn2f.config import build, identity, own
 from asyn2f.config.schema import RunSettings, section
 from asyn2f.privacy import Privacy
+from asyn2f.protocol.caveats import warnings_of
 from asyn2f.protocol.settings import RuntimeSettings
-from asyn2f.protocol.status import RunStatus, warnings_of
+from asyn2f.protocol.status import RunStatus
 from asyn2f.report.live import LiveView
 from asyn2f.report.metrics import MetricsWriter
 from asyn2f.report.run_page import write_report

@@ -28,7 +28,7 @@ from asyn2f.config import build, identity, own, schema
 from asyn2f.config.default import load_config
 from asyn2f.config.private import Roots
 from asyn2f.config.schema import section
-from asyn2f.protocol.status import warnings_of
+from asyn2f.protocol.caveats import warnings_of
 from asyn2f.sim import order as o
 from asyn2f.sim.execute import Execution, execution_of, read_progress, write_progress
 from asyn2f.sim.machine import Progress

@@ -12,7 +12,7 @@ import numpy as np
 from asyn2f import rundir as folders
 from asyn2f import trace
 from asyn2f.privacy import NUMBERS, withheld
-from asyn2f.protocol.status import incomplete
+from asyn2f.protocol.caveats import incomplete
 from asyn2f.report import units
 from asyn2f.report.metrics import number, read_curve
 from asyn2f.trace import history
