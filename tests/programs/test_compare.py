@@ -23,7 +23,7 @@ from asyn2f.cli.trials import Job, Results, inputs_digest
 from asyn2f.config import build
 from asyn2f.config.schema import flatten
 from asyn2f.errors import RunDirError
-from asyn2f.report import comparison
+from asyn2f.report import comparison, comparison_table
 from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.classification import ACCURACY
 from asyn2f.training.batches import make_evaluate
@@ -213,7 +213,7 @@ def test_the_table_is_that_of_the_lines_and_is_printed(started, whole):
         comparison.rows_of(trials, TARGET, ACCURACY),
         comparison.differences(trials),
     )
-    assert table == comparison.to_markdown(rows, found, TARGET, ACCURACY)
+    assert table == comparison_table.to_markdown(rows, found, TARGET, ACCURACY)
     assert table in started["whole"].result()[1]
 
 
@@ -329,7 +329,7 @@ def test_a_target_is_nearly_the_best_if_none_is_given(started, folder, chosen):
         comparison.differences(results),
     )
     table = (folder / "chosen" / "table.md").read_text()
-    assert table == comparison.to_markdown(rows, found, target, ACCURACY)
+    assert table == comparison_table.to_markdown(rows, found, target, ACCURACY)
 
 
 @pytest.mark.parametrize("name", GRIDS)

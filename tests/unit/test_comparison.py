@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from asyn2f.report import comparison, comparison_page
+from asyn2f.report import comparison, comparison_page, comparison_table
 from asyn2f.report.comparison import Trial
 from asyn2f.tasks.classification import ACCURACY
 from asyn2f.types import Metric
@@ -318,7 +318,7 @@ def tables_of(text: str) -> list[list[list[str]]]:
 
 def test_the_table_reads_back():
     rows, found = comparison.rows_of(TWO, 0.85, ACCURACY), comparison.differences(TWO)
-    text = comparison.to_markdown(rows, found, 0.85, ACCURACY)
+    text = comparison_table.to_markdown(rows, found, 0.85, ACCURACY)
     table, differences = tables_of(text)
     assert {len(line) for line in table} == {11}
     assert [line[0] for line in table] == ["method", "fast", "slow"]
@@ -345,9 +345,9 @@ def test_two_seeds_are_told_that_an_interval_needs_more():
     three = ends_of(one=[0.5, 0.51, 0.52], other=[0.6, 0.61, 0.62])
     for trials, is_told in ((TWO, True), (three, False)):
         rows = comparison.rows_of(trials, 0.85, ACCURACY)
-        text = comparison.to_markdown(rows, [], 0.85, ACCURACY)
-        assert (comparison.FEW_SEEDS in text) == is_told
-        assert comparison.legend(0.85, ACCURACY) in text
+        text = comparison_table.to_markdown(rows, [], 0.85, ACCURACY)
+        assert (comparison_table.FEW_SEEDS in text) == is_told
+        assert comparison_table.legend(0.85, ACCURACY) in text
 
 
 def leaders_of(**accuracies: list[float]) -> set[str]:
@@ -357,8 +357,8 @@ def leaders_of(**accuracies: list[float]) -> set[str]:
         comparison.differences(trials),
     )
     bold = comparison.leaders(rows, found)
-    text = comparison.to_markdown(rows, found, 0.5, ACCURACY)
-    assert (comparison.HOW_BOLD in text) == bool(found)
+    text = comparison_table.to_markdown(rows, found, 0.5, ACCURACY)
+    assert (comparison_table.HOW_BOLD in text) == bool(found)
     assert {line[0] for line in tables_of(text)[0] if "**" in line[1]} == bold
     return bold
 
@@ -402,19 +402,23 @@ def test_versions_that_lack_updates_are_told_below_the_table():
     whole = trial_of("fedbuff", 0, [0.1, 0.9])
     cut = trial_of("fedavg", 0, [0.1, 0.8], versions=8, incomplete_versions=6)
     rows = comparison.rows_of([whole, cut], 0.5, ACCURACY)
-    text = comparison.to_markdown(rows, [], 0.5, ACCURACY)
+    text = comparison_table.to_markdown(rows, [], 0.5, ACCURACY)
     page = comparison_page.to_html([whole, cut], rows, [], 0.5, ACCURACY, *OF)
     for written in (text, page):
         assert "a live worker): fedavg 75 %." in written
     assert rows[0].strategy == "fedbuff"
-    assert comparison.incomplete(rows[:1]) == ""
-    assert "made without" not in comparison.to_markdown(rows[:1], [], 0.5, ACCURACY)
+    assert comparison_table.incomplete(rows[:1]) == ""
+    assert "made without" not in comparison_table.to_markdown(
+        rows[:1], [], 0.5, ACCURACY
+    )
 
 
 def test_one_seed_has_a_table_without_intervals_and_without_differences():
     trials = ends_of(one=[0.5], other=[0.6])
     rows = comparison.rows_of(trials, 0.5, ACCURACY)
-    text = comparison.to_markdown(rows, comparison.differences(trials), 0.5, ACCURACY)
+    text = comparison_table.to_markdown(
+        rows, comparison.differences(trials), 0.5, ACCURACY
+    )
     assert len(tables_of(text)) == 1
     assert "±" not in text
     assert "nan" not in text
@@ -425,7 +429,7 @@ def test_settings_that_were_chosen_are_said():
     settings = {"training.learning_rate": 0.05, "strategy.kafl.weighting": "plain"}
     one, other = ends_of(kafl=[0.5], fedavg=[0.6])
     rows = comparison.rows_of([one._replace(settings=settings), other], 0.5, ACCURACY)
-    lines = comparison.to_markdown(rows, [], 0.5, ACCURACY).splitlines()
+    lines = comparison_table.to_markdown(rows, [], 0.5, ACCURACY).splitlines()
     assert [line for line in lines if line.startswith("*")] == [
         "* fedavg: as in the config",
         "* kafl: training.learning_rate = 0.05, strategy.kafl.weighting = plain",
@@ -545,7 +549,9 @@ def test_every_table_reads_back(trials, target):
         comparison.rows_of(trials, target, ACCURACY),
         comparison.differences(trials),
     )
-    table, *rest = tables_of(comparison.to_markdown(rows, found, target, ACCURACY))
+    table, *rest = tables_of(
+        comparison_table.to_markdown(rows, found, target, ACCURACY)
+    )
     assert [line[0] for line in table[1:]] == [row.strategy for row in rows]
     assert {len(line) for line in table} == {len(table[0])}
     assert all("nan" not in "".join(line) for line in table)
@@ -623,7 +629,7 @@ def test_a_method_without_a_value_is_last_and_neither_bold_nor_tested():
     assert [row.strategy for row in rows] == ["good", "bad", "none"]
     assert [difference[:2] for difference in found] == [("good", "bad")]
     assert comparison.leaders(rows, found) == {"good"}
-    text = comparison.to_markdown(rows, found, 2.0, LOSS)
+    text = comparison_table.to_markdown(rows, found, 2.0, LOSS)
     assert "| none | – |" in text
     assert "**1.100 ± 0.248**" in text
     assert "| 2 reached |" in text

@@ -38,7 +38,7 @@ from asyn2f.config import build, config_file, own, schema
 from asyn2f.config.references import is_reference, label_of
 from asyn2f.config.schema import RunSettings, StrategyChoice, section
 from asyn2f.config.task import TaskSettings
-from asyn2f.report import comparison, comparison_page, spread
+from asyn2f.report import comparison, comparison_page, comparison_table, spread
 from asyn2f.report.comparison import Trial
 from asyn2f.strategies import BUILDERS
 from asyn2f.timing import Stop
@@ -276,7 +276,7 @@ def _write_table(
         target = comparison.default_target(trials, metric)
     rows = comparison.rows_of(trials, target, metric)
     found = comparison.differences(trials)
-    table = comparison.to_markdown(rows, found, target, metric)
+    table = comparison_table.to_markdown(rows, found, target, metric)
     if at_workers := spread.in_words(trials, rows, metric):
         table += f"\n{at_workers}\n"
     (folder / TABLE).write_text(table, encoding="utf-8")

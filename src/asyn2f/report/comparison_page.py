@@ -8,15 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from asyn2f.report import curves, page, spread, theme, units
-from asyn2f.report.comparison import (
-    HOW_BOLD,
-    Difference,
-    Row,
-    Trial,
-    by_strategy,
-    incomplete,
-    leaders,
-)
+from asyn2f.report.comparison import Difference, Row, Trial, by_strategy, leaders
+from asyn2f.report.comparison_table import HOW_BOLD, incomplete
 from asyn2f.report.page import Section, to_page
 from asyn2f.types import Metric
 
