@@ -78,8 +78,8 @@ def _sections(
     yield Section(
         "ends",
         "At equal time",
-        f"{_capital(metric.name)} of the newest version at the end of the run: each "
-        "seed, the mean, and its 95 % interval.",
+        f"{units.capitalized(metric.name)} of the newest version at the end of the "
+        "run: each seed, the mean, and its 95 % interval.",
         curves.final_values(trials, rows, metric, places),
         "There are no trials.",
         half=True,
@@ -146,14 +146,6 @@ def _differences(
     return figure.update_layout(height=120 + 34 * len(rows))
 
 
-def _capital(name: str) -> str:
-    return name[:1].upper() + name[1:]
-
-
-def _target(target: float, metric: Metric) -> str:
-    return f"{target:.1%}" if metric.is_fraction else f"{target:g}"
-
-
 def _staleness(trials: Sequence[Trial], rows: Sequence[Row]) -> go.Figure | None:
     """One row of cells per method, shaded by the share of updates."""
     own = by_strategy(trials)
@@ -208,11 +200,9 @@ def _table(
     for row in rows:
         hue = theme.css_colour(places[row.strategy])
         dot = f'<span class="dot" style="background:{hue}"></span>'
+        values = row.at_time, row.at_updates, row.at_bytes, row.area
         cells = [
-            *(
-                each.text(metric)
-                for each in (row.at_time, row.at_updates, row.at_bytes, row.area)
-            ),
+            *(value.text(metric) for value in values),
             f"{row.reached} of {row.seeds}",
             units.as_duration(row.time_to_target_s),
             units.as_bytes(row.bytes_to_target),
@@ -233,13 +223,13 @@ def _table(
     )
     notes = filter(None, [incomplete(rows), spread.in_words(trials, rows, metric)])
     return (
-        f"<section><h2>Numbers</h2><p>{escape(_capital(metric.name))}"
+        f"<section><h2>Numbers</h2><p>{escape(units.capitalized(metric.name))}"
         f"{' in percent' * metric.is_fraction} "
         f"({'higher' if metric.higher_is_better else 'lower'} is better), mean and "
         "95 % interval over the seeds; area is the mean over time; “reached” counts "
-        f"the seeds that reached {_target(target, metric)}, with their median time and "
-        "bytes: those "
-        "transferred, and those if every version were broadcast to all workers. "
+        f"the seeds that reached {units.target_text(target, metric)}, with their "
+        "median time and bytes: those transferred, and those if every version were "
+        "broadcast to all workers. "
         f"{HOW_BOLD}</p>"
         + page.table(["method", *heads], "".join(lines))
         + "".join(f"<p>{escape(note)}</p>" for note in notes)

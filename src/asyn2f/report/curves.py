@@ -9,12 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from asyn2f.report import page, theme, units
-from asyn2f.report.comparison import (
-    Row,
-    Trial,
-    by_strategy,
-    estimate,
-)
+from asyn2f.report.comparison import Row, Trial, by_strategy, estimate
 from asyn2f.report.load import Run
 from asyn2f.report.metrics import number
 from asyn2f.report.summary import Score, best_score, scores

@@ -16,7 +16,6 @@ from rich.text import Text
 
 from asyn2f.protocol.status import RunStatus, WorkerStatus
 from asyn2f.report import units
-from asyn2f.types import Best as Best
 from asyn2f.types import Metric
 
 LINE_EVERY_S = 2.0
@@ -65,6 +64,7 @@ def render(status: RunStatus) -> View:
 def plain_line(status: RunStatus) -> str:
     """The status as one line of plain text, for logs.
 
+    >>> from asyn2f.types import Best
     >>> metric = Metric("accuracy", is_fraction=True)
     >>> scores, best = {"accuracy": 0.9, "loss": 0.3}, Best(10, "accuracy", 0.91)
     >>> status = RunStatus("r", "asyn2f", "running", 75.0, 12, 100, 0.12, 0.5, metric,

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from asyn2f.report import theme, units
 from asyn2f.report.comparison import Row, Trial, by_strategy, estimate
+from asyn2f.report.curves import MAX_POINTS
 from asyn2f.report.load import Run
 from asyn2f.report.page import Section
 from asyn2f.report.summary import KeyFigure, best_score, scores
@@ -32,7 +33,7 @@ def section(run: Run) -> Section | None:
     shown = []
     for ending, points in curves.items():
         values = [value for _, value in points]
-        kept = theme.extremes(np.array(values), 1_000).tolist() if values else []
+        kept = theme.extremes(np.array(values), MAX_POINTS).tolist() if values else []
         shown += values
         figure.add_scatter(
             x=[points[index][0] for index in kept],
@@ -50,7 +51,7 @@ def section(run: Run) -> Section | None:
     figure.update_yaxes(title_text=f"test {name}")
     return Section(
         "spread",
-        f"{name[:1].upper()}{name[1:]} over the workers",
+        f"{units.capitalized(name)} over the workers",
         "Each version at every worker, with the worker's own part of the model and on "
         "its own test rows: the mean, the 10th percentile from the worst, and the "
         "worst worker.",
@@ -79,9 +80,9 @@ def key_figures(run: Run) -> list[KeyFigure]:
 def in_words(trials: Sequence[Trial], rows: Sequence[Row], metric: Metric) -> str:
     """A sentence on the workers at the end of each method's trials, means over the
     seeds, or ""."""
-    parts = []
+    parts, groups = [], by_strategy(trials)
     for row in rows:
-        own = by_strategy(trials)[row.strategy]
+        own = groups[row.strategy]
         p10, worst = (estimate([getattr(t, x) for t in own]) for x in ("p10", "worst"))
         if math.isfinite(worst.mean):
             parts.append(f"{row.strategy} {p10.text(metric)} and {worst.text(metric)}")

@@ -52,8 +52,8 @@ def scores(run: Run, name: str = "") -> list[Score]:
 
 def best_score(run: Run) -> Score | None:
     """The evaluation with the best headline, the earliest of several."""
-    sign = 1.0 if run.metric.higher_is_better else -1.0
-    return max(scores(run), key=lambda score: sign * score.value, default=None)
+    worth = run.metric.worth
+    return max(scores(run), key=lambda score: worth(score.value), default=None)
 
 
 def outcomes(events: Iterable[trace.Event]) -> dict[tuple, str]:

@@ -117,6 +117,15 @@ def in_words(metric: Metric) -> str:
     return f"Values are of {metric.name} on the test set; {better} is better."
 
 
+def capitalized(name: str) -> str:
+    """A name as the first word of a sentence.
+
+    >>> capitalized("mean IoU")
+    'Mean IoU'
+    """
+    return name[:1].upper() + name[1:]
+
+
 def points_of(metric: Metric) -> str:
     """The unit of differences."""
     return f"points of {metric.name}" if metric.is_fraction else metric.name
