@@ -19,8 +19,9 @@ import numpy as np
 
 from asyn2f.errors import PlanError
 from asyn2f.sim.barriers import Barriers
+from asyn2f.sim.free_slots import FreeSlots
 from asyn2f.sim.order import BEGIN, RESTORE, Order, uses_of
-from asyn2f.sim.stretches import KEEP, Slots, Stretches
+from asyn2f.sim.stretches import KEEP, Stretches
 
 # The overhead of a wave, in steps of all its lanes.
 _WAVE_COST_STEPS = 1.0
@@ -117,8 +118,8 @@ class _Planner:
             for update in order.members_of(node).tolist():
                 self._node_of[update] = node
         self._next = 1  # node to be made
-        self._versions, self._version_slot = Slots(), [-1] * count
-        self._updates = [Slots() for _ in range(devices)]
+        self._versions, self._version_slot = FreeSlots(), [-1] * count
+        self._updates = [FreeSlots() for _ in range(devices)]
         self._update_slot = [-1] * order.num_updates
         self._update_device = [-1] * order.num_updates
         # workers

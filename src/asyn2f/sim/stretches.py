@@ -1,5 +1,4 @@
-"""The stretches of each worker, its steps between merges, adoptions and pushes; and
-slots."""
+"""The stretches of each worker: its steps between merges, adoptions and pushes."""
 
 from array import array
 
@@ -80,20 +79,3 @@ class Stretches:
         """The first stretch of every worker."""
         later = set(self.next)
         return [number for number in range(len(self.worker)) if number not in later]
-
-
-class Slots:
-    """An allocator of slot numbers."""
-
-    def __init__(self) -> None:
-        self._free: list[int] = []
-        self.count = 0
-
-    def take(self) -> int:
-        if self._free:
-            return self._free.pop()
-        self.count += 1
-        return self.count - 1
-
-    def give_back(self, slot: int) -> None:
-        self._free.append(slot)
