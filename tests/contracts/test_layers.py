@@ -67,6 +67,9 @@ PURE = [
     *("trace/lines.py", "trace/records.py"),
     *("sim/order.py", "sim/schedule.py", "sim/world.py"),
     *("sim/virtual_worker.py", "sim/from_trace.py", "sim/plan.py", "sim/packing.py"),
+    *("sim/barriers.py", "sim/free_slots.py", "sim/workers.py"),
+    *("training/sharing.py", "training/optimizers.py", "training/progress.py"),
+    *("training/evaluation.py", "privacy.py"),
 ]
 IO = {"time", "threading", "socket", "os", "pathlib", "zmq", "orbax", "subprocess"}
 
