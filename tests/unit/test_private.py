@@ -176,7 +176,7 @@ def test_a_worker_that_comes_back_with_other_data_is_refused(change):
     server.join("0a")
     server.wait(2.0)  # its process has ended
     (reason,) = refusals(server.hear("0b", hello_of(0, "0b", **change)))
-    assert "worker 0 has other data than at first" in reason
+    assert "data of worker 0 differ from those that it first" in reason
     assert not refusals(server.hear("0c", hello_of(0, "0c")))
 
 
@@ -215,7 +215,7 @@ def test_a_replay_with_other_data_names_the_worker(silos):
         for worker, digest in enumerate(digests)
     ]
     check_registered(task, events[:1])
-    with pytest.raises(DataError, match="the data of worker 1 are others"):
+    with pytest.raises(DataError, match="the data of worker 1 differ"):
         check_registered(task, events)
 
 

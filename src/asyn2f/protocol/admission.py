@@ -202,8 +202,9 @@ class Registration:
         if not most or pin is None or pin == found:
             return ""
         return (
-            f"worker {hello.worker} has other data than at first: {_in_words(found)}; "
-            f"then {_in_words(pin)}; give it those, or start another run"
+            f"the data of worker {hello.worker} differ from those that it first "
+            f"registered with: {_in_words(found)}, then {_in_words(pin)}; start it "
+            "with those, or start another run"
         )
 
     def _conflict(

@@ -73,7 +73,7 @@ class Workers:
         self._states[worker] = state
 
     def report(self, worker: int) -> WorkerUpdate:
-        """What the worker would push now; only until it goes on."""
+        """What the worker would push now; valid until its next step."""
         return self._experiment.trainer.report(self._states[worker])
 
     def push(self, worker: int) -> WorkerUpdate:

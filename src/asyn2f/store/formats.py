@@ -94,6 +94,8 @@ def read_ahead_record(path: Path) -> Record:
 
 
 def parts_of(path: Path) -> tuple[Record, list[str], memoryview]:
+    """The record of a write-ahead file, a line on each array, and their bytes. Raises
+    as `read_ahead`, whatever the shapes."""
     content = memoryview(path.read_bytes())
     if len(content) < _HEAD.size:
         raise WriteAheadError(f"{len(content)} bytes, expected at least {_HEAD.size}")

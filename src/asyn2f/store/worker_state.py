@@ -94,7 +94,7 @@ class WorkerStateFile:
         """The arrays of the state by path, for readers that do not know the model.
 
         Raises:
-          StoreError: there is none of this run, or it cannot be read.
+          StoreError: the file is missing or damaged, or belongs to another run.
         """
         try:
             header, payload = self._content()

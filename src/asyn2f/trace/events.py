@@ -73,7 +73,7 @@ class Adopted(NamedTuple):
     `incarnation` is that of the publishing server: a crash can lose a version that was
     published before it was saved, and the next one of its number is another model.
     `restored` is the digest of the own state that a worker continues from after a
-    restart, as in `StateKept`; "" = it begins anew, or goes on.
+    restart, as in `StateKept`; "" = it was not restarted, or begins anew.
     """
 
     time_s: float
@@ -85,8 +85,8 @@ class Adopted(NamedTuple):
 
 
 class StateKept(NamedTuple):
-    """A worker is about to write its own state (the task's carry), which it continues
-    from if it is restarted."""
+    """A worker is about to write its own state (the task's carry, and the part of the
+    model that it keeps), which it continues from if it is restarted."""
 
     time_s: float
     worker: int

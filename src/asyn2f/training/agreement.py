@@ -129,14 +129,13 @@ def _add(found: xxhash.xxh3_128, data: Any, rows: np.ndarray | None) -> None:
 
 
 def data_digests(task: Task) -> tuple[str, ...]:
-    """The digests of every worker's data, and then of the evaluator's; "" where there
-    are none here."""
-    found = (data_digest(task, k) if len(task.shards[k]) else "" for k in _all(task))
+    """The digests of every worker's data, and then of the test set's; "" for data that
+    this process does not have."""
+    found = [
+        data_digest(task, worker) if len(rows) else ""
+        for worker, rows in enumerate(task.shards)
+    ]
     return (*found, data_digest(task, -1) if num_rows(task.test) else "")
-
-
-def _all(task: Task) -> range:
-    return range(len(task.shards))
 
 
 def check_registered(task: Task, events: Iterable[trace.Event]) -> None:
@@ -145,11 +144,12 @@ def check_registered(task: Task, events: Iterable[trace.Event]) -> None:
     Raises:
       DataError: they differ.
     """
-    then = {e.worker: e.data for e in events if isinstance(e, trace.WorkerJoined)}
+    joined = (event for event in events if isinstance(event, trace.WorkerJoined))
+    then = {event.worker: event.data for event in joined if event.data}
     for worker, digest in sorted(then.items()):
-        now = data_digest(task, worker) if worker in _all(task) else ""
-        if digest and now != digest:
+        now = data_digest(task, worker) if 0 <= worker < len(task.shards) else ""
+        if now != digest:
             raise DataError(
-                f"the data of worker {worker} are others than those it took part with: "
-                f"digest {now}, then {digest}"
+                f"the data of worker {worker} differ from those that it registered "
+                f"with: digest {now}, then {digest}"
             )
