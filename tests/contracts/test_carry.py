@@ -1,9 +1,6 @@
 """A worker's carry: in every executor, over versions, restarts and in replays."""
 
 import logging
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -30,12 +27,10 @@ from tests.support.executions import (
     epochs_of,
     in_lanes,
     order_for,
+    words_of,
 )
 from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.tasks import Walk, counted_loss, counting, experiment_of, returns
-
-ROOT = Path(__file__).parents[2]
-
 
 # ------------------------------------------------------------- executors
 
@@ -84,17 +79,7 @@ def test_lanes_carry_the_same(simulated, lanes):
 
 
 def test_lanes_on_several_devices_carry_the_same():
-    """In a process of its own, as JAX's devices are counted once."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.sharded_carry"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["3", "same"]
+    assert words_of("tests.support.sharded_carry") == ["3", "same"]
 
 
 # ------------------------------------------------------------- processes

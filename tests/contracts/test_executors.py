@@ -1,10 +1,6 @@
 """All executors give one order's numbers, up to rounding; each repeats its own bits."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -31,10 +27,9 @@ from tests.support.executions import (
     order_and_result,
     order_for,
     rows_by_chance,
+    words_of,
 )
-from tests.support.patience import PATIENCE_S
 
-ROOT = Path(__file__).parents[2]
 VARIANTS = {
     "mlp": {
         "training__optimizer_at_merge": "reset",
@@ -161,17 +156,7 @@ def test_later_calls_compile_nothing():
 
 
 def test_lanes_on_eight_devices():
-    """In a process of its own, as JAX's devices are counted once."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.eight_devices"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["8", "same", "close"]
+    assert words_of("tests.support.eight_devices") == ["8", "same", "close"]
 
 
 # ------------------------------------------------------------- what the numbers say

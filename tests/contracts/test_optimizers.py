@@ -11,19 +11,17 @@ import pytest
 
 from asyn2f import trace
 from asyn2f.protocol.settings import RuntimeSettings
-from asyn2f.runtime.startup import start_of
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
 from asyn2f.sim.from_trace import differences, order_of, recording_of
 from asyn2f.sim.serial import execute_serially
 from asyn2f.sim.vectorised import execute_in_lanes
-from asyn2f.store.orbax import OrbaxStore
 from asyn2f.strategies import with_server_optimizer
 from asyn2f.timing import Stop
 from asyn2f.trace import causality
 from asyn2f.training.experiment import Experiment, make_experiment
 from tests.contracts.test_runtime import LocalRun
-from tests.faults.test_resume import bits, updates_of
+from tests.faults.test_resume import bits, versions_around_a_death
 from tests.support.executions import (
     assert_close,
     assert_same_bits,
@@ -202,20 +200,5 @@ def test_a_real_run_replays_bit_for_bit(name, tmp_path):
 @pytest.mark.usefixtures("patient_stores")
 @pytest.mark.parametrize("name", ["fedavg", "fedbuff"])
 def test_a_server_that_died_goes_on_with_the_state_of_its_optimizer(name, tmp_path):
-    experiment = experiment_for(name)
-    store = OrbaxStore(tmp_path / "models")
-    state = start_of(experiment, store).state
-    for version in range(3):
-        state, _ = experiment.aggregate(state, updates_of(experiment, state, version))
-    assert any(leaf.any() for leaf in jax.tree.leaves(state.memory))
-    store.save(3, state, {"version": 3, "incarnation": 1, "accounting": {}})
-    store.close()
-    store = OrbaxStore(tmp_path / "models")
-    again = start_of(experiment, store).state
-    store.close()
-    assert bits(again) == bits(state)
-    for version in (3, 4):
-        updates = updates_of(experiment, state, version)
-        state, _ = experiment.aggregate(state, updates)
-        again, _ = experiment.aggregate(again, updates)
-        assert bits(again) == bits(state), f"version {version + 1}"
+    made = versions_around_a_death(experiment_for(name), tmp_path / "models")
+    assert any(leaf.any() for leaf in jax.tree.leaves(made[2].memory))

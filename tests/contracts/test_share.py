@@ -2,9 +2,6 @@
 frames, files and restarts."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,11 +29,10 @@ from asyn2f.transport import base
 from asyn2f.transport.zmq import ZmqTransport
 from asyn2f.types import OwnPart
 from tests.contracts.test_carry import OwnRun, assert_replays, kept
-from tests.support.executions import assert_close, assert_same_bits, order_for
-from tests.support.patience import PATIENCE_S, wait_until
+from tests.support.executions import assert_close, assert_same_bits, order_for, words_of
+from tests.support.patience import wait_until
 from tests.support.tasks import BODY, experiment_of, personal
 
-ROOT = Path(__file__).parents[2]
 ROWS = [{"step_s": 0.5}, {"step_s": 0.9, "jitter": 0.3}, {"step_s": 1.7}]
 ROUNDING = 1e-5
 
@@ -119,17 +115,7 @@ def test_lanes_keep_the_same(lanes):
 
 
 def test_lanes_on_several_devices_keep_the_same():
-    """In a process of its own, as JAX's devices are counted once."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.sharded_carry", "kept"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["3", "same"]
+    assert words_of("tests.support.sharded_carry", "kept") == ["3", "same"]
 
 
 def test_the_memory_of_kept_parts_is_counted():

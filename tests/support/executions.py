@@ -2,7 +2,11 @@
 
 import copy
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -27,7 +31,9 @@ from asyn2f.training.evaluation import KeptOf
 from asyn2f.training.experiment import Experiment
 from asyn2f.types import Scores, ServerState
 from tests.support.experiments import experiment_with
+from tests.support.patience import PATIENCE_S
 
+ROOT = Path(__file__).parents[2]
 ROUNDING = 1e-5  # relative to the largest value of an array
 # Unequal: label-skewed shards, speeds, latencies, an outage.
 UNEQUAL = (
@@ -248,3 +254,18 @@ def events_for(
             guards=experiment.guards,
         )
     )
+
+
+def words_of(module: str, *arguments: str) -> list[str]:
+    """What a module prints in a process of its own, in which JAX has devices of its
+    own. Raises AssertionError if it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.split()
