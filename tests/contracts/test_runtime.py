@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -449,14 +448,17 @@ def test_a_worker_says_how_far_it_is_also_in_the_middle_of_a_cycle(tmp_path):
     long_cycle = dataclasses.replace(experiment.strategy.timing, epochs_per_push=10_000)
     strategy = experiment.strategy._replace(timing=long_cycle)
     run = LocalRun(tmp_path, experiment._replace(strategy=strategy), settings=settings)
+    steps, has_said = [0], threading.Event()
+
+    def watch(status):
+        step = status.workers[0].step if status.workers else 0
+        steps.extend([step] * (step > steps[-1]))
+        if len(steps) == 4:
+            has_said.set()
+
+    run.server._observer = run.server._observer._replace(status=watch)
     run.start_worker(0)
-    steps, deadline_s = [0], time.monotonic() + PATIENCE_S
-    while len(steps) < 4:
-        assert time.monotonic() < deadline_s, f"its heartbeats said {steps}"
-        time.sleep(0.05)  # no event reports a heartbeat
-        status = run.server._status
-        step = status.workers[0].step if status and status.workers else 0
-        steps += [step] * (step > steps[-1])
+    assert has_said.wait(PATIENCE_S), f"its heartbeats said {steps}"
     run.server.stop("enough")
     run.finish()
     assert not run.events(trace.Pushed)
