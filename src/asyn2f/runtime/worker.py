@@ -169,7 +169,7 @@ class Worker:
             trace.Adopted(
                 time_s=time.monotonic(),
                 worker=self._worker,
-                version=int(model.version),
+                version=self._base,
                 step=int(self._state.step),
                 incarnation=incarnation,
                 restored=restored,
@@ -234,7 +234,7 @@ class Worker:
             trace.Merged(
                 time_s=self._merged_s,
                 worker=self._worker,
-                version=int(model.version),
+                version=self._base,
                 from_version=before,
                 step=step,
                 epoch_fraction=self._epochs(step % self._epoch_steps),
