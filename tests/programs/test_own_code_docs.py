@@ -1,7 +1,5 @@
 """The pages about user code: their code and commands run as they are shown."""
 
-import contextlib
-import io
 import re
 import shlex
 import sys
@@ -11,6 +9,7 @@ import pytest
 
 import asyn2f
 from asyn2f.strategies.requirements import require_same
+from tests.programs.test_docs import blocks, printed_by
 from tests.programs.test_launch import ROOT
 from tests.programs.test_own_code_run import program
 from tests.unit.test_references import import_state as import_state
@@ -18,23 +17,14 @@ from tests.unit.test_references import import_state as import_state
 pytestmark = pytest.mark.processes
 
 
-def blocks(page: str, kind: str) -> list[str]:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-
-
-MINE, NOTEBOOK, PASSED = blocks("your_own_code.md", "python")
-(COMMANDS,) = blocks("your_own_code.md", "sh")
-REFUSED, _ = blocks("your_own_code.md", "text")
-(STORED,), (PRINTED,) = (
-    blocks("stored_models.md", kind) for kind in ("python", "text")
+OWN_CODE, STORED_MODELS = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("your_own_code", "stored_models")
 )
-
-
-def printed_by(code: str) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        exec(code, {})
-    return out.getvalue()
+MINE, NOTEBOOK, PASSED = blocks("python", OWN_CODE)
+(COMMANDS,) = blocks("sh", OWN_CODE)
+REFUSED, _ = blocks("text", OWN_CODE)
+(STORED,), (PRINTED,) = (blocks(kind, STORED_MODELS) for kind in ("python", "text"))
 
 
 def test_the_pages_run(tmp_path, monkeypatch):
@@ -48,11 +38,13 @@ def test_the_pages_run(tmp_path, monkeypatch):
         assert code == 0, out + err
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    assert re.search(
-        r"by asyn2f, 5 workers: 40 versions .* error best", printed_by(NOTEBOOK)
+    notebook, passed, stored = (
+        printed_by(lambda code=code: exec(code, {}))
+        for code in (NOTEBOOK, PASSED, STORED)
     )
-    assert printed_by(PASSED) == "error (3,)\n"
-    assert printed_by(STORED) == PRINTED
+    assert re.search(r"by asyn2f, 5 workers: 40 versions .* error best", notebook)
+    assert passed == "error (3,)\n"
+    assert stored == PRINTED
     loaded = [asyn2f.load_params("runs/mine", version) for version in ("newest", 40)]
     require_same(loaded[0], loaded[1], "one version")
     with pytest.raises(
