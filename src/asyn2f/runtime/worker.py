@@ -46,8 +46,8 @@ class Worker:
         journal: Journal,
         own: WorkerStateFile | None = None,
     ) -> None:
-        """Compiles everything. `own`: where it keeps the task's carry, to continue from
-        after a restart. Raises ValueError if there is no such shard."""
+        """Compiles everything. `own`: where it keeps its carry and its part of the
+        model for a restart. Raises ValueError if there is no such shard."""
         self._experiment, self._trainer = experiment, experiment.trainer
         self._worker, self._journal, self._settings = worker, journal, settings
         self._own, self._run = OwnState(own, worker, journal), ""  # see `_receive`
