@@ -1,6 +1,7 @@
 """Executing an order: the choice of an executor, and one interface to all of them."""
 
 import contextlib
+import json
 import os
 import zipfile
 from collections.abc import Collection, Mapping
@@ -195,7 +196,7 @@ def write_progress(path: Path, key: str, progress: Progress, scores: Evaluated) 
       path: the file, .npz.
       key: identifies everything that the execution depends on.
       progress: of the execution.
-      scores: of the same names.
+      scores: so far.
     """
     leaves = jax.tree.leaves(progress.carry)
     arrays: dict[str, Any] = {
@@ -203,11 +204,8 @@ def write_progress(path: Path, key: str, progress: Progress, scores: Evaluated) 
     }
     arrays |= {f"numbers-{k}": v for k, v in progress.numbers._asdict().items()}
     arrays |= {"key": np.array(key), "wave": np.array(progress.wave)}
-    arrays["nodes"] = np.array(list(scores), np.int64)
-    names = list(next(iter(scores.values()), {}))
-    arrays["names"] = np.array(names, np.str_)
-    values = [[score[name] for name in names] for score in scores.values()]
-    arrays["scores"] = np.array(values, np.float64)
+    # Not as an array: two versions may have scores of different names.
+    arrays["scores"] = np.array(json.dumps([*scores.items()]))
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(beside, "wb") as file:
         np.savez(file, **arrays)
@@ -240,10 +238,7 @@ def read_progress(
             progress = Progress(
                 int(found["wave"]), jax.tree.unflatten(structure, carry), numbers
             )
-            nodes, names = found["nodes"].tolist(), found["names"].tolist()
-            rows = [
-                dict(zip(names, row, strict=True)) for row in found["scores"].tolist()
-            ]
+            scores = dict(json.loads(str(found["scores"])))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return progress, dict(zip(nodes, rows, strict=True))
+    return progress, scores
