@@ -68,6 +68,12 @@ def test_help_lists_the_flags_of_a_program(name, words):
         assert word in done.stdout
 
 
+@pytest.mark.parametrize("name", ["server", "evaluator"])
+def test_the_full_help_lists_the_keys_of_the_config(monkeypatch, name):
+    monkeypatch.setattr(sys, "argv", [f"asyn2f {name}", "--helpfull"])
+    assert "--config.workers=5\n" in app._help(main.main, name, is_full=True)
+
+
 def test_an_unknown_command_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["asyn2f", "simulat"])
     with pytest.raises(SystemExit) as ended:

@@ -147,17 +147,16 @@ def run(name: str, program: Callable[[], int], last: Exit) -> None:
 def _help(program: Callable[[], int], name: str, is_full: bool) -> str:
     """What the program does, and the flags that it takes; in full, also the keys of its
     config."""
-    names = COMMANDS[name].flags.split()
+    taken = COMMANDS[name].flags.split()
     text = inspect.getdoc(program) or inspect.getdoc(inspect.getmodule(program)) or ""
     lines = [text, "", "Flags:"]
-    for name in sorted(names):
-        flag = flags.FLAGS[name]
-        lines.append(f"  --{name}{'' if flag.boolean else '=...'}")
+    for flag in [flags.FLAGS[each] for each in sorted(taken)]:
+        lines.append(f"  --{flag.name}{'' if flag.boolean else '=...'}")
         indent = " " * 6
         lines += textwrap.wrap(
             flag.help, 80, initial_indent=indent, subsequent_indent=indent
         )
-    if "config" in names:
+    if "config" in taken:
         more = "--helpfull lists the keys of --config with default, unit and range."
         lines += ["", _keys_help(name) if is_full else more]
     return "\n".join(lines)
