@@ -14,7 +14,13 @@ from typing import Any, NamedTuple, NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from asyn2f.cli.arguments import NAMING, config_of, given_of
+from asyn2f.cli.arguments import (
+    NAMING,
+    FloatOrNone,
+    Integer,
+    config_of,
+    given_of,
+)
 from asyn2f.cli.main import COMMANDS, Exit
 from asyn2f.cli.process import open_output
 from asyn2f.config import build, reference, schema
@@ -193,34 +199,14 @@ def _read_config(name: str, argv: list[str]) -> list[str]:
     if "config" in COMMANDS[name].flags.split():
         config = config_of(name, given)
         if config is not None:
-            config_flags.register_flag_parser_for_type(float, _FloatOrNone())
-            config_flags.register_flag_parser_for_type(int, _Integer())
+            config_flags.register_flag_parser_for_type(float, FloatOrNone())
+            config_flags.register_flag_parser_for_type(int, Integer())
             config_flags.DEFINE_config_dict(
                 "config", for_flags(config), sys_argv=rest, allow_override=True
             )
         elif any(key.startswith("config.") for key in given):
             raise flags.Error(_NO_CONFIG)
     return rest
-
-
-class _FloatOrNone(flags.FloatParser):
-    """For keys that may be None; what other keys hold is checked afterwards."""
-
-    def convert(self, argument: str | float) -> Any:
-        if argument == "None":
-            return None
-        try:
-            return super().convert(argument)
-        except ValueError:
-            raise ValueError(f"found {argument!r}, allowed: a number") from None
-
-
-class _Integer(flags.IntegerParser):
-    def convert(self, argument: int | str) -> int:
-        try:
-            return super().convert(argument)
-        except ValueError:
-            raise ValueError(f"found {argument!r}, allowed: an integer") from None
 
 
 # ---------------------------------------------------------------- flags and config

@@ -1,5 +1,5 @@
-"""The command line before its flags are parsed: which config it names, and which keys
-that has."""
+"""The command line before its flags are parsed: which config it names, which keys that
+has, and how the values of these are read."""
 
 import sys
 from pathlib import Path
@@ -75,3 +75,25 @@ def _config_named(name: str, given: dict[str, str]) -> Any:
     if not COMMANDS[name].argument:
         print(f"note: no --config, taking {chosen}", file=sys.stderr, flush=True)
     return config_file.load(chosen)
+
+
+class FloatOrNone(flags.FloatParser):
+    """For keys that may be None; what other keys hold is checked afterwards."""
+
+    def convert(self, argument: str | float) -> Any:
+        if argument == "None":
+            return None
+        try:
+            return super().convert(argument)
+        except ValueError:
+            raise ValueError(f"found {argument!r}, allowed: a number") from None
+
+
+class Integer(flags.IntegerParser):
+    """For integers; says what is allowed."""
+
+    def convert(self, argument: int | str) -> int:
+        try:
+            return super().convert(argument)
+        except ValueError:
+            raise ValueError(f"found {argument!r}, allowed: an integer") from None
