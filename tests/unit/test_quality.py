@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -476,6 +477,18 @@ def test_images_are_looked_at_as_the_brightness_of_8_x_8_cells():
     np.testing.assert_allclose(found, cells.reshape(5, 64), atol=1e-6)
     small = images[:, :5, :6, :1]
     np.testing.assert_allclose(tools._features(small), small.reshape(5, 30))
+
+
+@pytest.mark.parametrize("name", ["x", "signal"])
+def test_inputs_of_other_tasks_have_other_names(monkeypatch, name):
+    monkeypatch.setattr(tools, "_MOST", SimpleNamespace(value=2000))
+    features, labels = drawn(0)
+    dataset = {name: features, "y": labels}
+    shards = (np.arange(30),)
+    task = SimpleNamespace(name="own", train=dataset, labels=labels, shards=shards)
+    with fast:
+        found = tools._quality_of_worker(task, 0, 0)
+        assert found == quality_of(features, labels, num_classes=3)
 
 
 def test_too_few_examples_are_one_line_and_exit_code_2():
