@@ -1,12 +1,13 @@
 """The parameters of a version in a run's folder, for whoever uses the model."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
 
 from asyn2f import rundir
+from asyn2f.config.dotted import nested
 from asyn2f.errors import StoreError
 from asyn2f.serialization import template_of
 from asyn2f.store.folder import VersionFolder
@@ -57,7 +58,7 @@ def load_params(
     }
     if worker is not None:
         arrays |= _kept(folder, worker)
-    return _nested(arrays) if like is None else _as(like, arrays, number)
+    return nested(arrays, "/") if like is None else _as(like, arrays, number)
 
 
 def _kept(folder: Path, worker: int) -> dict[str, np.ndarray]:
@@ -81,17 +82,6 @@ def _number_of(store: VersionFolder, version: int | str) -> int:
     if version == "best" or not versions:
         raise StoreError(f"{store.path} has no {version} version")
     return versions[-1]
-
-
-def _nested(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *parents, name = path.split("/")
-        inner = tree
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[name] = array
-    return tree
 
 
 def _as(like: Params, arrays: dict[str, np.ndarray], version: int) -> Params:

@@ -22,15 +22,15 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`.
+def nested(flat: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """The inverse of `flatten`; keys may have another separator than the dot.
 
     >>> nested({"a": 1, "b.c": 2})
     {'a': 1, 'b': {'c': 2}}
     """
     config: dict[str, Any] = {}
     for key, value in flat.items():
-        *parents, name = key.split(".")
+        *parents, name = key.split(separator)
         inner = config
         for parent in parents:
             inner = inner.setdefault(parent, {})
