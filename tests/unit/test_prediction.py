@@ -75,7 +75,7 @@ def test_several_inputs_are_given_by_name():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (FAR[:, :2], r"found float32 \[120, 2\] for x, needed: float32 \['B', 3\]"),
+        (FAR[:, :2], r"found float32 \[120, 2\] for x, needed: float32 \[N, 3\]"),
         (FAR[0], r"found float32 \[3, 1\] for x"),
         (FAR * np.nan, "found nan in row 0"),
     ],

@@ -119,7 +119,7 @@ def test_a_factory_may_find_the_data_of_a_worker_itself(silos):
         ("make_task", 0, "{silos}/none.npz", "none.npz: no such file"),
         ("make_task", 0, "{silos}/empty.npz", "empty.npz: found no rows"),
         ("make_task", 0, "{silos}/large.npz", "found 40 rows, allowed: 1 to 30, which"),
-        ("make_task", 0, "{silos}/wide.npz", r"found float32 \[6, 4\] for x in the"),
+        ("make_task", 0, "{silos}/wide.npz", r"found float32 \[6, 4\] for x, needed"),
         (
             "holds_out",
             0,

@@ -463,7 +463,14 @@ def test_a_gradient_of_ones_own_is_taken_as_one():
         ({"test": 0.001}, "test: found 0.001, which is not a single row of 120"),
         (
             {"test": (X[:, :2], CLASSES)},
-            r"found float32 \[120, 2\] for x in the test set",
+            r"test: found float32 \[120, 2\] for x, needed: float32 \[N, 3\], as in",
+        ),
+        (
+            {
+                "train": {"a": X[:, 0], "b": X[:, 1], "y": CLASSES},
+                "test": {"a": X, "b": X[:, 1], "y": CLASSES},
+            },
+            "test: found a, b, y, needed: x, y, as in training",
         ),
         ({"target": None}, "target: found None, but this loss needs a target"),
         (

@@ -208,6 +208,36 @@ def _shape(row: object) -> tuple[int, ...]:
     return np.shape(row) if isinstance(row, np.ndarray) else ()
 
 
+def as_in(trained: Columns, columns: Columns, where: str) -> Columns:
+    """The arrays of those columns that training has, in its dtypes.
+
+    Args:
+      trained: arrays [N, ...] of training, for their shapes and dtypes; N may be 0.
+      columns: arrays [M, ...].
+      where: the source, for messages.
+
+    Raises:
+      DataError: an array is missing, has rows of another shape, or floats for integers.
+    """
+    found = {}
+    for name, wanted in trained.items():
+        if name not in columns:
+            raise DataError(
+                f"{where}: found {_listed(columns)}, needed: {_listed(trained)}, as in "
+                "training; the shapes of rows decide which columns become x"
+            )
+        array = columns[name]
+        fits = np.can_cast(array.dtype, wanted.dtype, "same_kind")
+        if array.shape[1:] != wanted.shape[1:] or not fits:
+            needed = ", ".join(["N", *map(str, wanted.shape[1:])])
+            raise DataError(
+                f"{where}: found {array.dtype} {list(array.shape)} for {name}, needed: "
+                f"{wanted.dtype} [{needed}], as in training"
+            )
+        found[name] = array.astype(wanted.dtype, copy=False)
+    return found
+
+
 def by_owner(
     owners: np.ndarray, workers: int | None, column: str, where: str
 ) -> tuple[np.ndarray, ...]:

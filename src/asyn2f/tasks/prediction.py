@@ -7,7 +7,8 @@ import numpy as np
 
 from asyn2f.errors import DataError, TaskError
 from asyn2f.tasks.base import Predict
-from asyn2f.tasks.columns import Choice, arrange
+from asyn2f.tasks.columns import Choice, arrange, as_in
+from asyn2f.tasks.readers import Columns
 from asyn2f.types import Params
 
 
@@ -42,7 +43,7 @@ class Form(NamedTuple):
     """What the inputs of a task are before they are normalised."""
 
     columns: tuple[str, ...]  # of the data, in their order
-    rows: Mapping[str, np.ndarray]  # inputs [0, ...], for their shapes and dtypes
+    rows: Columns  # inputs [0, ...], for their shapes and dtypes
     scales: Mapping[str, Scale] | None  # by input, {} = none; None = not known here
 
 
@@ -56,16 +57,7 @@ def prediction_of(outputs: Predict, form: Form) -> Predict:
                 "predict: normalise is True, but this task has no training rows to "
                 "take means and deviations of; make it with those of a worker"
             )
-        found = _arranged(inputs, form)
-        for name, row in form.rows.items():
-            array = found[name]
-            fits = np.can_cast(array.dtype, row.dtype, "same_kind")
-            if array.shape[1:] != row.shape[1:] or not fits:
-                raise DataError(
-                    f"predict: found {array.dtype} {list(array.shape)} for {name}, "
-                    f"needed: {row.dtype} {['B', *row.shape[1:]]}, as in training"
-                )
-            found[name] = array.astype(row.dtype, copy=False)
+        found = as_in(form.rows, _arranged(inputs, form), "predict")
         for name, scale in form.scales.items():
             found[name] = normalised(found[name], scale)
         return outputs(params, found["x"] if [*found] == ["x"] else found)

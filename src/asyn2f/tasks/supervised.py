@@ -14,6 +14,7 @@ from asyn2f.tasks.columns import (
     Arranged,
     Choice,
     arrange,
+    as_in,
     by_owner,
     held_out,
     labels,
@@ -159,7 +160,7 @@ def _read(
         )
     chosen = rows.choice._replace(split_by="")
     held = _arranged(splits["test"], chosen, objective, where)
-    test = _as_in(rows.batch, held.batch, where)
+    test = as_in(rows.batch, held.batch, where)
     return _Data(rows.batch, test, rows.inputs, parts, rows.choice.inputs)
 
 
@@ -217,29 +218,6 @@ def _without_held_out(
     places = np.split(np.arange(len(order), dtype=np.int32), ends[:-1])
     shards = tuple(places) if parts else ()
     return _Data(train, test, rows.inputs, shards, rows.choice.inputs)
-
-
-def _as_in(train: Columns, test: Columns, where: str) -> Columns:
-    """The test set with the dtypes of the training set.
-
-    Raises:
-      DataError: rows of other shapes, or floats for integers.
-    """
-    found = {}
-    for name, array in train.items():
-        other = test[name]
-        fits = np.can_cast(other.dtype, array.dtype, "same_kind")
-        if other.shape[1:] != array.shape[1:] or not fits:
-            raise DataError(
-                f"{where}: found {_form(other)} for {name} in the test set, but "
-                f"{_form(array)} in the training set; needed: the same"
-            )
-        found[name] = other.astype(array.dtype, copy=False)
-    return found
-
-
-def _form(array: Any) -> str:
-    return f"{array.dtype} {list(array.shape)}"
 
 
 def _normalised(data: _Data, form: Form) -> tuple[_Data, Form]:
