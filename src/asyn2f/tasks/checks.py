@@ -36,6 +36,14 @@ def check_task(task: Any, batch_size: int = 32, *, may_be_empty: bool = False) -
     asyn2f.errors.TaskError: found None, allowed: a Task; end the function with \
 `return task`, an asyn2f.Task
     """
+    check_record(task, may_be_empty=may_be_empty)
+    params = _check_init(task)
+    _check_loss(task, params, batch_size)
+    _check_evaluation(task, params)
+
+
+def check_record(task: Any, *, may_be_empty: bool = False) -> None:
+    """As `check_task`, without tracing its functions."""
     if not isinstance(task, Task):
         raise TaskError(f"found {_short(task)}, allowed: a Task; {_RETURN}")
     for name, kind in (("metric", Metric), ("evaluation", Evaluation)):
@@ -50,9 +58,6 @@ def check_task(task: Any, batch_size: int = 32, *, may_be_empty: bool = False) -
     for name in ("train", "test"):
         _check_data(name, getattr(task, name), int(not may_be_empty))
     _check_split(task, may_be_empty)
-    params = _check_init(task)
-    _check_loss(task, params, batch_size)
-    _check_evaluation(task, params)
 
 
 def _check_data(name: str, data: Any, least: int) -> None:
