@@ -29,7 +29,7 @@ def import_state(monkeypatch, tmp_path):
 
 
 def digest(folder: Path, reference: str = "mypackage.mine:make_task") -> str:
-    return references.digest_of(reference, str(folder))
+    return references.find(reference, str(folder)).digest
 
 
 # ------------------------------------------------------------- finding

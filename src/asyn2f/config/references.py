@@ -82,11 +82,6 @@ def resolve(
     return find(reference, code_path, key).function
 
 
-def digest_of(reference: str, code_path: str = "", key: str = "reference") -> str:
-    """The digest of a reference's sources, see `find`."""
-    return find(reference, code_path, key).digest
-
-
 def find(reference: str, code_path: str = "", key: str = "reference") -> Found:
     """Imports the module that a reference names; again, if its sources were edited.
 
