@@ -20,6 +20,7 @@ from asyn2f.errors import ConfigError, TaskError
 from asyn2f.privacy import SCORES, Privacy
 from asyn2f.tasks import checks
 from asyn2f.tasks.base import Task, num_rows
+from asyn2f.tasks.readers import Columns
 from asyn2f.timing import Stop
 from asyn2f.training.settings import Training
 
@@ -255,7 +256,6 @@ def _where(config: Config) -> str:
     return f"config.{_KEY}: {own.found_in(config)[_KEY].label}"
 
 
-Columns = dict[str, np.ndarray]
 Form = dict[str, tuple[str, list[int]]]
 
 
