@@ -192,7 +192,7 @@ def call(
     found, prefix = found_in(config)[key], ARGUMENTS[key]
     settings, flat = settings_of(key, found), flatten(config)
     given = {name: flat[prefix + name] for name in settings if prefix + name in flat}
-    filled = {name: filled[name] for name in filled_of(config, key) if name in filled}
+    filled = {name: filled[name] for name in _filled(key, found) if name in filled}
     try:
         arguments = as_arguments(settings, given)
         return through(found.function, **arguments, **filled)
