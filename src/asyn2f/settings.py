@@ -45,7 +45,7 @@ class Setting:
       allowed: the allowed values in words, where `holds` decides; beside `options`, the
         further ones.
       holds: whether a value of the right type is allowed; beside `options`, whether one
-        that is none of them is.
+        outside of these is.
       at_root: whether its key is `name` instead of `section.name`.
       is_path: whether a value is the path of a file or folder.
       optional: whether a value may be None.

@@ -15,11 +15,11 @@ from asyn2f.training.experiment import Experiment
 def check_given(
     experiment: Any, task: Any, strategy: Any, config: Config | None = None
 ) -> None:
-    """Checks what each of these is.
+    """Checks the types of what is given.
 
     Args:
       experiment, task, strategy: as in `simulate`.
-      config: in which a factory of a task would be overruled; None = it may be.
+      config: whose `task.factory` excludes a task besides; None = not checked.
 
     Raises:
       ConfigError: in one line, with what is found, and what is allowed.

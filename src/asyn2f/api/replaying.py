@@ -140,7 +140,7 @@ def compare(
       folder: of the run.
       tolerance: of numbers besides the parameters; see `differences`.
       run: executes.
-      events: of the run, of whose scores by workers those of stored versions are
+      events: of the run; the scores that its workers gave stored versions are
         compared.
     """
     store, experiment = OrbaxStore(folder / rundir.MODELS), execution.experiment

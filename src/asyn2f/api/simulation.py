@@ -71,7 +71,7 @@ def simulate(
 
     Raises:
       ConfigError: an invalid config, or one without an end; or `experiment` has other
-        settings; or a task, strategy or experiment is none.
+        settings; or a task, strategy or experiment is of another type.
       PlanError, TooLargeError: the executor cannot execute the run.
       ExecutionError: a function of the task or the strategy has failed; names stage,
         strategy, version and worker. `config.sim.executor = "debug"` executes without

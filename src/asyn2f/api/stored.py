@@ -1,4 +1,4 @@
-"""The parameters of a version in a run's folder, for whoever uses the model."""
+"""The parameters of a version in a run's folder, for uses of the model."""
 
 from pathlib import Path
 from typing import Literal
@@ -31,10 +31,9 @@ def load_params(
       run: its folder.
       version: by number, or the best by the task's headline, or the newest there is.
       like: arrays, or `jax.ShapeDtypeStruct`s, of the structure to return: for models
-        whose variables are no nested dicts. Their shapes and dtypes are checked.
-      worker: whose own part the parameters have as well, if a part of the model stays
-        with the workers (`config.share`): as it was at the worker's last push. A
-        simulation leaves none.
+        whose variables are not nested dicts. Their shapes and dtypes are checked.
+      worker: its number; adds its part of the model, as it was at its last push, where
+        a part stays with the workers (`config.share`). A simulation stores none.
 
     Returns:
       Nested dicts of arrays of NumPy, `{"params": {...}, ...}`, or the structure of

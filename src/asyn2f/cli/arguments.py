@@ -15,7 +15,7 @@ from asyn2f.config.default import load_config, with_references
 # Those that need no agreement with processes on other machines.
 _HAVE_DEFAULT_CONFIG = ("run", "simulate", "compare", "quality", "check-strategy")
 _DEFAULT_CONFIG = "digits"
-# Flags on which it depends which other keys there are.
+# Flags that decide which other keys there are.
 NAMING = ("config.code_path", *(f"config.{key}" for key in own.ARGUMENTS))
 
 

@@ -101,7 +101,7 @@ def settings_to_try(
     """The settings of a method to try: the config's own, and others of its grid.
 
     Raises:
-      ConfigError: the grid has not as many.
+      ConfigError: the grid has fewer.
     """
     if count == 1:
         return [{}]

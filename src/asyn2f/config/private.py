@@ -80,7 +80,7 @@ def roots_of(data: "str | Path | Mapping[int, str | Path] | Roots | None") -> Ro
     number as "0:PATH,1:PATH", or a dict of them.
 
     Raises:
-      ConfigError: it is none of these.
+      ConfigError: another form.
 
     >>> roots_of("silo-{worker}.npz").of(3).name, roots_of("0:a,2:b").of(1)
     ('silo-3.npz', None)
@@ -141,7 +141,7 @@ def specification(config: Config) -> Task:
     """The task of a process that has no worker's data.
 
     Raises:
-      ConfigError: the factory fails, or its task is none.
+      ConfigError: the factory fails, or returns no valid task without rows.
     """
     task = _made(config, None, None)
     if num_rows(task.train):
@@ -189,7 +189,7 @@ def whole(config: Config, roots: Roots) -> Task:
     """The task with the rows of all workers. Raises as `task_of`."""
     task, workers = specification(config), section(config, RunSettings).workers
     if takes_path(config):
-        roots.of_each(workers)  # complains of all that are missing at once
+        roots.of_each(workers)  # names all that are missing at once
     parts = [_rows_of(config, task, roots, worker) for worker in range(workers)]
     train, shards = _joined([part.train for part in parts])
     test, held_out = task.test, task.held_out

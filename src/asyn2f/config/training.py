@@ -67,7 +67,7 @@ def with_optimizer(config: Config, strategy: Strategy) -> Strategy:
     """The strategy with the server's optimizer, if the config names one.
 
     Raises:
-      ConfigError: there is no such function; or it fails, or makes none.
+      ConfigError: there is no such function; or it fails, or returns no optimizer.
     """
     if own.OUTSIDE not in own.references_in(config):
         return strategy

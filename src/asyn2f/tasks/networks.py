@@ -31,7 +31,7 @@ def network_of(model: Any) -> Network:
     that makes one, or of a pair (init, apply).
 
     Raises:
-      TaskError: it is none of these.
+      TaskError: a model of another kind.
 
     >>> init, apply = network_of((lambda key, x: 2.0, lambda w, x: w * x))
     >>> apply(init(jax.random.key(0), None), 3.0, None)

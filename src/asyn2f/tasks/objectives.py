@@ -129,7 +129,7 @@ def objective_of(
     known = {"loss": Metric("loss", higher_is_better=False)}
     for name, metric in metrics.items():
         if name == "loss":
-            raise TaskError("metrics: 'loss' is the name of the loss; name it else")
+            raise TaskError("metrics: 'loss' is the name of the loss; choose another")
         if not callable(metric):
             named = _named("metrics", metric, [*NAMED])
             known[name] = Metric(name, named.higher_is_better, named.is_fraction)
