@@ -16,13 +16,13 @@ import numpy as np
 
 from asyn2f import strategies
 from asyn2f.cli import machine
-from asyn2f.sim.execute import default_lanes
+from asyn2f.sim.executors.execute import default_lanes
+from asyn2f.sim.executors.plan import plan
+from asyn2f.sim.executors.vectorised import execute_in_lanes, prepare
 from asyn2f.sim.order import PUSH, Order
-from asyn2f.sim.plan import plan
 from asyn2f.sim.profiles import draw_profiles
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.settings import SimSettings
-from asyn2f.sim.vectorised import execute_in_lanes, prepare
 from asyn2f.tasks import models, partition
 from asyn2f.tasks.classification import make_classification_task
 from asyn2f.tasks.data import Dataset, digits

@@ -12,8 +12,8 @@ from asyn2f.protocol import wire_format
 from asyn2f.runtime import aggregator
 from asyn2f.runtime.aggregator import BaseCache
 from asyn2f.serialization import params_sha256
+from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import order_of
-from asyn2f.sim.serial import execute_serially
 from asyn2f.store.base import MemoryStore
 from asyn2f.training.experiment import initial_server_state
 from asyn2f.transport.zmq import ZmqTransport

@@ -24,12 +24,12 @@ from asyn2f.programs import Adopt, Merge, Push, Train, worker_program
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
+from asyn2f.sim.executors.lanes import Limits
+from asyn2f.sim.executors.machine import Machine
+from asyn2f.sim.executors.serial import Follower, execute_serially
+from asyn2f.sim.executors.vectorised import calls_of, execute_in_lanes
 from asyn2f.sim.from_trace import order_of
-from asyn2f.sim.lanes import Limits
-from asyn2f.sim.machine import Machine
 from asyn2f.sim.order import Order, Result
-from asyn2f.sim.serial import Follower, execute_serially
-from asyn2f.sim.vectorised import calls_of, execute_in_lanes
 from asyn2f.timing import Stop, Timing
 from asyn2f.trace import causality
 from asyn2f.training.experiment import Experiment

@@ -12,14 +12,14 @@ import pytest
 import asyn2f
 from asyn2f.config import build
 from asyn2f.errors import ExecutionError, PlanError, TooLargeError
-from asyn2f.sim import execute, vectorised
 from asyn2f.sim import order as o
-from asyn2f.sim.execute import Means, choose, execution_of
+from asyn2f.sim.executors import execute, vectorised
+from asyn2f.sim.executors.execute import Means, choose, execution_of
+from asyn2f.sim.executors.lanes import Limits
+from asyn2f.sim.executors.plan import plan
+from asyn2f.sim.executors.serial import execute_serially
+from asyn2f.sim.executors.vectorised import Need, check_fits, need_of, prepare
 from asyn2f.sim.from_trace import order_of
-from asyn2f.sim.lanes import Limits
-from asyn2f.sim.plan import plan
-from asyn2f.sim.serial import execute_serially
-from asyn2f.sim.vectorised import Need, check_fits, need_of, prepare
 from asyn2f.training.experiment import make_experiment
 from asyn2f.training.settings import Training
 from tests.support.executions import (

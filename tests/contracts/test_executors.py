@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from asyn2f.sim import order as o
-from asyn2f.sim.lanes import Limits
-from asyn2f.sim.machine import Machine
-from asyn2f.sim.plan import plan
-from asyn2f.sim.serial import execute_serially
-from asyn2f.sim.vectorised import calls_of, execute_in_lanes, mesh_of
+from asyn2f.sim.executors.lanes import Limits
+from asyn2f.sim.executors.machine import Machine
+from asyn2f.sim.executors.plan import plan
+from asyn2f.sim.executors.serial import execute_serially
+from asyn2f.sim.executors.vectorised import calls_of, execute_in_lanes, mesh_of
 from tests.support.compilation import nothing_compiles
 from tests.support.executions import (
     assert_close,

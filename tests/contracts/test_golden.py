@@ -12,9 +12,9 @@ import pytest
 
 from asyn2f import trace
 from asyn2f.config import build
+from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import order_of
 from asyn2f.sim.schedule import schedule
-from asyn2f.sim.serial import execute_serially
 from asyn2f.trace import causality
 from tests.support import golden_run
 from tests.support.executions import epochs_of, events_for

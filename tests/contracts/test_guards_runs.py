@@ -5,8 +5,8 @@ import pytest
 
 from asyn2f import trace
 from asyn2f.serialization import params_sha256
+from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import order_of
-from asyn2f.sim.serial import execute_serially
 from asyn2f.trace import causality
 from asyn2f.training.experiment import initial_server_state
 from tests.bench import liars

@@ -13,9 +13,9 @@ from asyn2f import trace
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
+from asyn2f.sim.executors.serial import execute_serially
+from asyn2f.sim.executors.vectorised import execute_in_lanes
 from asyn2f.sim.from_trace import differences, order_of, recording_of
-from asyn2f.sim.serial import execute_serially
-from asyn2f.sim.vectorised import execute_in_lanes
 from asyn2f.strategies import with_server_optimizer
 from asyn2f.timing import Stop
 from asyn2f.trace import causality

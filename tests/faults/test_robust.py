@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from asyn2f import strategies, trace
 from asyn2f.kernels.aggregation import coordinate_median, trimmed_mean
 from asyn2f.serialization import params_sha256
+from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import order_of
-from asyn2f.sim.serial import execute_serially
 from asyn2f.strategies.samples import MASK, four_updates, model
 from tests.contracts.test_runtime import LocalRun, small
 from tests.support.executions import (

@@ -19,8 +19,8 @@ from asyn2f.report.metrics import MetricsWriter, read_metrics
 from asyn2f.runtime import server as servers
 from asyn2f.runtime.server import Server
 from asyn2f.serialization import params_sha256
+from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import recording_of
-from asyn2f.sim.serial import execute_serially
 from asyn2f.store.base import MemoryStore
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.trace.artifacts import RunArtifacts, commit_of

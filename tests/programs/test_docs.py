@@ -19,7 +19,7 @@ from asyn2f import errors, strategies
 from asyn2f.cli.grids import grids_of, settings_to_try
 from asyn2f.config import build, schema
 from asyn2f.config.default import default_config
-from asyn2f.sim.serial import execute_serially
+from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.strategies import contract
 from asyn2f.training.batches import make_evaluate
 from tests.contracts import test_conformance

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from asyn2f.api.simulation import order_of_config
 from asyn2f.cli.main import COMMANDS
 from asyn2f.config import build, config_file, default, schema
-from asyn2f.config.own import is_argument
+from asyn2f.config.user_code import is_argument
 from asyn2f.timing import Timing
 from tests.contracts.test_layers import ARROWS
 from tests.support.patience import PATIENCE_S
@@ -75,7 +75,7 @@ def flags_of(words: list[str]) -> dict[str, str]:
 
 def setting(key: str) -> object:
     """The default of a setting; KeyError where there is none."""
-    # Those of the guides; see test_docs.py and test_own_code_docs.py.
+    # Those of the guides; see test_docs.py and test_user_code_docs.py.
     if key.startswith("strategy.agreement") or is_argument(key):
         return 0.0
     value: object = default.get_config()
@@ -126,7 +126,7 @@ def test_a_command_has_its_flags(shown):
 )
 def test_the_config_of_a_command_is_valid(shown):
     text = " ".join(shown.words)
-    # See test_docs.py, test_own_code_docs.py and test_optimizers_page.py.
+    # See test_docs.py, test_user_code_docs.py and test_optimizers_page.py.
     if "agreement" not in text and "mine" not in text:
         build.check(schema.plain(config_of(shown.words)))
 

@@ -5,8 +5,8 @@ import jax
 
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 8)
-    from asyn2f.sim.serial import execute_serially
-    from asyn2f.sim.vectorised import execute_in_lanes
+    from asyn2f.sim.executors.serial import execute_serially
+    from asyn2f.sim.executors.vectorised import execute_in_lanes
     from tests.support import executions
 
     experiment = executions.experiment_of(workers=11, task__partition="iid")

@@ -16,15 +16,15 @@ from jax.flatten_util import ravel_pytree
 
 from asyn2f import trace
 from asyn2f.serialization import params_sha256
-from asyn2f.sim.lanes import Limits
-from asyn2f.sim.machine import Machine
+from asyn2f.sim.executors.lanes import Limits
+from asyn2f.sim.executors.machine import Machine
+from asyn2f.sim.executors.plan import Plan, plan
+from asyn2f.sim.executors.serial import execute_serially
+from asyn2f.sim.executors.vectorised import execute_in_lanes, mesh_of
 from asyn2f.sim.order import Order, Result
-from asyn2f.sim.plan import Plan, plan
 from asyn2f.sim.profiles import profiles_of
 from asyn2f.sim.schedule import schedule
-from asyn2f.sim.serial import execute_serially
 from asyn2f.sim.to_trace import events_of
-from asyn2f.sim.vectorised import execute_in_lanes, mesh_of
 from asyn2f.timing import Stop
 from asyn2f.training.batches import steps_per_epoch
 from asyn2f.training.evaluation import KeptOf

@@ -7,8 +7,8 @@ rounding.
 import sys
 
 from asyn2f.serialization import params_sha256
-from asyn2f.sim.serial import execute_serially
-from asyn2f.sim.vectorised import execute_in_lanes
+from asyn2f.sim.executors.serial import execute_serially
+from asyn2f.sim.executors.vectorised import execute_in_lanes
 from tests.support.executions import (
     assert_close,
     assert_same_bits,

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 
 from asyn2f import trace
+from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import order_of
-from asyn2f.sim.serial import execute_serially
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import initial_server_state
 from tests.programs.test_launch import FAST, read, run

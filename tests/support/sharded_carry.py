@@ -9,8 +9,8 @@ import numpy as np
 
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 3)
-    from asyn2f.sim.serial import execute_serially
-    from asyn2f.sim.vectorised import execute_in_lanes, prepare
+    from asyn2f.sim.executors.serial import execute_serially
+    from asyn2f.sim.executors.vectorised import execute_in_lanes, prepare
     from tests.support.executions import assert_close, order_for
     from tests.support.tasks import BODY, counting, experiment_of, personal
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from asyn2f import trace
+from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import agree, differences, recording_of
-from asyn2f.sim.serial import execute_serially
 from tests.contracts.test_runtime import small
 from tests.support.executions import events_for, experiment_of, order_for
 from tests.support.updates import replaced

@@ -10,9 +10,9 @@ from asyn2f.api.simulation import simulate
 from asyn2f.cli.trials import TIMES, Job, run_trial
 from asyn2f.serialization import all_finite
 from asyn2f.sim import order as o
+from asyn2f.sim.executors.serial import Follower, execute_serially
+from asyn2f.sim.executors.vectorised import execute_in_lanes
 from asyn2f.sim.order import empty_numbers, ended_by_divergence
-from asyn2f.sim.serial import Follower, execute_serially
-from asyn2f.sim.vectorised import execute_in_lanes
 from asyn2f.trace import causality
 from tests.support.executions import (
     Seen,

@@ -9,9 +9,9 @@ from asyn2f import trace
 from asyn2f.errors import OrderError
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
+from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import order_of
 from asyn2f.sim.order import Order
-from asyn2f.sim.serial import execute_serially
 from asyn2f.trace.ordering import by_cause, shifted
 from tests.support.executions import (
     assert_close,

@@ -13,8 +13,8 @@ from asyn2f import strategies, trace
 from asyn2f.kernels.aggregation import coefficients
 from asyn2f.kernels.guards import Guards, clamp_losses, distance, findings, norm_limit
 from asyn2f.serialization import params_sha256
+from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import order_of
-from asyn2f.sim.serial import execute_serially
 from asyn2f.training.computation import functions_of
 from tests.support.executions import (
     assert_same_bits,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from asyn2f import trace
 from asyn2f.serialization import params_sha256
+from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import order_of
-from asyn2f.sim.serial import execute_serially
 from asyn2f.trace.artifacts import RunArtifacts
 from asyn2f.trace.causality import CausalityError, check
 from asyn2f.trace.invariants import check as judge

@@ -13,7 +13,7 @@ from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.batches import make_evaluate
 from asyn2f.training.experiment import published
 from asyn2f.types import Best
-from tests.support.own_code import task_of
+from tests.support.user_code import task_of
 
 CONFIG = {
     "workers": 2,
@@ -105,7 +105,7 @@ def test_what_is_none_of_these_is_one_line(given, message):
 
 def test_a_task_besides_a_factory_is_refused():
     config = asyn2f.default_config(
-        CONFIG, task__factory="tests.support.own_code:task_of"
+        CONFIG, task__factory="tests.support.user_code:task_of"
     )
     with pytest.raises(ConfigError, match=r"one besides config\.task\.factory"):
         asyn2f.simulate(config, task=task_of())

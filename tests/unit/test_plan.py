@@ -12,12 +12,12 @@ import pytest
 
 from asyn2f.errors import PlanError
 from asyn2f.sim import order as o
+from asyn2f.sim.executors.plan import Plan, plan
+from asyn2f.sim.executors.stretches import ADOPT, KEEP, MERGE, START
 from asyn2f.sim.order import Order
-from asyn2f.sim.plan import Plan, plan
 from asyn2f.sim.profiles import draw_profiles
 from asyn2f.sim.schedule import schedule
 from asyn2f.sim.settings import SimSettings
-from asyn2f.sim.stretches import ADOPT, KEEP, MERGE, START
 from asyn2f.timing import Stop
 from tests.support.schedules import events_in, made_up, run
 from tests.unit.test_programs import adopting, asynchronous, synchronous

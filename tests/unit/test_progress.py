@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from asyn2f.sim.execute import read_progress, write_progress
-from asyn2f.sim.machine import Progress
-from asyn2f.sim.vectorised import execute_in_lanes
+from asyn2f.sim.executors.execute import read_progress, write_progress
+from asyn2f.sim.executors.machine import Progress
+from asyn2f.sim.executors.vectorised import execute_in_lanes
 from tests.support.executions import (
     Seen,
     assert_same_bits,

@@ -13,7 +13,7 @@ from asyn2f.config import references
 from asyn2f.config.arguments import as_arguments, of_signature
 from asyn2f.config.sources import sources_of
 from asyn2f.errors import ConfigError
-from tests.support.own_code import write_package
+from tests.support.user_code import write_package
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from asyn2f.config import own, schema
+from asyn2f.config import schema, user_code
 from asyn2f.config.references import is_reference
 from asyn2f.config.schema import Config, section
 from asyn2f.config.task import TaskSettings
@@ -50,6 +50,10 @@ Strategy; call it: asyn2f.fedbuff()
         called = f"call it: {name}()"
         hint = called if callable(strategy) else "asyn2f.fedbuff() makes one"
         raise _wrong("strategy", strategy, "a Strategy", hint)
+    if experiment is not None and (task is not None or strategy is not None):
+        raise ConfigError(
+            "found an experiment and a task or strategy besides; give one of them"
+        )
     factory = section(config, TaskSettings).factory if config else ""
     if task is not None and factory:
         raise ConfigError(
@@ -65,7 +69,7 @@ def with_strategy(
     if it is given itself."""
     if not isinstance(strategy, str):
         return config, strategy
-    config = own.without_arguments(config, "strategy.name")
+    config = user_code.without_arguments(config, "strategy.name")
     return schema.plain(schema.changed(config, {"strategy.name": strategy})), None
 
 

@@ -17,10 +17,10 @@ from asyn2f.config.default import load_config
 from asyn2f.config.private import NO_ROOTS, Roots
 from asyn2f.report.metrics import read_metrics
 from asyn2f.serialization import params_sha256
-from asyn2f.sim.execute import Execution, Executor
+from asyn2f.sim.executors.execute import Execution, Executor
+from asyn2f.sim.executors.serial import Watch
 from asyn2f.sim.from_trace import Recording, agree, differences, order_of
 from asyn2f.sim.order import Numbers, Order, Result, line_of
-from asyn2f.sim.serial import Watch
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.strategies import Strategy
 from asyn2f.tasks.base import Task

@@ -18,7 +18,7 @@ from asyn2f.report.metrics import MetricsWriter
 from asyn2f.report.run_page import write_report
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
-from asyn2f.sim.execute import Means
+from asyn2f.sim.executors.execute import Means
 from asyn2f.sim.order import Order, Result
 from asyn2f.sim.schedule import carried
 from asyn2f.sim.to_trace import events_of

@@ -16,11 +16,11 @@ from asyn2f.config.default import default_config
 from asyn2f.config.private import roots_of
 from asyn2f.config.schema import RuntimeSettings, section
 from asyn2f.sim import order as o
-from asyn2f.sim.execute import debugging, execution_of
+from asyn2f.sim.executors.execute import debugging, execution_of
+from asyn2f.sim.executors.serial import Follower
 from asyn2f.sim.order import Order, ended_by_divergence
 from asyn2f.sim.profiles import Profiles
 from asyn2f.sim.schedule import schedule
-from asyn2f.sim.serial import Follower
 from asyn2f.sim.settings import SimSettings
 from asyn2f.strategies import BUILDERS, Strategy
 from asyn2f.tasks.base import Task
@@ -91,10 +91,6 @@ def simulate(
     check_given(experiment, task, strategy, config)
     if experiment is None:
         experiment = experiment_of(config, task, own, data)
-    elif task is not None or strategy is not None:
-        raise errors.ConfigError(
-            "found an experiment and a task or strategy besides; give one of them"
-        )
     else:
         check_agrees(config, experiment)
     order, target = order_of_config(config, experiment), experiment.stop.target

@@ -9,14 +9,14 @@ from absl import flags
 
 from asyn2f import rundir
 from asyn2f.cli.main import COMMANDS
-from asyn2f.config import config_file, own, schema
+from asyn2f.config import config_file, schema, user_code
 from asyn2f.config.default import load_config, with_references
 
 # Those that need no agreement with processes on other machines.
 _HAVE_DEFAULT_CONFIG = ("run", "simulate", "compare", "quality", "check-strategy")
 _DEFAULT_CONFIG = "digits"
 # Flags that decide which other keys there are.
-NAMING = ("config.code_path", *(f"config.{key}" for key in own.ARGUMENTS))
+NAMING = ("config.code_path", *(f"config.{key}" for key in user_code.ARGUMENTS))
 
 
 def given_of(name: str, argv: list[str]) -> tuple[list[str], dict[str, str]]:

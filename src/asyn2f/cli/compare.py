@@ -34,7 +34,7 @@ from asyn2f.cli.trials import (
     prepare_process,
     run_trial,
 )
-from asyn2f.config import build, config_file, own, schema
+from asyn2f.config import build, config_file, schema, user_code
 from asyn2f.config.references import is_reference, label_of
 from asyn2f.config.schema import RunSettings, StrategyChoice, section
 from asyn2f.config.task import TaskSettings
@@ -101,8 +101,8 @@ class _Plan(NamedTuple):
         changes |= {**settings, "strategy.name": name, "seed": first + seed}
         config = self.config
         if section(config, StrategyChoice).name != name:  # whose arguments are others
-            config = own.without_arguments(config, "strategy.name")
-        config = own.completed(schema.changed(config, changes))
+            config = user_code.without_arguments(config, "strategy.name")
+        config = user_code.completed(schema.changed(config, changes))
         data = app.roots()
         return Job(config, settings, phase, half, self.inputs, data)
 

@@ -24,13 +24,13 @@ from asyn2f import trace
 from asyn2f.api import replaying
 from asyn2f.api.replaying import Comparison
 from asyn2f.cli import app, claim, machine
-from asyn2f.config import build, identity, own
+from asyn2f.config import build, identity, user_code
 from asyn2f.config.default import load_config
 from asyn2f.serialization import params_sha256
-from asyn2f.sim.execute import Execution, Executor, execution_of
+from asyn2f.sim.executors.execute import Execution, Executor, execution_of
+from asyn2f.sim.executors.serial import Watch
 from asyn2f.sim.from_trace import recording_of
 from asyn2f.sim.order import Result, ended_by_divergence
-from asyn2f.sim.serial import Watch
 from asyn2f.trace import causality, history, provenance
 from asyn2f.training import agreement
 from asyn2f.training.evaluation import KeptOf, make_scores
@@ -109,7 +109,7 @@ def _replay(
         last = len(order.version) - 1
         watched = {*np.linspace(0, last, 11).astype(int).tolist()} - {0}
     else:
-        for difference in claim.code_differences(folder, own.digests(config)):
+        for difference in claim.code_differences(folder, user_code.digests(config)):
             print(difference)
         claim.check_same_data(folder, task)
         agreement.check_registered(task, events)

@@ -19,7 +19,7 @@ from asyn2f import errors, failpoints, rundir
 from asyn2f.api.results import epochs_of
 from asyn2f.cli import app, claim, machine, process
 from asyn2f.cli.claim import Claim
-from asyn2f.config import build, identity, own
+from asyn2f.config import build, identity, user_code
 from asyn2f.config.schema import RunSettings, section
 from asyn2f.privacy import Privacy
 from asyn2f.protocol.caveats import warnings_of
@@ -69,8 +69,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def prepared(request: app.Request, task: Task) -> Iterator[Claim]:
-    """Claims the folder of a run and writes its config; `Claim.begin` is to be called
-    when the server listens.
+    """Claims a run's folder and writes its config; call `Claim.begin` on listening.
 
     Raises:
       RunDirError, ConfigError, AddressError, KeysError: nothing has been changed then.
@@ -90,7 +89,7 @@ def prepared(request: app.Request, task: Task) -> Iterator[Claim]:
         if resume:
             stored = rundir.read_json(folder / rundir.CONFIG)
             identity.check_same_experiment(stored, config)
-            claim.check_same_code(folder, own.digests(config))
+            claim.check_same_code(folder, user_code.digests(config))
             claim.check_same_data(folder, task)
         claimed.clear(overwrite=overwrite)
         write_config(folder, config, task.metric)
@@ -128,8 +127,7 @@ def serve(
       request: of which config, folder and `insecure` are used.
       on_status: called a few times per second.
       on_ready: called once, with the address at which it listens and the server.
-      task: of the config, without data that workers have of their own; None = build
-        it.
+      task: of the config, without data of workers' own; None = build it.
 
     Returns:
       The summary, which has been written into the folder as well.
@@ -145,7 +143,9 @@ def serve(
         print(f"warning: {short}", flush=True)
     opened = _open(request, experiment, settings)
     run_id, incarnation = opened.listening.run, opened.incarnation
-    claim.write_split(folder, experiment.task, own.digests(config), experiment.reveal)
+    claim.write_split(
+        folder, experiment.task, user_code.digests(config), experiment.reveal
+    )
     journal = machine.open_journal(folder, "server", run_id, incarnation)
     metrics = MetricsWriter(folder)
     server = create_server(

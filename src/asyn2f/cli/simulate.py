@@ -24,14 +24,19 @@ from asyn2f.api.results import Simulation, write_run
 from asyn2f.api.simulation import cycles_of, order_of_config, reached, watched_of
 from asyn2f.cli import app, claim, machine, process
 from asyn2f.cli.server import print_summary, write_config
-from asyn2f.config import build, identity, own, schema
+from asyn2f.config import build, identity, schema, user_code
 from asyn2f.config.default import load_config
 from asyn2f.config.private import Roots
 from asyn2f.config.schema import section
 from asyn2f.protocol.caveats import warnings_of
 from asyn2f.sim import order as o
-from asyn2f.sim.execute import Execution, execution_of, read_progress, write_progress
-from asyn2f.sim.machine import Progress
+from asyn2f.sim.executors.execute import (
+    Execution,
+    execution_of,
+    read_progress,
+    write_progress,
+)
+from asyn2f.sim.executors.machine import Progress
 from asyn2f.sim.order import Order, ended_by_divergence
 from asyn2f.sim.settings import SimSettings
 from asyn2f.store.orbax import OrbaxStore
@@ -72,7 +77,7 @@ def _run(
     config, folder = request.config, request.folder
     experiment, order = _scheduled(config, request.data)
     if request.resume:
-        claim.check_same_code(folder, own.digests(config))
+        claim.check_same_code(folder, user_code.digests(config))
         claim.check_same_data(folder, experiment.task)
     metric = experiment.task.metric
     if finished and not _goes_further(order, config, metric, finished):
@@ -153,7 +158,7 @@ def _prepare(request: app.Request, experiment: Experiment) -> None:
             shutil.rmtree(folder / name, ignore_errors=True)
     write_config(folder, request.config, experiment.task.metric)
     claim.write_split(
-        folder, experiment.task, own.digests(request.config), experiment.reveal
+        folder, experiment.task, user_code.digests(request.config), experiment.reveal
     )
 
 

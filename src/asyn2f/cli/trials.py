@@ -21,7 +21,7 @@ from asyn2f import errors
 from asyn2f.api.results import bytes_by
 from asyn2f.api.simulation import order_of_config
 from asyn2f.cli import machine
-from asyn2f.config import build, identity, own, schema
+from asyn2f.config import build, identity, schema, user_code
 from asyn2f.config import config_file as config_file
 from asyn2f.config.private import NO_ROOTS, Roots
 from asyn2f.config.schema import RunSettings, StrategyChoice, section
@@ -30,7 +30,7 @@ from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.report.comparison import Trial
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
-from asyn2f.sim.execute import execution_of
+from asyn2f.sim.executors.execute import execution_of
 from asyn2f.sim.order import ended_by_divergence
 from asyn2f.sim.settings import SimSettings
 from asyn2f.strategies import BUILDERS
@@ -194,9 +194,9 @@ def _task_of(config: dict[str, Any], data: Roots) -> Task:
     flat = schema.canonical(config)
     kept = {key: x for key, x in flat.items() if key.startswith("task.")}
     filled = {key: flat[key] for key in ("workers", "seed", "training.batch_size")}
-    taken = own.filled_of(config, "task.factory")
+    taken = user_code.filled_of(config, "task.factory")
     filled = {k: x for k, x in filled.items() if k in (*taken, "training.batch_size")}
-    key = json.dumps([kept, filled, own.digests(config)], default=list)
+    key = json.dumps([kept, filled, user_code.digests(config)], default=list)
     if key not in _TASKS:
         _TASKS.clear()  # data may be large
         _TASKS[key] = build.unsplit_task(config, "all", data)

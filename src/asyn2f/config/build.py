@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from asyn2f.config import own, private, schema
+from asyn2f.config import private, schema, user_code
 from asyn2f.config.arguments import of_signature
 from asyn2f.config.private import NO_ROOTS, Roots, Whose
 from asyn2f.config.references import is_reference
@@ -97,13 +97,13 @@ def unsplit_task(config: Config, whose: Whose = "all", roots: Roots = NO_ROOTS) 
         return private.task_of(config, whose, roots)
     if not settings.factory:
         return classification(settings)
-    task = own.call(config, "task.factory", workers=run.workers, seed=run.seed)
+    task = user_code.call(config, "task.factory", workers=run.workers, seed=run.seed)
     return checked_task(config, task)
 
 
 def checked_task(config: Config, task: Any) -> Task:
     """A user-defined task, checked by its shapes. Raises as `build_task`."""
-    return own.checked_task(config, task, section(config, Training).batch_size)
+    return user_code.checked_task(config, task, section(config, Training).batch_size)
 
 
 def split_task(config: Config, task: Task) -> Task:
@@ -178,7 +178,7 @@ def _own_strategy(config: Config, name: str, chosen: dict[str, Any]) -> Strategy
     """The strategy of a builder that the config refers to, under its name there."""
     changes = {f"strategy.args.{key}": value for key, value in chosen.items()}
     changed = schema.changed(config, changes)
-    strategy = own.call(changed, "strategy.name", through=_built)
+    strategy = user_code.call(changed, "strategy.name", through=_built)
     if not isinstance(strategy, Strategy):
         raise ConfigError(
             f"config.strategy.name: {name} returned {strategy!r:.60}, allowed: an "
@@ -191,8 +191,8 @@ def build_guards(config: Config) -> Guards:
     """The guards; a strategy that has no coefficients to cap is left without a cap."""
     guards, (name, chosen) = section(config, Guards), schema.strategy_of(config)
     is_robust = chosen.get("aggregate") in ROBUST
-    if found := own.found_in(config).get("strategy.name"):
-        taken = own.settings_of("strategy.name", found)
+    if found := user_code.found_in(config).get("strategy.name"):
+        taken = user_code.settings_of("strategy.name", found)
     else:
         taken = of_signature(BUILDERS[name])
     if is_robust or "max_share" not in taken:
@@ -216,7 +216,9 @@ def build_experiment(
     """
     check(config)
     task = build_task(config) if task is None else task
-    is_own = bool({"strategy.name", own.OUTSIDE} & own.references_in(config).keys())
+    is_own = bool(
+        {"strategy.name", user_code.OUTSIDE} & user_code.references_in(config).keys()
+    )
     if strategy is None:
         strategy = build_strategy(config)
     else:
@@ -224,7 +226,7 @@ def build_experiment(
         strategy = with_timing(config, with_optimizer(config, strategy))
     _check_target(section(config, Stop), task.metric)
     if is_own:
-        own.check_strategy(strategy, task)
+        user_code.check_strategy(strategy, task)
     try:
         return make_experiment(
             task,

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from asyn2f import rundir
-from asyn2f.config import own, schema
+from asyn2f.config import schema, user_code
 
 # Values are checked when all are there, by names and ranges.
 _Section = partial(ConfigDict, type_safe=False)
@@ -54,7 +54,7 @@ def default_config(
     flat = schema.flatten(schema.plain(schema.nested(flat)))
     schema.check_known(flat)
     config = schema.nested(schema.flatten(get_config()) | flat)
-    return _config(schema.flatten(own.completed(config)))
+    return _config(schema.flatten(user_code.completed(config)))
 
 
 def for_flags(config: ConfigDict) -> ConfigDict:
@@ -91,7 +91,7 @@ def load_config(run: Path | str) -> ConfigDict:
     stored = rundir.read_json(Path(run) / rundir.CONFIG)
     flat = schema.flatten(schema.converted(stored))
     for key in flat:
-        if not own.is_argument(key):  # its function may be missing here
+        if not user_code.is_argument(key):  # its function may be missing here
             schema.check_key(key)
     return _config(schema.flatten(get_config()) | flat)
 
@@ -107,23 +107,23 @@ def with_references(
       folder: where modules are looked for as well: that of the config file.
 
     Raises:
-      ConfigError: see `own.found_in`.
+      ConfigError: see `user_code.found_in`.
     """
     found = schema.converted(config)
     for key, value in changes.items():
-        if key in own.ARGUMENTS and schema.flatten(found).get(key) != value:
-            found = own.without_arguments(found, key)
+        if key in user_code.ARGUMENTS and schema.flatten(found).get(key) != value:
+            found = user_code.without_arguments(found, key)
         found = schema.changed(found, {key: value})
-    if not changes and not own.references_in(found):
+    if not changes and not user_code.references_in(found):
         return config
-    if folder is not None and not found.get(own.CODE_PATH):
-        found = schema.changed(found, {own.CODE_PATH: str(folder)})
-    return _config(schema.flatten(own.completed(found)))
+    if folder is not None and not found.get(user_code.CODE_PATH):
+        found = schema.changed(found, {user_code.CODE_PATH: str(folder)})
+    return _config(schema.flatten(user_code.completed(found)))
 
 
 def _config(flat: Mapping[str, Any]) -> ConfigDict:
     config = schema.nested(flat)
-    for prefix in own.ARGUMENTS.values():
+    for prefix in user_code.ARGUMENTS.values():
         section, name, _ = prefix.split(".")
         config[section].setdefault(name, {})  # so that arguments can be assigned
     return _Section(config)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from asyn2f.config import own
+from asyn2f.config import user_code
 from asyn2f.config.references import label_of
 from asyn2f.config.schema import Config, canonical, flatten, section, strategy_of
 from asyn2f.config.task import TaskSettings, of_built_in
@@ -14,7 +14,7 @@ from asyn2f.strategies import BUILDERS
 from asyn2f.tasks.tfds import is_folder
 from asyn2f.training.agreement import flags, terms_of
 
-_CARRYING_OUT = ("runtime", "sim", "worker_speeds", "min_workers", own.CODE_PATH)
+_CARRYING_OUT = ("runtime", "sim", "worker_speeds", "min_workers", user_code.CODE_PATH)
 _MAY_DIFFER = (*_CARRYING_OUT, "stop")
 # Keys that decide the order of a simulation's events, and those of them that do not.
 _SCHEDULES = ("sim.", "worker_speeds", "min_workers")
@@ -39,7 +39,7 @@ def changed_keys(stored: Config, config: Config) -> dict[str, tuple[Any, Any]]:
 
 def _labels(config: Config) -> dict[str, str]:
     """The references in a config without folders, by key."""
-    return {key: label_of(x) for key, x in own.references_in(config).items()}
+    return {key: label_of(x) for key, x in user_code.references_in(config).items()}
 
 
 def _without_effect(config: Config) -> tuple[str, ...]:
@@ -48,13 +48,15 @@ def _without_effect(config: Config) -> tuple[str, ...]:
     chosen, _ = strategy_of(config)
     others = [f"strategy.{name}." for name in BUILDERS if name != chosen]
     others += ["task.data_dir", "task.indices", "privacy.max_examples"]
-    others += [key for key, each in own.settings_in(config).items() if each.is_path]
+    others += [
+        key for key, each in user_code.settings_in(config).items() if each.is_path
+    ]
     task = section(config, TaskSettings)
     if is_folder(task.dataset):
         others.append("task.dataset")
     if task.factory:
         others += of_built_in()
-    if own.INSIDE in own.references_in(config):
+    if user_code.INSIDE in user_code.references_in(config):
         others += [f"training.{name}" for name in OF_SGD]
     return tuple(others)
 
@@ -97,7 +99,9 @@ def experiment_settings(config: Config) -> dict[str, Any]:
         for key, value in canonical(config).items()
         if key.split(".")[0] not in _MAY_DIFFER and not key.startswith(others)
     }
-    code = {f"sources of {x}": digest for x, digest in own.digests(config).items()}
+    code = {
+        f"sources of {x}": digest for x, digest in user_code.digests(config).items()
+    }
     return found | _labels(config) | code
 
 

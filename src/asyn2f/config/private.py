@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from asyn2f.config import own
+from asyn2f.config import user_code
 from asyn2f.config.run import RunSettings
 from asyn2f.config.schema import Config, section
 from asyn2f.errors import ConfigError, TaskError
@@ -99,12 +99,12 @@ def roots_of(data: "str | Path | Mapping[int, str | Path] | Roots | None") -> Ro
 
 def is_private(config: Config) -> bool:
     """Whether the config's task is made of data that each worker has of its own."""
-    return own.WORKER in own.filled_of(config, _KEY)
+    return user_code.WORKER in user_code.filled_of(config, _KEY)
 
 
 def takes_path(config: Config) -> bool:
     """Whether the factory is passed the path of a worker's data."""
-    return own.DATA in own.filled_of(config, _KEY)
+    return user_code.DATA in user_code.filled_of(config, _KEY)
 
 
 def has_evaluator(config: Config, task: Task) -> bool:
@@ -233,7 +233,7 @@ def _rows_of(config: Config, task: Task, roots: Roots, worker: int) -> Task:
 
 def _made(config: Config, worker: int | None, path: Path | None) -> Task:
     run = section(config, RunSettings)
-    task = own.call(
+    task = user_code.call(
         config, _KEY, workers=run.workers, seed=run.seed, worker=worker, data=path
     )
     try:
@@ -253,7 +253,7 @@ def _made(config: Config, worker: int | None, path: Path | None) -> Task:
 
 
 def _where(config: Config) -> str:
-    return f"config.{_KEY}: {own.found_in(config)[_KEY].label}"
+    return f"config.{_KEY}: {user_code.found_in(config)[_KEY].label}"
 
 
 Form = dict[str, tuple[str, list[int]]]

@@ -4,7 +4,7 @@ import inspect
 import textwrap
 from typing import Any, NamedTuple
 
-from asyn2f.config import own, schema
+from asyn2f.config import schema, user_code
 from asyn2f.settings import Setting
 from asyn2f.strategies import BUILDERS
 
@@ -40,8 +40,8 @@ def sections(config: schema.Config | None = None) -> list[Section]:
     and the arguments of the functions that a config names."""
     kinds: dict[str, Any] = {name: each[0] for name, each in schema.SECTIONS.items()}
     kinds |= {f"strategy.{name}": builder for name, builder in BUILDERS.items()}
-    for key, function in own.found_in(config or {}).items():
-        kinds[own.ARGUMENTS[key].rstrip(".")] = function.function
+    for key, function in user_code.found_in(config or {}).items():
+        kinds[user_code.ARGUMENTS[key].rstrip(".")] = function.function
     found = {name: Section(name, _doc(kind), {}) for name, kind in kinds.items()}
     for key, each in schema.all_settings(config).items():
         found[key.rpartition(".")[0]].settings[key] = each

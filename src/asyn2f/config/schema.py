@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from asyn2f import settings
-from asyn2f.config import own
+from asyn2f.config import user_code
 from asyn2f.config.arguments import of_signature
 from asyn2f.config.dotted import Config as Config
 from asyn2f.config.dotted import changed as changed
@@ -61,7 +61,8 @@ def all_settings(config: Config | None = None) -> dict[str, Setting]:
       config: of whose references the arguments are keys as well.
 
     Raises:
-      ConfigError: a reference of the config names no function, see `own.settings_in`.
+      ConfigError: a reference of the config names no function: see
+        `user_code.settings_in`.
     """
     root: dict[str, Setting] = {}
     rest: dict[str, Setting] = {}
@@ -72,7 +73,7 @@ def all_settings(config: Config | None = None) -> dict[str, Setting]:
             keys[name if keys is root else f"{section}.{name}"] = each
         if section == "strategy":
             rest |= _of_strategies()
-    return root | rest | (own.settings_in(config) if config else {})
+    return root | rest | (user_code.settings_in(config) if config else {})
 
 
 def _of_strategies() -> dict[str, Setting]:
@@ -149,7 +150,7 @@ def plain(config: Any) -> dict[str, Any]:
     {'seed': 3, 'worker_speeds': (1, 2), 'stop': {}}
     """
     found = converted(config)
-    return found | own.completed(found, strict=False)
+    return found | user_code.completed(found, strict=False)
 
 
 def converted(config: Any) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def canonical(config: Config) -> dict[str, Any]:
     >>> canonical({"seed": 1, "training": {"momentum": 0}, "worker_speeds": (2, 0.5)})
     {'seed': 1, 'training.momentum': 0.0, 'worker_speeds': [2.0, 0.5]}
     """
-    config = own.completed(config)
+    config = user_code.completed(config)
     found = all_settings(config)
     return {k: _canonical(found[k], value) for k, value in flatten(config).items()}
 
@@ -210,7 +211,7 @@ def _canonical(each: Setting, value: Any) -> Any:
 def with_absolute_paths(config: Config) -> Config:
     """The config with absolute paths: a run is replayed and resumed from other working
     directories than the one it was started in."""
-    flat = flatten(own.located(config))
+    flat = flatten(user_code.located(config))
     for key, each in all_settings(config).items():
         if each.is_path and key in flat and each.is_path(flat[key]):
             flat[key] = os.path.abspath(os.path.expanduser(flat[key]))
@@ -228,7 +229,7 @@ def _check_key(key: str, found: Mapping[str, Setting]) -> None:
         return
     if text := new_name(key):
         raise ConfigError(text)
-    for reference, prefix in own.ARGUMENTS.items():
+    for reference, prefix in user_code.ARGUMENTS.items():
         if key.startswith(prefix) and not any(x.startswith(prefix) for x in found):
             raise ConfigError(
                 f"unknown key config.{key}: config.{reference} names no function that "
@@ -268,8 +269,8 @@ def check_values(config: Config) -> None:
     check_known(flat)
     for key in all_settings(config):
         # A config may be older than a strategy.
-        is_newer = key.startswith("strategy.") and key not in own.ARGUMENTS
-        if key not in flat and not is_newer and not own.is_argument(key):
+        is_newer = key.startswith("strategy.") and key not in user_code.ARGUMENTS
+        if key not in flat and not is_newer and not user_code.is_argument(key):
             raise ConfigError(
                 f"config.{key} is missing: begin with asyn2f.default_config()"
             )
@@ -277,6 +278,6 @@ def check_values(config: Config) -> None:
 
 def _check_value(key: str, value: Any, each: Setting) -> None:
     if problem := each.problem_of(value):
-        hint = new_value(key, value) + own.optax_hint(key, value)
+        hint = new_value(key, value) + user_code.optax_hint(key, value)
         hint = hint or _near_option(value, each)
         raise ConfigError(f"config.{key}: {problem}{hint}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import optax
 
-from asyn2f.config import own
+from asyn2f.config import user_code
 from asyn2f.config.dotted import Config
 from asyn2f.errors import ConfigError
 from asyn2f.settings import settings_of
@@ -57,9 +57,9 @@ def optimizer_of(config: Config) -> Optimizer | None:
     Raises:
       ConfigError: there is no such function, or it is not one of the learning rate.
     """
-    if own.INSIDE not in own.references_in(config):
+    if user_code.INSIDE not in user_code.references_in(config):
         return None
-    found: Optimizer = own.call(config, own.INSIDE, through=_inside)
+    found: Optimizer = user_code.call(config, user_code.INSIDE, through=_inside)
     return found
 
 
@@ -69,9 +69,11 @@ def with_optimizer(config: Config, strategy: Strategy) -> Strategy:
     Raises:
       ConfigError: there is no such function; or it fails, or returns no optimizer.
     """
-    if own.OUTSIDE not in own.references_in(config):
+    if user_code.OUTSIDE not in user_code.references_in(config):
         return strategy
-    return _around(strategy, own.call(config, own.OUTSIDE, through=_outside))
+    return _around(
+        strategy, user_code.call(config, user_code.OUTSIDE, through=_outside)
+    )
 
 
 # The same functions each time, so that experiments share what is compiled.

@@ -91,6 +91,6 @@ class SimSettings:
         0, "0 = about 200 evaluations in all", unit="versions", at_least=0
     )
     executor: Executor = setting(
-        "auto", "how the order of a run is executed, see `sim.execute`"
+        "auto", "how the order of a run is executed, see `sim.executors.execute`"
     )
     lanes: int = setting(0, "lanes per device; 0 = as usual there", at_least=0)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from asyn2f.serialization import all_finite
-from asyn2f.sim.packing import (
+from asyn2f.sim.executors.packing import (
     Packed,
     Packing,
     packings,
@@ -26,7 +26,7 @@ from asyn2f.sim.packing import (
     write_row,
     write_rows,
 )
-from asyn2f.sim.stretches import ADOPT, KEEP, MERGE, START
+from asyn2f.sim.executors.stretches import ADOPT, KEEP, MERGE, START
 from asyn2f.training.computation import (
     Computation,
     Functions,

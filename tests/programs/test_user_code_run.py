@@ -12,8 +12,8 @@ import asyn2f
 from asyn2f.cli.trials import run_trial
 from asyn2f.config.default import load_config
 from tests.programs.test_launch import ROOT, read
-from tests.support.own_code import write_package
 from tests.support.patience import PATIENCE_S
+from tests.support.user_code import write_package
 from tests.unit.test_references import import_state as import_state
 
 pytestmark = pytest.mark.processes

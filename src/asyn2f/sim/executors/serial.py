@@ -10,8 +10,8 @@ import numpy as np
 
 from asyn2f.serialization import all_finite
 from asyn2f.sim import order as o
+from asyn2f.sim.executors.workers import Workers
 from asyn2f.sim.order import Log, Order, Result, empty_numbers, uses_of
-from asyn2f.sim.workers import Workers
 from asyn2f.training.evaluation import KeptOf
 from asyn2f.training.experiment import (
     Experiment,

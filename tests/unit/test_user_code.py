@@ -10,13 +10,13 @@ import pytest
 
 from asyn2f import rundir
 from asyn2f.cli import app, claim
-from asyn2f.config import build, config_file, identity, own, reference, schema
+from asyn2f.config import build, config_file, identity, reference, schema, user_code
 from asyn2f.config.default import default_config, load_config
 from asyn2f.errors import ConfigError, TaskError
 from asyn2f.tasks.base import Aux, Task, mean_evaluation
 from asyn2f.tasks.checks import check_task
 from asyn2f.types import Metric
-from tests.support.own_code import write_package
+from tests.support.user_code import write_package
 from tests.unit.test_references import import_state as import_state
 
 FACTORY = "mypackage.mine:make_task"
@@ -88,7 +88,7 @@ def test_flags_name_functions_and_replace_those_of_the_file(tmp_path):
     assert (config.strategy.name, config.strategy.args.to_dict()) == ("fedavg", {})
     assert config.task.args.count == 96  # a flag of absl, from here on
     assert config.code_path == str(tmp_path)
-    assert own.is_argument("task.args.count")
+    assert user_code.is_argument("task.args.count")
 
 
 def test_the_help_lists_arguments(config):
@@ -119,7 +119,7 @@ def test_the_identity_is_the_sources_and_not_the_folder(config, tmp_path, monkey
     identity.check_same_experiment(config, moved)
     assert identity.changed_keys(config, moved) == {}
     terms = dict(term.split("=", 1) for term in identity.terms(moved))
-    digest = own.digests(moved)["mypackage.mine"]
+    digest = user_code.digests(moved)["mypackage.mine"]
     assert terms["sources of mypackage.mine"] == f'"{digest}"'
     with open(tmp_path / "other" / "beside.py", "a") as file:
         file.write("# edited\n")
@@ -167,14 +167,14 @@ def test_edited_sources_are_named_in_one_line(config, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     task = build.build_task(config)
-    claim.write_split(run, task, own.digests(config))
-    assert claim.code_differences(run, own.digests(config)) == []
+    claim.write_split(run, task, user_code.digests(config))
+    assert claim.code_differences(run, user_code.digests(config)) == []
     with open(tmp_path / "code" / "mypackage" / "inner.py", "a") as file:
         file.write("# edited\n")
-    (line,) = claim.code_differences(run, own.digests(config))
+    (line,) = claim.code_differences(run, user_code.digests(config))
     assert line.startswith("the sources of mypackage.mine differ from those that the")
     with pytest.raises(ConfigError, match="restore them, or start another run"):
-        claim.check_same_code(run, own.digests(config))
+        claim.check_same_code(run, user_code.digests(config))
 
 
 def test_the_config_of_a_run_is_read_without_its_code(config, tmp_path):
@@ -182,7 +182,7 @@ def test_the_config_of_a_run_is_read_without_its_code(config, tmp_path):
     rundir.write_json(tmp_path / "run" / "config.json", dict(config))
     shutil.rmtree(tmp_path / "code")
     sys.modules.pop("mypackage.mine", None)
-    own.references._found.clear()
+    user_code.references._found.clear()
     found = load_config(tmp_path / "run")
     assert found.task.args.count == 96
     with pytest.raises(ConfigError, match=r"no module mypackage.mine in .*code_path"):
@@ -324,7 +324,7 @@ WRONG = {
     ),
     "init fails": (
         task(init=lambda key: 1 / 0),
-        "Task.init failed: test_own_code.py, line .*ZeroDivisionError",
+        "Task.init failed: test_user_code.py, line .*ZeroDivisionError",
     ),
     "no params": (
         task(init=lambda key: W),
@@ -340,11 +340,11 @@ WRONG = {
     ),
     "shapes": (
         task(init=lambda key: {"params": {"w": jnp.zeros((3,))}}),
-        "Task.loss failed: test_own_code.py, line .*TypeError",
+        "Task.loss failed: test_user_code.py, line .*TypeError",
     ),
     "column": (
         task(loss=returning(lambda w, batch: (batch["y"], Aux()))),
-        "Task.loss failed: test_own_code.py, line .*KeyError: 'y'",
+        "Task.loss failed: test_user_code.py, line .*KeyError: 'y'",
     ),
     "no aux": (
         task(loss=returning(lambda w, batch: jnp.sum(w))),

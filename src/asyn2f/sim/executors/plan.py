@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from asyn2f.errors import PlanError
-from asyn2f.sim.barriers import Barriers
-from asyn2f.sim.free_slots import FreeSlots
+from asyn2f.sim.executors.barriers import Barriers
+from asyn2f.sim.executors.free_slots import FreeSlots
+from asyn2f.sim.executors.stretches import KEEP, Stretches
 from asyn2f.sim.order import BEGIN, RESTORE, Order, uses_of
-from asyn2f.sim.stretches import KEEP, Stretches
 
 # The overhead of a wave, in steps of all its lanes.
 _WAVE_COST_STEPS = 1.0

@@ -10,12 +10,12 @@ import psutil
 from jax.sharding import Mesh
 
 from asyn2f.errors import TooLargeError
-from asyn2f.sim.lanes import AXIS, Limits, Notes
-from asyn2f.sim.machine import Call, Machine, Progress
+from asyn2f.sim.executors.lanes import AXIS, Limits, Notes
+from asyn2f.sim.executors.machine import Call, Machine, Progress
+from asyn2f.sim.executors.packing import packings
+from asyn2f.sim.executors.plan import Plan, plan
+from asyn2f.sim.executors.serial import Watch
 from asyn2f.sim.order import AGGREGATE, Numbers, Order, Result, empty_numbers
-from asyn2f.sim.packing import packings
-from asyn2f.sim.plan import Plan, plan
-from asyn2f.sim.serial import Watch
 from asyn2f.training.experiment import Experiment
 from asyn2f.types import ServerState
 

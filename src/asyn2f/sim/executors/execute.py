@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 from asyn2f.errors import Asyn2fError, ExecutionError, PlanError, TooLargeError
-from asyn2f.sim.lanes import Carry
-from asyn2f.sim.machine import Machine, Progress
+from asyn2f.sim.executors.lanes import Carry
+from asyn2f.sim.executors.machine import Machine, Progress
+from asyn2f.sim.executors.serial import Watch, execute_serially
+from asyn2f.sim.executors.vectorised import Keep, execute_in_lanes, prepare
 from asyn2f.sim.order import Numbers, Order, Result
-from asyn2f.sim.serial import Watch, execute_serially
 from asyn2f.sim.settings import Executor
-from asyn2f.sim.vectorised import Keep, execute_in_lanes, prepare
 from asyn2f.training.experiment import Experiment
 from asyn2f.types import Scores
 

@@ -4,8 +4,8 @@ from collections.abc import Collection
 
 import numpy as np
 
+from asyn2f.sim.executors.stretches import Stretches
 from asyn2f.sim.order import AGGREGATE, Order
-from asyn2f.sim.stretches import Stretches
 
 
 class Barriers:

@@ -10,12 +10,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from asyn2f.sim import lanes, packing
-from asyn2f.sim.lanes import Carry, Limits, Notes, Waves
+from asyn2f.sim.executors import lanes, packing
+from asyn2f.sim.executors.lanes import Carry, Limits, Notes, Waves
+from asyn2f.sim.executors.packing import write_row
+from asyn2f.sim.executors.plan import Plan
+from asyn2f.sim.executors.stretches import MERGE
 from asyn2f.sim.order import Numbers
-from asyn2f.sim.packing import write_row
-from asyn2f.sim.plan import Plan
-from asyn2f.sim.stretches import MERGE
 from asyn2f.training.batches import batch_places, make_orders, steps_per_epoch
 from asyn2f.training.computation import Computation, functions_of
 from asyn2f.training.experiment import Experiment, published

@@ -1,0 +1,1 @@
+"""Executors of an order: serial, and vectorised over lanes and devices."""
