@@ -37,6 +37,7 @@ CODECS = {
         "versions": "bfloat16",
     },
     "topk 0.1, bfloat16": {"updates": "topk", "versions": "bfloat16"},
+    "4 fragments, bfloat16": {"updates": "fragments", "versions": "bfloat16"},
 }
 TARGETS = {"digits": 0.94, "mnist": 0.92}  # which all but a broken run reach
 VERSIONS = {

@@ -24,11 +24,14 @@ from tests.support.server_harness import ServerHarness
 
 DELTA = {"wire__updates": "int8", "wire__delta": True, "wire__versions": "int8"}
 TOPK = {"wire__updates": "topk", "wire__topk_share": 0.2, "wire__versions": "bfloat16"}
+FRAGMENTS = {"wire__updates": "fragments", "wire__fragments": 3}
 RUNS = {
     "int8 asyn2f": {"wire__updates": "int8", "wire__versions": "bfloat16"},
     "delta asyn2f": DELTA,
     "topk fedbuff": TOPK | {"strategy__name": "fedbuff"},
     "topk fedavg": TOPK | {"strategy__name": "fedavg"},
+    "fragments asyn2f": FRAGMENTS,
+    "fragments fedbuff": FRAGMENTS | {"strategy__name": "fedbuff"},
 }
 
 

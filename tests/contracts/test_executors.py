@@ -207,6 +207,7 @@ CODED = {
         "wire__versions": "bfloat16",
     },
     "topk": {"wire__updates": "topk", "wire__topk_share": 0.2},
+    "fragments": {"wire__updates": "fragments", "wire__fragments": 3},
 }
 
 
@@ -215,6 +216,8 @@ CODED = {
     [
         ("delta", "asyn2f"),
         ("topk", "fedavg"),
+        ("fragments", "fedavg"),
+        pytest.param("fragments", "asyn2f", marks=pytest.mark.slow),
         pytest.param("int8", "asyn2f", marks=pytest.mark.slow),
         pytest.param("topk", "fedbuff", marks=pytest.mark.slow),
     ],

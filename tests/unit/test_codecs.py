@@ -16,9 +16,11 @@ from asyn2f.kernels.codecs import (
     version_codec,
 )
 from asyn2f.kernels.quantisation import (
+    Fragment,
     Quantised,
     Sparse,
     largest,
+    placed,
     quantised,
     restored,
     spread,
@@ -51,6 +53,7 @@ CODINGS = {
     "bfloat16 delta": Coding(updates="bfloat16", delta=True),
     "int8 delta": Coding(updates="int8", delta=True),
     "topk": Coding(updates="topk", topk_share=0.25),
+    "fragments": Coding(updates="fragments", fragments=5),  # the last one is padded
 }
 every_coding = pytest.mark.parametrize("coding", CODINGS.values(), ids=CODINGS)
 
@@ -62,6 +65,7 @@ def codec_for(coding, pushes_models=True, keeps_model=False):
 
 CODECS = {name: codec_for(coding) for name, coding in CODINGS.items()}
 SUMS = codec_for(CODINGS["topk"], pushes_models=False)
+TURNS = codec_for(CODINGS["fragments"], pushes_models=False)
 
 
 def assert_same(one, other):
@@ -157,7 +161,7 @@ def test_statistics_and_counts_travel_as_they_are(coding):
     assert jax.tree.structure(found) == jax.tree.structure(params)
 
 
-@pytest.mark.parametrize("name", ["bfloat16 delta", "int8 delta", "topk"])
+@pytest.mark.parametrize("name", ["bfloat16 delta", "int8 delta", "topk", "fragments"])
 @given(x=arrays)
 def test_a_model_that_is_its_base_comes_back(name, x):
     codec = CODECS[name]
@@ -228,11 +232,44 @@ def test_what_was_sent_adds_up_to_the_changes_but_for_what_is_kept(changes):
     np.testing.assert_array_equal(total + memory["w"], expected)
 
 
-def test_a_worker_that_keeps_its_model_loses_nothing():
-    coding = CODINGS["topk"]
-    assert codec_for(coding, keeps_model=True).blank() == ()
-    assert codec_for(coding, keeps_model=False).blank() != ()
-    assert codec_for(coding, pushes_models=False, keeps_model=True).blank() != ()
+def residual(memory):
+    return memory[1] if isinstance(memory, tuple) and memory else memory
+
+
+@pytest.mark.parametrize("name", ["topk", "fragments"])
+def test_a_worker_that_keeps_its_model_keeps_no_residual(name):
+    def has_residual(**kinds):
+        return residual(codec_for(CODINGS[name], **kinds).blank()) != ()
+
+    assert not has_residual(keeps_model=True)
+    assert has_residual(keeps_model=False)
+    assert has_residual(pushes_models=False, keeps_model=True)
+
+
+@pytest.mark.parametrize("codec", [SUMS, TURNS], ids=["topk", "fragments"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_residual_is_finite_whatever_was_pushed(codec, bad):
+    _, memory = codec.encode(model(jnp.full(SIZE, bad)), (), codec.blank())
+    coded, _ = codec.encode(model(jnp.ones(SIZE)), (), memory)
+    assert np.isfinite(codec.decode(coded, ())["params"]["w"]).all()
+
+
+@given(st.lists(arrays, min_size=5, max_size=5))
+def test_every_entry_is_sent_once_in_as_many_pushes_as_fragments(changes):
+    changes = [jnp.round(x) for x in changes]  # whole numbers: sums are exact
+    memory, sent = TURNS.blank(), []
+    for number, change in enumerate(changes):
+        coded, memory = TURNS.encode(model(change), (), memory)
+        assert int(coded["params"]["w"].number) == number
+        assert problem_of(coded, template_of(SHAPES).sizes) == ""
+        sent.append(TURNS.decode(coded, ())["params"]["w"].reshape(-1))
+    for number, values in enumerate(sent):
+        until_now = np.asarray(sum(changes[: number + 1]))
+        span = slice(3 * number, 3 * number + 3)  # of 12 entries: 3, 3, 3, 3 and none
+        expected = np.zeros(SIZE, np.float32)
+        expected[span] = until_now[span]
+        np.testing.assert_array_equal(values, expected)
+    assert int(memory[0]) == 0
 
 
 # ------------------------------------------------------------- what is refused
@@ -245,7 +282,9 @@ def test_a_worker_that_keeps_its_model_loses_nothing():
         (Coding(versions="topk"), "versions: found 'topk', allowed"),
         (Coding(topk_share=0.0), "topk_share: found 0.0, allowed"),
         (Coding(topk_share=0.6), "topk_share: found 0.6, allowed"),
+        (Coding(fragments=1), "fragments: found 1, allowed"),
         (Coding(delta=True), "delta: found True"),
+        (Coding(updates="fragments", delta=True), "delta: found True"),
     ],
 )
 def test_a_coding_that_makes_no_sense_is_refused(coding, words):
@@ -265,6 +304,17 @@ def test_invalid_scales_are_reported(scale):
     assert "scale" in problem_of({"v": np.ones(9), "w": coded}, [9, 3])
 
 
+@pytest.mark.parametrize("number", [-1, 1000, 2**31 - 1])
+def test_an_invalid_fragment_is_reported(number):
+    coded = Fragment(np.ones(2, np.float32), np.array(number, np.int32))
+    assert problem_of(coded, [4]) == f"fragment {number}, allowed: 0 to 999"
+
+
+def test_a_fragment_beyond_the_last_changes_nothing():
+    coded = Fragment(jnp.ones(2), jnp.int32(7))
+    assert not placed(coded, 2, (4,)).any()
+
+
 def test_an_invalid_value_is_reported():
     coded = Quantised(np.array([-128], np.int8), np.array(1.0, ml_dtypes.bfloat16))
     assert "-128" in problem_of(coded, [1])
@@ -275,6 +325,7 @@ def test_an_invalid_value_is_reported():
     [
         (Coding(), "updates float32, versions float32"),
         (Coding(updates="topk"), "updates topk 0.1, versions float32"),
+        (Coding(updates="fragments"), "updates fragments 4, versions float32"),
         (
             Coding(updates="int8", delta=True, versions="bfloat16"),
             "updates int8 of changes, versions bfloat16",

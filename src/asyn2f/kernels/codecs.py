@@ -5,30 +5,34 @@ compute with models that have been coded and decoded. Only trained leaves in flo
 coded: statistics are few bytes, and not sums of changes.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from asyn2f import settings
 from asyn2f.kernels.deltas import trained, with_trained
 from asyn2f.kernels.quantisation import (
+    MOST_FRAGMENTS,
+    Fragment,
     Quantised,
     Sparse,
+    fragment,
     largest,
     num_largest,
+    placed,
+    problem_of_part,
     quantised,
     restored,
     spread,
+    without,
 )
 from asyn2f.settings import setting
 from asyn2f.types import Params
 
-UpdateCoding = Literal["float32", "bfloat16", "int8", "topk"]
+UpdateCoding = Literal["float32", "bfloat16", "int8", "topk", "fragments"]
 VersionCoding = Literal["float32", "bfloat16", "int8"]
 
 
@@ -39,7 +43,8 @@ class Coding:
     updates: UpdateCoding = setting(
         "float32",
         "`float32`: unchanged; `int8`: with a scale per leaf; `topk`: the largest "
-        "entries of each leaf of the change since the base version",
+        "entries of each leaf of the change since the base version; `fragments`: one "
+        "part of each leaf of that change, another with every push",
     )
     delta: bool = setting(
         False, "`bfloat16` and `int8` encode the change since the base version"
@@ -51,15 +56,22 @@ class Coding:
         at_most=0.5,
         allowed="(0, 0.5]: an entry with its index takes twice the bytes of an entry",
     )
+    fragments: int = setting(
+        4,
+        "number of equal parts of each leaf that `fragments` sends in turn",
+        at_least=2,
+        at_most=MOST_FRAGMENTS,
+    )
     versions: VersionCoding = setting(
         "float32", "as `updates`; stateless, so that late peers decode the same bits"
     )
 
     def __str__(self) -> str:
         """As in a registration: "updates topk 0.1, versions bfloat16"."""
-        share = f" {self.topk_share:g}" if self.updates == "topk" else ""
+        more = {"topk": f" {self.topk_share:g}", "fragments": f" {self.fragments}"}
         change = " of changes" if self.delta else ""
-        return f"updates {self.updates}{share}{change}, versions {self.versions}"
+        updates = f"{self.updates}{more.get(self.updates, '')}{change}"
+        return f"updates {updates}, versions {self.versions}"
 
 
 PLAIN = Coding()
@@ -70,8 +82,8 @@ class Codec(NamedTuple):
 
     Attributes:
       encode: (params, base, memory) -> (coded, memory). `base` is a model that the
-        receiver has too, or () where `needs_base` is False; `memory` is the residual
-        that has not been sent so far, or ().
+        receiver has too, or () where `needs_base` is False; `memory` is what the next
+        push depends on, as the residual that has not been sent so far, or ().
       decode: (coded, base) -> params.
       blank: () -> the initial memory.
       needs_base: whether the change since a base is coded.
@@ -95,8 +107,12 @@ def update_codec(
 
         a = (w - b) + e;  sent: the k largest of a;  e <- a - sent
 
-    A worker that continues from its own model after a push has no memory: its next
-    change since the base still contains the residual, which would count twice.
+    A worker that continues from its own model after a push keeps no residual: its next
+    change since the base still contains it, and it would count twice.
+
+    Fragments are the same with another choice of the entries: push p of a worker sends
+    part p mod F of each leaf. Streaming DiLoCo (Douillard et al., 2025) lets groups of
+    layers take turns; parts of every leaf have the same size in every push.
 
     Args:
       coding: settings.
@@ -105,9 +121,11 @@ def update_codec(
       keeps_model: whether a worker continues from its own model after a push.
     """
     check_coding(coding)
+    has_residual = not (pushes_models and keeps_model)
     if coding.updates == "topk":
-        has_memory = not (pushes_models and keeps_model)
-        return _sparse(coding.topk_share, shapes, pushes_models, has_memory)
+        return _sparse(coding.topk_share, shapes, pushes_models, has_residual)
+    if coding.updates == "fragments":
+        return _rotating(coding.fragments, shapes, pushes_models, has_residual)
     return _dense(coding.updates, shapes, coding.delta and pushes_models)
 
 
@@ -123,7 +141,8 @@ def check_coding(coding: Coding) -> None:
     if coding.delta and coding.updates not in ("bfloat16", "int8"):
         raise ValueError(
             f"delta: found True with updates = {coding.updates!r}, allowed with "
-            "bfloat16 and int8: float32 would be no smaller, topk is a change anyway"
+            "bfloat16 and int8: float32 would be no smaller, topk and fragments are "
+            "of changes anyway"
         )
 
 
@@ -133,30 +152,14 @@ def problem_of(coded: Any, sizes: Sequence[int]) -> str:
     Args:
       coded: as it was decoded from bytes.
       sizes: entries of the model's leaves, in tree order.
-
-    >>> problem_of([Sparse(np.ones(2, np.float32), np.array([3, 3], np.int32))], [9])
-    'places of its entries are not ascending from 0 to 8'
     """
 
     def is_part(x: Any) -> bool:
-        return isinstance(x, Sparse | Quantised)
+        return isinstance(x, Sparse | Quantised | Fragment)
 
     parts = jax.tree.leaves(coded, is_leaf=is_part)
-    for part, size in zip(parts, sizes, strict=True):
-        if isinstance(part, Sparse):
-            places = np.asarray(part.places, np.int64)
-            is_inside = ((places >= 0) & (places < size)).all()
-            if not is_inside or (np.diff(places) <= 0).any():
-                return f"places of its entries are not ascending from 0 to {size - 1}"
-        elif isinstance(part, Quantised):
-            scale = float(part.scale)
-            if not math.isfinite(scale):
-                return f"a scale of {scale:g} is not finite: has training diverged?"
-            if not 0 < scale * 127 <= np.finfo(np.float32).max:
-                return f"a scale of {scale:g} is out of range: has training diverged?"
-            if np.asarray(part.values).min(initial=0) < -127:
-                return "a value of -128, allowed -127 to 127"
-    return ""
+    found = (problem_of_part(*pair) for pair in zip(parts, sizes, strict=True))
+    return next(filter(None, found), "")
 
 
 def _is_coded(leaf: Any) -> bool:
@@ -192,7 +195,43 @@ def _dense(kind: str, shapes: Params, needs_base: bool) -> Codec:
     return _leaf_by_leaf(shapes, needs_base, encode_leaf, decode_leaf)
 
 
-def _sparse(share: float, shapes: Params, needs_base: bool, has_memory: bool) -> Codec:
+def _rotating(
+    count: int, shapes: Params, needs_base: bool, has_residual: bool
+) -> Codec:
+    """One of `count` parts of each leaf. Memory: the number of the next, and the
+    residual."""
+
+    def numbered(number):
+        def encode_leaf(leaf, x):
+            return fragment(x, count, number) if _is_coded(leaf) else x
+
+        def decode_leaf(leaf, coded):
+            return placed(coded, count, leaf.shape) if _is_coded(leaf) else coded
+
+        def rest_leaf(leaf, x, coded):
+            if not _is_coded(leaf):
+                return jnp.zeros_like(x)
+            return without(x, coded, count)
+
+        rest = rest_leaf if has_residual else None
+        return _leaf_by_leaf(shapes, needs_base, encode_leaf, decode_leaf, rest)
+
+    any_number = numbered(0)  # what has been coded says its own
+
+    def encode(params, base, memory):
+        number, residual = memory
+        coded, residual = numbered(number).encode(params, base, residual)
+        return coded, ((number + 1) % count, residual)
+
+    def blank():
+        return jnp.int32(0), any_number.blank()
+
+    return Codec(encode, any_number.decode, blank, needs_base)
+
+
+def _sparse(
+    share: float, shapes: Params, needs_base: bool, has_residual: bool
+) -> Codec:
     """The largest entries of each leaf."""
 
     def count_of(leaf):
@@ -210,8 +249,8 @@ def _sparse(share: float, shapes: Params, needs_base: bool, has_memory: bool) ->
             return jnp.zeros_like(x)
         return x.reshape(-1).at[coded.places].set(0.0).reshape(leaf.shape)
 
-    memory_leaf = rest_leaf if has_memory else None
-    return _leaf_by_leaf(shapes, needs_base, encode_leaf, decode_leaf, memory_leaf)
+    residual = rest_leaf if has_residual else None
+    return _leaf_by_leaf(shapes, needs_base, encode_leaf, decode_leaf, residual)
 
 
 def _leaf_by_leaf(
@@ -233,6 +272,8 @@ def _leaf_by_leaf(
         coded = jax.tree.map(encode_leaf, trained(shapes), change)
         if rest_leaf is not None:
             memory = jax.tree.map(rest_leaf, trained(shapes), change, coded)
+            # What has diverged must not outlive the model that the worker adopts next.
+            memory = jax.tree.map(_finite, memory)
         return with_trained(params, coded), memory
 
     def decode(coded, base):
@@ -247,6 +288,10 @@ def _leaf_by_leaf(
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), trained(shapes))
 
     return Codec(encode, decode, blank, needs_base)
+
+
+def _finite(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), x, 0) if _is_coded(x) else x
 
 
 def _combined(combine: Callable[..., jax.Array], tree: Any, other: Any) -> Any:
