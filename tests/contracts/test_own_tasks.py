@@ -239,7 +239,7 @@ def test_the_quality_of_data_without_classes_is_refused():
         timeout=PATIENCE_S,
     )
     assert done.returncode == 2
-    assert "line has no labels" in done.stderr
+    assert "line: found no labels" in done.stderr
 
 
 @pytest.mark.processes

@@ -246,7 +246,7 @@ def check_strategy() -> int:
 def _quality_of_worker(task: Task, seed: int, worker: int) -> Quality:
     rows = task.shards[worker]
     if task.labels is None:
-        app.fail(f"{task.name}: has no labels, which the quality of data is defined by")
+        app.fail(f"{task.name}: found no labels; the quality of data needs classes")
     if len(rows) > _MOST.value:
         rng = np.random.default_rng([seed, worker])
         rows = np.sort(rng.permutation(rows)[: _MOST.value])
