@@ -154,7 +154,7 @@ def test_its_contract_is_checked_and_its_errors_are_one_line(run, tmp_path):
     assert out.endswith(f"{AGREEMENT} keeps the contract\n")
     refused(outcomes["power"], "config.strategy.args.power: found -1.0")
     code, out, err = outcomes["quality"]
-    assert (code, "has no labels" in err, out) == (2, True, ""), out + err
+    assert (code, "found no labels" in err, out) == (2, True, ""), out + err
     assert "--config.task.args.noise=0.0" in outcomes["help"][1]
     code, out, err = outcomes["nothing"]
     assert code == 2
