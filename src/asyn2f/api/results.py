@@ -15,7 +15,6 @@ from asyn2f import rundir, trace
 from asyn2f.config import build, schema
 from asyn2f.config.task import TaskSettings
 from asyn2f.report.metrics import MetricsWriter
-from asyn2f.report.run_page import write_report
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
 from asyn2f.sim.executors.execute import Means
@@ -162,6 +161,8 @@ class Simulation(NamedTuple):
         Raises:
           OSError: it cannot be written.
         """
+        from asyn2f.report.run_page import write_report  # nothing else needs Plotly
+
         device = jax.devices()[0]
         environment = {
             "asyn2f": asyn2f.__version__,

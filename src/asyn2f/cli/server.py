@@ -27,7 +27,6 @@ from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.protocol.status import RunStatus
 from asyn2f.report.live import LiveView
 from asyn2f.report.metrics import MetricsWriter
-from asyn2f.report.run_page import write_report
 from asyn2f.rundir import Listening
 from asyn2f.runtime.server import Observer, Server
 from asyn2f.runtime.startup import create_server
@@ -286,6 +285,8 @@ def _bind(
 
 def print_summary(summary: dict[str, Any], folder: Path) -> int:
     """Writes the report and prints where the results are; returns the exit code."""
+    from asyn2f.report.run_page import write_report  # nothing else needs Plotly
+
     best, version = summary.get("best_value"), summary.get("best_version")
     print(f"{summary['status']}: {summary['reason']}")
     if best is not None:

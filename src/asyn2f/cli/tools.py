@@ -16,7 +16,6 @@ from asyn2f.config import build
 from asyn2f.config.default import load_config
 from asyn2f.config.schema import RunSettings, section
 from asyn2f.errors import StoreError
-from asyn2f.report.run_page import write_report
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.strategies import contract
 from asyn2f.tasks.base import Task
@@ -130,6 +129,8 @@ def report() -> int:
 
     The page is report.html in the folder of the run.
     """
+    from asyn2f.report.run_page import write_report
+
     folder = app.run_folder()
     try:
         print(write_report(folder))
