@@ -41,7 +41,7 @@ from asyn2f.transport.shared_memory import SharedMemoryTransport
 from asyn2f.transport.zmq import ZmqTransport, check_free
 from asyn2f.types import Metric
 
-_SWITCH_S = 5e-4  # between threads; Python's default is ten times as long
+_SWITCH_S = 5e-4  # so that threads of I/O do not wait long for the one that computes
 _PORTS_FREE_S = 5.0  # a server that has been taken over has usually ended by then
 
 EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
@@ -131,7 +131,6 @@ def serve(
     Returns:
       The summary, which has been written into the folder as well.
     """
-    # Threads of I/O must not wait long for the one that computes.
     sys.setswitchinterval(_SWITCH_S)
     config, folder = request.config, request.folder
     task = task or build.build_task(config, "nobody")
