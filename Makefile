@@ -10,13 +10,15 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/asyn2f run --config=configs/digits.py --workdir=runs/demo --overwrite
 
-# What measures times comes last, and by itself.
+# Three at a time on two cores, as many of them wait. What measures times comes last.
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not timed"
-	$(BIN)/python -m pytest -m "timed and not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not timed"
+	$(BIN)/python -m pytest -n 2 -m "timed and not slow"
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not processes"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not processes"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -30,6 +30,12 @@ hypothesis.settings.register_profile("asyn2f", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("asyn2f")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts programs comes first: it takes longest, and mostly waits."""
+    items.sort(key=lambda item: item.get_closest_marker("processes") is None)
+
+
 @pytest.fixture
 def patient_stores(monkeypatch):
     """A conversion that is slow, as on a busy machine, does not count as hanging; a

@@ -9,8 +9,8 @@ import tempfile
 import pytest
 
 from asyn2f.tasks import cache
-from tests.programs.test_launch import FAST, ROOT, read
 from tests.support.patience import PATIENCE_S
+from tests.support.programs import FAST, ROOT, read
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ simulation, report, comparison, verification, replay and a target."""
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from asyn2f.training.settings import Training
 from asyn2f.types import Best, Metric
 from tests.support import tasks
 from tests.support.experiments import config_with
-from tests.support.patience import PATIENCE_S
+from tests.support.programs import run
 from tests.unit.test_report import Page
 
 ROOT = Path(__file__).parents[2]
@@ -142,15 +140,9 @@ def test_a_target_of_a_fraction_is_one(higher, target, allowed, monkeypatch):
 
 
 def program(name: str, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", f"launch.{name}", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    code, out, err = run(name, *words)
+    assert code == 0, out + err
+    return out
 
 
 def factory(name: str) -> str:
@@ -228,18 +220,11 @@ def test_a_run_of_processes_ends_at_its_target(tmp_path):
 
 @pytest.mark.processes
 def test_the_quality_of_data_without_classes_is_refused():
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "launch.quality", "--config=default"),
-            *("--config.workers=3", factory("regression")),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
+    code, _, err = run(
+        "quality", "--config=default", "--config.workers=3", factory("regression")
     )
-    assert done.returncode == 2
-    assert "line: found no labels" in done.stderr
+    assert code == 2
+    assert "line: found no labels" in err
 
 
 @pytest.mark.processes

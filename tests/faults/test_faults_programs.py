@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from asyn2f import trace
-from tests.programs.test_launch import (
+from tests.support.crashed_run import newest_saved
+from tests.support.patience import Crowd
+from tests.support.programs import (
     ENDLESS,
     children_of,
     finish,
     start,
     wait_for_line,
 )
-from tests.support.crashed_run import newest_saved
-from tests.support.patience import Crowd
 
 pytestmark = pytest.mark.processes
 ENDS_S = 3.0  # promised

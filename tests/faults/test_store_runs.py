@@ -26,8 +26,8 @@ from asyn2f.store.orbax import OrbaxStore
 from asyn2f.trace.artifacts import RunArtifacts, commit_of
 from asyn2f.trace.invariants import check
 from tests.contracts.test_runtime import SETTINGS, LocalRun, small
-from tests.programs.test_launch import ENDLESS, ROOT, finish, start, wait_for_line
 from tests.support.patience import PATIENCE_S, Crowd, wait_until
+from tests.support.programs import ENDLESS, ROOT, finish, start, wait_for_line
 
 pytestmark = pytest.mark.usefixtures("patient_stores")
 

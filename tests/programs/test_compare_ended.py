@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.programs.test_launch import children_of, has_ended
 from tests.programs.test_replay import assert_ends_with
 from tests.support.comparisons import (
     COMPARED,
@@ -27,6 +26,7 @@ from tests.support.comparisons import (
     trials_of,
 )
 from tests.support.patience import PATIENCE_S, Crowd, wait_until
+from tests.support.programs import children_of, has_ended
 from tests.support.replays import Outcome
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]

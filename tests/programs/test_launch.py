@@ -3,80 +3,32 @@
 import json
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from asyn2f import trace
 from tests.support.crashed_run import newest_saved
 from tests.support.patience import PATIENCE_S, Crowd
+from tests.support.programs import (
+    ENDLESS,
+    FAST,
+    children_of,
+    finish,
+    has_ended,
+    read,
+    run,
+    start,
+    wait_for_line,
+)
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.processes
 WORKING = r"version [1-9]"  # a line of progress
-FAST = [
-    "--config=configs/digits.py",
-    "--config.workers=3",
-    "--config.stop.max_versions=12",
-    "--config.timing.epochs_per_push=1",
-    "--config.timing.min_updates=2",
-    "--config.worker_speeds=(200.0,100.0,50.0)",
-    "--config.runtime.idle_priority=False",  # other tests keep all cores busy
-]
-ENDLESS = [*FAST, "--config.stop.max_versions=100000"]
-
-
-def start(program: str, *flags: str, **options: Any) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", f"launch.{program}", *flags],
-        cwd=ROOT,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, out, err
-
-
-def run(program: str, *flags: str) -> tuple[int, str, str]:
-    return finish(start(program, *flags))
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text())
-
-
-def wait_for_line(process: subprocess.Popen, pattern: str) -> str:
-    """The next line of its output that has this in it."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if re.search(pattern, line):
-            return line
-    raise AssertionError(f"{process.args} ended: {process.stderr.read()}")
-
-
-def children_of(pid: int) -> set[int]:
-    """All descendants that live at this moment (Linux)."""
-    found: set[int] = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            child = int(stat.parent.name)
-            found |= {child} | children_of(child)
-    return found
 
 
 def has_loaded(pid: int, library: str) -> bool:
@@ -85,19 +37,6 @@ def has_loaded(pid: int, library: str) -> bool:
         return library in Path(f"/proc/{pid}/maps").read_text()
     except OSError:
         return False
-
-
-def has_ended(pid: int, by_s: float) -> bool:
-    """Whether a process that is not our child ends before this monotonic time."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        left_s = max(0.0, by_s - time.monotonic())
-        return bool(select.select([handle], [], [], left_s)[0])
-    finally:
-        os.close(handle)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import asyn2f
 from asyn2f import trace
 from asyn2f.config.default import load_config
-from tests.programs.test_launch import ROOT, finish, read, run, wait_for_line
+from tests.support.programs import ROOT, finish, read, run, wait_for_line
 from tests.unit.test_references import import_state as import_state
 
 pytestmark = pytest.mark.processes

@@ -11,7 +11,7 @@ import pytest
 from asyn2f import trace
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.trace import causality
-from tests.programs.test_launch import read
+from tests.support.programs import read
 from tests.support.replays import BAD_INPUT, Outcome, jobs, replay, simulate
 
 pytestmark = pytest.mark.processes

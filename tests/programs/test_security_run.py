@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from asyn2f import trace
-from tests.programs.test_launch import FAST, finish, read, run, start, wait_for_line
+from tests.support.programs import FAST, finish, read, run, start, wait_for_line
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 ELSEWHERE = "tcp://192.0.2.1:5570"  # reserved for documentation

@@ -10,8 +10,8 @@ import pytest
 import asyn2f
 from asyn2f.strategies.requirements import require_same
 from tests.programs.test_docs import blocks, printed_by
-from tests.programs.test_launch import ROOT
 from tests.programs.test_user_code_run import program
+from tests.support.programs import ROOT
 from tests.unit.test_references import import_state as import_state
 
 pytestmark = pytest.mark.processes

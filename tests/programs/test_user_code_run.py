@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,8 +9,8 @@ import pytest
 import asyn2f
 from asyn2f.cli.trials import run_trial
 from asyn2f.config.default import load_config
-from tests.programs.test_launch import ROOT, read
-from tests.support.patience import PATIENCE_S
+from tests.support.programs import read
+from tests.support.programs import run as run_program
 from tests.support.user_code import write_package
 from tests.unit.test_references import import_state as import_state
 
@@ -22,16 +20,9 @@ AGREEMENT = "mypackage.mine:agreement"
 
 def program(folder, name: str, *arguments: str) -> tuple[int, str, str]:
     """Runs a program of the package in a folder that is not the checkout."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"launch.{name}", *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert "Traceback" not in done.stdout + done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
+    code, out, err = run_program(name, *arguments, folder=folder)
+    assert "Traceback" not in out + err, err
+    return code, out, err
 
 
 def refused(outcome: tuple[int, str, str], *words: str) -> None:

@@ -1,28 +1,13 @@
 """`launch.verify` on runs as they are made, and on folders that were spoilt."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from asyn2f import rundir, trace
+from tests.support.programs import run
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.processes
-
-
-def run(program, *flags):
-    done = subprocess.run(
-        [sys.executable, "-m", f"launch.{program}", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ,
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 def verify(folder, *flags):

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asyn2f.report.comparison import Trial
-from tests.programs.test_launch import ROOT
 from tests.support.patience import PATIENCE_S
+from tests.support.programs import ROOT
 from tests.support.replays import Outcome
 
 METHODS = ["asyn2f", "fedavg", "fedbuff"]

@@ -12,10 +12,10 @@ from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import order_of
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.experiment import initial_server_state
-from tests.programs.test_launch import FAST, read, run
 from tests.support.executions import Seen, experiment_of
 from tests.support.experiments import config_with
 from tests.support.handmade_trace import hand_made
+from tests.support.programs import FAST, Outcome, read, run
 
 SMALL = [
     "--config=configs/digits.py",
@@ -30,7 +30,6 @@ EARLY = [
     "--config.timing.min_updates=1",
     "--config.worker_speeds=(100.0,)",
 ]
-Outcome = tuple[int, str, str]  # exit code, output, errors
 
 
 def simulate(folder: Path, *flags: str) -> Outcome:
