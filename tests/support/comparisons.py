@@ -11,8 +11,7 @@ from pathlib import Path
 
 from asyn2f.report.comparison import Trial
 from tests.support.patience import PATIENCE_S
-from tests.support.programs import ROOT
-from tests.support.replays import Outcome
+from tests.support.programs import ROOT, Outcome, run
 
 METHODS = ["asyn2f", "fedavg", "fedbuff"]
 SEEDS = [0, 1]
@@ -62,6 +61,8 @@ def finish(process: subprocess.Popen) -> Outcome:
 
 
 def compare(folder: Path, *flags: str, **env: str) -> Outcome:
+    if not env:
+        return run("compare", *flags, f"--workdir={folder}")
     with running(folder, *flags, **env) as process:
         return finish(process)
 
