@@ -25,6 +25,8 @@ from typing import (
     get_type_hints,
 )
 
+from asyn2f.errors import ConfigError
+
 T = TypeVar("T")
 _SAME: Any = object()
 
@@ -244,3 +246,29 @@ def check(settings: Any) -> None:
     for name, each in settings_of(kind).items():
         if problem := each.problem_of(getattr(settings, name)):
             raise ValueError(f"{name}: {problem}")
+
+
+def check_type(name: str, value: Any, kind: type, hint: str) -> None:
+    """Checks the type of what a caller passes as an argument.
+
+    Raises:
+      ConfigError: another type; with the hint, or with the call of a function.
+
+    >>> check_type("strategy", dict, Range, "Range() makes one")
+    Traceback (most recent call last):
+    asyn2f.errors.ConfigError: strategy: found the function dict, allowed: a Range; \
+call it: strategy=dict(...)
+    """
+    if isinstance(value, kind):
+        return
+    found = f"{value!r:.60}"
+    if callable(value):
+        called = getattr(value, "__name__", type(value).__name__)
+        found, hint = f"the function {called}", f"call it: {name}={called}(...)"
+    elif hasattr(value, "_fields"):
+        found = _with_article(type(value))
+    raise ConfigError(f"{name}: found {found}, allowed: {_with_article(kind)}; {hint}")
+
+
+def _with_article(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"

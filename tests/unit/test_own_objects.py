@@ -92,7 +92,10 @@ def test_what_cannot_be_trained_is_one_line():
             {"task": task_of},
             r"task: .*function task_of, .*call it: task=task_of\(...\)",
         ),
-        ({"strategy": asyn2f.fedbuff}, r"strategy: .* call it: asyn2f.fedbuff\(\)"),
+        (
+            {"strategy": asyn2f.fedbuff},
+            r"strategy: .* call it: strategy=fedbuff\(...\)",
+        ),
         ({"strategy": "fedbuf"}, "strategy: found 'fedbuf', allowed: .*fedbuff"),
         ({"strategy": task_of()}, "strategy: found a Task, allowed: a Strategy"),
     ],
@@ -205,3 +208,11 @@ def test_a_folder_without_versions_is_one_line(tmp_path):
         asyn2f.load_params(tmp_path)
     with pytest.raises(StoreError, match="allowed: a number, best, newest"):
         asyn2f.load_params(tmp_path, "last")
+
+
+def test_an_experiment_of_builders_that_were_not_called_is_one_line():
+    rest = asyn2f.Training(), asyn2f.Stop(max_versions=1), 0
+    with pytest.raises(ConfigError, match="^strategy: .*call it: strategy=fedbuff"):
+        asyn2f.make_experiment(task_of(), asyn2f.fedbuff, *rest)
+    with pytest.raises(ConfigError, match="^task: found the function task_of, .*call"):
+        asyn2f.make_experiment(task_of, asyn2f.fedbuff(), *rest)

@@ -7,6 +7,7 @@ from asyn2f.config.references import is_reference
 from asyn2f.config.schema import Config, section
 from asyn2f.config.task import TaskSettings
 from asyn2f.errors import ConfigError
+from asyn2f.settings import check_type
 from asyn2f.strategies import BUILDERS, Strategy
 from asyn2f.tasks.base import Task
 from asyn2f.training.experiment import Experiment
@@ -27,29 +28,22 @@ def check_given(
     >>> check_given(None, None, BUILDERS["fedbuff"])
     Traceback (most recent call last):
     asyn2f.errors.ConfigError: strategy: found the function fedbuff, allowed: a \
-Strategy; call it: asyn2f.fedbuff()
+Strategy; call it: strategy=fedbuff(...)
     """
-    if experiment is not None and not isinstance(experiment, Experiment):
+    if experiment is not None:
         hint = "asyn2f.make_experiment makes one"
         for kind, name in ((Task, "task"), (Strategy, "strategy")):
             if isinstance(experiment, kind):
                 hint = f"pass it as {name}=..."
-        raise _wrong("experiment", experiment, "an Experiment", hint)
-    if task is not None and not isinstance(task, Task):
-        called = f"call it: task={_name(task)}(...)"
-        hint = called if callable(task) else "asyn2f.supervised makes one"
-        raise _wrong("task", task, "a Task", hint)
+        check_type("experiment", experiment, Experiment, hint)
+    if task is not None:
+        check_type("task", task, Task, "asyn2f.supervised makes one")
     if isinstance(strategy, str):
         if strategy not in BUILDERS and not is_reference(strategy):
             allowed = f"a Strategy, or one of {', '.join(BUILDERS)}; or MODULE:FUNCTION"
             raise ConfigError(f"strategy: found {strategy!r}, allowed: {allowed}")
-    elif strategy is not None and not isinstance(strategy, Strategy):
-        name = _name(strategy)
-        if strategy in BUILDERS.values():
-            name = f"asyn2f.{name}"
-        called = f"call it: {name}()"
-        hint = called if callable(strategy) else "asyn2f.fedbuff() makes one"
-        raise _wrong("strategy", strategy, "a Strategy", hint)
+    elif strategy is not None:
+        check_type("strategy", strategy, Strategy, "asyn2f.fedbuff() makes one")
     if experiment is not None and (task is not None or strategy is not None):
         raise ConfigError(
             "found an experiment and a task or strategy besides; give one of them"
@@ -71,14 +65,3 @@ def with_strategy(
         return config, strategy
     config = user_code.without_arguments(config, "strategy.name")
     return schema.plain(schema.changed(config, {"strategy.name": strategy})), None
-
-
-def _wrong(name: str, value: Any, allowed: str, hint: str) -> ConfigError:
-    found = f"the function {_name(value)}" if callable(value) else f"{value!r:.60}"
-    if isinstance(value, Task | Strategy | Experiment):
-        found = f"a {type(value).__name__}"
-    return ConfigError(f"{name}: found {found}, allowed: {allowed}; {hint}")
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__name__", type(function).__name__)

@@ -122,6 +122,7 @@ def make_experiment(
         example. None = SGD, with the momentum and weight decay in `training`.
 
     Raises:
+      ConfigError: the task or the strategy is of another type.
       ValueError: a setting is out of range; begins with its name.
       ShareError: a pattern is malformed or matches nothing.
       OptimizerError: the optimizer cannot be used.
@@ -166,6 +167,8 @@ def _check(
     optimizer: Optimizer | None,
 ) -> None:
     """Raises what `make_experiment` raises; patterns of leaves are checked later."""
+    settings.check_type("task", task, Task, "asyn2f.supervised makes one")
+    settings.check_type("strategy", strategy, Strategy, "asyn2f.fedbuff() makes one")
     for part in (training, stop, guards, strategy.timing):
         settings.check(part)
     check_cycle(strategy.timing)
