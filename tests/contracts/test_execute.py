@@ -123,6 +123,26 @@ def test_the_choice_is_a_function_of_shapes_and_backend(
     assert f"{shape.steps:,} local steps" in why
 
 
+def test_where_others_share_its_program_a_shorter_run_is_worth_compiling(experiment):
+    for steps in (100, 2_000):
+        order = SimpleNamespace(num_steps=steps)
+        alone, *_ = choose(experiment, order, 1)
+        shared, *_ = choose(experiment, order, 1, is_one_of_many=True)
+        assert (alone, shared) == ("serial", "serial" if steps == 100 else "sharded")
+
+
+def test_orders_of_other_seeds_share_a_compiled_program():
+    """Their slots are rounded up to what hardly any order needs."""
+    shapes = set()
+    for seed in range(4):
+        experiment = experiment_of(seed=seed)
+        for versions in (6, 30):
+            order = order_for(experiment, seed=seed, versions=versions)
+            plan = prepare(experiment, order, lanes=3, devices=1).plan
+            shapes.add((plan.version_slots, plan.update_slots, plan.max_members))
+    assert len(shapes) == 1
+
+
 @pytest.fixture
 def all_in_lanes(monkeypatch):
     monkeypatch.setattr(execute, "_WORTH_COMPILING", 0)

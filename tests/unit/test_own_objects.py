@@ -212,7 +212,7 @@ def test_a_folder_without_versions_is_one_line(tmp_path):
 
 def test_an_experiment_of_builders_that_were_not_called_is_one_line():
     rest = asyn2f.Training(), asyn2f.Stop(max_versions=1), 0
-    with pytest.raises(ConfigError, match="^strategy: .*call it: strategy=fedbuff"):
+    with pytest.raises(ConfigError, match=r"^strategy: .*call it: strategy=fedbuff"):
         asyn2f.make_experiment(task_of(), asyn2f.fedbuff, *rest)
-    with pytest.raises(ConfigError, match="^task: found the function task_of, .*call"):
+    with pytest.raises(ConfigError, match=r"^task: found the function task_of, .*call"):
         asyn2f.make_experiment(task_of, asyn2f.fedbuff(), *rest)

@@ -138,6 +138,7 @@ def run_trial(job: Job) -> Trial:
         settings.executor,
         settings.lanes,
         set(nodes.tolist()) - {0},
+        is_one_of_many=True,
     )
     scores_of = make_scores(experiment, _part_of(experiment.task, job.half))
     first = initial_server_state(experiment)

@@ -24,7 +24,7 @@ from asyn2f.types import Scores
 # Measured, see `choose`. A step's cost is its dispatch, and its arithmetic in units of
 # that: one per so many parameters times examples.
 _ARITHMETIC = 1_000_000
-_WORTH_COMPILING = 20_000
+_WORTH_COMPILING, _WORTH_SHARING = 20_000, 2_000
 _LANES_ON_CPU, _LANES_ELSEWHERE = 16, 128
 
 
@@ -94,6 +94,7 @@ def execution_of(
     executor: Executor = "auto",
     lanes: int = 0,
     watched: Collection[int] = (),
+    is_one_of_many: bool = False,
 ) -> Execution:
     """Prepares the execution of an order.
 
@@ -107,6 +108,8 @@ def execution_of(
         the order.
       lanes: of each device; 0 = `default_lanes`.
       watched: nodes that are looked at as soon as they are made.
+      is_one_of_many: whether this process executes others of the experiment, which
+        share its compiled programs.
 
     Raises:
       PlanError, TooLargeError: `vectorised` or `sharded` cannot execute this order.
@@ -114,7 +117,7 @@ def execution_of(
     watched, everywhere = frozenset(watched), jax.device_count()
     why = "as configured"
     if executor == "auto":
-        executor, chosen, why = choose(experiment, order, everywhere)
+        executor, chosen, why = choose(experiment, order, everywhere, is_one_of_many)
         lanes = lanes or chosen
         if executor == "sharded":
             try:
@@ -135,7 +138,7 @@ def execution_of(
 
 
 def choose(
-    experiment: Experiment, order: Order, devices: int
+    experiment: Experiment, order: Order, devices: int, is_one_of_many: bool = False
 ) -> tuple[Executor, int, str]:
     """The executor that is probably the fastest, by shapes and backend alone: the same
     config gives the same bits on every machine of a kind.
@@ -143,7 +146,8 @@ def choose(
     A serial step costs its dispatch (0.2 to 0.3 ms) and its arithmetic, for which
     parameters times examples of a batch stand: c = 1 + parameters * batch / 10^6.
 
-    * Serially, where steps * c < 20,000: compiling lanes takes as long, 5 s and more.
+    * Serially, where steps * c < 20,000: compiling lanes takes as long, 5 s and more. A
+      tenth of that where others share what is compiled.
     * In lanes on every device otherwise: `default_lanes` of them, or on a CPU one lane
       without `vmap` where arithmetic is most of a step (c > 2), or where a device has
       fewer than 8 workers.
@@ -152,13 +156,14 @@ def choose(
       experiment: its model, batch size and number of workers.
       order: its number of steps.
       devices: D.
+      is_one_of_many: as in `execution_of`.
 
     Returns:
       `serial` or `sharded`, lanes of each device, and the reason in words.
     """
     steps, batch_size = order.num_steps, experiment.training.batch_size
     cost = 1.0 + experiment.whole_template.num_bytes / 4 * batch_size / _ARITHMETIC
-    if steps * cost < _WORTH_COMPILING:
+    if steps * cost < (_WORTH_SHARING if is_one_of_many else _WORTH_COMPILING):
         return "serial", 1, f"{steps:,} local steps, too few to compile lanes for"
     workers = experiment.workers
     if jax.default_backend() == "cpu" and (cost > 2.0 or workers < 8 * devices):

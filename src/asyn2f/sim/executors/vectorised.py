@@ -19,6 +19,8 @@ from asyn2f.sim.order import AGGREGATE, Numbers, Order, Result, empty_numbers
 from asyn2f.training.experiment import Experiment
 from asyn2f.types import ServerState
 
+_FEW_BYTES = 2**25
+
 Keep = Callable[[Callable[[], Progress]], None]
 """Called with a function that fetches the progress of an execution."""
 
@@ -51,14 +53,18 @@ def prepare(
     steps = min(64, limits.ticks)
     planned = plan(order, devices, lanes, steps, limits.versions, watched, keeps)
     most = experiment.strategy.timing.most_updates(experiment.workers)
-    roomy = planned._replace(
-        version_slots=_rounded_up(planned.version_slots),
-        update_slots=_rounded_up(planned.update_slots),
-        max_members=min(_rounded_up(planned.max_members, 1), most),
+    # Rounded up, so that orders of one experiment share a compiled program: with few
+    # bytes to what hardly any order of so many workers exceeds.
+    roomy = planned._replace(max_members=min(_rounded_up(planned.max_members), most))
+    usual = 4 * experiment.workers
+    if usual * experiment.template.num_bytes > _FEW_BYTES:
+        usual = 4
+    roomy = roomy._replace(
+        version_slots=_rounded_up(max(planned.version_slots, usual // 2)),
+        update_slots=_rounded_up(max(planned.update_slots, usual)),
     )
     free = free_bytes()
     try:
-        # Rounded up, so that orders of one experiment share a compiled program.
         check_fits(need_of(experiment, roomy, limits), free)
     except TooLargeError:
         roomy = planned
@@ -66,9 +72,9 @@ def prepare(
     return Machine(experiment, mesh, roomy, limits)
 
 
-def _rounded_up(count: int, least: int = 4) -> int:
-    """The next power of two, or `least`."""
-    return max(least, 1 << (count - 1).bit_length())
+def _rounded_up(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()
 
 
 def execute_in_lanes(
