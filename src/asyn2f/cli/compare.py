@@ -30,6 +30,7 @@ from asyn2f.cli.grids import grids_of, settings_to_try
 from asyn2f.cli.trials import (
     Job,
     Results,
+    in_turns,
     inputs_digest,
     prepare_process,
     run_trial,
@@ -197,16 +198,17 @@ def _strategies() -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _num_processes() -> int:
+    """One per core, each with one thread and one device: together they are faster than
+    one process whose lanes are sharded over all cores."""
+    is_cpu = jax.default_backend() == "cpu"
+    return _JOBS.value or (len(machine.usable_cores()) if is_cpu else 1)
+
+
 def _pool() -> Executor:
-    """One process per core, each with one thread and one device: together they are
-    faster than one process whose lanes are sharded over all cores."""
-    jobs = _JOBS.value
-    if not jobs:
-        is_cpu = jax.default_backend() == "cpu"
-        jobs = len(machine.usable_cores()) if is_cpu else 1
     os.environ["PJRT_NPROC"] = "1"  # read when a child imports JAX
     return ProcessPoolExecutor(
-        jobs,
+        _num_processes(),
         multiprocessing.get_context("spawn"),
         initializer=prepare_process,
         initargs=(config_file.imported(),),
@@ -225,7 +227,8 @@ def _run(pool: Executor, results: Results, jobs: Sequence[Job], title: str) -> N
         progress.advance(bar, len(jobs) - len(missing))
         # The processes of the pool, started by the first of them, ignore Ctrl-C.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        futures = [pool.submit(run_trial, job) for job in missing.values()]
+        ordered = in_turns(missing.values(), _num_processes())
+        futures = [pool.submit(run_trial, job) for job in ordered]
         signal.signal(signal.SIGINT, before)
         try:
             for future in as_completed(futures):

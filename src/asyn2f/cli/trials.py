@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +122,22 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def in_turns(jobs: Iterable[Job], processes: int) -> list[Job]:
+    """The jobs in an order in which each of so many processes, which take them in turn,
+    gets those that share a compiled program: all but seed and learning rate are equal.
+    """
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        rest = {k: x for k, x in job.settings.items() if k != "training.learning_rate"}
+        program = job.method, json.dumps(rest, sort_keys=True, default=str)
+        groups.setdefault(program, []).append(job)
+    found, together = [], [*groups.values()]
+    for begin in range(0, len(together), processes):
+        columns = zip_longest(*together[begin : begin + processes])
+        found += [job for column in columns for job in column if job is not None]
+    return found
 
 
 def run_trial(job: Job) -> Trial:
