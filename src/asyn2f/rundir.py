@@ -34,6 +34,22 @@ ENTRIES = (
 """The files and folders of a run."""
 
 
+def as_folder(run: Any) -> Path:
+    """The folder of a run that a caller names.
+
+    Raises:
+      RunDirError: not a path.
+
+    >>> as_folder({"seed": 1})
+    Traceback (most recent call last):
+    asyn2f.errors.RunDirError: folder: found {'seed': 1}, allowed: the path of a run's \
+folder
+    """
+    if isinstance(run, str | os.PathLike):
+        return Path(run)
+    raise RunDirError(f"folder: found {run!r:.60}, allowed: the path of a run's folder")
+
+
 def delete(workdir: Path) -> None:
     """Deletes the run in a folder, and no other file in it."""
     for name in ENTRIES:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import asyn2f
-from asyn2f.errors import ConfigError, StoreError
+from asyn2f.errors import ConfigError, RunDirError, StoreError
 from asyn2f.serialization import params_sha256
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.training.batches import make_evaluate
@@ -216,3 +216,13 @@ def test_an_experiment_of_builders_that_were_not_called_is_one_line():
         asyn2f.make_experiment(task_of(), asyn2f.fedbuff, *rest)
     with pytest.raises(ConfigError, match=r"^task: found the function task_of, .*call"):
         asyn2f.make_experiment(task_of, asyn2f.fedbuff(), *rest)
+
+
+@pytest.mark.parametrize(
+    "function", [asyn2f.replay, asyn2f.verify, asyn2f.load_config, asyn2f.load_params]
+)
+def test_a_folder_that_is_no_path_is_one_line(function):
+    with pytest.raises(
+        RunDirError, match="^folder: found .*allowed: the path of a run"
+    ):
+        function({"seed": 1})

@@ -43,7 +43,7 @@ def load_params(
       RunDirError: there is no run in the folder.
       StoreError: the version is not there or cannot be read, or has other arrays.
     """
-    folder = Path(run)
+    folder = rundir.as_folder(run)
     rundir.read_json(folder / rundir.CONFIG)
     models = folder / rundir.MODELS
     if not models.is_dir():

@@ -28,7 +28,7 @@ def verify(folder: Path | str) -> VerificationReport:
       TraceFormatError: it was recorded in another format.
       ValueError, KeyError, TypeError: an invalid trace or record.
     """
-    return invariants.check(artifacts_of(Path(folder)))
+    return invariants.check(artifacts_of(rundir.as_folder(folder)))
 
 
 def artifacts_of(folder: Path) -> RunArtifacts:

@@ -88,7 +88,7 @@ def load_config(run: Path | str) -> ConfigDict:
     >>> config.seed, config.task.alpha, config.workers
     (7, 1.0, 5)
     """
-    stored = rundir.read_json(Path(run) / rundir.CONFIG)
+    stored = rundir.read_json(rundir.as_folder(run) / rundir.CONFIG)
     flat = schema.flatten(schema.converted(stored))
     for key in flat:
         if not user_code.is_argument(key):  # its function may be missing here

@@ -43,7 +43,7 @@ def of_run(folder: Path | str) -> list[Event]:
       RunDirError: there is no trace, or it is empty.
       ValueError: see `read`.
     """
-    path = Path(folder) / rundir.TRACE
+    path = rundir.as_folder(folder) / rundir.TRACE
     if not path.is_dir():
         raise errors.RunDirError(
             f"{str(folder)!r} is not a run: it has no folder {rundir.TRACE!r}; pass "
