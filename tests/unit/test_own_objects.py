@@ -223,6 +223,6 @@ def test_an_experiment_of_builders_that_were_not_called_is_one_line():
 )
 def test_a_folder_that_is_no_path_is_one_line(function):
     with pytest.raises(
-        RunDirError, match="^folder: found .*allowed: the path of a run"
+        RunDirError, match=r"^folder: found .*allowed: the path of a run"
     ):
         function({"seed": 1})
