@@ -17,7 +17,7 @@ import numpy as np
 from asyn2f import strategies
 from asyn2f.cli import machine
 from asyn2f.sim.executors.execute import default_lanes
-from asyn2f.sim.executors.plan import plan
+from asyn2f.sim.executors.planning import plan
 from asyn2f.sim.executors.vectorised import execute_in_lanes, prepare
 from asyn2f.sim.order import PUSH, Order
 from asyn2f.sim.profiles import draw_profiles
@@ -45,6 +45,7 @@ def measure() -> Iterator[dict]:
     yield from digits_steps()
     yield fill()
     yield cnn_round()
+    yield many_workers(1_000_000, 1_000_000)
 
 
 # ---------------------------------------------------------------- scheduling
@@ -165,6 +166,42 @@ def fill() -> dict[str, Any]:
         "fill": round(planned.fill, 3),
         "version_slots": planned.version_slots,
         "update_slots": planned.update_slots,
+    }
+
+
+def many_workers(workers: int, updates: int) -> dict[str, Any]:
+    """FedBuff with 10,000 updates a version, executed: a worker's state is kept while
+    it is in a wave, and no longer."""
+    labels = digits().train["label"]
+    rng = np.random.default_rng(0)
+    some = [rng.choice(len(labels), 160, replace=False) for _ in range(1000)]
+    shards = [some[k % len(some)] for k in range(workers)]
+    task = make_classification_task(
+        "digits", models.MLP((32,), 10), digits(), shards, [1.0] * workers
+    )
+    training = Training(batch_size=16, learning_rate=0.05, weight_decay=0.0)
+    timing = Timing(**{**BUFFERED.__dict__, "min_updates": 10_000})
+    strategy = strategies.fedbuff()._replace(timing=timing)
+    experiment = make_experiment(task, strategy, training, Stop(), seed=0)
+    times_s = [time.perf_counter()]
+    order = order_of(BUFFERED, workers, updates, 10_000, 0.05)
+    times_s.append(time.perf_counter())
+    lanes, devices = default_lanes(workers, jax.device_count()), jax.device_count()
+    machine = prepare(experiment, order, lanes, devices)
+    times_s.append(time.perf_counter())
+    jax.block_until_ready(execute_in_lanes(machine, order).state)
+    times_s.append(time.perf_counter())
+    schedule_s, plan_s, execute_s = np.diff(times_s).round(1).tolist()
+    return {
+        "what": "many workers, executed",
+        "workers": workers,
+        "steps": order.num_steps,
+        "versions": len(order.version) - 1,
+        "rows": machine.plan.rows,
+        "schedule_s": schedule_s,
+        "plan_s": plan_s,
+        "execute_s": execute_s,
+        "max_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
 

@@ -14,7 +14,7 @@ from asyn2f.runtime.worker import Worker
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
 from asyn2f.sim.executors.execute import execution_of
-from asyn2f.sim.executors.plan import plan
+from asyn2f.sim.executors.planning import plan
 from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.from_trace import differences, order_of, recording_of
 from asyn2f.store.worker_state import WorkerStateFile

@@ -24,7 +24,7 @@ from asyn2f.programs import Adopt, Merge, Push, Train, worker_program
 from asyn2f.protocol.settings import RuntimeSettings
 from asyn2f.serialization import params_sha256
 from asyn2f.sim import order as o
-from asyn2f.sim.executors.lanes import Limits
+from asyn2f.sim.executors.calls import Limits
 from asyn2f.sim.executors.machine import Machine
 from asyn2f.sim.executors.serial import Follower, execute_serially
 from asyn2f.sim.executors.vectorised import calls_of, execute_in_lanes

@@ -1,6 +1,7 @@
 """The choice of an executor, its errors, and the memory it needs."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -14,11 +15,12 @@ from asyn2f.config import build
 from asyn2f.errors import ExecutionError, PlanError, TooLargeError
 from asyn2f.sim import order as o
 from asyn2f.sim.executors import execute, vectorised
+from asyn2f.sim.executors.calls import Limits
 from asyn2f.sim.executors.execute import Means, choose, execution_of
-from asyn2f.sim.executors.lanes import Limits
-from asyn2f.sim.executors.plan import plan
+from asyn2f.sim.executors.memory import Need, check_fits, need_of
+from asyn2f.sim.executors.planning import plan
 from asyn2f.sim.executors.serial import execute_serially
-from asyn2f.sim.executors.vectorised import Need, check_fits, need_of, prepare
+from asyn2f.sim.executors.vectorised import prepare
 from asyn2f.sim.from_trace import order_of
 from asyn2f.training.experiment import make_experiment
 from asyn2f.training.settings import Training
@@ -52,6 +54,29 @@ def test_serial(experiment, order):
     assert execution.means == Means("serial", 1, 1)
     assert execution.why == "serial: as configured"
     assert_same_bits(execute_serially(experiment, order), execution.run())
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize(
+    ("strategy", "changes"),
+    [("fedbuff", {}), ("fedbuff", {"timing__steps_per_push": 3}), ("fedavg", {})],
+    ids=["epochs", "steps", "rounds"],
+)
+def test_states_that_nothing_outlives_share_few_rows(strategy, changes, lanes):
+    """A row for each lane, and the bits of a row for each worker."""
+    if changes:
+        changes = changes | {"timing__epochs_per_push": 0}
+    experiment = experiment_of(strategy, workers=40, **changes)
+    order = order_for(experiment, [{"step_s": 0.1 + 0.01 * k} for k in range(40)])
+    machine = prepare(experiment, order, lanes, devices=1)
+    assert machine.plan.rows < 40
+    assert machine.plan.rows >= lanes
+    found = vectorised.execute_in_lanes(machine, order)
+    kept = experiment._replace(
+        training=replace(experiment.training, optimizer_at_adopt="keep")
+    )
+    assert prepare(kept, order, lanes, devices=1).plan.rows == 40
+    assert_close(execute_serially(experiment, order), found)
 
 
 def test_vectorised_has_the_configured_lanes(experiment, order):

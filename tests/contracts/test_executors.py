@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from asyn2f.sim import order as o
-from asyn2f.sim.executors.lanes import Limits
+from asyn2f.sim.executors.calls import Limits
 from asyn2f.sim.executors.machine import Machine
-from asyn2f.sim.executors.plan import plan
+from asyn2f.sim.executors.planning import plan
 from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.executors.vectorised import calls_of, execute_in_lanes, mesh_of
 from tests.support.compilation import nothing_compiles

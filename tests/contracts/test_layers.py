@@ -70,6 +70,7 @@ PURE = [
         "sim/virtual_worker.py",
         "sim/from_trace.py",
         "sim/executors/plan.py",
+        "sim/executors/planning.py",
         "sim/executors/packing.py",
     ),
     *(

@@ -16,9 +16,10 @@ from asyn2f.errors import PlanError, StoreError
 from asyn2f.kernels.codecs import Coding
 from asyn2f.serialization import encode_params
 from asyn2f.sim import order as o
-from asyn2f.sim.executors.plan import plan
+from asyn2f.sim.executors.memory import need_of
+from asyn2f.sim.executors.planning import plan
 from asyn2f.sim.executors.serial import execute_serially
-from asyn2f.sim.executors.vectorised import execute_in_lanes, need_of, prepare
+from asyn2f.sim.executors.vectorised import execute_in_lanes, prepare
 from asyn2f.store.orbax import OrbaxStore
 from asyn2f.store.worker_state import WorkerStateFile
 from asyn2f.strategies import BUILDERS

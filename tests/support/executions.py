@@ -16,9 +16,10 @@ from jax.flatten_util import ravel_pytree
 
 from asyn2f import trace
 from asyn2f.serialization import params_sha256
-from asyn2f.sim.executors.lanes import Limits
+from asyn2f.sim.executors.calls import Limits
 from asyn2f.sim.executors.machine import Machine
-from asyn2f.sim.executors.plan import Plan, plan
+from asyn2f.sim.executors.plan import Plan
+from asyn2f.sim.executors.planning import plan
 from asyn2f.sim.executors.serial import execute_serially
 from asyn2f.sim.executors.vectorised import execute_in_lanes, mesh_of
 from asyn2f.sim.order import Order, Result
@@ -133,7 +134,7 @@ def given(
     versions = machine.limits.versions
     planned = plan(order, devices, lanes, max_steps, versions, watched)
     machine.plan = _roomy(planned, before.max_members)
-    for name in ("version_slots", "update_slots", "max_members"):
+    for name in ("rows", "version_slots", "update_slots", "max_members"):
         assert getattr(machine.plan, name) == getattr(before, name)
     return machine
 
@@ -142,6 +143,7 @@ def _roomy(planned: Plan, max_members: int) -> Plan:
     """With as many slots as any plan of these tests needs, so that programs fit all;
     and with a row for every worker in a version, as in `Experiment.aggregate`."""
     return planned._replace(
+        rows=max(40, planned.rows),
         version_slots=max(40, planned.version_slots),
         update_slots=max(40, planned.update_slots),
         max_members=max_members,

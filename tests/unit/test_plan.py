@@ -12,7 +12,8 @@ import pytest
 
 from asyn2f.errors import PlanError
 from asyn2f.sim import order as o
-from asyn2f.sim.executors.plan import Plan, plan
+from asyn2f.sim.executors.plan import Plan
+from asyn2f.sim.executors.planning import plan
 from asyn2f.sim.executors.stretches import ADOPT, KEEP, MERGE, START
 from asyn2f.sim.order import Order
 from asyn2f.sim.profiles import draw_profiles
@@ -25,8 +26,9 @@ from tests.unit.test_programs import adopting, asynchronous, synchronous
 cases = st.randoms(use_true_random=False).map(made_up)
 
 
-def wanted(order: Order) -> dict[int, list[tuple]]:
-    """What each worker has to do, with the events of the order that say so."""
+def wanted(order: Order, forgets: bool = False) -> dict[int, list[tuple]]:
+    """What each worker has to do, with the events of the order that say so. `forgets`:
+    nothing of it outlives an adoption after a push."""
     todo: dict[int, list[tuple]] = {}
     begun = set()
     for event, did in enumerate(events_in(order)):
@@ -35,7 +37,8 @@ def wanted(order: Order) -> dict[int, list[tuple]]:
             begun.add(did.worker)
         elif did.kind in (o.ADOPT, o.MERGE):
             take = MERGE if did.kind == o.MERGE else ADOPT
-            take = START if did.worker in begun else take
+            is_anew = forgets and take == ADOPT and mine and mine[-1][0] == "push"
+            take = START if did.worker in begun or is_anew else take
             begun.discard(did.worker)
             mine.append((take, did.value, event))
         elif did.kind == o.TRAIN:
@@ -50,6 +53,7 @@ def done(order: Order, planned: Plan) -> dict[int, list[tuple]]:
     did: dict[int, list[tuple]] = {}
     steps: dict[int, int] = {}  # of each worker
     stretch: dict[int, int] = {}  # steps in the stretch that is not over
+    owner: dict[tuple[int, int], int] = {}  # of each row, by device
     versions = {0: 0}  # by slot
     updates: dict[tuple[int, int], int] = {}  # by device and slot
     pushed = {event: did.value for event, did in enumerate(events_in(order))}
@@ -60,12 +64,18 @@ def done(order: Order, planned: Plan) -> dict[int, list[tuple]]:
             for lane in range(lanes):
                 at = wave, device, lane
                 if planned.row[at] >= 0:
-                    riders[at] = int(planned.row[at]) * devices + device
+                    riders[at] = int(planned.worker[at])
+                    assert riders[at] % devices == device
         assert riders or planned.watched
         assert len(set(riders.values())) == len(riders), "a worker rides twice"
         for at, worker in riders.items():
             mine = did.setdefault(worker, [])
             take = int(planned.take[at])
+            row = at[1], int(planned.row[at])
+            if take == START:
+                owner[row] = worker
+            assert owner[row] == worker, "its state has been replaced"
+            assert row[1] < planned.rows
             if take != KEEP:
                 assert not stretch.get(worker), "taken in, in mid-stretch"
                 assert 0 <= planned.slot[at] < planned.version_slots
@@ -124,6 +134,15 @@ def check_plan(order: Order, devices: int, lanes: int, max_steps: int) -> None:
     assert 0.0 <= planned.fill <= 1.0
 
 
+@hypothesis.given(cases, st.integers(1, 3), st.integers(1, 4))
+def test_a_state_that_nothing_outlives_is_not_kept(case, devices, lanes):
+    order = case.order()
+    workers = int(order.worker.max(initial=0)) + 1
+    planned = plan(order, devices, lanes, epochs=[1] * workers)
+    assert done(order, planned) == wanted(order, forgets=True)
+    assert planned.rows <= plan(order, devices, lanes).rows
+
+
 @hypothesis.given(
     cases, st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 2, 3, 64])
 )
@@ -151,9 +170,8 @@ def steps_before(order: Order, planned: Plan, node: int) -> tuple[dict, dict]:
         if did.kind == o.TRAIN:
             ordered[did.worker] = ordered.get(did.worker, 0) + did.value
     wave = int(np.searchsorted(planned.made_starts, node - 1, side="right")) - 1
-    _, devices, _ = planned.row.shape
     for number, device, lane in np.argwhere(planned.row[: wave + 1] >= 0).tolist():
-        worker = int(planned.row[number, device, lane]) * devices + device
+        worker = int(planned.worker[number, device, lane])
         done[worker] = done.get(worker, 0) + int(planned.steps[number])
     return ordered, {worker: steps for worker, steps in done.items() if steps}
 

@@ -6,7 +6,7 @@ from jax.flatten_util import ravel_pytree
 
 from asyn2f.errors import PlanError
 from asyn2f.sim import order as o
-from asyn2f.sim.executors.plan import plan
+from asyn2f.sim.executors.planning import plan
 from asyn2f.sim.executors.serial import Follower, execute_serially
 from asyn2f.sim.executors.vectorised import execute_in_lanes
 from asyn2f.sim.from_trace import order_of

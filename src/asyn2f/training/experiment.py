@@ -104,11 +104,10 @@ def make_experiment(
     """Makes an experiment, without computing anything.
 
     Experiments that differ in seed, learning rates, schedule length, limits or data
-    share their compiled programs, if they are made of the same functions and their
-    arrays have the same shapes.
+    share compiled programs, if their functions and the shapes of arrays are the same.
 
     Args:
-      task: model, loss and data.
+      task: model, loss, data.
       strategy: built with the cap of `guards` already.
       training: settings.
       stop: limits of a run.
@@ -118,8 +117,8 @@ def make_experiment(
       reveal: the numbers that may leave a worker, see `asyn2f.privacy`.
       share: patterns of the leaves that travel, the others stay with their worker: see
         `asyn2f.training.sharing.sharing_of`. () = all.
-      optimizer: of local training, a function of the learning rate: `optax.adamw`, for
-        example. None = SGD, with the momentum and weight decay in `training`.
+      optimizer: of training, a function of the learning rate, as `optax.adamw`; None =
+        SGD, with the momentum and weight decay in `training`.
 
     Raises:
       ConfigError: the task or the strategy is of another type.

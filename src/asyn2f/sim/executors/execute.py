@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from asyn2f.errors import Asyn2fError, ExecutionError, PlanError, TooLargeError
-from asyn2f.sim.executors.lanes import Carry
+from asyn2f.sim.executors.calls import Carry
 from asyn2f.sim.executors.machine import Machine, Progress
 from asyn2f.sim.executors.serial import Watch, execute_serially
 from asyn2f.sim.executors.vectorised import Keep, execute_in_lanes, prepare

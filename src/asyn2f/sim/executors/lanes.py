@@ -9,17 +9,25 @@ replicated, and each device computes every version from the updates that all exc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from asyn2f.serialization import all_finite
+from asyn2f.sim.executors.calls import (
+    AXIS,
+    CARRY_SPECS,
+    NOTE_SPECS,
+    WAVE_SPECS,
+    Carry,
+    Limits,
+    Notes,
+    Waves,
+)
 from asyn2f.sim.executors.packing import (
-    Packed,
     Packing,
     packings,
     read_row,
@@ -34,77 +42,6 @@ from asyn2f.training.computation import (
     functions_of,
 )
 from asyn2f.training.experiment import published
-from asyn2f.types import ServerState
-
-AXIS = "devices"
-# What the lanes of a wave take in: `switch` under `vmap` computes every branch, so that
-# waves with fewer branches are cheaper.
-NOTHING, MERGES, ANY = 0, 1, 2
-
-
-Array = jax.Array | np.ndarray
-
-
-class Limits(NamedTuple):
-    """The shape of one call: at most ..."""
-
-    waves: int = 256
-    ticks: int = 512  # local steps of a lane
-    versions: int = 256
-
-
-class Carry(NamedTuple):
-    """The state on the devices between calls."""
-
-    # Each has a spare row for idle lanes, and updates one more, of zeros.
-    workers: Packed  # [D * (rows + 1), n] WorkerState, split over devices
-    updates: Packed  # [D * (slots + 2), n] WorkerUpdate, split over devices
-    versions: Packed  # [slots + 1, n] GlobalModel, everywhere
-    server: ServerState  # everywhere
-
-
-class Waves(NamedTuple):
-    """One call's part of the plan, padded to `Limits`; D devices, L lanes."""
-
-    num_waves: Array  # i32 []: real waves
-    steps: Array  # i32 [waves]
-    tick: Array  # i32 [waves]: where the wave's batches begin in `batches`
-    takes: Array  # i32 [waves]: NOTHING, MERGES or ANY
-    row: Array  # i32 [waves, D, L]; the last row = idle
-    take: Array  # i32 [waves, D, L]
-    slot: Array  # i32 [waves, D, L]
-    pushes: Array  # bool [waves, D, L]: a cycle ends
-    push_slot: Array  # i32 [waves, D, L]; the last but one = nowhere
-    batches: Array  # i32 [ticks, D, L, B]: rows of the training set
-    made: Array  # i32 [waves + 1]: where each wave's versions begin
-    made_slot: Array  # i32 [versions]; the last = unused
-    member: Array  # bool [versions, K]
-    member_slot: Array  # i32 [versions, D, K]; the last, zero = on another device
-
-
-class Notes(NamedTuple):
-    """The numbers that a call returns."""
-
-    loss: jax.Array  # f32 [waves, D, L]: of the epoch, after the lane's steps
-    metric: jax.Array  # f32 [waves, D, L]
-    share: jax.Array  # f32 [waves, D, L]
-    coefficients: jax.Array  # f32 [versions, K]
-    staleness: jax.Array  # i32 [versions, K]
-    model_loss: jax.Array  # f32 [versions]
-    learning_rate: jax.Array  # f32 [versions]
-    finite: jax.Array  # bool [versions]
-
-
-# The axis along which each is split over the devices.
-_ALL: Any = P()
-_SPLIT: Any = P(AXIS)
-_SPLIT_SECOND: Any = P(None, AXIS)
-CARRY_SPECS: Any = Carry(workers=_SPLIT, updates=_SPLIT, versions=_ALL, server=_ALL)
-_REPLICATED = ("num_waves", "steps", "tick", "takes", "made", "made_slot", "member")
-WAVE_SPECS: Any = Waves(
-    *[_ALL if name in _REPLICATED else _SPLIT_SECOND for name in Waves._fields]
-)
-NOTE_SPECS: Any = Notes(*[_SPLIT_SECOND] * 3, *[_ALL] * 5)
 
 
 @lru_cache(maxsize=32)
@@ -184,7 +121,7 @@ class _Device:
         states = self._each(self.state_packing.unpack, read_row(carry.workers, row))
         states, share = self._take_in(
             *(states, waves.take[n, 0], waves.slot[n, 0], waves.takes[n]),
-            *(carry.versions, kept),
+            *(jax.tree.map(lambda x: x[n, 0], waves.own), carry.versions, kept),
         )
 
         def step(i, states):
@@ -217,16 +154,16 @@ class _Device:
         one = jax.tree.map(lambda x: x[0], arguments)
         return jax.tree.map(lambda x: x[None], function(*one))
 
-    def _take_in(self, states, take, slot, takes, versions, kept):
+    def _take_in(self, states, take, slot, takes, own, versions, kept):
         """The states after their lanes have taken in versions; and shares."""
         keep, start, adopt, merge = self._choices(kept)
 
         def choose(choices, index):
-            def one(state, index, slot):
+            def one(state, index, slot, own):
                 model = self.model_packing.unpack(read_row(versions, slot))
-                return jax.lax.switch(index, choices, state, model)
+                return jax.lax.switch(index, choices, state, model, own)
 
-            return self._each(one, states, index, slot)
+            return self._each(one, states, index, slot, own)
 
         take_ins: list[Any] = [None] * 4
         take_ins[KEEP], take_ins[START] = keep, start
@@ -243,17 +180,18 @@ class _Device:
     def _choices(self, kept):
         trainer, nothing = self.functions.trainer, jnp.float32(jnp.nan)
 
-        def keep(state, model):
+        def keep(state, model, own):
             return state, nothing
 
-        def start(state, model):
-            own = state.worker, state.num_examples, state.quality, kept
-            return trainer.start(model, *own), nothing
+        def start(state, model, own):
+            worker, step, num_examples, quality = own
+            state = trainer.start(model, worker, num_examples, quality, kept)
+            return state._replace(step=step), nothing
 
-        def adopt(state, model):
+        def adopt(state, model, own):
             return trainer.adopt(state, model), nothing
 
-        def merge(state, model):
+        def merge(state, model, own):
             state, metrics = trainer.merge(state, model)
             return state, metrics["share"]
 

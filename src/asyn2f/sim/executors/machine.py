@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from asyn2f.sim.executors import lanes, packing
-from asyn2f.sim.executors.lanes import Carry, Limits, Notes, Waves
+from asyn2f.sim.executors import calls, lanes, packing
+from asyn2f.sim.executors.calls import Carry, Limits, Notes, Own, Waves
 from asyn2f.sim.executors.packing import write_row
 from asyn2f.sim.executors.plan import Plan
 from asyn2f.sim.executors.stretches import MERGE
@@ -51,8 +51,8 @@ class Batches:
 
     def __init__(self, experiment: Experiment) -> None:
         shards = experiment.task.shards
-        self._sizes = np.array([len(rows) for rows in shards], np.int32)
-        self._rows = np.zeros((len(shards), max(self._sizes)), np.int32)
+        self.sizes = np.array([len(rows) for rows in shards], np.int32)
+        self._rows = np.zeros((len(shards), max(self.sizes)), np.int32)
         for worker, rows in enumerate(shards):
             self._rows[worker, : len(rows)] = rows
         self._batch_size = experiment.training.batch_size
@@ -61,11 +61,11 @@ class Batches:
 
     def draw(self, worker: np.ndarray, step: np.ndarray) -> Drawn:
         """Starts computing the random bits of these epochs' orders, without waiting."""
-        epoch = step // steps_per_epoch(self._sizes[worker], self._batch_size)
+        epoch = step // steps_per_epoch(self.sizes[worker], self._batch_size)
         pairs = worker.astype(np.int64) << 32 | epoch
         unique, index = np.unique(pairs, return_inverse=True)
         workers, epochs = (unique >> 32).astype(np.int32), unique.astype(np.int32)
-        orders = self._orders(workers, epochs, self._sizes[workers])
+        orders = self._orders(workers, epochs, self.sizes[workers])
         return Drawn(worker, step, index.reshape(worker.shape), orders)
 
     def rows(self, drawn: Drawn) -> np.ndarray:
@@ -73,7 +73,7 @@ class Batches:
         worker, step, epoch, orders = drawn
         if not worker.size:
             return np.zeros((*worker.shape, self._batch_size), np.int32)
-        places = batch_places(step, self._sizes[worker], self._batch_size)
+        places = batch_places(step, self.sizes[worker], self._batch_size)
         return self._rows[worker[..., None], orders()[epoch[..., None], places]]
 
 
@@ -85,11 +85,11 @@ class Machine:
         self.limits = limits
         self._experiment = experiment
         self._mesh = mesh
-        self._rows = -(-experiment.workers // mesh.size)  # workers on each device
+        self._qualities = np.array(experiment.task.qualities, np.float32)
         self._batches = Batches(experiment)
         self._data = jax.device_put(experiment.task.train, NamedSharding(mesh, P()))
         computation = experiment.computation
-        slots = Slots(self._rows, plan.update_slots, plan.version_slots)
+        slots = Slots(plan.rows, plan.update_slots, plan.version_slots)
         self._start = _make_start(computation, mesh, slots)
         self._kept = _make_kept(computation, mesh)
         self._run = lanes.make_run(
@@ -99,17 +99,7 @@ class Machine:
 
     def reset(self) -> None:
         """Returns to the beginning of the run."""
-        experiment, devices = self._experiment, self._mesh.size
-        # Worker r * D + d is row r of device d; rows beyond the last hold anything.
-        rows = self._rows + 1
-        number = np.arange(rows * devices, dtype=np.int32)
-        worker = (number % rows) * devices + number // rows
-        worker = np.minimum(worker, experiment.workers - 1)
-        sizes = np.array([len(rows) for rows in experiment.task.shards], np.int32)
-        qualities = np.array(experiment.task.qualities, np.float32)
-        self.carry: Carry = self._start(
-            experiment.hyperparams, worker, sizes[worker], qualities[worker]
-        )
+        self.carry: Carry = self._start(self._experiment.hyperparams)
 
     def restore(self, carry: Carry) -> None:
         """Resumes from the carry, on the host, of a machine for the same plan."""
@@ -119,8 +109,10 @@ class Machine:
 
     def kept_of(self, worker: int) -> Params:
         """The part of the model that a worker keeps now; see `plan`."""
-        device, row = worker % self._mesh.size, worker // self._mesh.size
-        number = np.int32(device * (self._rows + 1) + row)
+        if worker not in self.plan.row_of:
+            return self._experiment.init_kept()
+        device, row = worker % self._mesh.size, self.plan.row_of[worker]
+        number = np.int32(device * (self.plan.rows + 1) + row)
         return self._kept(self.carry.workers, number)
 
     def execute(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Notes]]:
@@ -147,11 +139,9 @@ class Machine:
         """Whose batches the call's ticks need, [ticks, D, L]."""
         plan, span = self.plan, slice(*call)
         steps = plan.steps[span]
-        row = np.repeat(plan.row[span], steps, axis=0)
+        worker = np.maximum(np.repeat(plan.worker[span], steps, axis=0), 0)
         first = np.repeat(plan.first[span], steps, axis=0)
         tick = np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps)
-        device = np.arange(self._mesh.size)[:, None]
-        worker = np.where(row < 0, 0, row * self._mesh.size + device)
         step = np.maximum(first, 0) + tick[:, None, None].astype(np.int32)
         return self._batches.draw(worker, step)
 
@@ -161,7 +151,14 @@ class Machine:
         made = plan.made_starts[call.begin : call.end + 1]
         nodes = slice(made[0], made[-1])
         member, member_slot = self._members(plan.made_node[nodes])
-        row = _or_last(plan.row[span], self._rows)
+        row = _or_last(plan.row[span], plan.rows)
+        worker = np.maximum(plan.worker[span], 0)
+        own = Own(
+            worker=worker,
+            step=np.maximum(plan.first[span], 0),
+            num_examples=self._batches.sizes[worker],
+            quality=self._qualities[worker],
+        )
         push_slot = _or_last(plan.push_slot[span], plan.update_slots)
         made_slot = _or_last(plan.made_slot[nodes], plan.version_slots)
         waves, versions = limits.waves, limits.versions
@@ -171,6 +168,7 @@ class Machine:
             tick=_padded(np.cumsum(steps, dtype=np.int32) - steps, waves),
             takes=_padded(_takes(plan.take[span]), waves),
             row=_padded(row, waves),
+            own=jax.tree.map(partial(_padded, length=waves), own),
             take=_padded(np.maximum(plan.take[span], 0), waves),
             slot=_padded(np.maximum(plan.slot[span], 0), waves),
             pushes=_padded(plan.push_event[span] >= 0, waves),
@@ -181,8 +179,8 @@ class Machine:
             member=_padded(member, versions),
             member_slot=_padded(member_slot, versions),
         )
-        shardings = [NamedSharding(self._mesh, spec) for spec in lanes.WAVE_SPECS]
-        return Waves(*jax.device_put(list(on_host), shardings))
+        shardings = jax.tree.map(partial(NamedSharding, self._mesh), calls.WAVE_SPECS)
+        return jax.device_put(on_host, shardings)
 
     def _members(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of K rows are real, and their slots on each device: the last one, of
@@ -202,7 +200,7 @@ class Machine:
 class Slots(NamedTuple):
     """The number of models of each kind on one device."""
 
-    workers: int
+    workers: int  # that are training
     updates: int  # pending
     versions: int
 
@@ -211,21 +209,19 @@ class Slots(NamedTuple):
 def _make_start(
     computation: Computation, mesh: Mesh, slots: Slots
 ) -> Callable[..., Carry]:
-    """The program that starts a run: a jitted function of the hyperparameters and, for
-    all rows, of the workers, their numbers of examples and qualities."""
+    """The program that starts a run: a jitted function of the hyperparameters."""
     state, update, model = packing.packings(computation)
-    specs = jax.tree.map(partial(NamedSharding, mesh), lanes.CARRY_SPECS)
+    specs = jax.tree.map(partial(NamedSharding, mesh), calls.CARRY_SPECS)
 
-    def start(hyperparams, worker, num_examples, quality):
+    def start(hyperparams):
         functions = functions_of(computation, hyperparams)
         server = functions.init_server()
-
-        def begin(*one):
-            return state.pack(functions.trainer.start(server.model, *one))
-
+        # Nobody's, so that idle lanes compute with finite numbers, too.
+        one = state.pack(functions.trainer.start(server.model, 0, 1, 1.0))
+        rows = (slots.workers + 1) * mesh.size
         first = model.pack(published(functions, server.model))
         return Carry(
-            workers=jax.vmap(begin)(worker, num_examples, quality),
+            workers={k: jnp.broadcast_to(x, (rows, *x.shape)) for k, x in one.items()},
             updates=update.empty((slots.updates + 2) * mesh.size),
             versions=write_row(model.empty(slots.versions + 1), jnp.int32(0), first),
             server=server,
@@ -259,5 +255,5 @@ def _padded(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
 def _takes(take: np.ndarray) -> np.ndarray:
     """The branches that each wave needs, i32 [N], of what its lanes take in."""
     merges, others = take == MERGE, (take > 0) & (take != MERGE)
-    least = np.where(merges.any(axis=(1, 2)), lanes.MERGES, lanes.NOTHING)
-    return np.where(others.any(axis=(1, 2)), lanes.ANY, least).astype(np.int32)
+    least = np.where(merges.any(axis=(1, 2)), calls.MERGES, calls.NOTHING)
+    return np.where(others.any(axis=(1, 2)), calls.ANY, least).astype(np.int32)

@@ -1,6 +1,7 @@
 """The stretches of each worker: its steps between merges, adoptions and pushes."""
 
 from array import array
+from collections.abc import Sequence
 
 from asyn2f.sim import order as o
 from asyn2f.sim.order import Order
@@ -9,9 +10,18 @@ KEEP, START, ADOPT, MERGE = 0, 1, 2, 3  # how a version is taken in before the s
 
 
 class Stretches:
-    """The stretches of all workers in order of time, as columns."""
+    """The stretches of all workers in order of time, as columns.
 
-    def __init__(self, order: Order) -> None:
+    A worker starts with its first version. If nothing outlives an adoption, it starts
+    again with each one that follows a push, so that nobody has to keep its state.
+
+    Args:
+      order: of a run.
+      epochs: steps in the epochs of each worker, of which a cycle has a whole number
+        where losses are counted by epochs; None = something outlives an adoption.
+    """
+
+    def __init__(self, order: Order, epochs: Sequence[int] | None = None) -> None:
         self.worker = array("i")
         self.take = array("b")
         self.node = array("i")
@@ -37,6 +47,8 @@ class Stretches:
                 self.train_event[stretch] = event
                 self._done[worker] += value
             elif kind in (o.ADOPT, o.MERGE):
+                if kind == o.ADOPT and epochs and self._begins(worker, epochs):
+                    begun.add(worker)
                 stretch = self._begin(worker)
                 self.node[stretch] = value
                 self.merge_event[stretch] = event
@@ -53,6 +65,12 @@ class Stretches:
             elif kind == o.BEGIN:
                 begun.add(worker)
                 self._done[worker] = 0
+
+    def _begins(self, worker: int, epochs: Sequence[int]) -> bool:
+        """Whether a cycle begins now, and no mean loss is under way."""
+        stretch = self._open.get(worker, -1)
+        has_pushed = stretch >= 0 and self.push_event[stretch] >= 0
+        return has_pushed and self._done[worker] % epochs[worker] == 0
 
     def _begin(self, worker: int) -> int:
         number = len(self.worker)

@@ -1,21 +1,23 @@
 """Executing an order in lanes: many workers at a time."""
 
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from jax.sharding import Mesh
 
 from asyn2f.errors import TooLargeError
-from asyn2f.sim.executors.lanes import AXIS, Limits, Notes
+from asyn2f.sim.executors.calls import AXIS, Limits, Notes
 from asyn2f.sim.executors.machine import Call, Machine, Progress
-from asyn2f.sim.executors.packing import packings
-from asyn2f.sim.executors.plan import Plan, plan
+from asyn2f.sim.executors.memory import check_fits, free_bytes, need_of
+from asyn2f.sim.executors.plan import Plan
+from asyn2f.sim.executors.planning import plan
 from asyn2f.sim.executors.serial import Watch
 from asyn2f.sim.order import AGGREGATE, Numbers, Order, Result, empty_numbers
+from asyn2f.training.batches import steps_per_epoch
+from asyn2f.training.computation import Computation, any_hyperparams, functions_of
 from asyn2f.training.experiment import Experiment
 from asyn2f.types import ServerState
 
@@ -51,17 +53,21 @@ def prepare(
     mesh = mesh_of(devices)
     keeps = not experiment.sharing.is_whole
     steps = min(64, limits.ticks)
-    planned = plan(order, devices, lanes, steps, limits.versions, watched, keeps)
+    planned = plan(
+        *(order, devices, lanes, steps, limits.versions, watched, keeps),
+        _epochs(experiment),
+    )
     most = experiment.strategy.timing.most_updates(experiment.workers)
     # Rounded up, so that orders of one experiment share a compiled program: with few
     # bytes to what hardly any order of so many workers exceeds.
     roomy = planned._replace(max_members=min(_rounded_up(planned.max_members), most))
-    usual = 4 * experiment.workers
+    usual, each = 4 * experiment.workers, -(-experiment.workers // devices)
     if usual * experiment.template.num_bytes > _FEW_BYTES:
         usual = 4
     roomy = roomy._replace(
         version_slots=_rounded_up(max(planned.version_slots, usual // 2)),
         update_slots=_rounded_up(max(planned.update_slots, usual)),
+        rows=min(_rounded_up(max(planned.rows, lanes)), each),
     )
     free = free_bytes()
     try:
@@ -70,6 +76,30 @@ def prepare(
         roomy = planned
         check_fits(need_of(experiment, roomy, limits), free)
     return Machine(experiment, mesh, roomy, limits)
+
+
+def _epochs(experiment: Experiment) -> list[int] | None:
+    """The steps in each worker's epochs, or 1 where losses are not counted by epochs;
+    None if something of a worker outlives its adoption of a version."""
+    training = experiment.training
+    if training.optimizer_at_adopt == "keep" or _has_own(experiment.computation):
+        return None
+    if experiment.strategy.timing.counts_steps:
+        return [1] * experiment.workers
+    shards = experiment.task.shards
+    return [steps_per_epoch(len(rows), training.batch_size) for rows in shards]
+
+
+@lru_cache(maxsize=32)
+def _has_own(computation: Computation) -> bool:
+    """Whether workers have a carry, a part of the model, or a residual of pushes."""
+
+    def start():
+        functions = functions_of(computation, any_hyperparams())
+        return functions.trainer.start(functions.init_server().model, 0, 1, 1.0)
+
+    state = jax.eval_shape(start)
+    return bool(jax.tree.leaves((state.own, state.memory)))
 
 
 def _rounded_up(count: int) -> int:
@@ -156,63 +186,6 @@ def limits_of(experiment: Experiment, lanes: int) -> Limits:
     row_bytes = 4 * lanes * experiment.training.batch_size
     ticks = max(16, min(512, 2**24 // row_bytes))
     return Limits(waves=min(256, ticks), ticks=ticks, versions=256)
-
-
-class Need(NamedTuple):
-    """Bytes on one device."""
-
-    workers: int  # states
-    updates: int  # pending
-    versions: int
-    lanes: int  # copied by a wave: states, gradients, aggregated updates
-    data: int
-
-
-def need_of(experiment: Experiment, planned: Plan, limits: Limits) -> Need:
-    """The memory of a plan on each device, without a network's residuals for its
-    backward pass."""
-    state, update, model = (
-        packing.num_bytes for packing in packings(experiment.computation)
-    )
-    _, devices, lanes = planned.row.shape
-    rows = -(-experiment.workers // devices) + 1
-    batches = 4 * limits.ticks * lanes * experiment.training.batch_size
-    return Need(
-        workers=rows * state,
-        updates=(planned.update_slots + 2) * update,
-        versions=(planned.version_slots + 3) * model,
-        lanes=lanes * (2 * state + 2 * update) + planned.max_members * update,
-        data=sum(a.nbytes for a in experiment.task.train.values()) + batches,
-    )
-
-
-def free_bytes() -> int | None:
-    """The free memory of one of JAX's devices; None if unknown."""
-    device = jax.devices()[0]
-    stats = device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
-    if device.platform == "cpu":
-        return psutil.virtual_memory().available // len(jax.devices())
-    return None
-
-
-def check_fits(need: Need, free: int | None) -> None:
-    """Raises TooLargeError unless this fits; None = unknown.
-
-    >>> check_fits(Need(10, 20, 30, 40, 50), free=200)
-    """
-    total = sum(need)
-    if free is None or total <= 0.9 * free:
-        return
-    parts = ", ".join(
-        f"{name} {value / 2**20:,.0f} MiB" for name, value in need._asdict().items()
-    )
-    raise TooLargeError(
-        f"the execution needs {total / 2**20:,.0f} MiB on each device ({parts}), but "
-        f"{free / 2**20:,.0f} MiB are free: take fewer lanes (--config.sim.lanes), "
-        "more devices (--config.sim.executor=sharded) or fewer workers"
-    )
 
 
 def mesh_of(devices: int) -> Mesh:
